@@ -1,0 +1,1 @@
+"""The built-in plugins. In a checkout, a file dropped here is found as a local plugin."""

@@ -1,0 +1,1 @@
+"""Built-in attacks, each a plugin like any other."""

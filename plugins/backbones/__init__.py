@@ -1,0 +1,1 @@
+"""Built-in backbones, each a plugin like any other."""

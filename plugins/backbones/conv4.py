@@ -1,0 +1,99 @@
+"""The four-block convolutional network of few-shot learning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import gcd
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from robustbench_meta import hookimpl
+from robustbench_meta.contracts import Backbone, Setting
+
+
+class BatchStatistics(nn.Module):
+    """Batch norm by the statistics of the batch at hand (Ioffe & Szegedy 2015, algorithm 1), from plain operations.
+
+    Not torch's own: in torch 2.13 its second derivative is wrong under vmap (first derivatives are right),
+    so that second-order MAML would follow a wrong gradient without any sign of it.
+    """
+
+    def __init__(self, channels: int, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x [n, channels, height, width] by channel."""
+        centred = x - x.mean((0, 2, 3), keepdim=True)
+        deviation = (centred.square().mean((0, 2, 3), keepdim=True) + self.epsilon).sqrt()
+        return centred * (self.weight[:, None, None] / deviation) + self.bias[:, None, None]
+
+
+class Conv4(Backbone):
+    """Four blocks of 3×3 convolution, norm, ReLU, each halving the picture; then a linear layer."""
+
+    name: ClassVar[str] = "conv4"
+    source: ClassVar[str] = "Vinyals et al. 2016 (max-pool); Finn et al. 2017 (strided, for Omniglot)"
+
+    width: int = Field(64, ge=1, description="filters of each block")
+    pool: Literal["stride", "max"] = Field("stride", description="halve by strided convolution or by max-pooling")
+    norm: Literal["group", "batch", "layer", "none"] = Field(
+        "group", description="normalisation; batch: of the batch at hand, which makes the model transductive"
+    )
+    groups: int = Field(8, ge=1, description="groups of norm=group (lowered to a divisor of the width)")
+
+    @property
+    def norm_layer(self) -> str:
+        """The option `norm`."""
+        return self.norm
+
+    @property
+    def transductive(self) -> bool:
+        """Batch statistics make an example's output depend on its batch mates."""
+        return self.norm == "batch"
+
+    def obstacle(self, setting: Setting) -> str | None:
+        """It needs images, of at least 16 pixels where it max-pools."""
+        if len(setting.shape) != 3:
+            return (
+                f"it needs images (channels, height, width), not examples of shape {setting.shape}: try mlp or linear"
+            )
+        if self.pool == "max" and min(setting.shape[1:]) < 16:
+            return f"four max-pools need images of at least 16×16, not {setting.shape[1]}×{setting.shape[2]}: use pool=stride"
+        return None
+
+    def build(self, shape: tuple[int, ...], outputs: int | None) -> nn.Module:
+        """The network; its features are the flattened last block."""
+        layers: list[nn.Module] = []
+        channels, height, width = shape
+        for _ in range(4):
+            stride = 2 if self.pool == "stride" else 1
+            layers += [nn.Conv2d(channels, self.width, 3, stride, padding=1), *self._norm(), nn.ReLU()]
+            channels = self.width
+            if self.pool == "max":
+                layers.append(nn.MaxPool2d(2))
+                height, width = height // 2, width // 2
+            else:
+                height, width = (height + 1) // 2, (width + 1) // 2
+        layers.append(nn.Flatten())
+        if outputs is not None:
+            layers.append(nn.Linear(channels * height * width, outputs))
+        return nn.Sequential(*layers)
+
+    def _norm(self) -> list[nn.Module]:
+        make: dict[str, Callable[[], nn.Module]] = {
+            "group": lambda: nn.GroupNorm(gcd(self.groups, self.width), self.width),
+            "batch": lambda: BatchStatistics(self.width),
+            "layer": lambda: nn.GroupNorm(1, self.width),
+        }
+        return [make[self.norm]()] if self.norm in make else []
+
+
+@hookimpl
+def register_backbones(register: Callable[[type[Backbone]], None]) -> None:
+    """Bring conv4."""
+    register(Conv4)

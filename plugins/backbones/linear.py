@@ -1,0 +1,34 @@
+"""A linear model, the one on which everything can be derived by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import ClassVar
+
+from pydantic import Field
+from torch import nn
+
+from robustbench_meta import hookimpl
+from robustbench_meta.contracts import Backbone
+
+
+class Linear(Backbone):
+    """One linear layer on the flattened example; its features are the example itself."""
+
+    name: ClassVar[str] = "linear"
+
+    bias: bool = Field(True, description="add a bias to each output")
+
+    def build(self, shape: tuple[int, ...], outputs: int | None) -> nn.Module:
+        """The layer."""
+        layers: list[nn.Module] = [nn.Flatten()]
+        if outputs is not None:
+            layers.append(nn.Linear(prod(shape), outputs, bias=self.bias))
+        return nn.Sequential(*layers)
+
+
+@hookimpl
+def register_backbones(register: Callable[[type[Backbone]], None]) -> None:
+    """Bring linear."""
+    register(Linear)

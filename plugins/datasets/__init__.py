@@ -1,0 +1,1 @@
+"""Built-in datasets, each a plugin like any other."""

@@ -1,0 +1,79 @@
+"""The user's own images: one folder a class, or CSV files as miniImageNet's users have them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from robustbench_meta import hookimpl
+from robustbench_meta.contracts import Dataset
+from robustbench_meta.data.folders import PARTS, list_images
+from robustbench_meta.data.pictures import cached_pictures
+from robustbench_meta.data.reading import read_listing, state_of
+from robustbench_meta.data.root import data_root
+from robustbench_meta.errors import DataError
+from robustbench_meta.tasks import Splits
+
+
+class ImageFolder(Dataset):
+    """Your own images: a folder a class, or train.csv, val.csv and test.csv beside images/."""
+
+    name = "image-folder"
+    source = "split CSVs: Ravi and Larochelle 2017"
+    eps: ClassVar = {"linf": "8/255", "l2": 3.0}
+
+    path: str = Field("", description="the folder, absolute or below the data root")
+    csv: str = Field("", description="one split CSV (filename,label,split) in the folder")
+    size: int = Field(84, ge=4, le=1024, description="height and width in pixels")
+    channels: Literal[1, 3] = Field(3, description="3 for colour, 1 for grey")
+    fit: Literal["squash", "crop"] = Field("squash", description="the whole image, or its central square")
+    split: str = Field("64:16:20", description="train:validation:test shares of the classes, where nothing else says")
+    split_seed: int = Field(0, ge=0, description="seed of that division")
+
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        return int(value) if isinstance(value, str) and value.isdigit() else value
+
+    @field_validator("split")
+    @classmethod
+    def _shares(cls, value: str) -> str:
+        parts = value.split(":")
+        if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+            raise ValueError("expected three whole numbers above 0, as in 64:16:20")
+        return value
+
+    def load(self, root: Path | None) -> Splits:
+        """Read all images, resized; classes, files and splits are checked first."""
+        folder = self._folder(root)
+        shares = [int(share) for share in self.split.split(":")]
+        listing = list_images(folder, self.csv, shares, self.split_seed)
+        key = {**self.model_dump(exclude={"path"}), "state": state_of(listing)}
+        pictures = cached_pictures(
+            "image-folder", key, lambda: read_listing(listing, self.size, self.channels, self.fit)
+        )
+        place = {label: i for i, label in enumerate(pictures.classes.tolist())}
+        parts = {part: [place[label] for label in listing.labels(part)] for part in PARTS}
+        return pictures.split(f"image-folder {folder.name}", parts)
+
+    def _folder(self, root: Path | None) -> Path:
+        if not self.path:
+            raise DataError(
+                "image-folder: which folder? Give its option path, as in --dataset image-folder:path=my-images"
+            )
+        folder = data_root(root) / Path(self.path).expanduser()
+        if not folder.is_dir():
+            raise DataError(
+                f"image-folder: there is no folder {folder}; give an absolute path, or one below the data root "
+                f"({data_root(root)}); `bench data list` shows what is there"
+            )
+        return folder
+
+
+@hookimpl
+def register_datasets(register: Callable[[type[Any]], None]) -> None:
+    """Bring the user's own images."""
+    register(ImageFolder)

@@ -1,0 +1,1 @@
+"""Built-in learners, each a plugin like any other."""

@@ -1,0 +1,79 @@
+"""The commands of `bench`: each parses, builds a spec, calls the library and prints."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from robustbench_meta import __version__
+from robustbench_meta.cli import data, run, show
+from robustbench_meta.cli.options import Debug
+from robustbench_meta.errors import BenchError
+
+app = typer.Typer(
+    name="bench",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+app.command("run", rich_help_panel="Measure")(run.run)
+app.command("leaderboard", rich_help_panel="Measure")(show.leaderboard)
+app.command("list", rich_help_panel="What there is")(show.list_plugins)
+app.command("plugins", rich_help_panel="What there is")(show.plugins)
+app.add_typer(data.app, name="data", rich_help_panel="What there is")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"robustbench_meta {__version__}")
+        raise typer.Exit
+
+
+@app.callback(
+    epilog="[bold]Try[/]\n\n"
+    "bench run --profile smoke             seconds: does it work here?\n"
+    "bench run                             minutes: MAML, ADML under FGSM, PGD\n"
+    "bench run -l adml -a pgd --eps 8/255  one learner, one attack\n"
+    "bench list attacks                    what there is to attack with"
+)
+def bench(
+    version: Annotated[
+        bool,
+        typer.Option("--version", metavar="", callback=_version, is_eager=True, help="Print the version and stop."),
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """How well do few-shot learners hold up when someone attacks them?
+
+    Meta-trains learners, adapts them to unseen tasks, attacks them, and ranks them.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command `bench`; exits with 0, 1 (a cell failed, or a bug), 2 (bad input or environment) or 130 (Ctrl-C)."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(given, prog_name="bench")
+    except Exception as error:  # the last stop of whatever went wrong: told in one message
+        from robustbench_meta.cli.console import tell_error
+
+        if "--debug" in given:
+            traceback.print_exception(error)
+        message, code = explain(error)
+        tell_error(message)
+        sys.exit(code)
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """The one message and the exit code for what went wrong."""
+    if isinstance(error, BenchError):
+        return str(error), 2
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}", 2
+    return f"this is a bug: {type(error).__name__}: {error}; run again with --debug and report what it shows", 1

@@ -1,0 +1,42 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robustbench_meta.profiles import PROFILES
+
+WHERE = "Where"
+RESULTS = Path("results")
+
+Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show the traceback when something goes wrong.")]
+Plugins = Annotated[
+    Path | None,
+    typer.Option(
+        "--plugins", metavar="DIR", rich_help_panel=WHERE, help="Folder with more plugins.", show_default="./plugins"
+    ),
+]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-root",
+        metavar="DIR",
+        rich_help_panel=WHERE,
+        help="Folder with data sets.",
+        show_default="$ROBUSTBENCH_META_DATA, or yours",
+    ),
+]
+
+
+def profile_table() -> str:
+    """The profiles as lines for the help text."""
+    head = f"{'':7} {'steps × tasks':>14} {'episodes':>9} {'width':>6}  way, shot, query"
+    rows = [
+        f"[bold cyan]{name:7}[/] {f'{p.meta_steps:,} × {p.tasks_per_step}':>14} {p.episodes:>9} "
+        f"{p.backbone.get('width', ''):>6}  {p.way}, {p.shot}, {p.query}"
+        for name, p in PROFILES.items()
+    ]
+    return "\n".join([head, *rows])

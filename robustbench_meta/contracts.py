@@ -1,0 +1,292 @@
+"""What a learner, an attack, a data set and a backbone must offer.
+
+Every plugin is a frozen pydantic model: its fields are its options, settable on the command line as
+`name:option=value,…`; its class variables are what it declares about itself.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor, nn
+
+from robustbench_meta.seeds import seed_from
+from robustbench_meta.tasks import Batch, Splits, TaskBatch
+from robustbench_meta.threat import Norm, ThreatModel
+
+if TYPE_CHECKING:
+    from robustbench_meta.engine import State
+
+Weights = dict[str, Tensor]
+"""θ: the meta-trained tensors by name."""
+LossName = Literal["cross_entropy", "squared"]
+
+
+class Plugin(BaseModel, ABC):
+    """What all plugins share: a name, one line about it, where it comes from, and options as fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    name: ClassVar[str]
+    """Lower case, digits and '-': what is typed on the command line."""
+    source: ClassVar[str] = ""
+    """The paper or project that it follows."""
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of the class's docstring."""
+        return (cls.__doc__ or "").strip().split("\n")[0]
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _ratio(cls, value: object) -> object:
+        """Read '8/255' as the number it is."""
+        if isinstance(value, str) and value.count("/") == 1:
+            above, below = value.split("/")
+            try:
+                return float(above) / float(below)
+            except (ValueError, ZeroDivisionError):
+                return value
+        return value
+
+
+class Setting(NamedTuple):
+    """What a plugin is asked to work in."""
+
+    shape: tuple[int, ...]
+    way: int
+    shot: int
+    query: int
+    loss: LossName
+    transductive: bool
+
+
+class Model(Protocol):
+    """A backbone as a pure function, for ONE task."""
+
+    way: int
+
+    def __call__(self, weights: Weights, x: Tensor) -> Tensor:
+        """Outputs [n, outputs] of the backbone with these weights on x [n, *shape]."""
+        ...
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The data set's loss, averaged over the examples: a scalar."""
+        ...
+
+
+class Update(NamedTuple):
+    """One step of the meta-optimiser: a loss a task [tasks], and a factor on the meta learning rate."""
+
+    loss: Tensor
+    rate: float = 1.0
+
+
+class Operations(Protocol):
+    """What an objective is written in: operations on ALL tasks of a batch at once. The engine maps them."""
+
+    def adapt(self, theta: State, support: Batch, **settings: Any) -> State:
+        """One adapted state a task: the learner's `adapt`, `inner_steps` times, settings passed on."""
+        ...
+
+    def logits(self, state: State, x: Tensor) -> Tensor:
+        """Logits [tasks, n, way] of x [tasks, n, *shape]."""
+        ...
+
+    def loss(self, state: State, batch: Batch) -> Tensor:
+        """The loss of each task [tasks]."""
+        ...
+
+    def perturb(self, state: State, batch: Batch) -> Batch:
+        """The batch attacked, with the learner's training attack, through `state`; data, not differentiated."""
+        ...
+
+    def surrogate(self, batch: Batch) -> State:
+        """A separate model for the training attack to differentiate (see `Learner.surrogate_backbone`)."""
+        ...
+
+
+class Learner(Plugin):
+    """A meta-learning method: how it adapts to ONE task, and its objective over ALL tasks of a meta-step.
+
+    `adapt` and `logits` are pure functions of explicit state, written without a task axis. The
+    state is any pytree of tensors; before the first inner step it is θ.
+    """
+
+    transductive: ClassVar[bool] = False
+    """True if predictions of one query depend on the other queries, whatever the backbone."""
+    theta_predicts: ClassVar[bool] = True
+    """False if θ alone gives no logits (a prototype head): then an attack on the support set is made
+    on the state adapted to the clean support set, instead of on θ."""
+
+    meta_lr: float = Field(1e-3, gt=0, description="learning rate of the meta-update")
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="meta-optimiser")
+
+    def outputs(self, way: int) -> int | None:
+        """How many outputs the backbone shall have; None for its features."""
+        return way
+
+    def init(self, weights: Weights) -> Weights:
+        """θ at the start of meta-training, from freshly initialised backbone weights."""
+        return weights
+
+    def inner_steps(self, training: bool) -> int:
+        """How many times `adapt` is applied to a task."""
+        return 1
+
+    @abstractmethod
+    def adapt(self, model: Model, state: Any, support: Batch, **settings: Any) -> Any:
+        """One inner step on ONE task: support.x [way·shot, *shape], support.y [way·shot]."""
+
+    @abstractmethod
+    def logits(self, model: Model, state: Any, x: Tensor) -> Tensor:
+        """Logits [n, way] of ONE task's x [n, *shape]."""
+
+    @abstractmethod
+    def objective(self, ops: Operations, theta: State, tasks: TaskBatch) -> list[Update]:
+        """The losses whose gradients with respect to θ make the meta-updates, in order."""
+
+    def training_attack(self) -> tuple[str, float | None] | None:
+        """The attack (as typed: 'pgd:steps=7') and ε that `ops.perturb` uses; ε None: the data set's default."""
+        return None
+
+    def surrogate_backbone(self) -> str | None:
+        """The backbone of `ops.surrogate`, as typed; None if there is no need of one."""
+        return None
+
+    def obstacle(self, setting: Setting) -> str | None:
+        """Why the learner cannot work in this setting; None if it can."""
+        return None
+
+
+class Random:
+    """An attack's randomness: one seed a task, so that a task's draws do not depend on its batch mates."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.seeds = list(seeds)
+        self._generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Uniform on [0, 1), in the shape of `like` [tasks, …]."""
+        return self._draw(torch.rand, like)
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal, in the shape of `like` [tasks, …]."""
+        return self._draw(torch.randn, like)
+
+    def _draw(self, make: Callable[..., Tensor], like: Tensor) -> Tensor:
+        drawn = [make(like.shape[1:], generator=generator, dtype=like.dtype) for generator in self._generators]
+        return torch.stack(drawn).to(like.device)
+
+    def split(self) -> list[Random]:
+        """One Random a task."""
+        return [Random([seed]) for seed in self.seeds]
+
+    def seed(self) -> int:
+        """One seed for code that seeds itself."""
+        return seed_from("attack", *self.seeds)
+
+
+class Victim(Protocol):
+    """The model under attack: images → logits, differentiable in the images.
+
+    An attack with `per_task` sees one task: x [n, *shape], y [n], logits [n, way]. Any other sees
+    all tasks of a batch at once, with a task axis in front of each of them.
+    """
+
+    way: int
+    event: int
+    """How many axes one example has (3 for images): the last ones of x."""
+    transductive: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits of x."""
+        ...
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss of each example, not averaged: in the shape of y."""
+        ...
+
+
+class Attack(Plugin):
+    """Makes adversarial images inside a threat model. It proposes; the harness checks and judges.
+
+    The option `eps` is understood for every attack: it takes the place of the run's --eps.
+    """
+
+    per_task: ClassVar[bool] = False
+    """True: the attack is given one task at a time, without the task axis."""
+    clean: ClassVar[bool] = False
+    """True for the one that leaves its images as they are: it runs in the scenario clean/clean only."""
+
+    @property
+    def norm(self) -> Norm:
+        """The norm of its threat model."""
+        return "linf"
+
+    @property
+    def sub_batches(self) -> bool:
+        """True if it passes parts of a task's batch to the model, which a transductive model cannot answer."""
+        return False
+
+    def default_eps(self) -> float | str | None:
+        """ε when neither the user nor the data set names one for this norm."""
+        return None
+
+    @abstractmethod
+    def perturb(self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random) -> Tensor:
+        """Adversarial images in the shape of x; all randomness comes from `random`."""
+
+    def obstacle(self, setting: Setting) -> str | None:
+        """Why the attack cannot work in this setting; None if it can."""
+        return None
+
+
+class Backbone(Plugin):
+    """A network architecture."""
+
+    @property
+    def norm_layer(self) -> str:
+        """Its normalisation, for the leaderboard's column `norm`."""
+        return "none"
+
+    @property
+    def transductive(self) -> bool:
+        """True if the output for one example depends on the others in its batch."""
+        return False
+
+    @abstractmethod
+    def build(self, shape: tuple[int, ...], outputs: int | None) -> nn.Module:
+        """A freshly initialised module [n, *shape] → [n, outputs], or → [n, features] when `outputs` is None.
+
+        It keeps no state between calls (no running statistics), and draws only from torch's global generator.
+        """
+
+    def obstacle(self, setting: Setting) -> str | None:
+        """Why the backbone cannot work in this setting; None if it can."""
+        return None
+
+
+class Dataset(Plugin):
+    """A data set with classes split into train, validation and test."""
+
+    loss: ClassVar[LossName] = "cross_entropy"
+    backbone: ClassVar[str] = "conv4"
+    """The backbone when the user names none."""
+    eps: ClassVar[Mapping[str, float | str]] = {"linf": 0.1}
+    """ε by norm when the user names none; also the default ε of training attacks (linf)."""
+    way: ClassVar[int | None] = None
+    """The only way that it can give, if there is one."""
+
+    @abstractmethod
+    def load(self, root: Path | None) -> Splits:
+        """Read (or make) the data; `root` is --data-root.
+
+        Raises:
+            DataError: missing, damaged, or unfit; the message says what was looked for and what to do.
+        """

@@ -1,0 +1,54 @@
+"""Image files from strangers: their size is checked before they are decoded, and errors name the file."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Literal
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from robustbench_meta.errors import DataError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")
+MAX_PIXELS = 50_000_000
+
+
+def read_image(data: bytes, where: str, mode: Literal["L", "RGB"], max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode an image file's bytes into 8-bit grey or colour, turned as its EXIF says, on white where transparent.
+
+    Args:
+        data: the content of the file.
+        where: the file's name, for messages.
+        mode: "L" for grey, "RGB" for colour.
+        max_pixels: width × height above which it is not decoded.
+
+    Raises:
+        DataError: not an image, truncated, too large, or with more than 8 bits a channel.
+    """
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise DataError(f"{where} has {width}×{height} pixels; at most {max_pixels} are read: scale it down")
+            if image.mode.startswith(("I", "F")):
+                raise DataError(f"{where} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits")
+            return _flatten(ImageOps.exif_transpose(image)).convert(mode)
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{where} claims to be too large to be decoded: {error}") from error
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, … on damage
+        raise DataError(f"{where} is not a readable image ({_reason(error)}); replace or remove it") from error
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return f"none of {', '.join(FORMATS)}"
+    return str(error) or type(error).__name__

@@ -1,0 +1,203 @@
+"""What `bench data` does: download, add and list data sets below the data root."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+from robustbench_meta.data.archives import extract, looks_like_html
+from robustbench_meta.data.omniglot_parts import find_parts
+from robustbench_meta.data.root import data_root, size_of
+from robustbench_meta.errors import DataError
+
+OFFICIAL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
+MD5 = {
+    "images_background.zip": "68d2efa1b9178cc56df9314c21c6e718",
+    "images_evaluation.zip": "6b91aef0f799c5bb55b94e3f2daec811",
+}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_RESERVED = {"glyphs", "toy", "image-folder", "omniglot", "omniglot-py", "images_background", "images_evaluation"}
+
+
+State = Literal["built in", "ready", "incomplete", "missing"]
+
+
+class Row(NamedTuple):
+    """A data set in `bench data list`."""
+
+    dataset: str
+    """What to type after --dataset."""
+    where: str
+    state: State
+    """`ready` means that its files are there; they are checked when they are read."""
+    bytes: int
+
+
+class Progress(Protocol):
+    """A progress bar, as pooch drives it."""
+
+    total: int
+
+    def update(self, increment: int) -> Any:
+        """So many bytes more."""
+        ...
+
+    def reset(self) -> Any:
+        """Start over."""
+        ...
+
+    def close(self) -> Any:
+        """Done with one file."""
+        ...
+
+
+def download_omniglot(root: Path | None, progress: Progress | None = None, base_url: str = OFFICIAL) -> Row:
+    """Fetch both official archives into root/omniglot, checked by MD5; what is already there and right is kept.
+
+    Raises:
+        DataError: no network, another content than expected, or a different file already there; each says what to
+            do by hand. A file is there whole or not at all.
+    """
+    folder = data_root(root) / "omniglot"
+    for name, md5 in MD5.items():
+        _refuse_other(folder / name, md5)
+    for name, md5 in MD5.items():
+        _fetch(base_url + name, md5, folder / name, progress)
+    return _omniglot(data_root(root))
+
+
+def _refuse_other(path: Path, md5: str) -> None:
+    if path.is_file() and hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != md5:
+        raise DataError(
+            f"{path} is there but is not the official file (MD5 {md5}): it is used as it is; to download the official "
+            "one, move it away first"
+        )
+
+
+def _fetch(url: str, md5: str, path: Path, progress: Progress | None) -> None:
+    import pooch  # noqa: PLC0415  # with requests: 0.2 s
+
+    def download(url: str, output: str, mirror: Any) -> None:
+        pooch.HTTPDownloader(progressbar=progress or False, timeout=30)(url, output, mirror)
+        with Path(output).open("rb") as file:
+            if looks_like_html(file.read(512)):
+                raise DataError(f"{url} answered with a web page instead of the archive (a proxy or log-in?){by_hand}")
+
+    by_hand = f"; get it by hand, put it at {path}, MD5 {md5}, or `bench data add omniglot FOLDER`"
+    pooch.get_logger().setLevel("WARNING")
+    try:
+        pooch.retrieve(url, f"md5:{md5}", path.name, path.parent, downloader=download)
+    except DataError:
+        raise
+    except ValueError as error:  # pooch's word for another checksum
+        raise DataError(f"{url} is not the official file (its MD5 is not {md5}): nothing was kept{by_hand}") from error
+    except OSError as error:  # requests' errors, and the disk's
+        raise DataError(f"{url} could not be downloaded to {path.parent} ({_short(error)}){by_hand}") from error
+
+
+def _short(error: OSError) -> str:
+    return error.strerror or f"{type(error).__name__}: {str(error)[:200]}"
+
+
+def add(name: str, path: Path, root: Path | None = None) -> Row:
+    """Copy a zip or folder below the data root as the data set `name`, after checking that it loads.
+
+    Args:
+        name: 'omniglot' (the two archives or the two folders are in `path`), or a name of your own for images in a
+            layout that `image-folder` knows.
+        path: a folder, or a zip with such a folder (not for omniglot, which consists of two zips).
+        root: the data root.
+
+    Raises:
+        DataError: the name is taken or unfit, or the data do not load; then nothing is left behind.
+    """
+    target = data_root(root).absolute() / name
+    if name != "omniglot" and (not _NAME.fullmatch(name) or name.lower() in _RESERVED):
+        raise DataError(
+            f"a data set cannot be named '{name}': use letters, digits, '-', '_', '.', and no built-in name"
+        )
+    if target.exists():
+        raise DataError(f"{target} exists: choose another name, or remove it first")
+    if not path.exists():
+        raise DataError(f"there is no {path}")
+    with _staging(target.parent) as stage:
+        staged = _copy_omniglot(path, stage / name) if name == "omniglot" else _copy(path, stage / name)
+        try:
+            _check_loads(name, staged, stage)
+        except DataError as error:
+            raise DataError(f"{path} was not added: {str(error).replace(str(staged), str(path))}") from error
+        staged.rename(target)
+    return _omniglot(target.parent) if name == "omniglot" else _images(target)
+
+
+@contextmanager
+def _staging(root: Path) -> Iterator[Path]:
+    """A folder beside the target that disappears with all that is left in it."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".adding-") as stage:
+            yield Path(stage)
+    except (OSError, shutil.Error) as error:
+        raise DataError(f"{root} cannot be written: {error}; name another folder with --data-root") from error
+
+
+def _copy_omniglot(path: Path, target: Path) -> Path:
+    parts = find_parts(path) if path.is_dir() else []
+    if not parts:
+        raise DataError(f"{path}: expected a folder with images_background.zip and images_evaluation.zip, or extracted")
+    target.mkdir()
+    for part in parts:
+        _copy(part.path, target / part.path.name, unpack=False)
+    return target
+
+
+def _copy(path: Path, target: Path, unpack: bool = True) -> Path:
+    """A copy of a file or folder; of a zip, what is in it (without a single folder around it)."""
+    if path.is_dir():
+        shutil.copytree(path, target, ignore=shutil.ignore_patterns(".*", "__MACOSX"))
+    elif unpack:
+        extract(path, target)
+        inside = list(target.iterdir()) if target.is_dir() else []
+        if len(inside) == 1 and inside[0].is_dir():
+            wrapped = target.with_name(f".{target.name}")
+            target.rename(wrapped)
+            (wrapped / inside[0].name).rename(target)
+    else:
+        shutil.copy2(path, target)
+    return target
+
+
+def _check_loads(name: str, staged: Path, stage: Path) -> None:
+    from robustbench_meta.registry import load_registry  # noqa: PLC0415  # imports torch
+
+    registry = load_registry(local=False)
+    if name == "omniglot":
+        registry.make("dataset", "omniglot", {}).load(stage)
+    else:
+        registry.make("dataset", "image-folder", {"path": str(staged.absolute())}).load(stage)
+
+
+def list_data(root: Path | None = None) -> list[Row]:
+    """Every built-in data set and every one below the data root, ready or not."""
+    where = data_root(root)
+    folders = sorted(path for path in where.iterdir() if path.is_dir()) if where.is_dir() else []
+    own = [path for path in folders if path.name not in _RESERVED and not path.name.startswith(".")]
+    built_in = [Row(name, "made when needed", "built in", 0) for name in ("glyphs", "toy")]
+    return [*built_in, _omniglot(where), *(_images(path) for path in own)]
+
+
+def _omniglot(root: Path) -> Row:
+    parts = find_parts(root)
+    where = ", ".join(str(part.path) for part in parts) or f"{root / 'omniglot'} (bench data download omniglot)"
+    states: tuple[State, ...] = ("missing", "incomplete", "ready")
+    return Row("omniglot", where, states[len(parts)], sum(size_of(part.path) for part in parts))
+
+
+def _images(folder: Path) -> Row:
+    return Row(f"image-folder:path={folder.name}", str(folder), "ready", size_of(folder))

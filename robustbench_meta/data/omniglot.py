@@ -1,0 +1,94 @@
+"""Reading Omniglot as it is distributed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import PIL
+from PIL import Image, ImageOps
+
+from robustbench_meta.data.archives import Limits, open_zip
+from robustbench_meta.data.cache import digest_of
+from robustbench_meta.data.images import read_image
+from robustbench_meta.data.omniglot_parts import CHARACTERS, Part
+from robustbench_meta.data.pictures import Pictures, cached_pictures
+from robustbench_meta.errors import DataError
+
+DRAWINGS = 20
+SIDE = 28
+_LIMITS = Limits(files=60_000, total=512 * 2**20, ratio=50)
+_PLACE = re.compile(r"[^/]+/character\d\d/[^/]+\.png")
+
+
+def read_part(part: Part) -> Pictures:
+    """All characters of a part, 'Alphabet/character01', as 28×28 pictures with bright ink; kept between runs.
+
+    Raises:
+        DataError: damaged, or not 964 (659) characters of 20 drawings.
+    """
+    state = digest_of(part.path) if part.path.suffix == ".zip" else _state_of_folder(part.path)
+    key = {"part": part.name, "state": state, "code": digest_of(Path(__file__)), "pillow": PIL.__version__}
+    return cached_pictures("omniglot", key, lambda: _decode(part))
+
+
+def _state_of_folder(folder: Path) -> list[tuple[str, int, int]]:
+    stats = ((path.relative_to(folder).as_posix(), path.stat()) for path in sorted(folder.rglob("*.png")))
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
+def _decode(part: Part) -> Pictures:
+    with _open(part) as (names, read):
+        drawings = sorted(name for name in names if _PLACE.fullmatch(name))
+        by_class = {label: list(group) for label, group in groupby(drawings, lambda name: name.rpartition("/")[0])}
+        _check_counts(part, by_class)
+        return Pictures.stack(
+            {label: [draw(read(n), f"{part.path}: {n}") for n in group] for label, group in by_class.items()}
+        )
+
+
+def draw(data: bytes, where: str) -> np.ndarray:
+    """A drawing as uint8 [1, 28, 28], ink 255: resized with Lanczos' filter, as for MAML."""
+    ink = ImageOps.invert(read_image(data, where, "L", max_pixels=2**20))
+    return np.asarray(ink.resize((SIDE, SIDE), Image.Resampling.LANCZOS))[None]
+
+
+def _check_counts(part: Part, by_class: dict[str, list[str]]) -> None:
+    odd = [f"{label} has {len(group)}" for label, group in by_class.items() if len(group) != DRAWINGS]
+    if odd:
+        raise DataError(f"{part.path}: {odd[0]} drawings; every character of Omniglot has {DRAWINGS}: get it again")
+    if len(by_class) != CHARACTERS[part.name]:
+        raise DataError(
+            f"{part.path} holds {len(by_class)} characters; {part.name} has {CHARACTERS[part.name]} "
+            "(Alphabet/character01/0001_01.png, …): get it again"
+        )
+
+
+@contextmanager
+def _open(part: Part) -> Iterator[tuple[Iterable[str], Callable[[str], bytes]]]:
+    """The names of a part's files below its folder, and how to read one."""
+    if part.path.suffix != ".zip":
+        yield (path.relative_to(part.path).as_posix() for path in part.path.rglob("*.png")), _reader(part.path)
+        return
+    with open_zip(part.path, _LIMITS) as (archive, entries):
+        inside = {_below(part.name, entry.filename): entry for entry in entries}
+        yield inside, lambda name: archive.read(inside[name])
+
+
+def _reader(folder: Path) -> Callable[[str], bytes]:
+    def read(name: str) -> bytes:
+        try:
+            return (folder / name).read_bytes()
+        except OSError as error:
+            raise DataError(f"{folder / name} cannot be read: {error.strerror}") from error
+
+    return read
+
+
+def _below(name: str, entry: str) -> str:
+    parts = PurePosixPath(entry).parts
+    return "/".join(parts[1:] if parts[0] == name else parts)

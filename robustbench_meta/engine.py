@@ -1,0 +1,311 @@
+"""The only place that maps over tasks: adapt, logits, loss, perturb, and the meta-gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import repeat
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # torch's own convention
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from robustbench_meta.contracts import Learner, LossName, Random, Weights
+from robustbench_meta.seeds import seed_from
+from robustbench_meta.tasks import Batch, TaskBatch
+
+Mapping = Literal["vmap", "loop"]
+Forward = Callable[[Any, Tensor], Tensor]
+Perturbation = Callable[["AttackedModel", Tensor, Tensor, Random], Tensor]
+"""A bound attack that the harness has wrapped: (model, x, y, random) → verified x_adv."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to map over tasks: all at once (vmap) or one by one (loop), and how many tasks at a time.
+
+    `shared` is for operations whose weights all tasks share (folded into the batch by vmap), `own`
+    for those where each task has its own.
+    """
+
+    shared: Mapping = "vmap"
+    own: Mapping = "loop"
+    chunk: int = 8
+
+
+class Network:
+    """A backbone as a pure function of its weights, with the data set's loss, for ONE task."""
+
+    def __init__(self, module: nn.Module, loss: LossName, way: int) -> None:
+        self.module, self.loss_name, self.way = module, loss, way
+
+    def __call__(self, weights: Weights, x: Tensor) -> Tensor:
+        """Outputs [n, outputs]."""
+        outputs: Tensor = torch.func.functional_call(self.module, weights, (x,))
+        return outputs
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The loss averaged over examples."""
+        return self.losses(logits, y).mean()
+
+    def losses(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The loss of each example: cross-entropy, or mean squared distance to the one-hot label."""
+        if self.loss_name == "cross_entropy":
+            return F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none").view(y.shape)
+        one_hot = (y[..., None] == torch.arange(logits.shape[-1], device=y.device)).to(logits.dtype)
+        return (logits - one_hot).square().mean(-1)
+
+
+@dataclass(frozen=True)
+class State:
+    """θ or adapted states of a batch of tasks, with the function that turns them into logits.
+
+    `tree` is any pytree of tensors; `dims` says of each leaf whether all tasks share it (None) or
+    each has its own along a leading axis (0).
+    """
+
+    tree: Any
+    dims: Any
+    forward: Forward
+    """(one task's tree, x [n, *shape]) → logits [n, way]."""
+
+    @classmethod
+    def shared(cls, tree: Any, forward: Forward) -> State:
+        """One tree for all tasks."""
+        return cls(tree, pytree.tree_map(lambda _: None, tree), forward)
+
+    @cached_property
+    def leaves(self) -> tuple[list[Any], list[int | None]]:
+        """The leaves and their dims."""
+        leaves, spec = pytree.tree_flatten(self.tree)
+        dims = pytree.tree_leaves(self.dims, is_leaf=lambda leaf: leaf is None)
+        assert len(dims) == spec.num_leaves
+        return leaves, dims
+
+    @property
+    def kind(self) -> Literal["shared", "own"]:
+        """Whether tasks share at least part of it: what decides how to map."""
+        return "shared" if None in self.leaves[1] else "own"
+
+    def detach(self) -> State:
+        """The same state as data: nothing that is computed from it differentiates into θ."""
+        return State(pytree.tree_map(torch.Tensor.detach, self.tree), self.dims, self.forward)
+
+    def each(self) -> Iterator[Any]:
+        """One tree a task."""
+        leaves, dims = self.leaves
+        _, spec = pytree.tree_flatten(self.tree)
+        columns = [repeat(leaf) if dim is None else leaf.unbind(0) for leaf, dim in zip(leaves, dims, strict=True)]
+        if all(dim is None for dim in dims):
+            return repeat(self.tree)
+        return (pytree.tree_unflatten(list(row), spec) for row in zip(*columns, strict=False))
+
+    def task(self, index: int) -> Any:
+        """One task's tree."""
+        return pytree.tree_map(
+            lambda leaf, dim: leaf if dim is None else leaf[index], self.tree, self.dims, is_leaf=_is_tensor
+        )
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor)
+
+
+class AttackedModel:
+    """A state as an attack sees it: x [tasks, n, *shape] → logits [tasks, n, way], fixed weights."""
+
+    def __init__(self, engine: Engine, state: State) -> None:
+        self._engine, self._state = engine, state.detach()
+        self.way, self.event = engine.network.way, engine.event
+        self.transductive = engine.transductive
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits of x."""
+        return self._engine.logits(self._state, x)
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss of each example [tasks, n]."""
+        return self._engine.network.losses(self(x), y)
+
+    def task(self, index: int) -> AttackedTask:
+        """The model of one task."""
+        return AttackedTask(self, self._state.task(index), self._state.forward)
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that an attack must leave as it is."""
+        return [leaf for leaf in self._state.leaves[0] if isinstance(leaf, Tensor)]
+
+
+class AttackedTask:
+    """One task's model as an attack sees it: x [n, *shape] → logits [n, way]."""
+
+    def __init__(self, batch: AttackedModel, tree: Any, forward: Forward) -> None:
+        self._batch, self._tree, self._forward = batch, tree, forward
+        self.way, self.event, self.transductive = batch.way, batch.event, batch.transductive
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits of x."""
+        return self._forward(self._tree, x)
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss of each example [n]."""
+        return self._batch._engine.network.losses(self(x), y)
+
+
+@dataclass
+class Judged:
+    """Running sums of what `loss` saw, on the device: loss and accuracy of the judged queries."""
+
+    loss: Tensor | float = 0.0
+    correct: Tensor | float = 0.0
+    batches: int = 0
+
+    def add(self, losses: Tensor, accuracies: Tensor) -> None:
+        """Add the losses and accuracies [tasks] of one call."""
+        self.loss = self.loss + losses.detach().sum()
+        self.correct = self.correct + accuracies.detach().sum()
+        self.batches += losses.shape[0]
+
+    def means(self) -> dict[str, float]:
+        """Mean loss and accuracy since the start; waits for the device."""
+        return {
+            name: float(value) / max(self.batches, 1)
+            for name, value in [("loss", self.loss), ("accuracy", self.correct)]
+        }
+
+
+@dataclass
+class Engine:
+    """Maps a learner's one-task functions over tasks, as the plan says; implements `Operations`."""
+
+    learner: Learner
+    network: Network
+    event: int
+    """How many axes one example has."""
+    transductive: bool = False
+    plan: Plan = field(default_factory=Plan)
+    training: bool = False
+    """Whether `adapt` takes the inner steps of meta-training or those of the test."""
+    attack: Perturbation | None = None
+    """The learner's training attack, for `perturb`."""
+    surrogate_network: Network | None = None
+    surrogate_weights: Weights | None = None
+    seeds: Sequence[int] = ()
+    """One seed a task of the batch at hand, for attacks that draw."""
+    judged: Judged = field(default_factory=Judged)
+
+    def theta(self, weights: Weights) -> State:
+        """θ as a state."""
+        return State.shared(weights, self._forward)
+
+    def adapt(self, theta: State, support: Batch, **settings: Any) -> State:
+        """One adapted state a task: `inner_steps` applications of the learner's `adapt`."""
+        state = theta
+        for _ in range(self.learner.inner_steps(self.training)):
+            state = self._adapt_once(state, support, settings)
+        return state
+
+    def logits(self, state: State, x: Tensor) -> Tensor:
+        """Logits [tasks, n, way]."""
+        mapped: Tensor = self._map(state.forward, state, x)
+        return mapped
+
+    def loss(self, state: State, batch: Batch) -> Tensor:
+        """The loss of each task [tasks]; its accuracy goes into `judged`."""
+
+        def judge(tree: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            logits = state.forward(tree, x)
+            return self.network.loss(logits, y), (logits.detach().argmax(-1) == y).float().mean()
+
+        losses, accuracies = self._map(judge, state, batch.x, batch.y)
+        self.judged.add(losses, accuracies)
+        return losses  # type: ignore[no-any-return]  # _map is generic in what the function returns
+
+    def perturb(self, state: State, batch: Batch, attack: Perturbation | None = None, role: str = "training") -> Batch:
+        """The batch attacked through `state`, by the learner's training attack unless another is given."""
+        chosen = attack or self.attack
+        if chosen is None:
+            raise RuntimeError(f"{self.learner.name} calls ops.perturb but names no training_attack()")
+        seeds = [seed_from(seed, role) for seed in self.seeds] or [0] * len(batch.x)
+        return Batch(chosen(AttackedModel(self, state), batch.x, batch.y, Random(seeds)), batch.y)
+
+    def surrogate(self, batch: Batch) -> State:
+        """The separate model of the learner's `surrogate_backbone`: own random weights, fixed, shared by all tasks."""
+        if self.surrogate_network is None or self.surrogate_weights is None:
+            raise RuntimeError(f"{self.learner.name} calls ops.surrogate but names no surrogate_backbone()")
+        return State.shared(self.surrogate_weights, self.surrogate_network)
+
+    def meta_gradients(
+        self, weights: Weights, tasks: TaskBatch, seeds: Sequence[int] = ()
+    ) -> list[tuple[Weights, float]]:
+        """One (gradient of the mean loss over tasks, rate) a meta-update; memory is bounded by the plan's chunk.
+
+        Args:
+            weights: θ, leaves that require a gradient.
+            tasks: the tasks of one meta-step.
+            seeds: one seed a task for the training attack.
+        """
+        total: list[tuple[list[Tensor], float]] = []
+        leaves = list(weights.values())
+        for start in range(0, tasks.tasks, self.plan.chunk):
+            part = slice(start, start + self.plan.chunk)
+            self.seeds = seeds[part]
+            updates = self.learner.objective(self, self.theta(weights), tasks[part])
+            gradients = [
+                torch.autograd.grad(
+                    update.loss.sum() / tasks.tasks,
+                    leaves,
+                    retain_graph=update is not updates[-1],
+                    materialize_grads=True,
+                )
+                for update in updates
+            ]
+            if not total:
+                total = [(list(grads), update.rate) for grads, update in zip(gradients, updates, strict=True)]
+            else:
+                for (sums, _), grads in zip(total, gradients, strict=True):
+                    torch._foreach_add_(sums, list(grads))
+        return [(dict(zip(weights, grads, strict=True)), rate) for grads, rate in total]
+
+    def judge(self, weights: Weights, tasks: TaskBatch, seeds: Sequence[int] = ()) -> dict[str, float]:
+        """Loss and accuracy of the queries that the learner's objective judges, without an update."""
+        self.judged = Judged()
+        theta = self.theta(weights)
+        for start in range(0, tasks.tasks, self.plan.chunk):
+            part = slice(start, start + self.plan.chunk)
+            self.seeds = seeds[part]
+            with torch.no_grad():
+                self.learner.objective(self, theta, tasks[part])
+        return self.judged.means()
+
+    def _forward(self, tree: Any, x: Tensor) -> Tensor:
+        return self.learner.logits(self.network, tree, x)
+
+    def _adapt_once(self, state: State, support: Batch, settings: dict[str, Any]) -> State:
+        """One inner step of all tasks. Leaves that the learner hands through untouched stay shared."""
+        passed = {id(leaf): leaf for leaf, dim in zip(*state.leaves, strict=True) if dim is None}
+        shape: list[Any] = []
+
+        def step(tree: Any, x: Tensor, y: Tensor) -> list[Tensor]:
+            leaves, spec = pytree.tree_flatten(self.learner.adapt(self.network, tree, Batch(x, y), **settings))
+            shape[:] = [spec, [passed.get(id(leaf)) for leaf in leaves]]
+            return [leaf for leaf in leaves if id(leaf) not in passed]
+
+        own = iter(self._map(step, state, support.x, support.y))
+        spec, shared = shape
+        leaves = [next(own) if leaf is None else leaf for leaf in shared]
+        dims = [0 if leaf is None else None for leaf in shared]
+        adapted = pytree.tree_unflatten(leaves, spec), pytree.tree_unflatten(dims, spec)
+        return State(*adapted, state.forward)
+
+    def _map(self, function: Callable[..., Any], state: State, *batched: Tensor) -> Any:
+        """Apply a one-task function to every task, by vmap or by a loop; results are stacked along a leading axis."""
+        mapping = self.plan.shared if state.kind == "shared" else self.plan.own
+        if mapping == "vmap":
+            in_dims = (state.dims, *(0 for _ in batched))
+            return torch.func.vmap(function, in_dims, randomness="different")(state.tree, *batched)
+        rows = [function(tree, *row) for tree, *row in zip(state.each(), *batched, strict=False)]
+        return pytree.tree_map(lambda *leaves: torch.stack(leaves), *rows)

@@ -1,0 +1,32 @@
+"""Errors that a user reads: what was given, what was expected, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BenchError(Exception):
+    """A mistake in the input or the environment, told in one message; the command line exits with 2."""
+
+
+class PluginError(BenchError):
+    """A plugin could not be loaded, or its contract is broken."""
+
+
+class DataError(BenchError):
+    """A data set is missing, damaged or does not fit what was asked of it."""
+
+
+class ViolationError(BenchError):
+    """An attack returned something outside its threat model, or touched what it must not touch."""
+
+
+def unknown(kind: str, given: str, known: Iterable[str]) -> str:
+    """Word the message for an unknown name: the nearest names, or all of them when none is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(given.lower(), names, n=3, cutoff=0.6)
+    if near:
+        return f"unknown {kind} '{given}': did you mean {' or '.join(repr(name) for name in near)}?"
+    listed = ", ".join(names) if names else "none"
+    return f"unknown {kind} '{given}'; there is: {listed}"

@@ -1,0 +1,19 @@
+"""The gradient step of inner loops, for learners to build on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from robustbench_meta.contracts import Weights
+
+
+def gradient_step(
+    loss: Callable[[Weights], torch.Tensor], weights: Weights, rate: float, *, first_order: bool = False
+) -> Weights:
+    """θ' = θ − rate·∇loss(θ) on ONE task; differentiable through the gradient unless `first_order`."""
+    gradients = torch.func.grad(loss)(weights)
+    if first_order:
+        gradients = {name: gradient.detach() for name, gradient in gradients.items()}
+    return {name: weight - rate * gradients[name] for name, weight in weights.items()}

@@ -1,0 +1,109 @@
+"""Reads what is typed: `name:option=value,…`, ε as a number or a ratio, scenarios. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from robustbench_meta.errors import BenchError, unknown
+
+Part = Literal["clean", "adv"]
+SCENARIOS: dict[str, tuple[Part, Part]] = {
+    "clean/clean": ("clean", "clean"),
+    "clean/adv": ("clean", "adv"),
+    "adv/clean": ("adv", "clean"),
+    "adv/adv": ("adv", "adv"),
+}
+"""Which of (support, query) is attacked: ADML's four."""
+
+DEFAULT_LEARNERS = ("maml", "adml")
+DEFAULT_ATTACKS = ("none", "fgsm", "pgd")
+DEFAULT_SCENARIOS = ("clean/adv",)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plugin as typed: its name and the options given."""
+
+    name: str
+    options: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        given = ",".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.name}:{given}" if given else self.name
+
+
+def parse_choice(text: str, separator: str = ",") -> Choice:
+    """Read `name:option=value,option=value`.
+
+    A value may itself hold ':' and '=' (`aq:train_attack=pgd:steps=7;alpha=0.02`): inside it, ';'
+    separates the options.
+
+    Raises:
+        BenchError: no name, or a part that is not option=value.
+    """
+    name, _, rest = text.strip().partition(":")
+    if not name:
+        raise BenchError(f"'{text}' names nothing; expected NAME or NAME:option=value,option=value")
+    options: dict[str, str] = {}
+    for part in filter(None, (piece.strip() for piece in rest.split(separator))):
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip() or not value.strip():
+            raise BenchError(
+                f"'{part}' in '{text}' is not an option; expected NAME:option=value{separator}option=value"
+            )
+        if key.strip() in options:
+            raise BenchError(f"option '{key.strip()}' is given twice in '{text}'; give it once")
+        options[key.strip()] = value.strip()
+    return Choice(name.strip(), options)
+
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Epsilon:
+    """ε with the text that tables show: the user's ratio as typed, or a plain decimal."""
+
+    value: float
+    text: str
+
+
+def parse_eps(given: str | float) -> Epsilon:
+    """Read ε: a number ≥ 0, or a ratio such as 8/255.
+
+    Raises:
+        BenchError: not a number, a ratio with a zero below, negative, or not finite.
+    """
+    text = str(given).strip()
+    parts = [piece.strip() for piece in text.split("/")]
+    if len(parts) > 2 or not all(_NUMBER.fullmatch(piece) for piece in parts):
+        raise BenchError(f"eps '{text}' is not a number; expected one such as 0.1, or a ratio such as 8/255")
+    numbers = [float(piece) for piece in parts]
+    if len(numbers) == 2 and numbers[1] == 0:
+        raise BenchError(f"eps '{text}' divides by zero; expected a number such as 0.1, or a ratio such as 8/255")
+    value = numbers[0] / numbers[1] if len(numbers) == 2 else numbers[0]
+    if not math.isfinite(value) or value < 0:
+        raise BenchError(f"eps '{text}' is {'negative' if value < 0 else 'not finite'}; expected 0 or more")
+    return Epsilon(value, "/".join(parts) if len(parts) == 2 else plain(value))
+
+
+def plain(value: float) -> str:
+    """A number as a plain decimal, without an exponent and without trailing zeros."""
+    text = f"{value:.12f}".rstrip("0").rstrip(".")
+    return text or "0"
+
+
+def parse_scenarios(given: list[str]) -> list[str]:
+    """Read scenarios (support/query, each clean or adv), or `all`.
+
+    Raises:
+        BenchError: an unknown scenario.
+    """
+    wanted = list(SCENARIOS) if "all" in given else given
+    for name in wanted:
+        if name not in SCENARIOS:
+            raise BenchError(unknown("scenario (support/query)", name, [*SCENARIOS, "all"]))
+    return list(dict.fromkeys(wanted))

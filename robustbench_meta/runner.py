@@ -1,0 +1,205 @@
+"""Runs a grid: skips what is done, trains each learner once, evaluates its cells, writes their records."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from robustbench_meta import __version__
+from robustbench_meta.contracts import Weights
+from robustbench_meta.devices import device_name
+from robustbench_meta.engine import Engine, Plan
+from robustbench_meta.errors import BenchError
+from robustbench_meta.evaluation import Outcome, episodes, evaluate
+from robustbench_meta.grid import Cell, Grid, Training, Work, prepare
+from robustbench_meta.registry import Registry
+from robustbench_meta.store import SCHEMA, Store, pack
+from robustbench_meta.tasks import TaskBatch
+from robustbench_meta.training import Trained, make_engine, meta_train
+from robustbench_meta.tuning import default_plan, gradients_agree, measured_plan
+
+__all__ = ["Cell", "Grid", "Summary", "Training", "Work", "prepare", "run"]
+
+_log = logging.getLogger(__name__)
+MEASURE_FROM = 100
+"""Meta-steps or episodes from which on it pays to measure which plan is fastest."""
+_PACKAGES = ("torch", "torchattacks", "numpy", "pillow", "matplotlib")
+
+
+@dataclass
+class Summary:
+    """What became of a run's cells."""
+
+    finished: int = 0
+    skipped: int = 0
+    failed: list[tuple[Cell, str]] = field(default_factory=list)
+
+
+def run(grid: Grid, registry: Registry, store: Store, device: torch.device) -> Summary:
+    """Compute the cells of a grid that the store does not hold yet; a cell that fails costs no other.
+
+    Progress is told through the event hooks.
+    """
+    hook = registry.manager.hook
+    summary = Summary()
+    pending = [cell for cell in grid.cells if not store.has(cell.key)]
+    summary.skipped = len(grid.cells) - len(pending)
+    about = grid.run.model_dump(mode="json")
+    hook.run_started(run=about, cells=len(pending))
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic = True
+    for training in grid.trainings:
+        cells = [cell for cell in pending if cell.training is training]
+        if cells:
+            _run_training(grid, training, cells, store, device, summary, hook)
+    hook.run_finished(run=about, finished=summary.finished, failed=len(summary.failed))
+    return summary
+
+
+def _run_training(
+    grid: Grid, training: Training, cells: list[Cell], store: Store, device: torch.device, summary: Summary, hook: Any
+) -> None:
+    """Train (or load) one learner and evaluate its cells, writing each record as soon as it is there."""
+
+    def fail(cell: Cell, reason: str) -> None:
+        summary.failed.append((cell, reason))
+        hook.cell_failed(cell=cell.spec.model_dump(mode="json"), reason=reason)
+
+    try:
+        trained, plan = _train(grid, training, store, device, hook)
+        engine, weights = make_engine(grid, training, device, plan)
+        test_plan = _test_plan(grid, training, engine, weights, cells[0].spec.episodes, device)
+        engine.plan = test_plan
+        outcomes = evaluate(
+            engine, trained.weights, grid.splits.test.to(device), cells, device,
+            lambda done: hook.evaluation_progress(
+                training=training.title, done=done, total=len(cells) * cells[0].spec.episodes),
+        )  # fmt: skip
+    except BenchError as error:
+        for cell in cells:
+            fail(cell, str(error))
+        return
+    for cell in cells:
+        outcome = outcomes[cell.key]
+        if isinstance(outcome, BenchError):
+            fail(cell, str(outcome))
+            continue
+        record = _record(grid, cell, outcome, trained, device, {"train": asdict(plan), "test": asdict(test_plan)})
+        store.write_record(record)
+        summary.finished += 1
+        hook.cell_finished(record=record)
+
+
+def _train(grid: Grid, training: Training, store: Store, device: torch.device, hook: Any) -> tuple[Trained, Plan]:
+    plan = _train_plan(grid, training, device)
+    _, weights = make_engine(grid, training, device, plan)
+    trained = store.load_checkpoint(training.key, weights)
+    if trained is None:
+        steps = training.spec.meta_steps
+        trained = meta_train(
+            grid, training, device, plan,
+            lambda step, metrics: hook.training_progress(training=training.title, step=step, steps=steps, metrics=metrics),
+        )  # fmt: skip
+        store.save_checkpoint(training.key, trained, training.spec.model_dump(mode="json"))
+    return trained, plan
+
+
+def _train_plan(grid: Grid, training: Training, device: torch.device) -> Plan:
+    """The fastest plan; the plain loop where the others' gradients differ from its own."""
+    spec = training.spec
+    engine, weights = make_engine(grid, training, device, Plan())
+    tasks = grid.splits.train.to(device).sample([0], spec.way, spec.shot, spec.query, spec.tasks_per_step)
+    if not gradients_agree(engine, weights, tasks[:2], Plan("vmap", "vmap", 2)):
+        _log.warning(
+            "%s on %s: its meta-gradient is wrong under torch.func.vmap (batch or instance norm of torch?); "
+            "mapping by a plain loop, which is right and slower", training.title, grid.labels["backbone"],
+        )  # fmt: skip
+        return Plan("loop", "loop", 1)
+    if spec.meta_steps < MEASURE_FROM:
+        return default_plan(device, spec.tasks_per_step)
+    seeds = list(range(spec.tasks_per_step))
+
+    def work(plan: Plan) -> None:
+        engine.plan = plan
+        engine.meta_gradients(weights, tasks, seeds)
+
+    return measured_plan(_what("meta-gradient", grid, training), device, spec.tasks_per_step, work)
+
+
+def _test_plan(
+    grid: Grid, training: Training, engine: Engine, weights: Weights, count: int, device: torch.device
+) -> Plan:
+    """By the work that most attacks repeat: the gradient of adapted models in their queries' pixels."""
+    spec, most = training.spec, min(count, 32)
+    if count < MEASURE_FROM:
+        return default_plan(device, most)
+    engine.training = False
+    tasks = next(episodes(grid.splits.test.to(device), spec.way, spec.shot, spec.query, most, most))
+    theta = engine.theta({name: weight.detach() for name, weight in weights.items()})
+
+    def work(plan: Plan) -> None:
+        engine.plan = plan
+        for start in range(0, most, plan.chunk):
+            part: TaskBatch = tasks[start : start + plan.chunk]
+            with torch.no_grad():
+                adapted = engine.adapt(theta, part.support)
+            x = part.query.x.clone().requires_grad_()
+            torch.autograd.grad(engine.logits(adapted, x).square().sum(), x)
+
+    return measured_plan(_what("input-gradient", grid, training), device, most, work)
+
+
+def _what(operation: str, grid: Grid, training: Training) -> dict[str, Any]:
+    spec = training.spec
+    return {
+        "operation": operation,
+        **{name: getattr(spec, name).model_dump(mode="json") for name in ("learner", "backbone")},
+        "training_attack": spec.attack.model_dump(mode="json") if spec.attack else None,
+        **{name: getattr(spec, name) for name in ("way", "shot", "query")},
+        "shape": list(grid.setting.shape),
+    }
+
+
+def _record(
+    grid: Grid, cell: Cell, outcome: Outcome, trained: Trained, device: torch.device, plans: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A cell's record: everything that a row needs, and what it takes to check or repeat it. Plain data."""
+    training = cell.training
+    transductive = grid.setting.transductive or training.learner.transductive
+    return {
+        "schema": SCHEMA,
+        "key": cell.key,
+        "training": training.key,
+        "spec": cell.spec.model_dump(mode="json"),
+        "labels": {**grid.labels, "learner": cell.learner, "attack": cell.attack, "eps": cell.eps},
+        "norm_layer": grid.backbone.norm_layer,
+        "inference": "transductive" if transductive else "inductive",
+        "episodes_digest": outcome.episodes_digest,
+        "accuracies": [round(float(value), 6) for value in outcome.robust.mean(1)],
+        "clean": pack(outcome.clean),
+        "robust": pack(outcome.robust),
+        "chosen_step": trained.chosen_step,
+        "history": trained.history,
+        "timings": {
+            "train_seconds": trained.seconds,
+            "adapt_ms_per_task": outcome.adapt_ms_per_task,
+            "attack_ms_per_task": outcome.attack_ms_per_task,
+        },
+        "flags": [],
+        "parameters": trained.parameters,
+        "device": device_name(device),
+        "plans": dict(plans),
+        "versions": {
+            "robustbench_meta": __version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }

@@ -1,0 +1,156 @@
+"""What a run is: plain, validated data that can travel, and the hash that identifies a cell."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from robustbench_meta.errors import BenchError
+from robustbench_meta.options import (
+    DEFAULT_ATTACKS,
+    DEFAULT_LEARNERS,
+    DEFAULT_SCENARIOS,
+    Choice,
+    parse_choice,
+    parse_eps,
+    parse_scenarios,
+)
+from robustbench_meta.profiles import get_profile
+
+PROTOCOL = 1
+"""Raised whenever the same spec would give other numbers: results of another protocol are not mixed in."""
+
+
+class RunSpec(BaseModel):
+    """What the user asked for: a grid of learners × attacks × ε × scenarios × seeds on one data set.
+
+    Lists are as typed; None means: the profile's, the data set's or the plugin's default.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learners: tuple[str, ...] = DEFAULT_LEARNERS
+    attacks: tuple[str, ...] = DEFAULT_ATTACKS
+    dataset: str = "glyphs"
+    backbone: str | None = None
+    way: int | None = Field(None, ge=2)
+    shot: int | None = Field(None, ge=1)
+    query: int | None = Field(None, ge=1)
+    eps: tuple[str, ...] = ()
+    scenarios: tuple[str, ...] = DEFAULT_SCENARIOS
+    profile: str = "quick"
+    meta_steps: int | None = Field(None, ge=0)
+    tasks_per_step: int | None = Field(None, ge=1)
+    episodes: int | None = Field(None, ge=2)
+    seeds: tuple[int, ...] = (0,)
+    device: str = "auto"
+
+    @classmethod
+    def read(cls, **given: Any) -> RunSpec:
+        """Make one from options as typed, checking all that can be checked without loading plugins.
+
+        Raises:
+            BenchError: a value out of range, or a learner, attack, ε, scenario or profile that cannot be read.
+        """
+        try:
+            spec = cls(**{key: value for key, value in given.items() if value is not None and value != ()})
+        except ValidationError as error:
+            raise BenchError("; ".join(_explain(issue) for issue in error.errors())) from error
+        get_profile(spec.profile)
+        for text in [*spec.learners, *spec.attacks, spec.dataset, *([spec.backbone] if spec.backbone else [])]:
+            parse_choice(text)
+        for eps in spec.eps:
+            parse_eps(eps)
+        parse_scenarios(list(spec.scenarios))
+        return spec
+
+    def size(self, name: str) -> int:
+        """`way`, `shot`, `query`, `meta_steps`, `tasks_per_step` or `episodes`: as typed, or the profile's."""
+        given = getattr(self, name)
+        value: int = given if given is not None else getattr(get_profile(self.profile), name)
+        return value
+
+    def choices(self, kind: str) -> list[Choice]:
+        """The learners or attacks, read, without repetitions."""
+        texts = self.learners if kind == "learner" else self.attacks
+        unique = {str(choice): choice for choice in map(parse_choice, texts)}
+        return list(unique.values())
+
+
+def _explain(issue: Any) -> str:
+    option = "--" + str(issue["loc"][0]).replace("_", "-")
+    return f"{option} was given {issue['input']!r}: {issue['msg'][0].lower()}{issue['msg'][1:]}"
+
+
+class PluginSpec(BaseModel):
+    """A plugin as it runs: its name, all its options, and what its code is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    options: dict[str, Any] = {}
+    code: str
+    """Version of the distribution, or a digest of the local file."""
+
+    def label(self, defaults: dict[str, Any]) -> str:
+        """The name with the options that differ from the defaults, as one would type it."""
+        given = ",".join(f"{key}={_typed(value)}" for key, value in self.options.items() if value != defaults.get(key))
+        return f"{self.name}:{given}" if given else self.name
+
+
+def _typed(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+class _Hashed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that change with anything that may change the numbers."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class AttackSpec(BaseModel):
+    """An attack in its threat model. `text` is what tables show for ε; `eps` is the number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    plugin: PluginSpec
+    norm: str
+    eps: float
+
+
+class TrainingSpec(_Hashed):
+    """All that affects meta-training; cells that agree in it share one checkpoint."""
+
+    protocol: int = PROTOCOL
+    dataset: PluginSpec
+    fingerprint: str
+    """Of the data."""
+    backbone: PluginSpec
+    learner: PluginSpec
+    attack: AttackSpec | None
+    """The training attack."""
+    surrogate: PluginSpec | None
+    way: int
+    shot: int
+    query: int
+    meta_steps: int
+    tasks_per_step: int
+    validations: int
+    validation_tasks: int
+    seed: int
+
+
+class CellSpec(_Hashed):
+    """One row: a trained learner, an attack, ε and a scenario, on so many test episodes."""
+
+    training: TrainingSpec
+    attack: AttackSpec
+    support: str
+    query: str
+    episodes: int

@@ -1,0 +1,135 @@
+"""Run records and checkpoints on disk: one atomic, versioned file each."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from robustbench_meta.contracts import Weights
+from robustbench_meta.errors import BenchError
+from robustbench_meta.files import write_atomically
+from robustbench_meta.training import Trained
+
+SCHEMA = 1
+"""Version of a record's layout."""
+
+
+class Store:
+    """A results folder: `records/`, `checkpoints/` and the leaderboards derived from them.
+
+    Raises:
+        BenchError: the folder cannot be made or written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            for part in ("records", "checkpoints"):
+                (root / part).mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=root / part):
+                    pass
+        except OSError as error:
+            raise BenchError(
+                f"--results {root}: cannot write there ({error.strerror or error}); choose a folder that you may write"
+            ) from error
+
+    def has(self, key: str) -> bool:
+        """Whether that cell's record is there."""
+        return self._record(key).is_file()
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """Write one cell's record."""
+        text = json.dumps(record, indent=1, sort_keys=True)
+        write_atomically(self._record(record["key"]), lambda part: _write_text(part, text))
+
+    def records(self) -> list[dict[str, Any]]:
+        """All records, in the order of their keys.
+
+        Raises:
+            BenchError: one cannot be read, is of another schema, or is not the cell that its name says.
+        """
+        return [self._read(path) for path in sorted((self.root / "records").glob("*.json"))]
+
+    def checkpoint(self, key: str) -> Path:
+        """Where a training's checkpoint is or will be."""
+        return self.root / "checkpoints" / f"{key}.safetensors"
+
+    def save_checkpoint(self, key: str, trained: Trained, about: Mapping[str, Any]) -> None:
+        """Write θ with what it is and how it came about."""
+        told = {
+            "about": about,
+            "seconds": trained.seconds,
+            "chosen_step": trained.chosen_step,
+            "history": trained.history,
+        }
+        metadata = {"schema": str(SCHEMA), "training": json.dumps(told, sort_keys=True)}
+        weights = {name: weight.detach().cpu().contiguous() for name, weight in trained.weights.items()}
+        write_atomically(self.checkpoint(key), lambda part: save_file(weights, part, metadata))
+
+    def load_checkpoint(self, key: str, like: Weights) -> Trained | None:
+        """θ of a training, on the device and in the dtype of `like`; None if there is no checkpoint.
+
+        Raises:
+            BenchError: the file is damaged, or holds other tensors than `like`.
+        """
+        path = self.checkpoint(key)
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                told = json.loads(file.metadata()["training"])
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise BenchError(
+                f"checkpoint {path} is damaged ({error}); delete it, and it will be trained again"
+            ) from error
+        if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in like.items()}:
+            raise BenchError(
+                f"checkpoint {path} does not hold this learner's weights; delete it, and it will be trained again"
+            )
+        ordered = {name: weights[name].to(weight.device, weight.dtype) for name, weight in like.items()}
+        return Trained(ordered, told["seconds"], told["chosen_step"], told["history"])
+
+    def _record(self, key: str) -> Path:
+        return self.root / "records" / f"{key}.json"
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            schema, key = record["schema"], record["key"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BenchError(
+                f"record {path} is damaged ({error}); delete it, and its cell will be computed again"
+            ) from error
+        if schema != SCHEMA or key != path.stem:
+            raise BenchError(
+                f"record {path} has schema {schema} and key {key}; expected schema {SCHEMA} and key {path.stem}: "
+                "move it away, and its cell will be computed again"
+            )
+        return dict(record)
+
+
+def pack(correct: np.ndarray) -> dict[str, Any]:
+    """Booleans [episodes, queries] as text: base64 of their bits, row after row."""
+    return {"shape": list(correct.shape), "bits": base64.b64encode(np.packbits(correct)).decode()}
+
+
+def unpack(packed: Mapping[str, Any]) -> np.ndarray:
+    """The booleans [episodes, queries] that `pack` was given."""
+    rows, columns = packed["shape"]
+    bits = np.frombuffer(base64.b64decode(packed["bits"]), dtype=np.uint8)
+    return np.unpackbits(bits, count=rows * columns).astype(bool).reshape(rows, columns)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text + os.linesep)

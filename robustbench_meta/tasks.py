@@ -1,0 +1,181 @@
+"""Tasks (episodes): a batch of them, and seeded sampling of them on the device."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from robustbench_meta.errors import DataError
+
+
+class Batch(NamedTuple):
+    """Images and their labels: x [(tasks,) n, *shape] in [0, 1], y [(tasks,) n] in 0 … way−1."""
+
+    x: Tensor
+    y: Tensor
+
+
+class TaskBatch(NamedTuple):
+    """Tasks side by side: support [tasks, way·shot, …] and query [tasks, way·query, …]."""
+
+    support: Batch
+    query: Batch
+
+    def __getitem__(self, index: slice) -> TaskBatch:  # type: ignore[override]  # tasks, not tuple fields
+        """The tasks of a slice."""
+        return TaskBatch(*(Batch(part.x[index], part.y[index]) for part in (self.support, self.query)))
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks."""
+        return self.support.x.shape[0]
+
+
+class TaskSource(ABC):
+    """One split (train, validation or test) of a data set, from which tasks are drawn."""
+
+    name: str
+    """Which split of which data set, for messages."""
+    shape: tuple[int, ...]
+    """Shape of one example: (channels, height, width), or (features,)."""
+    classes: Sequence[str]
+    """Names of the classes; no two splits of a data set share one."""
+    fingerprint: str
+    """Changes whenever the data changes: part of what identifies a result."""
+
+    @abstractmethod
+    def check(self, way: int, shot: int, query: int) -> None:
+        """Raise DataError when such tasks cannot be drawn from this split."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> TaskSource:
+        """The same source with its data on `device`."""
+
+    @abstractmethod
+    def sample(self, seeds: Sequence[int], way: int, shot: int, query: int, tasks_per_seed: int = 1) -> TaskBatch:
+        """Draw `tasks_per_seed` tasks from each seed; a seed always gives the same tasks."""
+
+
+class Splits(NamedTuple):
+    """The three splits of a data set, disjoint in class."""
+
+    train: TaskSource
+    validation: TaskSource
+    test: TaskSource
+
+
+class ImageBank(TaskSource):
+    """Images of one split, resident on the device as uint8, grouped by class.
+
+    Args:
+        name: which split of which data set.
+        images: uint8 [images, channels, height, width], all images of class 0 first, then class 1, …
+        counts: how many images each class has, in order.
+        classes: the names of the classes, in order.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        images: UInt8[Tensor, "images c h w"],
+        counts: Sequence[int],
+        classes: Sequence[str],
+        fingerprint: str,
+    ) -> None:
+        if len(counts) != len(classes) or sum(counts) != len(images):
+            raise DataError(
+                f"{name}: {len(images)} images, {len(classes)} class names, counts of {len(counts)} classes "
+                f"that sum to {sum(counts)}: these do not fit together"
+            )
+        if images.dtype != torch.uint8 or not len(counts) or min(counts) < 1:
+            raise DataError(
+                f"{name}: expected uint8 images of at least one class, and at least one image of each class"
+            )
+        self.name, self.images, self.classes, self.fingerprint = name, images, list(classes), fingerprint
+        self.counts = np.asarray(counts, dtype=np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.counts)[:-1]]).astype(np.int64)
+        self.shape = tuple(images.shape[1:])
+
+    def check(self, way: int, shot: int, query: int) -> None:
+        """Raise DataError when the split has too few classes, or too few images in its smallest class."""
+        if min(way, shot, query) < 1:
+            raise DataError(
+                f"{self.name}: way {way}, shot {shot}, query {query} were given; at least 1 of each is needed"
+            )
+        if way > len(self.classes):
+            raise DataError(f"{self.name} has {len(self.classes)} classes; a {way}-way task needs {way}: lower --way")
+        smallest = int(self.counts.min())
+        if shot + query > smallest:
+            raise DataError(
+                f"{self.name}: class '{self.classes[int(self.counts.argmin())]}' has {smallest} images; "
+                f"{shot} support + {query} query images a class need {shot + query}: lower --shot or --query"
+            )
+
+    def to(self, device: torch.device) -> ImageBank:
+        """The same bank with its images on `device`."""
+        return ImageBank(self.name, self.images.to(device), self.counts.tolist(), self.classes, self.fingerprint)
+
+    def draw(
+        self, seed: int, tasks: int, way: int, shot: int, query: int
+    ) -> Int64[np.ndarray, "{tasks} {way} {shot+query}"]:
+        """Indices of images: `way` classes a task, then `shot`+`query` images a class, without replacement."""
+        rng = np.random.Generator(np.random.Philox(seed))
+        classes = _choose(rng.random((tasks, len(self.classes))), way)
+        keys = rng.random((tasks, way, int(self.counts.max())))
+        keys[np.arange(keys.shape[2]) >= self.counts[classes][..., None]] = 2.0  # places past a smaller class's end
+        index: np.ndarray = self.starts[classes][..., None] + _choose(keys, shot + query)
+        return index
+
+    def sample(self, seeds: Sequence[int], way: int, shot: int, query: int, tasks_per_seed: int = 1) -> TaskBatch:
+        """Draw tasks by index and gather their images on the device; support and query share no image.
+
+        Raises:
+            DataError: too few classes or images, as in `check`.
+        """
+        self.check(way, shot, query)
+        index = np.concatenate([self.draw(seed, tasks_per_seed, way, shot, query) for seed in seeds])
+        _check_disjoint(self.name, index)
+        return TaskBatch(self._gather(index[:, :, :shot]), self._gather(index[:, :, shot:]))
+
+    def _gather(self, index: np.ndarray) -> Batch:
+        tasks, way, each = index.shape
+        where = torch.from_numpy(index.reshape(-1)).to(self.images.device, non_blocking=True)
+        x: Float[Tensor, "tasks n c h w"] = (
+            self.images.index_select(0, where).float().div_(255).view(tasks, way * each, *self.shape)
+        )
+        y = torch.arange(way, device=self.images.device).repeat_interleave(each).expand(tasks, -1)
+        return Batch(x, y)
+
+
+def _choose(keys: np.ndarray, count: int) -> np.ndarray:
+    """The places of the `count` smallest keys on the last axis, in the order of the keys."""
+    if count < keys.shape[-1]:
+        near = np.argpartition(keys, count - 1, axis=-1)[..., :count]
+    else:
+        near = np.broadcast_to(np.arange(keys.shape[-1]), keys.shape)
+    order = np.argsort(np.take_along_axis(keys, near, -1), axis=-1)
+    return np.take_along_axis(near, order, -1)
+
+
+def _check_disjoint(name: str, index: np.ndarray) -> None:
+    """Raise unless no image occurs twice in a task: within or between support and query."""
+    ordered = np.sort(index.reshape(len(index), -1), axis=1)
+    if (ordered[:, 1:] == ordered[:, :-1]).any():
+        raise DataError(f"{name}: an image was drawn twice in one task; support and query must be disjoint")
+
+
+def check_disjoint_classes(splits: Splits) -> None:
+    """Raise DataError when two splits share a class."""
+    owner: dict[str, str] = {}
+    for source in splits:
+        for label in source.classes:
+            if owner.setdefault(label, source.name) != source.name:
+                raise DataError(
+                    f"class '{label}' is both in {owner[label]} and in {source.name}; splits must share no class"
+                )

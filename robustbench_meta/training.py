@@ -1,0 +1,152 @@
+"""Meta-training: the loop, the choice of the checkpoint on validation tasks, and its file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from robustbench_meta.contracts import Weights
+from robustbench_meta.devices import wait
+from robustbench_meta.engine import Engine, Judged, Network, Plan
+from robustbench_meta.errors import BenchError
+from robustbench_meta.grid import Grid, Training
+from robustbench_meta.harness import arm
+from robustbench_meta.seeds import seed_from
+from robustbench_meta.tasks import TaskBatch, TaskSource
+from robustbench_meta.threat import ThreatModel
+
+Report = Callable[[int, dict[str, float]], None]
+
+
+@dataclass
+class Trained:
+    """A meta-trained learner: θ, how it came about, and what it cost."""
+
+    weights: Weights
+    seconds: float = 0.0
+    chosen_step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    """At each validation: step, training loss and accuracy, validation loss and accuracy."""
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers θ has."""
+        return sum(weight.numel() for weight in self.weights.values())
+
+
+def make_engine(grid: Grid, training: Training, device: torch.device, plan: Plan) -> tuple[Engine, Weights]:
+    """The engine of a training and θ as freshly initialised from the training's seed."""
+    setting, seed = grid.setting, training.spec.seed
+    module = _build(
+        grid.backbone, setting.shape, training.learner.outputs(setting.way), seed_from(seed, "init"), device
+    )
+    network = Network(module, setting.loss, setting.way)
+    engine = Engine(
+        training.learner, network, event=len(setting.shape),
+        transductive=setting.transductive or training.learner.transductive, plan=plan, training=True,
+    )  # fmt: skip
+    if training.attack is not None:
+        threat = training.attack
+        engine.attack = arm(threat.attack, ThreatModel(threat.attack.norm, threat.eps.value))
+    if training.surrogate is not None:
+        separate = _build(training.surrogate, setting.shape, setting.way, seed_from(seed, "surrogate"), device)
+        engine.surrogate_network = Network(separate, setting.loss, setting.way)
+        engine.surrogate_weights = {name: weight.detach() for name, weight in separate.named_parameters()}
+    weights = training.learner.init({name: weight.detach().clone() for name, weight in module.named_parameters()})
+    return engine, {name: weight.requires_grad_() for name, weight in weights.items()}
+
+
+def _build(backbone: object, shape: tuple[int, ...], outputs: int | None, seed: int, device: torch.device) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module: nn.Module = backbone.build(shape, outputs)  # type: ignore[attr-defined]  # a Backbone plugin
+    stateful = [name for name, _ in module.named_buffers()]
+    if stateful:
+        raise BenchError(
+            f"backbone '{backbone.name}' keeps state between calls ({', '.join(stateful)}); "  # type: ignore[attr-defined]
+            "a backbone must be a pure function of its weights: use track_running_stats=False"
+        )
+    return module.to(device)
+
+
+def meta_train(
+    grid: Grid, training: Training, device: torch.device, plan: Plan, report: Report | None = None
+) -> Trained:
+    """Meta-train a learner on the training split; keep the θ that does best on the validation tasks.
+
+    The criterion is the accuracy of the queries that the learner's own objective judges (for ADML:
+    attacked and clean ones), at the inner steps of the test. Test tasks are never seen.
+    """
+    spec = training.spec
+    engine, weights = make_engine(grid, training, device, plan)
+    optimizer = _optimizer(training, weights)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    trained, best, started = Trained(weights), -1.0, time.perf_counter()
+    source = grid.splits.train.to(device)
+    validation = _validation_tasks(grid.splits.validation.to(device), training)
+    for step in range(1, spec.meta_steps + 1):
+        tasks = source.sample(
+            [seed_from(spec.seed, "train", step)], spec.way, spec.shot, spec.query, spec.tasks_per_step
+        )
+        seeds = [seed_from(spec.seed, "training attack", step, task) for task in range(spec.tasks_per_step)]
+        for gradients, rate in engine.meta_gradients(weights, tasks, seeds):
+            _step(optimizer, weights, gradients, [base * rate for base in rates])
+        if validates_at(step, spec.meta_steps, spec.validations):
+            entry = {"step": float(step), **engine.judged.means(), **_validate(engine, weights, validation, spec.seed)}
+            engine.judged = Judged()
+            if not torch.stack([weight.isfinite().all() for weight in weights.values()]).all():
+                raise BenchError(
+                    f"meta-training of {training.title} diverged: weights are not finite at step {step}; "
+                    "lower meta_lr or alpha"
+                )
+            trained.history.append(entry)
+            if entry["validation_accuracy"] > best:
+                best, trained.chosen_step = entry["validation_accuracy"], step
+                trained.weights = {name: weight.detach().clone() for name, weight in weights.items()}
+        if report is not None:
+            report(step, trained.history[-1] if trained.history else {})
+    wait(device)
+    trained.seconds = time.perf_counter() - started
+    trained.weights = {name: weight.detach() for name, weight in trained.weights.items()}
+    return trained
+
+
+def validates_at(step: int, steps: int, times: int) -> bool:
+    """True at `times` steps spread evenly over `steps`, the last one among them."""
+    times = min(times, steps)
+    return step * times // steps > (step - 1) * times // steps
+
+
+def _optimizer(training: Training, weights: Weights) -> torch.optim.Optimizer:
+    learner = training.learner
+    make = torch.optim.Adam if learner.optimizer == "adam" else torch.optim.SGD
+    return make(list(weights.values()), lr=learner.meta_lr)
+
+
+def _step(optimizer: torch.optim.Optimizer, weights: Weights, gradients: Weights, rates: list[float]) -> None:
+    for name, weight in weights.items():
+        weight.grad = gradients[name]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    optimizer.step()
+
+
+def _validation_tasks(source: TaskSource, training: Training) -> TaskBatch:
+    spec = training.spec
+    seeds = [seed_from("episodes", "validation", index) for index in range(spec.validation_tasks)]
+    return source.sample(seeds, spec.way, spec.shot, spec.query)
+
+
+def _validate(engine: Engine, weights: Weights, tasks: TaskBatch, seed: int) -> dict[str, float]:
+    engine.training = False
+    judged, engine.judged = engine.judged, Judged()
+    try:
+        seeds = [seed_from(seed, "validation attack", task) for task in range(tasks.tasks)]
+        means = engine.judge(weights, tasks, seeds)
+    finally:
+        engine.training, engine.judged = True, judged
+    return {f"validation_{name}": value for name, value in means.items()}

@@ -1,0 +1,26 @@
+"""Shared by all tests: shapes are checked while they run, and the machine's caches are left alone."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("ROBUSTBENCH_META_CACHE", str(Path(tempfile.gettempdir()) / "robustbench_meta-test-cache"))
+install_import_hook(
+    ["robustbench_meta.tasks", "robustbench_meta.threat", "robustbench_meta.statistics"], "beartype.beartype"
+)
+
+import torch  # noqa: E402  # after the import hook
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def registry():
+    from robustbench_meta.registry import load_registry
+
+    return load_registry(local=False)

@@ -1,0 +1,462 @@
+"""The command line as its user meets it: what is printed where, exit codes, and what is left on disk."""
+
+import contextlib
+import errno
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import pandas as pd
+import pytest
+
+from robustbench_meta import __version__, hookimpl, runner
+from robustbench_meta.cli import main, progress
+from robustbench_meta.cli.progress import Lines, Listener, showing_progress
+from robustbench_meta.profiles import PROFILES
+from robustbench_meta.registry import load_registry
+
+SMALL = ("--profile", "smoke", "--meta-steps", "2", "--episodes", "4", "--device", "cpu")
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def bench(*arguments, width=80):
+    """Run the command in this process; its output has its line breaks and frames taken out of sentences by `told`."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with (
+        mock.patch.dict(os.environ, COLUMNS=str(width)),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+def told(text):
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
+
+
+def listing(folder):
+    return sorted((str(path.relative_to(folder)), path.stat().st_mtime_ns) for path in folder.rglob("*"))
+
+
+# -- help ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["--version"], ["run", "--way", "1"]], ids=" ".join
+)
+def test_help_and_argument_errors_load_nothing_heavy(arguments):
+    code = (
+        "import sys\nfrom robustbench_meta.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'pandas', 'torchattacks', 'numpy', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        f"assert 'run' in {arguments!r} and '--way' in {arguments!r} or 'pydantic' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("width", [80, 160])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["list"], ["plugins"], ["leaderboard"], ["data"], ["data", "add"]], ids=str
+)
+def test_help_fits_the_terminal(command, width):
+    shown = bench(*command, "--help", width=width)
+    assert shown.code == 0
+    assert max(map(len, shown.out.splitlines())) <= width
+    assert f"Usage: bench {' '.join(command)}".strip() in told(shown.out)
+
+
+def test_run_help_shows_every_option_and_the_profiles():
+    shown = told(bench("run", "--help").out)
+    options = (
+        "learner attack dataset backbone way shot query eps scenario profile meta-steps tasks-per-step episodes seed "
+        "device data-root results plugins dry-run debug"
+    )
+    for option in options.split():
+        assert f"--{option} " in shown
+    for name, profile in PROFILES.items():
+        assert f"{name} {profile.meta_steps:,} × {profile.tasks_per_step} {profile.episodes}" in shown
+
+
+def test_the_checkouts_cli_is_the_installed_command():
+    script = Path(__file__).parent.parent / "cli.py"
+    done = subprocess.run([sys.executable, script, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"robustbench_meta {__version__}\n"
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--learner", "mamll"], "unknown learner 'mamll': did you mean 'maml'"),
+        (["run", "--learner", "MAML"], "unknown learner 'MAML': did you mean 'maml'"),
+        (["run", "--attack", "fgms"], "unknown attack 'fgms': did you mean 'fgsm'"),
+        (["run", "--learner", "maml:alhpa=1"], "unknown option of learner 'maml' 'alhpa': did you mean 'alpha'"),
+        (["run", "--learner", "maml:alpha=high"], "option 'alpha' of learner 'maml' was given 'high'"),
+        (["run", "--attack", "pgd:steps"], "'steps' in 'pgd:steps' is not an option"),
+        (["run", "--dataset", "glyfs"], "unknown dataset 'glyfs': did you mean 'glyphs'"),
+        (["run", "--backbone", "conv5"], "unknown backbone 'conv5': did you mean 'conv4'"),
+        (["run", "--eps", "-0.1"], "eps '-0.1' is negative; expected 0 or more"),
+        (["run", "--eps", "8/0"], "eps '8/0' divides by zero"),
+        (["run", "--eps", "8"], "did you mean 8/255?"),
+        (["run", "--scenario", "adv"], "unknown scenario (support/query) 'adv'"),
+        (["run", "--profile", "fast"], "unknown profile 'fast'; there is: paper, quick, smoke"),
+        (["run", "--way", "0"], "--way was given 0: input should be greater than or equal to 2"),
+        (["run", "--way", "many"], "Invalid value for '--way'"),
+        (["run", "--way", "5000"], "5000"),
+        (["run", "--shot", "15", "--query", "15"], "30"),
+        (["run", "--device", "gpu"], "--device 'gpu' is not a device; expected auto, cpu, cuda"),
+        (["run", "--dataset", "omniglot", "--data-root", "nowhere"], "bench data download omniglot"),
+        (["run", "--plugins", "nowhere"], "--plugins nowhere: there is no such folder"),
+        (["run", "--learnr", "maml"], "No such option: --learnr"),
+        (["rnu"], "Did you mean 'run'?"),
+        (["list", "atacks"], "unknown kind of plugin 'atacks': did you mean 'attacks'"),
+        (["list", "attacks", "pgdd"], "unknown attack 'pgdd': did you mean"),
+        (["leaderboard", "nowhere"], "the folder nowhere does not exist"),
+        (["data", "download", "imagenet"], "'imagenet' cannot be downloaded; what can: omniglot"),
+        (["data", "add", "birds", "nowhere.zip"], "there is no nowhere.zip"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_clear_message(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ROBUSTBENCH_META_DATA", str(tmp_path))
+    result = bench(*arguments)
+    assert result.code == 2
+    assert message in told(result.err)
+    assert "Traceback" not in result.err
+    assert result.out == ""
+    assert listing(tmp_path) == [], "nothing half-written"
+
+
+def test_cuda_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    result = bench("run", "--device", "cuda", "--results", tmp_path / "r")
+    assert (result.code, listing(tmp_path)) == (2, [])
+    assert "--device cuda:" in result.err
+    assert "use --device cpu" in told(result.err)
+
+
+def test_a_results_folder_that_cannot_be_one(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    result = bench("run", *SMALL, "--results", tmp_path / "file")
+    assert result.code == 2
+    assert "cannot write there" in told(result.err)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before the command", "after it"])
+def test_debug_adds_the_traceback(before):
+    command = ["--debug", "run", "--eps", "8/0"] if before else ["run", "--eps", "8/0", "--debug"]
+    result = bench(*command)
+    assert result.code == 2
+    assert "Traceback" in result.err
+    assert "Error: eps '8/0' divides by zero" in result.err
+
+
+def failing(monkeypatch, error):
+    def prepare(*_):
+        raise error
+
+    monkeypatch.setattr(runner, "prepare", prepare)
+
+
+def test_a_bug_says_that_it_is_one(monkeypatch):
+    failing(monkeypatch, ZeroDivisionError("division by zero"))
+    result = bench("run")
+    assert result.code == 1
+    assert "this is a bug: ZeroDivisionError: division by zero; run again with --debug" in told(result.err)
+    assert "Traceback" not in result.err
+
+
+def test_a_full_disk_is_told_with_the_file(monkeypatch):
+    failing(monkeypatch, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "results/records/x.json"))
+    result = bench("run")
+    assert result.code == 2
+    assert "Error: results/records/x.json: No space left on device" in told(result.err)
+
+
+def test_interrupting_says_what_is_kept(monkeypatch):
+    failing(monkeypatch, KeyboardInterrupt())
+    result = bench("run", "--results", "elsewhere")
+    assert result.code == 130
+    assert "Finished cells are kept in elsewhere: the same command continues" in told(result.err)
+
+
+def test_a_closed_pipe_is_no_error():
+    command = f"'{sys.executable}' -c 'from robustbench_meta.cli import main; main()' list backbones | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert "BACKBONES" in done.stdout
+    assert done.stderr == ""
+
+
+# -- list and plugins ------------------------------------------------------------------------------
+
+
+def test_list_shows_name_line_options_and_source():
+    shown = bench("list", "learners")
+    adml = told(shown.out.partition("\nadml")[2].partition("\naq")[0])
+    assert "Adapt on clean and on attacked support" in adml
+    assert "outer=joint" in adml
+    assert "crossed=true" in adml
+    assert "arXiv 1806.03316" in adml
+    assert max(map(len, shown.out.splitlines())) <= 80
+
+
+def test_list_without_a_kind_shows_all_four():
+    shown = bench("list").out
+    for heading in ("LEARNERS (", "ATTACKS (", "DATASETS (", "BACKBONES ("):
+        assert heading in shown
+
+
+def test_list_explains_the_options_of_one():
+    shown = bench("list", "learner", "maml")
+    assert shown.code == 0
+    assert re.search(r"^first_order\s+false\s+do not differentiate", shown.out, re.MULTILINE)
+
+
+GOOD = '''
+from robustbench_meta import hookimpl
+from robustbench_meta.plugins.learners.maml import MAML
+
+class Mine(MAML):
+    """A learner of my own."""
+    name = "mine"
+
+@hookimpl
+def register_learners(register):
+    register(Mine)
+'''
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "plugins"
+    path.mkdir()
+    (path / "mine.py").write_text(GOOD)
+    (path / "broken.py").write_text("def (:\n")
+    return path
+
+
+def test_plugins_tells_what_failed_and_why(folder):
+    shown = bench("plugins", "--plugins", folder, width=200)
+    assert shown.code == 0
+    assert f"{folder / 'mine.py'}  local" in shown.out
+    assert "learner mine" in shown.out
+    assert re.search(r"broken\.py.*\n\s+failed: syntax error in line 1", shown.out)
+    assert ", 1 failed" in shown.out
+
+
+def test_a_local_plugin_is_listed_with_its_file(folder):
+    shown = bench("list", "learners", "--plugins", folder, width=200).out
+    assert re.search(
+        rf"^mine\s+local: {re.escape(str(folder / 'mine.py'))}\s*\n\s+A learner of my own", shown, re.MULTILINE
+    )
+
+
+# -- run -------------------------------------------------------------------------------------------
+
+GRID = (*SMALL, "-l", "maml", "-l", "protonet", "-a", "none", "-a", "fgsm", "-a", "bim:steps=2", "--eps", "8/255")
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    results = tmp_path_factory.mktemp("run") / "results"
+    return results, bench("run", *GRID, "--results", results)
+
+
+def test_a_run_shows_what_it_is_its_table_and_where_the_csv_is(ran):
+    results, shown = ran
+    assert shown.code == 0, shown.err
+    text = told(shown.out)
+    assert "glyphs, 5-way 1-shot, 3 query images a class" in text
+    assert "2 meta-steps of 4 tasks, 4 test episodes (profile smoke)" in text
+    assert "L∞ ε = 8/255 · clean support, attacked query · inductive" in text
+    assert "6 cells done, 0 skipped (done before), 0 failed" in text
+    assert str(results / "leaderboard.csv") in "".join(shown.out.split())
+    assert "\x1b" not in shown.out + shown.err, "no control codes where there is no terminal"
+
+
+def test_the_table_shows_the_csvs_numbers(ran):
+    results, shown = ran
+    csv = pd.read_csv(results / "leaderboard.csv", dtype={"eps": str})
+    assert len(csv) == 6
+    for _, row in csv[csv["attack"] != "none"].iterrows():
+        assert row["eps"] == "8/255"
+        (line,) = [line for line in shown.out.splitlines() if line.startswith(row["learner"] + " ")]
+        assert f"{100 * row['robust_accuracy']:.1f}" in line
+
+
+def test_the_same_run_again_does_nothing(ran):
+    results, _ = ran
+    before = (results / "leaderboard.csv").read_bytes()
+    again = bench("run", *GRID, "--results", results)
+    assert again.code == 0
+    assert "0 cells done, 6 skipped (done before), 0 failed" in told(again.out)
+    assert (results / "leaderboard.csv").read_bytes() == before
+
+
+def test_a_dry_run_writes_nothing_not_even_the_folder(tmp_path):
+    shown = bench("run", *GRID, "--results", tmp_path / "results", "--dry-run")
+    assert shown.code == 0
+    assert listing(tmp_path) == []
+    assert shown.out.count("to do") == 6 + 1
+    assert "4 meta-steps" in told(shown.out), "2 learners × 2 meta-steps"
+
+
+def test_a_dry_run_tells_what_is_done(ran):
+    results, _ = ran
+    before = listing(results)
+    shown = bench("run", *GRID, "-a", "bim:steps=3", "--results", results, "--dry-run")
+    assert listing(results) == before
+    assert "6 done already" in told(shown.out)
+    assert "2 cells to do" in told(shown.out)
+
+
+def test_the_leaderboard_is_rebuilt_from_the_records(ran):
+    results, _ = ran
+    csv = results / "leaderboard.csv"
+    before = csv.read_bytes()
+    csv.unlink()
+    shown = bench("leaderboard", results)
+    assert shown.code == 0
+    assert csv.read_bytes() == before
+    assert "L∞ ε = 8/255" in shown.out
+
+
+FAILING = '''
+from robustbench_meta import hookimpl
+from robustbench_meta.contracts import Attack
+from robustbench_meta.errors import BenchError
+
+class Failing(Attack):
+    """It cannot."""
+    name = "failing"
+
+    def perturb(self, model, x, y, threat, random):
+        raise BenchError("attack 'failing' ran out of ideas")
+
+@hookimpl
+def register_attacks(register):
+    register(Failing)
+'''
+
+
+def test_a_failed_cell_is_told_and_costs_no_other(tmp_path):
+    (tmp_path / "failing.py").write_text(FAILING)
+    shown = bench(
+        "run",
+        *SMALL,
+        "-l",
+        "protonet",
+        "-a",
+        "fgsm",
+        "-a",
+        "failing",
+        "--plugins",
+        tmp_path,
+        "--results",
+        tmp_path / "r",
+    )
+    assert shown.code == 1
+    text = told(shown.out)
+    assert "failed: protonet, failing (eps 0.1), clean/adv, seed 0: " in text
+    assert "ran out of ideas" in text
+    assert "1 cell done, 0 skipped (done before), 1 failed" in text
+    assert "fgsm" in text
+
+
+# -- progress --------------------------------------------------------------------------------------
+
+
+class Tape:
+    """A display that remembers."""
+
+    def __init__(self):
+        self.events = []
+
+    def show(self, work, done, total, told=""):
+        self.events.append((work, done, total, told))
+
+    def finish(self, work):
+        self.events.append(("finish", work))
+
+    def say(self, line):
+        self.events.append(("say", line))
+
+
+def test_progress_comes_through_the_public_events():
+    tape, registry = Tape(), load_registry()
+    registry.manager.register(Listener(tape, clock=iter(range(100)).__next__))
+    hook = registry.manager.hook
+    hook.run_started(run={}, cells=2)
+    hook.training_progress(training="maml (seed 0)", step=1, steps=2, metrics={})
+    hook.training_progress(
+        training="maml (seed 0)", step=2, steps=2, metrics={"loss": 0.512, "validation_accuracy": 0.831}
+    )
+    hook.cell_finished(record={})
+    hook.run_finished(run={}, finished=1, failed=0)
+    assert tape.events == [
+        ("cells", 0, 2, ""),
+        ("train maml (seed 0)", 1, 2, ""),
+        ("train maml (seed 0)", 2, 2, "loss 0.51, val 83.1 %"),
+        ("finish", "train maml (seed 0)"),
+        ("say", "train maml (seed 0): 2 in 0:00:02, loss 0.51, val 83.1 %"),
+        ("cells", 1, 2, ""),
+        ("finish", "cells"),
+    ]
+
+
+def test_without_a_terminal_a_line_now_and_then_tells_rate_and_time_left():
+    clock = iter([0.0, 5.0, 20.0, 21.0])
+    out = io.StringIO()
+    lines = Lines(progress.Console(file=out, width=80), clock=clock.__next__)
+    for step in (0, 50, 200, 210):
+        lines.show("train maml", step, 600, "loss 0.50")
+    # 200 steps in 20 seconds: 10/s, and 400 more steps take 40 seconds.
+    assert out.getvalue() == "train maml: 200/600, 10.0/s, 0:00:40 left, loss 0.50\n"
+
+
+def test_on_a_terminal_there_are_bars_that_leave_no_trace():
+    out, registry = io.StringIO(), load_registry()
+    console = progress.Console(file=out, width=80, force_terminal=True)
+    with showing_progress(registry.manager, console):
+        registry.manager.hook.run_started(run={}, cells=3)
+        registry.manager.hook.evaluation_progress(training="maml[x]", done=1, total=4)
+    assert "cells" in out.getvalue()
+    assert "test maml[x]" in out.getvalue()
+    assert "\x1b[?25h" in out.getvalue(), "the cursor is shown again"
+    assert not [plugin for plugin in registry.manager.get_plugins() if isinstance(plugin, Listener)]
+
+
+def test_a_tracker_of_a_stranger_hears_the_same():
+    heard = []
+
+    class Tracker:
+        @hookimpl
+        def cell_finished(self, record):
+            heard.append(record["key"])
+
+    registry = load_registry()
+    registry.manager.register(Tracker())
+    with showing_progress(registry.manager, progress.Console(file=io.StringIO())):
+        registry.manager.hook.cell_finished(record={"key": "abc"})
+    assert heard == ["abc"]

@@ -1,0 +1,134 @@
+"""What is typed: plugins with options, ε, scenarios, profiles; and what a run refuses before any plugin is loaded."""
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robustbench_meta.errors import BenchError
+from robustbench_meta.options import SCENARIOS, Choice, parse_choice, parse_eps, parse_scenarios, plain
+from robustbench_meta.profiles import PROFILES
+from robustbench_meta.spec import RunSpec
+
+names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,12}", fullmatch=True)
+keys = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True)
+values = st.text(
+    st.characters(blacklist_categories=["Cs", "Cc", "Z"], blacklist_characters=","), min_size=1, max_size=12
+)
+
+
+@given(names, st.dictionaries(keys, values, max_size=4))
+def test_a_choice_reads_back_what_it_prints(name, options):
+    choice = Choice(name, options)
+    assert parse_choice(str(choice)) == choice
+
+
+def test_a_value_may_hold_a_plugin_with_options_of_its_own():
+    outer = parse_choice("aq:train_attack=pgd:steps=7;alpha=0.02,first_order=true")
+    assert outer.options == {"train_attack": "pgd:steps=7;alpha=0.02", "first_order": "true"}
+    assert parse_choice(outer.options["train_attack"], ";").options == {"steps": "7", "alpha": "0.02"}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "names nothing"),
+        (":steps=1", "names nothing"),
+        ("pgd:steps", "'steps' in 'pgd:steps' is not an option"),
+        ("pgd:steps=", "'steps='"),
+        ("pgd:=3", "'=3'"),
+        ("pgd:steps=1,steps=2", "option 'steps' is given twice"),
+    ],
+)
+def test_what_is_no_choice(text, told):
+    with pytest.raises(BenchError, match=told):
+        parse_choice(text)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 10_000))
+def test_a_ratio_keeps_its_text_and_is_the_fraction(above, below):
+    eps = parse_eps(f"{above}/{below}")
+    assert eps.text == f"{above}/{below}"
+    assert eps.value == pytest.approx(float(Fraction(above, below)), rel=1e-15)
+
+
+@given(st.decimals(0, 255, places=9))
+def test_a_number_reads_back_as_itself(number):
+    eps = parse_eps(str(number))
+    assert eps.value == float(number)
+    assert parse_eps(eps.text).value == pytest.approx(eps.value, abs=1e-12)
+    assert "e" not in eps.text.lower()
+
+
+@given(st.floats(0, 1000))
+def test_plain_is_a_decimal_without_exponent_or_idle_zeros(value):
+    text = plain(value)
+    assert float(text) == pytest.approx(value, abs=1e-12)
+    assert "e" not in text
+    assert not ("." in text and text.endswith(("0", ".")))
+
+
+@pytest.mark.parametrize(
+    ("typed", "text"), [("1e-2", "0.01"), (" 8 / 255 ", "8/255"), (".5", "0.5"), ("0.10", "0.1"), (0, "0")]
+)
+def test_the_text_that_tables_show(typed, text):
+    assert parse_eps(typed).text == text
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("-0.1", "negative"), ("-8/255", "negative"), ("8/0", "divides by zero"), ("nan", "not a number"),
+        ("inf", "not a number"), ("1e999", "not finite"), ("1/2/3", "not a number"), ("8/", "not a number"),
+        ("", "not a number"), ("8/255px", "not a number"), ("0,1", "not a number"), ("٣", "not a number"),
+    ],
+)  # fmt: skip
+def test_what_is_no_eps(typed, told):
+    with pytest.raises(BenchError, match=told) as caught:
+        parse_eps(typed)
+    assert f"'{typed}'" in str(caught.value)
+
+
+def test_scenarios_are_admls_four_each_once():
+    assert parse_scenarios(["all"]) == list(SCENARIOS)
+    assert len(SCENARIOS) == 4
+    assert parse_scenarios(["adv/adv", "clean/adv", "adv/adv"]) == ["adv/adv", "clean/adv"]
+    with pytest.raises(BenchError, match=r"did you mean 'clean/adv'"):
+        parse_scenarios(["clean/advv"])
+
+
+@pytest.mark.parametrize(
+    ("given_", "told"),
+    [
+        ({"way": 1}, "--way was given 1"),
+        ({"shot": 0}, "--shot was given 0"),
+        ({"episodes": 1}, "--episodes was given 1"),
+        ({"tasks_per_step": 0}, "--tasks-per-step was given 0"),
+        ({"profile": "papper"}, "did you mean 'paper'"),
+        ({"eps": ("8/0",)}, "divides by zero"),
+        ({"scenarios": ("clean",)}, "scenario"),
+        ({"attacks": ("pgd:steps",)}, "not an option"),
+    ],
+)
+def test_a_run_refuses_before_anything_is_loaded(given_, told):
+    with pytest.raises(BenchError, match=told):
+        RunSpec.read(**given_)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_run_takes_the_profiles_sizes_unless_typed(profile):
+    run = RunSpec.read(profile=profile, shot=4)
+    assert run.size("meta_steps") == PROFILES[profile].meta_steps
+    assert run.size("shot") == 4
+
+
+def test_the_paper_profile_is_mamls_recipe():
+    # Finn et al. 2017, appendix A: 5-way 1-shot Omniglot, 32 tasks, 40,000 meta-steps; conv4 of 64 filters.
+    paper = PROFILES["paper"]
+    assert (paper.meta_steps, paper.tasks_per_step, paper.episodes, paper.backbone["width"]) == (40_000, 32, 600, "64")
+
+
+def test_repeated_choices_count_once():
+    run = RunSpec.read(learners=("maml", "maml", "maml:steps=2"))
+    assert [str(choice) for choice in run.choices("learner")] == ["maml", "maml:steps=2"]
