@@ -253,7 +253,7 @@ class Engine:
         for start in range(0, tasks.tasks, self.plan.chunk):
             part = slice(start, start + self.plan.chunk)
             self.seeds = seeds[part]
-            updates = self.learner.objective(self, self.theta(weights), tasks[part])
+            updates = self.learner.objective(self, self.theta(weights), tasks.part(part))
             gradients = [
                 torch.autograd.grad(
                     update.loss.sum() / tasks.tasks,
@@ -278,7 +278,7 @@ class Engine:
             part = slice(start, start + self.plan.chunk)
             self.seeds = seeds[part]
             with torch.no_grad():
-                self.learner.objective(self, theta, tasks[part])
+                self.learner.objective(self, theta, tasks.part(part))
         return self.judged.means()
 
     def _forward(self, tree: Any, x: Tensor) -> Tensor:

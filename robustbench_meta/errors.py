@@ -18,6 +18,10 @@ class DataError(BenchError):
     """A data set is missing, damaged or does not fit what was asked of it."""
 
 
+class StorageError(BenchError):
+    """Results cannot be written; nothing that was written before is lost."""
+
+
 class ViolationError(BenchError):
     """An attack returned something outside its threat model, or touched what it must not touch."""
 

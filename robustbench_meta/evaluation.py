@@ -70,6 +70,7 @@ def evaluate(
         weights: θ.
         source: the test split, on the device.
         cells: of one training and one number of episodes.
+        device: where it all is.
         report: told how many episodes of all cells are done.
     """
     return _Evaluation(engine, weights, source, cells, device, report).run()
@@ -114,7 +115,7 @@ class _Evaluation:
         )
 
     def _chunk(self, tasks: TaskBatch) -> None:
-        """All cells on one chunk of episodes: the clean adaptation is shared by all, an attacked one by its scenarios."""
+        """All cells on one chunk of episodes; they share the clean adaptation, and an attacked one by scenario."""
         self._note(tasks)
         adapted = self._adapt(tasks.support)
         clean = self._correct(adapted, tasks.query)

@@ -7,14 +7,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from robustbench_meta.errors import BenchError
+from robustbench_meta.errors import StorageError
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step.
 
     Raises:
-        BenchError: the folder cannot be written, or the disk is full; `path` is as it was.
+        StorageError: the folder cannot be written, or the disk is full; `path` is as it was.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,6 +30,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise BenchError(
+        raise StorageError(
             f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
         ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text, in UTF-8, with a line's end."""
+    path.write_text(text + "\n", encoding="utf-8", newline="\n")

@@ -142,11 +142,18 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None) -> Grid:
     threats = [threat for (plugin, spec, label), given in zip(attacks, _given_eps(run), strict=True)
                for threat in _threats(run, dataset, plugin, spec, label, given)]  # fmt: skip
     profile = get_profile(run.profile)
-    base = dict(
-        dataset=dataset_spec, fingerprint="+".join(source.fingerprint for source in splits), backbone=backbone_spec,
-        way=way, shot=shot, query=query, meta_steps=run.size("meta_steps"), tasks_per_step=run.size("tasks_per_step"),
-        validations=profile.validations, validation_tasks=profile.validation_tasks,
-    )  # fmt: skip
+    base = {
+        "dataset": dataset_spec,
+        "fingerprint": "+".join(source.fingerprint for source in splits),
+        "backbone": backbone_spec,
+        "way": way,
+        "shot": shot,
+        "query": query,
+        "meta_steps": run.size("meta_steps"),
+        "tasks_per_step": run.size("tasks_per_step"),
+        "validations": profile.validations,
+        "validation_tasks": profile.validation_tasks,
+    }
     for learner, spec, label in learners:
         moved = setting._replace(transductive=setting.transductive or learner.transductive)
         _refuse("learner", label, learner, moved)
@@ -206,8 +213,8 @@ def default_eps(dataset: Dataset, attack: Attack, label: str) -> Epsilon:
     found = dataset.eps.get(attack.norm, attack.default_eps())
     if found is None:
         raise BenchError(
-            f"attack '{label}' works in the {attack.norm} norm, for which neither the data set '{dataset.name}' nor the "
-            f"attack has a default eps: give one, as --attack {attack.name}:eps=1.0"
+            f"attack '{label}' works in the {attack.norm} norm, for which neither the data set '{dataset.name}' nor "
+            f"the attack has a default eps: give one, as --attack {attack.name}:eps=1.0"
         )
     return parse_eps(found)
 

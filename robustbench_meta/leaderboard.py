@@ -90,8 +90,8 @@ def _row(record: Mapping[str, Any], worst_case: float) -> dict[str, Any]:
         "worst_decile_accuracy": round(worst_decile(robust.mean(1)), 6),
         "inference": record["inference"], "flags": " ".join(record["flags"]),
         **{name: round(timings[name], 3) for name in TIMINGS},
-        "parameters": record["parameters"], "device": record["device"], "version": record["versions"]["robustbench_meta"],
-        "spec_hash": record["key"],
+        "parameters": record["parameters"], "device": record["device"],
+        "version": record["versions"]["robustbench_meta"], "spec_hash": record["key"],
     }  # fmt: skip
 
 

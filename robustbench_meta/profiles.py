@@ -41,8 +41,8 @@ PROFILES: dict[str, Profile] = {
     ),
     "paper": Profile(
         "MAML's published recipe for Omniglot (Finn et al. 2017): conv4-64, 32 tasks, 40,000 meta-steps, 600 episodes",
-        way=5, shot=1, query=15, meta_steps=40_000, tasks_per_step=32, episodes=600, validations=40, validation_tasks=200,
-        backbone={"width": "64"}, learner={"test_steps": "10"},
+        way=5, shot=1, query=15, meta_steps=40_000, tasks_per_step=32, episodes=600, validations=40,
+        validation_tasks=200, backbone={"width": "64"}, learner={"test_steps": "10"},
     ),
 }  # fmt: skip
 

@@ -6,11 +6,15 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
+import logging
 import pkgutil
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -24,8 +28,15 @@ from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner, Plugi
 from robustbench_meta.errors import BenchError, PluginError, unknown
 
 KINDS: dict[str, type[Plugin]] = {"learner": Learner, "attack": Attack, "dataset": Dataset, "backbone": Backbone}
+_log = logging.getLogger(__name__)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _BUILT_IN = "robustbench_meta.plugins"
+_BROKEN = (Exception, SystemExit)
+"""What a plugin may raise without costing anybody else anything."""
+
+
+class CollisionError(PluginError):
+    """Two plugins with one name."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,7 @@ class Registry:
         self.manager.add_hookspecs(hookspecs)
         self.found: list[Found] = []
         self._classes: dict[str, dict[str, tuple[type[Plugin], Found]]] = {kind: {} for kind in KINDS}
+        self._grumbled: set[tuple[str, str]] = set()
 
     def names(self, kind: str) -> list[str]:
         """The names of one kind, in alphabetical order."""
@@ -97,104 +109,176 @@ class Registry:
         """Register a plugin module; whatever goes wrong is its own line in `found`, and nothing of it is kept."""
         found = Found(origin)
         self.found.append(found)
-        staged: list[tuple[str, type[Plugin]]] = []
+        staged: dict[tuple[str, str], type[Plugin]] = {}
+        label = f"{origin.kind}: {origin.where}"
         try:
-            registered = self.manager.register(module, name=f"{origin.kind}:{origin.where}")
-            if registered is None or not self.manager.get_hookcallers(module):
-                raise PluginError("it implements no hook of robustbench_meta (are its functions marked @hookimpl?)")
+            _check_hooks(module)
+            self.manager.register(module, name=label)
             for kind in KINDS:
-                caller = self.manager.subset_hook_caller(f"register_{kind}s", self._others(module))
-                caller(register=self._stage(kind, staged))
-        except Exception as error:  # a plugin may raise anything, and must cost nobody else anything
-            if self.manager.is_registered(module):
+                hook = self.manager.subset_hook_caller(f"register_{kind}s", self._all_but(module))
+                hook(register=partial(self._stage, kind, staged, origin))
+        except _BROKEN as error:
+            if self.manager.get_plugin(label) is module:
                 self.manager.unregister(module)
-            self._fail(found, error)
+            found.error, found.cause = _reason(error, origin), error
             return found
-        for kind, cls in staged:
-            self._classes[kind][cls.name] = (cls, found)
-            found.brought.append(f"{kind} {cls.name}")
+        for (kind, name), cls in staged.items():
+            self._classes[kind][name] = (cls, found)
+            found.brought.append(f"{kind} {name}")
         return found
 
     def fail(self, origin: Origin, error: BaseException) -> None:
         """Note a plugin that could not even be imported."""
-        found = Found(origin)
-        self.found.append(found)
-        self._fail(found, error)
+        self.found.append(Found(origin, error=_reason(error, origin), cause=error))
 
-    @staticmethod
-    def _fail(found: Found, error: BaseException) -> None:
-        if isinstance(error, Collision):
-            raise error
-        found.error, found.cause = _reason(error), error
+    def check_collisions(self) -> None:
+        """Let no name depend on which of two plugins was found first.
 
-    def _others(self, module: Any) -> list[Any]:
-        return [plugin for plugin in self.manager.get_plugins() if plugin is not module]
+        Raises:
+            CollisionError: two plugins bring the same name; names both, and where they are.
+        """
+        for found in self.found:
+            if isinstance(found.cause, CollisionError):
+                raise found.cause
 
-    def _stage(self, kind: str, staged: list[tuple[str, type[Plugin]]]) -> Callable[[type[Plugin]], None]:
-        base = KINDS[kind]
+    def tell(self, event: str, **facts: Any) -> None:
+        """Call an event hook of every plugin; one that raises costs a warning, once, and nobody else anything."""
+        for listener in [implementation.plugin for implementation in getattr(self.manager.hook, event).get_hookimpls()]:
+            try:
+                self.manager.subset_hook_caller(event, self._all_but(listener))(**facts)
+            except _BROKEN as error:
+                label = self.manager.get_name(listener) or repr(listener)
+                if (label, event) not in self._grumbled:
+                    self._grumbled.add((label, event))
+                    _log.warning(
+                        "plugin %s failed in %s, the run goes on: %s: %s",
+                        label,
+                        event,
+                        type(error).__name__,
+                        error,
+                    )
 
-        def register(cls: type[Plugin]) -> None:
-            if not (isinstance(cls, type) and issubclass(cls, base)):
-                raise PluginError(f"register_{kind}s was given {cls!r}; expected a subclass of {base.__name__}")
-            if inspect.isabstract(cls):
-                missing = ", ".join(sorted(cls.__abstractmethods__))
-                raise PluginError(f"{kind} {cls.__name__} does not define {missing}")
-            name = getattr(cls, "name", None)
-            if not isinstance(name, str) or not _NAME.fullmatch(name):
-                raise PluginError(
-                    f"{kind} {cls.__name__} has the name {name!r}; expected a class variable `name` in "
-                    "lower-case letters, digits, '-', '_' or '.'"
-                )
-            earlier = self._classes[kind].get(name)
-            if earlier is not None or (kind, name) in [(k, c.name) for k, c in staged]:
-                first = earlier[1].origin if earlier else self.found[-1].origin
-                raise Collision(
-                    f"two plugins bring the {kind} '{name}': {first.kind} {first.where} and "
-                    f"{self.found[-1].origin.kind} {self.found[-1].origin.where}; rename or remove one of them"
-                )
-            staged.append((kind, cls))
+    def _all_but(self, plugin: Any) -> list[Any]:
+        return [other for other in self.manager.get_plugins() if other is not plugin]
 
-        return register
+    def _stage(self, kind: str, staged: dict[tuple[str, str], type[Plugin]], origin: Origin, cls: type[Plugin]) -> None:
+        """The `register` that a plugin is given: check the class and keep it aside until all of the plugin is fine."""
+        name = _checked_name(kind, cls)
+        if (kind, name) in staged:
+            raise PluginError(f"it registers two classes as the {kind} '{name}'")
+        if name in self._classes[kind]:
+            first = self._classes[kind][name][1].origin
+            raise CollisionError(
+                f"two plugins bring the {kind} '{name}': {first.kind} {first.where} and {origin.kind} {origin.where}; "
+                "rename or remove one of them"
+            )
+        staged[kind, name] = cls
 
 
-class Collision(PluginError):
-    """Two plugins with one name."""
+def _checked_name(kind: str, cls: Any) -> str:
+    """The name of a class that was given to `register`, or PluginError with what is wrong with it."""
+    base = KINDS[kind]
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise PluginError(f"register_{kind}s was given {cls!r}; expected a subclass of {base.__name__}")
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(cls.__abstractmethods__))
+        raise PluginError(f"{kind} {cls.__name__} does not define {missing}")
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise PluginError(
+            f"{kind} {cls.__name__} has the name {name!r}; expected a class variable `name` in "
+            "lower-case letters, digits, '-', '_' or '.'"
+        )
+    return name
 
 
-def load_registry(folder: Path | None = None, *, local: bool = True) -> Registry:
+def load_registry(folder: Path | None = None, *, local: bool = True, strict: bool = True) -> Registry:
     """Find all plugins: the built-in ones, installed distributions, and a folder (default ./plugins if it is there).
 
+    Args:
+        folder: where local plugins are.
+        local: False for none of them.
+        strict: False to keep the first of two plugins with one name, and note the second as failed.
+
     Raises:
-        PluginError: the named folder does not exist, or two plugins bring the same name.
+        PluginError: the named folder does not exist.
+        CollisionError: two plugins bring the same name.
     """
     registry = Registry()
     for name in _built_in_modules():
         origin = Origin("built-in", name, f"robustbench_meta=={__version__}")
-        _add_import(registry, origin, lambda name=name: importlib.import_module(name))
-    for entry in sorted(metadata.entry_points(group=hookspecs.PROJECT), key=lambda entry: entry.value):
-        dist = entry.dist
-        label = f"{dist.name} {dist.version}" if dist else entry.value
-        _add_import(registry, Origin("installed", f"{label} ({entry.value})", f"{label} {entry.value}"), entry.load)
-    if local:
-        for path in _local_files(folder):
+        _add_import(registry, origin, partial(importlib.import_module, name))
+    for entry in _entry_points():
+        label = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "entry point"
+        origin = Origin("installed", f"{label} ({entry.value})", f"{label} {entry.value}{_editable_digest(entry)}")
+        _add_import(registry, origin, entry.load)
+    for path in _local_files(folder) if local else []:
+        try:
             origin = Origin("local", str(path), f"sha256:{_digest(path)}")
-            _add_import(registry, origin, lambda path=path: _import_file(path))
+        except OSError as error:
+            registry.fail(Origin("local", str(path), ""), error)
+            continue
+        _add_import(registry, origin, partial(_import_file, path))
+    if strict:
+        registry.check_collisions()
     return registry
 
 
 def _add_import(registry: Registry, origin: Origin, load: Callable[[], Any]) -> None:
     try:
         module = load()
-    except (Exception, SystemExit) as error:  # a broken plugin is reported, not fatal
+    except _BROKEN as error:
         registry.fail(origin, error)
         return
-    if origin.kind == "built-in" and not _has_hooks(module):
+    if origin.kind == "built-in" and not _hooks(module):
         return
     registry.add(module, origin)
 
 
-def _has_hooks(module: Any) -> bool:
-    return any(hasattr(value, f"{hookspecs.PROJECT}_impl") for value in vars(module).values())
+def _hooks(module: Any) -> dict[str, Callable[..., Any]]:
+    """The functions marked as @hookimpl, by the name of their hook."""
+    found = {}
+    for name in dir(module):
+        function = getattr(module, name, None)
+        options = getattr(function, f"{hookspecs.PROJECT}_impl", None) if inspect.isroutine(function) else None
+        if isinstance(options, dict):
+            found[options["specname"] or name] = function
+    return found
+
+
+def _check_hooks(module: Any) -> None:
+    """Raise PluginError unless the module implements hooks, all of which exist and are given what they take."""
+    known = {name: spec for name, spec in vars(hookspecs).items() if hasattr(spec, f"{hookspecs.PROJECT}_spec")}
+    hooks = _hooks(module)
+    if not hooks:
+        unmarked = [name for name in known if callable(getattr(module, name, None))]
+        hint = f"mark {', '.join(unmarked)} with @hookimpl" if unmarked else f"there is: {', '.join(known)}"
+        raise PluginError(f"it implements no hook of robustbench_meta; {hint}")
+    for name, function in hooks.items():
+        if name not in known:
+            raise PluginError(unknown("hook", name, known))
+        given = inspect.signature(known[name]).parameters
+        needed = [key for key, each in inspect.signature(function).parameters.items() if each.default is each.empty]
+        if not set(needed) <= set(given):
+            raise PluginError(f"its hook is {name}({', '.join(needed)}); expected {name}({', '.join(given)}), or fewer")
+
+
+def _entry_points() -> list[metadata.EntryPoint]:
+    """Those of the group, each module once, in an order that does not depend on the file system."""
+    found = {entry.value: entry for entry in metadata.entry_points(group=hookspecs.PROJECT)}
+    return [found[value] for value in sorted(found)]
+
+
+def _editable_digest(entry: metadata.EntryPoint) -> str:
+    """Of a distribution installed in editable mode, whose code changes under the same version: a digest of its code."""
+    try:
+        told = json.loads((entry.dist and entry.dist.read_text("direct_url.json")) or "{}")
+        spec = importlib.util.find_spec(entry.module.partition(".")[0])
+        if not told.get("dir_info", {}).get("editable") or spec is None or spec.origin is None:
+            return ""
+        return f" sha256:{_digest(Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin))}"
+    except (OSError, ValueError, ImportError, AttributeError):
+        return ""
 
 
 def _built_in_package() -> ModuleType:
@@ -207,7 +291,8 @@ def _built_in_package() -> ModuleType:
         spec = importlib.util.spec_from_file_location(
             _BUILT_IN, source, submodule_search_locations=[str(source.parent)]
         )
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[_BUILT_IN] = module
         spec.loader.exec_module(module)
@@ -229,20 +314,28 @@ def _local_files(folder: Path | None) -> list[Path]:
         if folder is not None:
             raise PluginError(f"--plugins {folder}: there is no such folder")
         return []
-    own = {f"{kind}s" for kind in KINDS} if (where / "__init__.py").is_file() else set()
+    own = {f"{kind}s" for kind in KINDS} if _is_built_in_folder(where) else set()
     files = [path for path in where.glob("*.py") if path.name != "__init__.py"]
     packages = [path.parent for path in where.glob("*/__init__.py") if path.parent.name not in own]
     return sorted(path.resolve() for path in files + packages if not path.name.startswith((".", "_")))
 
 
+def _is_built_in_folder(where: Path) -> bool:
+    """Whether it is that of a checkout, be it the one that runs or another."""
+    return (where.resolve().parent / "robustbench_meta" / "registry.py").is_file()
+
+
 def _digest(path: Path) -> str:
+    """Of a Python file, or of all Python files of a package and where they are in it."""
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        code = file.read_bytes()
+        digest.update(f"{file.relative_to(path.parent).as_posix()}\0{len(code)}\0".encode() + code)
     return digest.hexdigest()[:16]
 
 
 def _import_file(path: Path) -> ModuleType:
+    """Import a file or package under a name of its own, afresh."""
     name = f"robustbench_meta_local_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
     source = path / "__init__.py" if path.is_dir() else path
     locations = [str(path)] if path.is_dir() else None
@@ -250,20 +343,34 @@ def _import_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise PluginError(f"{source} cannot be imported as Python")
     module = importlib.util.module_from_spec(spec)
+    _forget(name)
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        sys.modules.pop(name, None)
+        _forget(name)
         raise
     return module
 
 
-def _reason(error: BaseException) -> str:
+def _forget(name: str) -> None:
+    """Remove a module and its submodules."""
+    for each in [each for each in sys.modules if each == name or each.startswith(f"{name}.")]:
+        del sys.modules[each]
+
+
+def _reason(error: BaseException, origin: Origin) -> str:
+    """One line: what went wrong, and for errors in the plugin's own code where."""
+    if isinstance(error, PluginError):
+        return str(error)
     if isinstance(error, SyntaxError):
-        return f"syntax error in line {error.lineno}: {error.msg}"
-    text = str(error).strip() or "no message"
-    return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text}"
+        file = "" if error.filename in (None, origin.where) else f" of {error.filename}"
+        return f"syntax error in line {error.lineno}{file}: {error.msg}"
+    text = " ".join(str(error).split()) or "no message"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(origin.where)]
+    own = frames[-1].filename.removeprefix(origin.where).lstrip("/\\") if frames else ""
+    place = f" (line {frames[-1].lineno}{f' of {own}' if own else ''})" if frames else ""
+    return f"{type(error).__name__}: {text}{place}"
 
 
 def _explain(kind: str, cls: type[Plugin], issue: Any) -> str:

@@ -16,12 +16,11 @@ from robustbench_meta import __version__
 from robustbench_meta.contracts import Weights
 from robustbench_meta.devices import device_name
 from robustbench_meta.engine import Engine, Plan
-from robustbench_meta.errors import BenchError
+from robustbench_meta.errors import BenchError, StorageError
 from robustbench_meta.evaluation import Outcome, episodes, evaluate
 from robustbench_meta.grid import Cell, Grid, Training, Work, prepare
 from robustbench_meta.registry import Registry
 from robustbench_meta.store import SCHEMA, Store, pack
-from robustbench_meta.tasks import TaskBatch
 from robustbench_meta.training import Trained, make_engine, meta_train
 from robustbench_meta.tuning import default_plan, gradients_agree, measured_plan
 
@@ -73,8 +72,8 @@ def _run_training(
         hook.cell_failed(cell=cell.spec.model_dump(mode="json"), reason=reason)
 
     try:
-        trained, plan = _train(grid, training, store, device, hook)
-        engine, weights = make_engine(grid, training, device, plan)
+        trained = _train(grid, training, store, device, hook)
+        engine, weights = make_engine(grid, training, device, Plan())
         test_plan = _test_plan(grid, training, engine, weights, cells[0].spec.episodes, device)
         engine.plan = test_plan
         outcomes = evaluate(
@@ -82,33 +81,45 @@ def _run_training(
             lambda done: hook.evaluation_progress(
                 training=training.title, done=done, total=len(cells) * cells[0].spec.episodes),
         )  # fmt: skip
-    except BenchError as error:
+    except StorageError:
+        raise
+    except Exception as error:  # a learner is a plugin, and may raise anything: its cells fail, the grid goes on
+        _log.debug("%s failed", training.title, exc_info=True)
         for cell in cells:
-            fail(cell, str(error))
+            fail(cell, _reason(training, error))
         return
     for cell in cells:
         outcome = outcomes[cell.key]
         if isinstance(outcome, BenchError):
             fail(cell, str(outcome))
             continue
-        record = _record(grid, cell, outcome, trained, device, {"train": asdict(plan), "test": asdict(test_plan)})
+        record = _record(grid, cell, outcome, trained, device, {"train": trained.plan, "test": asdict(test_plan)})
         store.write_record(record)
         summary.finished += 1
         hook.cell_finished(record=record)
 
 
-def _train(grid: Grid, training: Training, store: Store, device: torch.device, hook: Any) -> tuple[Trained, Plan]:
-    plan = _train_plan(grid, training, device)
-    _, weights = make_engine(grid, training, device, plan)
+def _train(grid: Grid, training: Training, store: Store, device: torch.device, hook: Any) -> Trained:
+    """From the checkpoint, or by meta-training."""
+    _, weights = make_engine(grid, training, device, Plan())
     trained = store.load_checkpoint(training.key, weights)
     if trained is None:
         steps = training.spec.meta_steps
         trained = meta_train(
-            grid, training, device, plan,
-            lambda step, metrics: hook.training_progress(training=training.title, step=step, steps=steps, metrics=metrics),
+            grid, training, device, _train_plan(grid, training, device),
+            lambda step, metrics: hook.training_progress(
+                training=training.title, step=step, steps=steps, metrics=metrics),
         )  # fmt: skip
         store.save_checkpoint(training.key, trained, training.spec.model_dump(mode="json"))
-    return trained, plan
+    return trained
+
+
+def _reason(training: Training, error: Exception) -> str:
+    if isinstance(error, BenchError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"{training.title} does not fit in the device's memory: lower --tasks-per-step, --query or the width"
+    return f"learner '{training.title}' failed: {type(error).__name__}: {error}"
 
 
 def _train_plan(grid: Grid, training: Training, device: torch.device) -> Plan:
@@ -116,7 +127,7 @@ def _train_plan(grid: Grid, training: Training, device: torch.device) -> Plan:
     spec = training.spec
     engine, weights = make_engine(grid, training, device, Plan())
     tasks = grid.splits.train.to(device).sample([0], spec.way, spec.shot, spec.query, spec.tasks_per_step)
-    if not gradients_agree(engine, weights, tasks[:2], Plan("vmap", "vmap", 2)):
+    if not gradients_agree(engine, weights, tasks.part(slice(2)), Plan("vmap", "vmap", 2)):
         _log.warning(
             "%s on %s: its meta-gradient is wrong under torch.func.vmap (batch or instance norm of torch?); "
             "mapping by a plain loop, which is right and slower", training.title, grid.labels["backbone"],
@@ -147,7 +158,7 @@ def _test_plan(
     def work(plan: Plan) -> None:
         engine.plan = plan
         for start in range(0, most, plan.chunk):
-            part: TaskBatch = tasks[start : start + plan.chunk]
+            part = tasks.part(slice(start, start + plan.chunk))
             with torch.no_grad():
                 adapted = engine.adapt(theta, part.support)
             x = part.query.x.clone().requires_grad_()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from robustbench_meta.contracts import Weights
-from robustbench_meta.errors import BenchError
-from robustbench_meta.files import write_atomically
+from robustbench_meta.errors import BenchError, StorageError
+from robustbench_meta.files import write_atomically, write_text
 from robustbench_meta.training import Trained
 
 SCHEMA = 1
@@ -27,7 +26,7 @@ class Store:
     """A results folder: `records/`, `checkpoints/` and the leaderboards derived from them.
 
     Raises:
-        BenchError: the folder cannot be made or written.
+        StorageError: the folder cannot be made or written.
     """
 
     def __init__(self, root: Path) -> None:
@@ -38,7 +37,7 @@ class Store:
                 with tempfile.TemporaryFile(dir=root / part):
                     pass
         except OSError as error:
-            raise BenchError(
+            raise StorageError(
                 f"--results {root}: cannot write there ({error.strerror or error}); choose a folder that you may write"
             ) from error
 
@@ -49,7 +48,7 @@ class Store:
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Write one cell's record."""
         text = json.dumps(record, indent=1, sort_keys=True)
-        write_atomically(self._record(record["key"]), lambda part: _write_text(part, text))
+        write_atomically(self._record(record["key"]), lambda part: write_text(part, text))
 
     def records(self) -> list[dict[str, Any]]:
         """All records, in the order of their keys.
@@ -65,13 +64,8 @@ class Store:
 
     def save_checkpoint(self, key: str, trained: Trained, about: Mapping[str, Any]) -> None:
         """Write θ with what it is and how it came about."""
-        told = {
-            "about": about,
-            "seconds": trained.seconds,
-            "chosen_step": trained.chosen_step,
-            "history": trained.history,
-        }
-        metadata = {"schema": str(SCHEMA), "training": json.dumps(told, sort_keys=True)}
+        told = {name: value for name, value in vars(trained).items() if name != "weights"}
+        metadata = {"schema": str(SCHEMA), "about": json.dumps(about), "training": json.dumps(told, sort_keys=True)}
         weights = {name: weight.detach().cpu().contiguous() for name, weight in trained.weights.items()}
         write_atomically(self.checkpoint(key), lambda part: save_file(weights, part, metadata))
 
@@ -97,7 +91,7 @@ class Store:
                 f"checkpoint {path} does not hold this learner's weights; delete it, and it will be trained again"
             )
         ordered = {name: weights[name].to(weight.device, weight.dtype) for name, weight in like.items()}
-        return Trained(ordered, told["seconds"], told["chosen_step"], told["history"])
+        return Trained(ordered, **told)
 
     def _record(self, key: str) -> Path:
         return self.root / "records" / f"{key}.json"
@@ -120,7 +114,7 @@ class Store:
 
 def pack(correct: np.ndarray) -> dict[str, Any]:
     """Booleans [episodes, queries] as text: base64 of their bits, row after row."""
-    return {"shape": list(correct.shape), "bits": base64.b64encode(np.packbits(correct)).decode()}
+    return {"shape": list(correct.shape), "bits": base64.b64encode(np.packbits(correct).tobytes()).decode()}
 
 
 def unpack(packed: Mapping[str, Any]) -> np.ndarray:
@@ -128,8 +122,3 @@ def unpack(packed: Mapping[str, Any]) -> np.ndarray:
     rows, columns = packed["shape"]
     bits = np.frombuffer(base64.b64decode(packed["bits"]), dtype=np.uint8)
     return np.unpackbits(bits, count=rows * columns).astype(bool).reshape(rows, columns)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text + os.linesep)

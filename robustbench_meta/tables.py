@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 from rich import box
@@ -14,52 +12,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-CLEAN, WORST = "clean", "worst case"
-_SETTING = ["dataset", "way", "shot", "backbone", "norm", "inference", "episodes", "support", "query"]
-_RECIPE = ["queries", "meta_steps", "tasks_per_step"]
-"""Columns that also tell settings apart, where the leaderboard has them."""
-_EXTRAS = {"success": ("attack_success_rate", max), "worst 10 %": ("worst_decile_accuracy", min)}
+from robustbench_meta.boards import WORST, Board, Score, boards
+
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 _SIDES = {"clean": "clean", "adv": "attacked"}
 _WIDE = 120
 _GAP = 3
 """Blanks between two columns."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """A number of a table in percent: the mean over seeds, its spread (NaN: none to show), and how many seeds."""
-
-    mean: float
-    spread: float
-    seeds: int
-    flags: str = ""
-
-    def text(self) -> str:
-        """The mean as shown; what is bold is decided on this."""
-        return "–" if math.isnan(self.mean) else f"{self.mean:.1f}"
-
-
-@dataclass(frozen=True)
-class Board:
-    """What one table shows; learners are in order of rank."""
-
-    setting: Mapping[str, Any]
-    columns: list[str]
-    scores: dict[str, dict[str, Score]]
-    """By learner, by column."""
-    extras: dict[str, dict[str, str]]
-    """By learner: what a wide terminal shows besides."""
-
-    @property
-    def seeds(self) -> int:
-        """The most seeds behind any of its numbers."""
-        return max(score.seeds for row in self.scores.values() for score in row.values())
-
-    def best(self, column: str) -> str:
-        """The highest mean of a column, as shown."""
-        shown = [row[column] for row in self.scores.values() if not math.isnan(row[column].mean)]
-        return max(shown, key=lambda score: score.mean).text() if len(shown) > 1 else ""
 
 
 def tables(frame: pd.DataFrame, width: int = 80) -> list[RenderableType]:
@@ -68,82 +27,6 @@ def tables(frame: pd.DataFrame, width: int = 80) -> list[RenderableType]:
     Transductive and inductive learners, other threat models, scenarios or data are never in one table.
     """
     return [_drawn(board, width) for board in boards(frame)]
-
-
-def boards(frame: pd.DataFrame) -> Iterator[Board]:
-    """The contents of the tables, in the order of the leaderboard."""
-    recipe = [name for name in _RECIPE if name in frame.columns]
-    setting = [*_SETTING, *recipe]
-    alone = [name for name in setting if name not in {"support", "query"}]
-    attacked = frame[frame["threat_norm"] != "none"]
-    for _, rows in attacked.groupby([*setting, "threat_norm", "eps"], sort=False, dropna=False):
-        yield _board(rows, [*setting, "threat_norm", "eps"])
-    shown = attacked[[*alone, "learner"]].drop_duplicates()
-    clean = frame[frame["threat_norm"] == "none"].merge(shown, how="left", indicator=True)
-    for _, rows in clean[clean["_merge"] == "left_only"].groupby([*setting, "threat_norm", "eps"], sort=False):
-        yield _board(rows, [*setting, "threat_norm", "eps"])
-
-
-def _board(rows: pd.DataFrame, setting: list[str]) -> Board:
-    rows = rows.assign(learner=_rows_named(rows))
-    attacks = [] if rows["threat_norm"].iloc[0] == "none" else list(dict.fromkeys(rows["attack"]))
-    columns = [CLEAN, *attacks, *([WORST] if len(attacks) > 1 else [])]
-    scores = {str(name): _scores(part, attacks) for name, part in rows.groupby("learner", sort=False)}
-    extras = {str(name): _extras(part) for name, part in rows.groupby("learner", sort=False)}
-    ranked = sorted(scores, key=lambda name: (-_or_last(scores[name][columns[-1]].mean), name))
-    return Board(
-        {name: rows[name].iloc[0] for name in setting}, columns, {name: scores[name] for name in ranked}, extras
-    )
-
-
-def _rows_named(rows: pd.DataFrame) -> pd.Series[str]:
-    """Learners' names; one that was trained in several ways in this setting is never averaged over them."""
-    twice = rows.duplicated(["learner", "attack", "seed"], keep=False)
-    several = rows["learner"].isin(rows.loc[twice, "learner"])
-    told = (
-        rows["learner"]
-        + " (seed "
-        + rows["seed"].astype(str)
-        + ", trained in "
-        + rows["train_seconds"].map("{:.1f} s)".format)
-    )
-    return rows["learner"].where(~several, told)
-
-
-def _scores(rows: pd.DataFrame, attacks: list[str]) -> dict[str, Score]:
-    """A learner's numbers: clean, under each attack, and the worst case of the seeds that saw all attacks."""
-    seeds = rows.groupby("seed")
-    scores = {CLEAN: _score(seeds["clean_accuracy"].first(), seeds["clean_ci95"].first())}
-    for attack in attacks:
-        part = rows[rows["attack"] == attack].set_index("seed")
-        scores[attack] = _score(part["robust_accuracy"], part["robust_ci95"], " ".join(sorted(_flags(part))))
-    if len(attacks) > 1:
-        whole = seeds["attack"].nunique() == len(attacks)
-        worst = seeds["worst_case_accuracy"].min()[whole]
-        scores[WORST] = _score(worst, worst * math.nan)
-    return scores
-
-
-def _score(means: pd.Series[float], intervals: pd.Series[float], flags: str = "") -> Score:
-    """The mean over seeds, with the interval of the one seed or the standard deviation between several."""
-    spread = float(intervals.iloc[0]) if len(means) == 1 else float(means.std(ddof=1))  # NaN for none at all
-    return Score(100 * float(means.mean()), 100 * spread, len(means), flags)
-
-
-def _flags(rows: pd.DataFrame) -> set[str]:
-    return {flag for text in rows["flags"].dropna() for flag in str(text).split()}
-
-
-def _extras(rows: pd.DataFrame) -> dict[str, str]:
-    found = {}
-    if rows["threat_norm"].iloc[0] != "none":
-        found = {name: f"{100 * choose(rows[column]):.1f}" for name, (column, choose) in _EXTRAS.items()}
-    seconds = rows.drop_duplicates("seed")["train_seconds"].mean()
-    return {**found, "trained": f"{seconds:,.0f} s"}
-
-
-def _or_last(value: float) -> float:
-    return -math.inf if math.isnan(value) else value
 
 
 def _drawn(board: Board, width: int) -> RenderableType:
@@ -191,15 +74,19 @@ def _chunks(names: Mapping[str, str], cells: Mapping[str, Mapping[str, Text]], w
 
 def _cell(board: Board, score: Score, column: str) -> Text:
     """`85.3 ±1.2`, the best of the column in bold, `!` where the number is flagged, `*` where seeds are missing."""
-    spreads = [row[column].spread for row in board.scores.values()]
-    digits = max((len(f"{spread:.1f}") for spread in spreads if not math.isnan(spread)), default=0)
+    scores = [row[column] for row in board.scores.values()]
+    digits = max((len(f"{other.spread:.1f}") for other in scores if not math.isnan(other.spread)), default=0)
     text = Text(score.text(), style="bold" if score.text() == board.best(column) else "")
     if digits:
-        alone = math.isnan(score.spread) or (score.seeds < board.seeds and score.seeds == 1)
-        text.append("".ljust(digits + 2) if alone else f" ±{score.spread:.1f}".ljust(digits + 2), style="not bold dim")
-    if any(row[column].flags or row[column].seeds < board.seeds for row in board.scores.values()):
-        text.append("!" if score.flags else "*" if score.seeds < board.seeds else " ", style="not bold yellow")
+        alone = math.isnan(score.spread) or (_fewer(score, board) and score.seeds == 1)
+        text.append(("" if alone else f" ±{score.spread:.1f}").ljust(digits + 2), style="not bold dim")
+    if any(other.flags or _fewer(other, board) for other in scores):
+        text.append("!" if score.flags else "*" if _fewer(score, board) else " ", style="not bold yellow")
     return text
+
+
+def _fewer(score: Score, board: Board) -> bool:
+    return 0 < score.seeds < board.seeds
 
 
 def _title(board: Board) -> list[str]:
@@ -207,7 +94,7 @@ def _title(board: Board) -> list[str]:
     first = f"{told['dataset']} · {told['way']}-way {told['shot']}-shot · {told['backbone']}"
     if "meta_steps" in told:
         first += f" · {told['meta_steps']:,} meta-steps"
-    inference = f"{told['inference']} ({told['norm']} norm)"
+    inference = f"{told['inference']} ({'no' if told['norm'] == 'none' else told['norm']} norm)"
     if told["threat_norm"] == "none":
         return [first, f"no attack · {inference}"]
     sides = f"{_SIDES[told['support']]} support, {_SIDES[told['query']]} query"
@@ -219,10 +106,9 @@ def _caption(board: Board, wide: bool) -> str:
     if board.seeds == 1:
         lines = [f"Accuracy in %; ± half of the 95 % interval over {episodes:,} episodes."]
     else:
-        lines = [
-            f"Accuracy in %, mean of {board.seeds} seeds ({episodes:,} episodes each); ± standard deviation of the seeds."
-        ]
-        if any(score.seeds < board.seeds for row in board.scores.values() for score in row.values()):
+        lines = [f"Accuracy in %, mean of {board.seeds} seeds ({episodes:,} episodes each)"]
+        lines[0] += "; ± standard deviation of the seeds."
+        if any(_fewer(score, board) for row in board.scores.values() for score in row.values()):
             lines.append("* rests on fewer seeds.")
     if WORST in board.columns:
         lines.append("Worst case: right under every attack of the table.")

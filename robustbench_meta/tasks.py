@@ -27,9 +27,9 @@ class TaskBatch(NamedTuple):
     support: Batch
     query: Batch
 
-    def __getitem__(self, index: slice) -> TaskBatch:  # type: ignore[override]  # tasks, not tuple fields
-        """The tasks of a slice."""
-        return TaskBatch(*(Batch(part.x[index], part.y[index]) for part in (self.support, self.query)))
+    def part(self, which: slice) -> TaskBatch:
+        """Some of the tasks."""
+        return TaskBatch(*(Batch(batch.x[which], batch.y[which]) for batch in self))
 
     @property
     def tasks(self) -> int:

@@ -1,7 +1,8 @@
-"""The threat model: how far an adversarial image may lie from the clean one, and the check that it does not lie farther."""
+"""The threat model: how far an adversarial image may lie from the clean one, and the check of it."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,7 +79,7 @@ class ThreatModel:
     def judge(self, attack: str, excess: Tensor, finite: bool) -> None:
         """Raise ViolationError if an excess, as `excess` gives it, is beyond the tolerance."""
         over_eps, over_range = excess.tolist()
-        if not finite or over_eps != over_eps or over_range != over_range:
+        if not finite or math.isnan(over_eps) or math.isnan(over_range):
             raise ViolationError(f"attack '{attack}' returned NaN or infinite pixels")
         if over_range > TOLERANCE:
             raise ViolationError(

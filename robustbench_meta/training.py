@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,6 +30,8 @@ class Trained:
     weights: Weights
     seconds: float = 0.0
     chosen_step: int = 0
+    plan: dict[str, Any] = field(default_factory=dict)
+    """How the engine mapped over tasks: it decides the rounding."""
     history: list[dict[str, float]] = field(default_factory=list)
     """At each validation: step, training loss and accuracy, validation loss and accuracy."""
 
@@ -85,7 +88,7 @@ def meta_train(
     engine, weights = make_engine(grid, training, device, plan)
     optimizer = _optimizer(training, weights)
     rates = [group["lr"] for group in optimizer.param_groups]
-    trained, best, started = Trained(weights), -1.0, time.perf_counter()
+    trained, best, started = Trained(weights, plan=asdict(plan)), -1.0, time.perf_counter()
     source = grid.splits.train.to(device)
     validation = _validation_tasks(grid.splits.validation.to(device), training)
     for step in range(1, spec.meta_steps + 1):

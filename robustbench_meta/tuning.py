@@ -22,7 +22,7 @@ from robustbench_meta.data.cache import cache_dir
 from robustbench_meta.devices import device_name, wait
 from robustbench_meta.engine import Engine, Judged, Plan
 from robustbench_meta.errors import BenchError
-from robustbench_meta.files import write_atomically
+from robustbench_meta.files import write_atomically, write_text
 from robustbench_meta.tasks import Batch, TaskBatch
 
 REPEATS = 3
@@ -70,7 +70,7 @@ def measured_plan(what: Mapping[str, Any], device: torch.device, tasks: int, wor
     plan, timings = _fastest(device, tasks, work)
     text = json.dumps({"plan": asdict(plan), "milliseconds": timings, "what": dict(what)}, indent=1)
     with contextlib.suppress(BenchError):  # a cache that cannot be written costs a measurement, not a run
-        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+        write_atomically(path, lambda part: write_text(part, text))
     return plan
 
 

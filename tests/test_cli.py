@@ -460,3 +460,17 @@ def test_a_tracker_of_a_stranger_hears_the_same():
     with showing_progress(registry.manager, progress.Console(file=io.StringIO())):
         registry.manager.hook.cell_finished(record={"key": "abc"})
     assert heard == ["abc"]
+
+
+# -- documentation ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["run", "leaderboard", "list", "plugins", "data list", "data add", "data download"])
+def test_every_option_is_documented(command):
+    page = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text(encoding="utf-8")
+    options = set(re.findall(r"--[a-z-]+", bench(*command.split(), "--help", width=160).out)) - {"--help"}
+    assert options
+    assert [option for option in options if f"{option}`" not in page and f"{option} " not in page] == []
+    for name, profile in PROFILES.items():
+        row = f"| `{name}` | {profile.meta_steps:,} × {profile.tasks_per_step} | {profile.episodes} |"
+        assert f"{row} {profile.backbone['width']} | {profile.way}, {profile.shot}, {profile.query} |" in page

@@ -63,7 +63,9 @@ class Conv4(Backbone):
                 f"it needs images (channels, height, width), not examples of shape {setting.shape}: try mlp or linear"
             )
         if self.pool == "max" and min(setting.shape[1:]) < 16:
-            return f"four max-pools need images of at least 16×16, not {setting.shape[1]}×{setting.shape[2]}: use pool=stride"
+            return (
+                f"it max-pools four times, and {setting.shape[1:]} pixels are too few (16×16 at least): use pool=stride"
+            )
         return None
 
     def build(self, shape: tuple[int, ...], outputs: int | None) -> nn.Module:

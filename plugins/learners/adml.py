@@ -10,8 +10,9 @@ from pydantic import Field
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Learner, Operations, Update
 from robustbench_meta.engine import State
-from robustbench_meta.plugins.learners.maml import MAML
 from robustbench_meta.tasks import Batch, TaskBatch
+
+from .maml import MAML
 
 
 class ADML(MAML):

@@ -34,6 +34,13 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _help(context: typer.Context, wanted: bool) -> None:
+    """Show the help; typer's own option would load pydantic for each command, which takes longer than the help."""
+    if wanted:
+        print(context.get_help())
+        raise typer.Exit
+
+
 @app.callback(
     epilog="[bold]Try[/]\n\n"
     "bench run --profile smoke             seconds: does it work here?\n"
@@ -47,6 +54,10 @@ def bench(
         typer.Option("--version", metavar="", callback=_version, is_eager=True, help="Print the version and stop."),
     ] = False,
     debug: Debug = False,
+    help: Annotated[
+        bool,
+        typer.Option("--help", "-h", metavar="", callback=_help, is_eager=True, help="Show this message and exit."),
+    ] = False,
 ) -> None:
     """How well do few-shot learners hold up when someone attacks them?
 

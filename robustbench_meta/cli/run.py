@@ -68,7 +68,8 @@ def run(
     seed: Annotated[
         list[int] | None,
         typer.Option(
-            "--seed", metavar="N", rich_help_panel=_COMPARED, help="Seed of meta-training and attacks.", show_default="0"
+            "--seed", metavar="N", rich_help_panel=_COMPARED,
+            help="Seed of meta-training and attacks.", show_default="0",
         ),
     ] = None,
     dataset: Annotated[
@@ -108,10 +109,10 @@ def run(
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", metavar="", rich_help_panel=_WORK, help="Show the cells and the work; write nothing."),
+        typer.Option("--dry-run", metavar="", rich_help_panel=_WORK, help="Show cells and work; write nothing."),
     ] = False,
     device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda[:I]", rich_help_panel=WHERE, help="What computes; auto: CUDA if there.")
+        str, typer.Option(metavar="auto|cpu|cuda[:I]", rich_help_panel=WHERE, help="auto: CUDA if it is there.")
     ] = "auto",
     data_root: DataRoot = None,
     results: Annotated[Path, typer.Option(metavar="DIR", rich_help_panel=WHERE, help="Where results go.")] = RESULTS,

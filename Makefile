@@ -1,0 +1,73 @@
+# Everything happens in .venv. Needs Python 3.11 or newer, and make.
+#   make run                          meta-train, attack and rank on embedded data: a few minutes
+#   make run ARGS="--profile smoke"   the same in seconds; ARGS go to `bench run`
+#   make test                         what CI checks
+#   make help                         all of it
+
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+JOBS ?= auto
+PYTHONS := python3 python3.14 python3.13 python3.12 python3.11 python
+FITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(firstword $(foreach python,$(PYTHONS),$(shell $(python) -c '$(FITS)' 2>/dev/null && echo $(python))))
+SOURCES := robustbench_meta plugins examples tests .ci cli.py
+TYPED := $(VENV)/typed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint types docs tests format wheel clean
+
+help:  ## show this
+	@grep -hE '^[a-z]+:.*  ## ' Makefile | sed -E 's/^([a-z]+):.*  ## /  make \1\t/' | expand -t 16
+
+setup: $(VENV)/.dev  ## set up .venv with the tools for development
+
+run: $(VENV)/.run  ## bench run $(ARGS): by default MAML and ADML against FGSM and PGD
+	$(BIN)/bench run $(ARGS)
+
+test: lint types docs tests  ## everything: lint, types, docs, tests
+
+lint: $(VENV)/.dev  ## ruff: style and format
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+types: $(VENV)/.dev  ## mypy, strict
+	@# mypy knows no package-dir: show it the package as it is when installed
+	@rm -rf $(TYPED) && mkdir -p $(TYPED)/robustbench_meta
+	@ln -s $(CURDIR)/robustbench_meta/* $(CURDIR)/plugins $(TYPED)/robustbench_meta/
+	@ln -s $(CURDIR)/cli.py $(CURDIR)/examples $(TYPED)/
+	cd $(TYPED) && ../bin/mypy --config-file $(CURDIR)/pyproject.toml -p robustbench_meta -m cli -p examples
+
+docs: $(VENV)/.dev  ## the docs say what the code does: links, commands, hooks
+	$(BIN)/pytest tests/test_docs.py
+
+tests: $(VENV)/.dev  ## pytest, on JOBS processes (default: all cores)
+	$(BIN)/pytest -n $(JOBS) --ignore tests/test_docs.py
+
+format: $(VENV)/.dev  ## ruff, changing files
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+wheel: $(VENV)/.dev  ## dist/: the sdist, and the wheel that is built from it
+	$(BIN)/python -m build
+
+clean:  ## remove .venv and what was built; results stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find $(wildcard $(SOURCES)) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.python:
+	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 or newer with venv and pip (on Debian: apt install" \
+	  "python3-venv), found none of: $(PYTHONS); name yours with: make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c '$(FITS)' || { echo "make: $(PYTHON) is not Python 3.11 or newer with venv and pip"; exit 1; }
+	@echo "setting up $(VENV) with $$($(PYTHON) --version); this downloads PyTorch and takes a minute or more"
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.run

@@ -1,0 +1,196 @@
+"""Evaluation: the same episodes for everybody, whatever the chunk; adaptation shared; violations stopped."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from robustbench_meta.contracts import Attack
+from robustbench_meta.engine import Plan
+from robustbench_meta.errors import BenchError, ViolationError
+from robustbench_meta.evaluation import Outcome, evaluate
+from robustbench_meta.grid import prepare
+from robustbench_meta.harness import arm
+from robustbench_meta.registry import Origin, load_registry
+from robustbench_meta.spec import RunSpec
+from robustbench_meta.threat import ThreatModel
+from robustbench_meta.training import make_engine
+from tests.worlds import make_world, random_tasks
+
+CPU = torch.device("cpu")
+
+
+def small(registry, **given):
+    spec = {"profile": "smoke", "learners": ("maml", "protonet"), "attacks": ("none", "fgsm"), "scenarios": ("all",)}
+    return prepare(RunSpec.read(**{**spec, **given}), registry, None)
+
+
+def outcomes(grid, chunk=4, plan=None):
+    found = {}
+    for training in grid.trainings:
+        engine, weights = make_engine(grid, training, CPU, plan or Plan(chunk=chunk))
+        for key, outcome in evaluate(engine, weights, grid.splits.test, grid.of(training), CPU).items():
+            cell = next(cell for cell in grid.cells if cell.key == key)
+            found[cell.learner, cell.attack, cell.support, cell.query] = outcome
+    return found
+
+
+def test_all_cells_see_the_same_episodes_and_share_what_is_clean(registry):
+    found = outcomes(small(registry))
+    assert len(found) == 2 * (1 + 3)
+    assert all(isinstance(outcome, Outcome) for outcome in found.values())
+    assert len({outcome.episodes_digest for outcome in found.values()}) == 1
+    for learner in ("maml", "protonet"):
+        clean = found[learner, "none", "clean", "clean"]
+        assert clean.clean.shape == (10, 15)
+        assert np.array_equal(clean.clean, clean.robust)
+        for scenario in (("clean", "adv"), ("adv", "clean"), ("adv", "adv")):
+            assert np.array_equal(found[learner, "fgsm", *scenario].clean, clean.clean)
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd:steps=3"])
+def test_chunks_change_nothing(registry, attack):
+    """Not even the random starts of an attack: its draws belong to the episode, not to the batch."""
+    grid = small(registry, attacks=("none", attack), learners=("maml",))
+    one, all_at_once = outcomes(grid, chunk=1), outcomes(grid, chunk=10)
+    for key, outcome in one.items():
+        assert outcome.episodes_digest == all_at_once[key].episodes_digest
+        assert (outcome.robust == all_at_once[key].robust).mean() > 0.99, key  # ties of float32 rounding
+
+
+def test_more_episodes_begin_with_the_same_ones(registry):
+    few = outcomes(small(registry, learners=("maml",), episodes=6))["maml", "fgsm", "clean", "adv"]
+    many = outcomes(small(registry, learners=("maml",), episodes=10))["maml", "fgsm", "clean", "adv"]
+    assert np.array_equal(many.robust[:6], few.robust)
+
+
+def test_scenarios_are_what_they_say(registry):
+    """By hand, with plain calls: which set is attacked, through which weights, and what is adapted on."""
+    grid = small(registry, learners=("maml",))
+    training = grid.trainings[0]
+    engine, weights = make_engine(grid, training, CPU, Plan("loop", "loop", 10))
+    spec = training.spec
+    from robustbench_meta.seeds import seed_from
+
+    tasks = grid.splits.test.sample(
+        [seed_from("episodes", "test", i) for i in range(10)], spec.way, spec.shot, spec.query
+    )
+    found, module = outcomes(grid), engine.network.module
+
+    def logits(weights, x):
+        return torch.func.functional_call(module, weights, (x,))
+
+    def fgsm(weights, x, y):
+        x = x.clone().requires_grad_()
+        torch.nn.functional.cross_entropy(logits(weights, x), y, reduction="sum").backward()
+        return (x + 0.1 * x.grad.sign()).clamp(0, 1).detach()
+
+    def adapt(x, y):
+        theta = {name: weight.detach().clone().requires_grad_() for name, weight in weights.items()}
+        torch.nn.functional.cross_entropy(logits(theta, x), y).backward()
+        return {name: (weight - 0.4 * weight.grad).detach() for name, weight in theta.items()}
+
+    theta = {name: weight.detach() for name, weight in weights.items()}
+    for support, query in [("clean", "adv"), ("adv", "clean"), ("adv", "adv")]:
+        for i in range(10):
+            xs, ys, xq, yq = tasks.support.x[i], tasks.support.y[i], tasks.query.x[i], tasks.query.y[i]
+            adapted = adapt(fgsm(theta, xs, ys) if support == "adv" else xs, ys)
+            xq = fgsm(adapted, xq, yq) if query == "adv" else xq
+            expected = (logits(adapted, xq).argmax(-1) == yq).numpy()
+            assert (found["maml", "fgsm", support, query].robust[i] == expected).mean() > 0.9, (support, query, i)
+
+
+class _Test(Attack):
+    """An attack for a test."""
+
+    name: ClassVar[str] = "planted"
+
+
+def planted(perturb, **declared):
+    return type("Planted", (_Test,), {"perturb": perturb, **declared})()
+
+
+BAD = {
+    "farther than eps by 1 %": (lambda s, m, x, y, t, r: x.mul(0.5).add(0.25) + 1.01 * t.eps, "over by"),
+    "outside the range": (lambda s, m, x, y, t, r: x - t.eps, "left the pixel range"),
+    "NaN": (lambda s, m, x, y, t, r: x * float("nan"), "NaN or infinite"),
+    "another shape": (lambda s, m, x, y, t, r: x[:, :-1], "expected"),
+    "another dtype": (lambda s, m, x, y, t, r: x.half(), "float16"),
+    "nothing": (lambda s, m, x, y, t, r: None, "NoneType"),
+    "labels flipped in place": (lambda s, m, x, y, t, r: (y.add_(1), x)[1], "the labels"),
+    "images changed in place": (lambda s, m, x, y, t, r: x.add_(0.01), "its images"),
+}
+
+
+@pytest.mark.parametrize("case", BAD, ids=str)
+def test_what_breaks_the_threat_model_is_refused_by_name(registry, case):
+    perturb, message = BAD[case]
+    engine, weights = make_world(registry, "maml", "mlp")
+    tasks = random_tasks()
+    if case.startswith("farther"):
+        inside = type(tasks.query)(tasks.query.x * 0.5 + 0.25, tasks.query.y)
+        attack = planted(lambda s, m, x, y, t, r: x + 1.01 * t.eps)
+    else:
+        inside = type(tasks.query)(tasks.query.x.clone(), tasks.query.y.clone())
+        attack = planted(perturb)
+    with pytest.raises((ViolationError, BenchError), match=message) as told:
+        engine.perturb(engine.theta(weights), inside, arm(attack, ThreatModel("linf", 0.05)))
+    assert "planted" in str(told.value)
+
+
+def test_an_attack_leaves_no_trace_in_the_random_states(registry):
+    import random
+
+    def draw(self, model, x, y, threat, rng):
+        torch.manual_seed(1), np.random.seed(1), random.seed(1)
+        torch.rand(3)
+        return x
+
+    engine, weights = make_world(registry, "maml", "mlp")
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    engine.perturb(engine.theta(weights), random_tasks().query, arm(planted(draw), ThreatModel("linf", 0.05)))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert np.array_equal(np.random.get_state()[1], before[2])
+
+
+def test_an_attack_that_draws_without_asking_is_reproducible_all_the_same(registry):
+    engine, weights = make_world(registry, "maml", "mlp")
+    attack = arm(
+        planted(lambda s, m, x, y, t, r: (x + (torch.rand_like(x) - 0.5) * t.eps).clamp(0, 1)),
+        ThreatModel("linf", 0.05),
+    )
+    query = random_tasks().query
+    engine.seeds = range(5)
+    first = engine.perturb(engine.theta(weights), query, attack).x
+    torch.rand(7)
+    assert torch.equal(engine.perturb(engine.theta(weights), query, attack).x, first)
+    assert not torch.equal(first, query.x)
+
+
+def test_a_violation_ends_its_cell_only():
+    registry = load_registry(local=False)
+
+    class Cheat(_Test):
+        """Goes too far."""
+
+        name: ClassVar[str] = "cheat"
+
+        def perturb(self, model, x, y, threat, random):
+            return 1 - x
+
+    class Module:
+        from robustbench_meta.hookspecs import hookimpl
+
+        @staticmethod
+        @hookimpl
+        def register_attacks(register):
+            register(Cheat)
+
+    registry.add(Module, Origin("local", "test", "test"))
+    found = outcomes(small(registry, attacks=("none", "cheat", "fgsm"), learners=("maml",), scenarios=("clean/adv",)))
+    assert isinstance(found["maml", "cheat", "clean", "adv"], ViolationError)
+    assert isinstance(found["maml", "fgsm", "clean", "adv"], Outcome)
