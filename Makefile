@@ -60,14 +60,14 @@ $(VENV)/.python:
 	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 or newer with venv and pip (on Debian: apt install" \
 	  "python3-venv), found none of: $(PYTHONS); name yours with: make PYTHON=/path/to/python"; exit 1; }
 	@$(PYTHON) -c '$(FITS)' || { echo "make: $(PYTHON) is not Python 3.11 or newer with venv and pip"; exit 1; }
-	@echo "setting up $(VENV) with $$($(PYTHON) --version); this downloads PyTorch and takes a minute or more"
+	@echo "setting up $(VENV) with $$($(PYTHON) --version); this downloads PyTorch and takes minutes"
 	$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
 $(VENV)/.run: $(VENV)/.python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install -qq --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install -qq --editable '.[dev]'
 	@touch $@ $(VENV)/.run

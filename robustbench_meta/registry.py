@@ -237,9 +237,9 @@ def _add_import(registry: Registry, origin: Origin, load: Callable[[], Any]) -> 
 
 def _hooks(module: Any) -> dict[str, Callable[..., Any]]:
     """The functions marked as @hookimpl, by the name of their hook."""
-    found = {}
+    found: dict[str, Callable[..., Any]] = {}
     for name in dir(module):
-        function = getattr(module, name, None)
+        function: Any = getattr(module, name, None)
         options = getattr(function, f"{hookspecs.PROJECT}_impl", None) if inspect.isroutine(function) else None
         if isinstance(options, dict):
             found[options["specname"] or name] = function

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated
 
 import typer
 
@@ -11,29 +11,10 @@ from robustbench_meta.cli.options import RESULTS, WHERE, DataRoot, Debug, Plugin
 from robustbench_meta.options import DEFAULT_ATTACKS, DEFAULT_LEARNERS, DEFAULT_SCENARIOS, SCENARIOS
 from robustbench_meta.profiles import PROFILES
 
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    import torch
-    from rich.console import Console
-
-    from robustbench_meta.registry import Registry
-    from robustbench_meta.runner import Grid, Summary
-    from robustbench_meta.spec import RunSpec
-    from robustbench_meta.store import Store
-
 _COMPARED = "What to compare (repeat an option to compare several)"
 _TASKS = "The tasks"
 _WORK = "How much work"
 _PLUGIN = "NAME[:…]"
-
-
-class Places(NamedTuple):
-    """The folders of a run."""
-
-    data: Path | None
-    results: Path
-    plugins: Path | None
 
 
 def run(
@@ -120,6 +101,7 @@ def run(
     debug: Debug = False,
 ) -> None:  # fmt: skip
     """Meta-train learners, attack them on unseen tasks, and rank them."""
+    from robustbench_meta.cli.console import err
     from robustbench_meta.spec import RunSpec
 
     spec = RunSpec.read(
@@ -127,15 +109,17 @@ def run(
         way=way, shot=shot, query=query, eps=tuple(eps or ()), scenarios=tuple(scenario or ()), profile=profile,
         meta_steps=meta_steps, tasks_per_step=tasks_per_step, episodes=episodes, seeds=tuple(seed or ()), device=device,
     )  # fmt: skip
-    places = Places(data_root, results, plugins)
     try:
-        summary = None if dry_run else _execute(spec, places)
-        if dry_run:
-            _rehearse(spec, places)
+        with err().status("loading plugins and data …"):
+            from robustbench_meta.cli import execution
+
+            ready = execution.prepare(spec, plugins, data_root)
+        failed = execution.rehearse(ready, results) if dry_run else execution.execute(ready, results)
     except KeyboardInterrupt:
-        _tell_interrupted(results, dry_run)
+        kept = "" if dry_run else f" Finished cells are kept in {results}: the same command continues from there."
+        err().print(f"Interrupted.{kept}", markup=False)
         raise typer.Exit(130) from None
-    if summary is not None and summary.failed:
+    if failed:
         raise typer.Exit(1)
 
 
@@ -155,85 +139,3 @@ bench run -l maml -l adml:first_order=true -a none -a pgd:steps=40
 bench run --eps 0.05 --eps 0.1 --scenario all --seed 0 --seed 1 --dry-run
 bench run --dataset omniglot --way 20 --profile paper --device cuda
 """
-
-
-class _Prepared(NamedTuple):
-    """A grid that can run here."""
-
-    grid: Grid
-    registry: Registry
-    device: torch.device
-
-    def tell(self, console: Console, done: Collection[str]) -> None:
-        """Print what is going to run."""
-        from robustbench_meta.cli.plan import header
-
-        console.print(header(self.grid, self.registry, self.device, done))
-
-
-def _prepare(spec: RunSpec, places: Places) -> _Prepared:
-    """Load plugins and data, and expand the grid; a spinner tells so, for this takes seconds."""
-    from robustbench_meta.cli.console import err
-
-    with err().status("loading plugins and data …"):
-        from robustbench_meta import runner
-        from robustbench_meta.devices import choose_device
-        from robustbench_meta.registry import load_registry
-
-        device = choose_device(spec.device)
-        registry = load_registry(places.plugins)
-        return _Prepared(runner.prepare(spec, registry, places.data), registry, device)
-
-
-def _execute(spec: RunSpec, places: Places) -> Summary:
-    """Run the grid and show its tables."""
-    from robustbench_meta.cli.console import err, out
-    from robustbench_meta.cli.plan import outcome
-    from robustbench_meta.cli.progress import showing_progress
-
-    ready = _prepare(spec, places)
-    from robustbench_meta import leaderboard, runner
-    from robustbench_meta.store import Store
-    from robustbench_meta.tables import tables
-
-    store, keys, console = Store(places.results), {cell.key for cell in ready.grid.cells}, out()
-    ready.tell(console, {key for key in keys if store.has(key)})
-    with showing_progress(ready.registry.manager, err()):
-        summary = runner.run(ready.grid, ready.registry, store, ready.device)
-    path = leaderboard.write(store)
-    frame = leaderboard.build(_Ours(store, keys))  # type: ignore[arg-type]  # of a store it needs records() alone
-    for table in tables(frame, console.width):
-        console.print(table)
-    console.print(outcome(summary, path))
-    return summary
-
-
-class _Ours(NamedTuple):
-    """The records of a run's own cells: its worst case is over its own attacks."""
-
-    store: Store
-    keys: Collection[str]
-
-    def records(self) -> list[dict[str, Any]]:
-        """Those of the run that are there."""
-        return [record for record in self.store.records() if record["key"] in self.keys]
-
-
-def _rehearse(spec: RunSpec, places: Places) -> None:
-    """Show the cells, what is done already, and the work; write nothing."""
-    from robustbench_meta.cli.console import out
-    from robustbench_meta.cli.plan import cells_table, work
-
-    ready = _prepare(spec, places)
-    done = {cell.key for cell in ready.grid.cells if (places.results / "records" / f"{cell.key}.json").is_file()}
-    console = out()
-    ready.tell(console, done)
-    console.print(cells_table(ready.grid, done))
-    console.print(work(ready.grid, done))
-
-
-def _tell_interrupted(results: Path, dry_run: bool) -> None:
-    from robustbench_meta.cli.console import err
-
-    kept = "" if dry_run else f" Finished cells are kept in {results}: the same command continues from there."
-    err().print(f"Interrupted.{kept}", markup=False)
