@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 
 CLEAN, WORST = "clean", "worst case"
-_SETTING = ["dataset", "way", "shot", "backbone", "norm", "inference", "episodes", "support", "query"]
-_RECIPE = ["queries", "meta_steps", "tasks_per_step"]
-"""Columns that also tell settings apart, where the leaderboard has them."""
+_SETTING = [
+    "dataset", "way", "shot", "queries", "backbone", "norm", "inference", "episodes", "support", "query",
+    "meta_steps", "tasks_per_step",
+]  # fmt: skip
 _EXTRAS = {"success": ("attack_success_rate", max), "worst 10 %": ("worst_decile_accuracy", min)}
 
 
@@ -54,15 +55,14 @@ class Board:
 
 def boards(frame: pd.DataFrame) -> Iterator[Board]:
     """The contents of the tables, in the order of the leaderboard."""
-    recipe = [name for name in _RECIPE if name in frame.columns]
-    setting = [*_SETTING, *recipe]
+    setting = _SETTING
     alone = [name for name in setting if name not in {"support", "query"}]
     attacked = frame[frame["threat_norm"] != "none"]
     for _, rows in attacked.groupby([*setting, "threat_norm", "eps"], sort=False, dropna=False):
         yield _board(rows, [*setting, "threat_norm", "eps"])
     shown = attacked[[*alone, "learner"]].drop_duplicates()
     clean = frame[frame["threat_norm"] == "none"].merge(shown, how="left", indicator=True)
-    for _, rows in clean[clean["_merge"] == "left_only"].groupby([*setting, "threat_norm", "eps"], sort=False):
+    for _, rows in clean[clean["_merge"] == "left_only"].groupby([*setting, "threat_norm", "eps"], sort=False, dropna=False):
         yield _board(rows, [*setting, "threat_norm", "eps"])
 
 

@@ -29,6 +29,8 @@ class ViolationError(BenchError):
 def unknown(kind: str, given: str, known: Iterable[str]) -> str:
     """Word the message for an unknown name: the nearest names, or all of them when none is near."""
     names = sorted(known)
+    if given.lower() in names:
+        return f"unknown {kind} '{given}': did you mean '{given.lower()}'?"
     near = difflib.get_close_matches(given.lower(), names, n=3, cutoff=0.6)
     if near:
         return f"unknown {kind} '{given}': did you mean {' or '.join(repr(name) for name in near)}?"

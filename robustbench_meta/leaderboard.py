@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ COLUMNS = [
     "episodes", "clean_accuracy", "clean_ci95", "robust_accuracy", "robust_ci95", "worst_case_accuracy",
     "attack_success_rate", "worst_decile_accuracy", "inference", "flags", "train_seconds", "adapt_ms_per_task",
     "attack_ms_per_task", "parameters", "device", "version", "spec_hash",
+    "queries", "meta_steps", "tasks_per_step", "training_attack", "training_eps",
 ]  # fmt: skip
 """The CSV's columns, in order. Accuracies are fractions; `…_ci95` are half-widths of 95 % intervals over episodes."""
 
@@ -40,9 +41,12 @@ _ORDER = [
 ]
 
 
-def build(store: Store) -> pd.DataFrame:
-    """One row a record, in an order that does not depend on when each was computed."""
-    records = store.records()
+def build(store: Store, keys: Collection[str] | None = None) -> pd.DataFrame:
+    """One row a record (of these keys only, if any are given), in an order that does not depend on when it was made.
+
+    `worst_case_accuracy` is over the attacks of the rows that are built.
+    """
+    records = [record for record in store.records() if keys is None or record["key"] in keys]
     worst = _worst_cases(records)
     rows = [_row(record, worst[_rivals(record)]) for record in records]
     frame = pd.DataFrame(rows, columns=COLUMNS)
@@ -92,6 +96,9 @@ def _row(record: Mapping[str, Any], worst_case: float) -> dict[str, Any]:
         **{name: round(timings[name], 3) for name in TIMINGS},
         "parameters": record["parameters"], "device": record["device"],
         "version": record["versions"]["robustbench_meta"], "spec_hash": record["key"],
+        "queries": spec["training"]["query"], "meta_steps": spec["training"]["meta_steps"],
+        "tasks_per_step": spec["training"]["tasks_per_step"],
+        "training_attack": labels["training_attack"], "training_eps": labels["training_eps"],
     }  # fmt: skip
 
 

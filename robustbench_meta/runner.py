@@ -71,6 +71,7 @@ def _run_training(
         summary.failed.append((cell, reason))
         hook.cell_failed(cell=cell.spec.model_dump(mode="json"), reason=reason)
 
+    hook.training_progress(training=training.title, step=0, steps=training.spec.meta_steps, metrics={})
     try:
         trained = _train(grid, training, store, device, hook)
         engine, weights = make_engine(grid, training, device, Plan())
@@ -178,6 +179,18 @@ def _what(operation: str, grid: Grid, training: Training) -> dict[str, Any]:
     }
 
 
+def _labels(cell: Cell) -> dict[str, str]:
+    """What tables show of the learner, its training attack, the attack and ε."""
+    threat = cell.training.attack
+    return {
+        "learner": cell.learner,
+        "attack": cell.attack,
+        "eps": cell.eps,
+        "training_attack": threat.label if threat else "none",
+        "training_eps": threat.eps.text if threat else "0",
+    }
+
+
 def _record(
     grid: Grid, cell: Cell, outcome: Outcome, trained: Trained, device: torch.device, plans: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -189,7 +202,7 @@ def _record(
         "key": cell.key,
         "training": training.key,
         "spec": cell.spec.model_dump(mode="json"),
-        "labels": {**grid.labels, "learner": cell.learner, "attack": cell.attack, "eps": cell.eps},
+        "labels": {**grid.labels, **_labels(cell)},
         "norm_layer": grid.backbone.norm_layer,
         "inference": "transductive" if transductive else "inductive",
         "episodes_digest": outcome.episodes_digest,

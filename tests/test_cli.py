@@ -126,7 +126,7 @@ def test_the_checkouts_cli_is_the_installed_command():
         (["run", "--device", "gpu"], "--device 'gpu' is not a device; expected auto, cpu, cuda"),
         (["run", "--dataset", "omniglot", "--data-root", "nowhere"], "bench data download omniglot"),
         (["run", "--plugins", "nowhere"], "--plugins nowhere: there is no such folder"),
-        (["run", "--learnr", "maml"], "No such option: --learnr"),
+        (["run", "--learnr", "maml"], "--learner"),
         (["rnu"], "Did you mean 'run'?"),
         (["list", "atacks"], "unknown kind of plugin 'atacks': did you mean 'attacks'"),
         (["list", "attacks", "pgdd"], "unknown attack 'pgdd': did you mean"),

@@ -19,6 +19,7 @@ BASE = {
     "worst_case_accuracy": 0.402, "attack_success_rate": 0.53, "worst_decile_accuracy": 0.12, "inference": "inductive",
     "flags": "", "train_seconds": 71.2, "adapt_ms_per_task": 1.0, "attack_ms_per_task": 2.0, "parameters": 112_000,
     "device": "cpu", "version": "0.1.0", "spec_hash": "0" * 16,
+    "queries": 5, "meta_steps": 600, "tasks_per_step": 8, "training_attack": "none", "training_eps": "0",
 }  # fmt: skip
 CLEAN = {"attack": "none", "threat_norm": "none", "eps": "0", "query": "clean"}
 
@@ -28,10 +29,11 @@ def frame(*rows):
 
 
 def drawn(leaderboard, width=80, color=False):
-    console = Console(file=io.StringIO(), width=width, force_terminal=color, color_system="standard" if color else None)
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=color, color_system="standard" if color else None)
     for table in tables(leaderboard, width):
         console.print(table)
-    return console.file.getvalue()
+    return out.getvalue()
 
 
 def line(text, start):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -43,7 +42,7 @@ def execute(ready: Ready, results: Path) -> int:
     with showing_progress(registry.manager, err()):
         summary = runner.run(grid, registry, store, device)
     path = leaderboard.write(store)
-    frame = leaderboard.build(_Ours(store, keys))  # type: ignore[arg-type]  # of a store it needs records() alone
+    frame = leaderboard.build(store, keys)  # the worst case is over the run's own attacks
     for table in tables(frame, console.width):
         console.print(table)
     console.print(outcome(summary, path))
@@ -58,14 +57,3 @@ def rehearse(ready: Ready, results: Path) -> int:
     console.print(cells_table(grid, done))
     console.print(work(grid, done))
     return 0
-
-
-class _Ours(NamedTuple):
-    """The records of a run's own cells: its worst case is over its own attacks."""
-
-    store: Store
-    keys: Collection[str]
-
-    def records(self) -> list[dict[str, Any]]:
-        """Those of the run that are there."""
-        return [record for record in self.store.records() if record["key"] in self.keys]
