@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from robustbench_meta.seeds import seed_from
@@ -44,8 +44,10 @@ class Plugin(BaseModel, ABC):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _ratio(cls, value: object) -> object:
-        """Read '8/255' as the number it is."""
+    def _typed(cls, value: object, info: ValidationInfo) -> object:
+        """Read '8/255' as the number it is, and 'none' as None where that is the default."""
+        if value == "none" and cls.model_fields[str(info.field_name)].default is None:
+            return None
         if isinstance(value, str) and value.count("/") == 1:
             above, below = value.split("/")
             try:

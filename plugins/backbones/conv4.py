@@ -44,6 +44,9 @@ class Conv4(Backbone):
     norm: Literal["group", "batch", "layer", "none"] = Field(
         "group", description="normalisation; batch: of the batch at hand, which makes the model transductive"
     )
+    features: Literal["mean", "flat"] | None = Field(
+        None, description="last block: its mean over places, or all of it; none: mean if strided, flat if max-pooled"
+    )
     groups: int = Field(8, ge=1, description="groups of norm=group (lowered to a divisor of the width)")
 
     @property
@@ -69,7 +72,7 @@ class Conv4(Backbone):
         return None
 
     def build(self, shape: tuple[int, ...], outputs: int | None) -> nn.Module:
-        """The network; its features are the flattened last block."""
+        """The network; as in MAML's code, its features are the last block's mean (Omniglot) or all of it."""
         layers: list[nn.Module] = []
         channels, height, width = shape
         for _ in range(4):
@@ -81,6 +84,9 @@ class Conv4(Backbone):
                 height, width = height // 2, width // 2
             else:
                 height, width = (height + 1) // 2, (width + 1) // 2
+        if (self.features or ("mean" if self.pool == "stride" else "flat")) == "mean":
+            layers.append(nn.AdaptiveAvgPool2d(1))
+            height = width = 1
         layers.append(nn.Flatten())
         if outputs is not None:
             layers.append(nn.Linear(channels * height * width, outputs))
