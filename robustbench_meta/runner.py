@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -46,41 +46,47 @@ def run(grid: Grid, registry: Registry, store: Store, device: torch.device) -> S
 
     Progress is told through the event hooks.
     """
-    hook = registry.manager.hook
+    tell = registry.tell
     summary = Summary()
     pending = [cell for cell in grid.cells if not store.has(cell.key)]
     summary.skipped = len(grid.cells) - len(pending)
     about = grid.run.model_dump(mode="json")
-    hook.run_started(run=about, cells=len(pending))
+    tell("run_started", run=about, cells=len(pending))
     if device.type == "cuda":
         torch.backends.cudnn.deterministic = True
     for training in grid.trainings:
         cells = [cell for cell in pending if cell.training is training]
         if cells:
-            _run_training(grid, training, cells, store, device, summary, hook)
-    hook.run_finished(run=about, finished=summary.finished, failed=len(summary.failed))
+            _run_training(grid, training, cells, store, device, summary, tell)
+    tell("run_finished", run=about, finished=summary.finished, failed=len(summary.failed))
     return summary
 
 
 def _run_training(
-    grid: Grid, training: Training, cells: list[Cell], store: Store, device: torch.device, summary: Summary, hook: Any
+    grid: Grid,
+    training: Training,
+    cells: list[Cell],
+    store: Store,
+    device: torch.device,
+    summary: Summary,
+    tell: Callable[..., None],
 ) -> None:
     """Train (or load) one learner and evaluate its cells, writing each record as soon as it is there."""
 
     def fail(cell: Cell, reason: str) -> None:
         summary.failed.append((cell, reason))
-        hook.cell_failed(cell=cell.spec.model_dump(mode="json"), reason=reason)
+        tell("cell_failed", cell=cell.spec.model_dump(mode="json"), reason=reason)
 
-    hook.training_progress(training=training.title, step=0, steps=training.spec.meta_steps, metrics={})
+    tell("training_progress", training=training.title, step=0, steps=training.spec.meta_steps, metrics={})
     try:
-        trained = _train(grid, training, store, device, hook)
+        trained = _train(grid, training, store, device, tell)
         engine, weights = make_engine(grid, training, device, Plan())
         test_plan = _test_plan(grid, training, engine, weights, cells[0].spec.episodes, device)
         engine.plan = test_plan
         outcomes = evaluate(
             engine, trained.weights, grid.splits.test.to(device), cells, device,
-            lambda done: hook.evaluation_progress(
-                training=training.title, done=done, total=len(cells) * cells[0].spec.episodes),
+            lambda done: tell(
+                "evaluation_progress", training=training.title, done=done, total=len(cells) * cells[0].spec.episodes),
         )  # fmt: skip
     except StorageError:
         raise
@@ -97,10 +103,10 @@ def _run_training(
         record = _record(grid, cell, outcome, trained, device, {"train": trained.plan, "test": asdict(test_plan)})
         store.write_record(record)
         summary.finished += 1
-        hook.cell_finished(record=record)
+        tell("cell_finished", record=record)
 
 
-def _train(grid: Grid, training: Training, store: Store, device: torch.device, hook: Any) -> Trained:
+def _train(grid: Grid, training: Training, store: Store, device: torch.device, tell: Callable[..., None]) -> Trained:
     """From the checkpoint, or by meta-training."""
     _, weights = make_engine(grid, training, device, Plan())
     trained = store.load_checkpoint(training.key, weights)
@@ -108,8 +114,8 @@ def _train(grid: Grid, training: Training, store: Store, device: torch.device, h
         steps = training.spec.meta_steps
         trained = meta_train(
             grid, training, device, _train_plan(grid, training, device),
-            lambda step, metrics: hook.training_progress(
-                training=training.title, step=step, steps=steps, metrics=metrics),
+            lambda step, metrics: tell(
+                "training_progress", training=training.title, step=step, steps=steps, metrics=metrics),
         )  # fmt: skip
         store.save_checkpoint(training.key, trained, training.spec.model_dump(mode="json"))
     return trained
