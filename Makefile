@@ -10,7 +10,7 @@ ARGS ?=
 JOBS ?= auto
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11 python
 FITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
-PYTHON ?= $(firstword $(foreach python,$(PYTHONS),$(shell $(python) -c '$(FITS)' 2>/dev/null && echo $(python))))
+PYTHON ?=
 SOURCES := robustbench_meta plugins examples tests .ci cli.py
 TYPED := $(VENV)/typed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -57,11 +57,13 @@ clean:  ## remove .venv and what was built; results stay
 	find $(wildcard $(SOURCES)) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.python:
-	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 or newer with venv and pip (on Debian: apt install" \
-	  "python3-venv), found none of: $(PYTHONS); name yours with: make PYTHON=/path/to/python"; exit 1; }
-	@$(PYTHON) -c '$(FITS)' || { echo "make: $(PYTHON) is not Python 3.11 or newer with venv and pip"; exit 1; }
-	@echo "setting up $(VENV) with $$($(PYTHON) --version); this downloads PyTorch and takes minutes"
-	$(PYTHON) -m venv --clear $(VENV)
+	@python=$$(for each in $(or $(PYTHON),$(PYTHONS)); do \
+	  "$$each" -c '$(FITS)' 2>/dev/null && echo "$$each" && break; done); \
+	test -n "$$python" || { echo "make: none of these is Python 3.11 or newer with venv and pip" \
+	  "(on Debian: apt install python3-venv): $(or $(PYTHON),$(PYTHONS));" \
+	  "name yours with: make PYTHON=/path/to/python" >&2; exit 1; }; \
+	echo "setting up $(VENV) with $$("$$python" --version); this downloads PyTorch and takes minutes"; \
+	"$$python" -m venv --clear $(VENV)
 	@touch $@
 
 $(VENV)/.run: $(VENV)/.python pyproject.toml

@@ -41,7 +41,8 @@ class PixelCentroid(Learner):
     def logits(self, model: Model, state: Any, x: Tensor) -> Tensor:
         """−t·‖x − c_k‖², averaged over pixels [n, way]."""
         distance = (x.flatten(1)[:, None, :] - state["centroids"]).square().mean(-1)
-        return -torch.exp(state["log_temperature"]) * distance
+        logits: Tensor = -state["log_temperature"].exp() * distance
+        return logits
 
     def objective(self, ops: Operations, theta: State, tasks: TaskBatch) -> list[Update]:
         """Cross-entropy on the queries, for ALL tasks of a meta-step."""

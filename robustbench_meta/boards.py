@@ -62,7 +62,8 @@ def boards(frame: pd.DataFrame) -> Iterator[Board]:
         yield _board(rows, [*setting, "threat_norm", "eps"])
     shown = attacked[[*alone, "learner"]].drop_duplicates()
     clean = frame[frame["threat_norm"] == "none"].merge(shown, how="left", indicator=True)
-    for _, rows in clean[clean["_merge"] == "left_only"].groupby([*setting, "threat_norm", "eps"], sort=False, dropna=False):
+    clean = clean[clean["_merge"] == "left_only"]
+    for _, rows in clean.groupby([*setting, "threat_norm", "eps"], sort=False, dropna=False):
         yield _board(rows, [*setting, "threat_norm", "eps"])
 
 

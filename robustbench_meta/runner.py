@@ -134,13 +134,13 @@ def _train_plan(grid: Grid, training: Training, device: torch.device) -> Plan:
     spec = training.spec
     engine, weights = make_engine(grid, training, device, Plan())
     tasks = grid.splits.train.to(device).sample([0], spec.way, spec.shot, spec.query, spec.tasks_per_step)
-    if not gradients_agree(engine, weights, tasks.part(slice(2)), Plan("vmap", "vmap", 2)):
+    if weights and not gradients_agree(engine, weights, tasks.part(slice(2)), Plan("vmap", "vmap", 2)):
         _log.warning(
             "%s on %s: its meta-gradient is wrong under torch.func.vmap (batch or instance norm of torch?); "
             "mapping by a plain loop, which is right and slower", training.title, grid.labels["backbone"],
         )  # fmt: skip
         return Plan("loop", "loop", 1)
-    if spec.meta_steps < MEASURE_FROM:
+    if spec.meta_steps < MEASURE_FROM or not weights:
         return default_plan(device, spec.tasks_per_step)
     seeds = list(range(spec.tasks_per_step))
 

@@ -86,6 +86,8 @@ def meta_train(
     """
     spec = training.spec
     engine, weights = make_engine(grid, training, device, plan)
+    if not weights:  # nothing to learn, as with prototypes in pixel space
+        return Trained(weights, plan=asdict(plan))
     optimizer = _optimizer(training, weights)
     rates = [group["lr"] for group in optimizer.param_groups]
     trained, best, started = Trained(weights, plan=asdict(plan)), -1.0, time.perf_counter()

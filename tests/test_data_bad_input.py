@@ -11,7 +11,6 @@ import zipfile
 import zlib
 
 import pytest
-from miniature import paint, pass_for_whole, small_omniglot
 from PIL import Image
 from pydantic import ValidationError
 
@@ -20,6 +19,7 @@ from robustbench_meta.errors import BenchError, DataError
 from robustbench_meta.plugins.datasets.image_folder import ImageFolder
 from robustbench_meta.plugins.datasets.omniglot import Omniglot
 from robustbench_meta.registry import load_registry
+from tests.miniature import paint, pass_for_whole, small_omniglot
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from miniature import paint, pass_for_whole, small_omniglot
 from PIL import Image
 from scipy import stats
 
@@ -23,6 +22,7 @@ from robustbench_meta.plugins.datasets.image_folder import ImageFolder
 from robustbench_meta.plugins.datasets.omniglot import Omniglot
 from robustbench_meta.plugins.datasets.toy import Toy
 from robustbench_meta.registry import load_registry
+from tests.miniature import paint, pass_for_whole, small_omniglot
 
 
 @pytest.fixture(scope="session")

@@ -121,7 +121,7 @@ def test_a_damaged_record_is_named(registry, done, tmp_path, damage):
 
 
 def test_a_damaged_checkpoint_is_named(registry, tmp_path):
-    _, store = run(registry, tmp_path, learners=("maml",), attacks=("none",))
+    run(registry, tmp_path, learners=("maml",), attacks=("none",))
     [path] = (tmp_path / "checkpoints").iterdir()
     path.write_bytes(path.read_bytes()[:-100])
     summary, _ = run(registry, tmp_path, learners=("maml",), attacks=("fgsm",))
@@ -140,3 +140,12 @@ def test_interval_by_hand():
     assert half == pytest.approx(3.182446 * (5 / 3) ** 0.5 / 2, abs=1e-6)  # t(3) from a table
     assert np.isnan(mean_and_ci95([0.5])[1])
     assert worst_decile(np.arange(20)) == 0.5
+
+
+def test_a_learner_without_weights_is_just_evaluated(registry, tmp_path):
+    """Prototypes in pixel space: nothing to train, and far above the 20 % of chance on clean glyphs."""
+    summary, store = run(registry, tmp_path, learners=("protonet",), backbone="linear", attacks=("none",), episodes=100)
+    assert summary.failed == []
+    [record] = store.records()
+    assert record["parameters"] == 0
+    assert unpack(record["clean"]).mean() > 0.3

@@ -63,8 +63,9 @@ def test_a_seed_gives_the_same_tasks_in_any_company(case, random):
     random.shuffle(order)
     again = source.sample([seeds[i] for i in order], way, shot, query, each)
     for place, i in enumerate(order):
-        mine, alone = again[place * each : (place + 1) * each], source.sample([seeds[i]], way, shot, query, each)
-        before = together[i * each : (i + 1) * each]
+        mine = again.part(slice(place * each, (place + 1) * each))
+        alone = source.sample([seeds[i]], way, shot, query, each)
+        before = together.part(slice(i * each, (i + 1) * each))
         for other in (alone, before):
             assert torch.equal(mine.support.x, other.support.x)
             assert torch.equal(mine.query.x, other.query.x)
@@ -139,7 +140,7 @@ def test_a_bank_whose_parts_do_not_fit_is_refused(images, counts, classes):
 
 def test_a_task_batch_slices_by_tasks():
     tasks = bank([9] * 4).sample(range(5), 3, 1, 2)
-    part = tasks[1:3]
+    part = tasks.part(slice(1, 3))
     assert isinstance(part, TaskBatch)
     assert isinstance(part.query, Batch)
     assert part.tasks == 2

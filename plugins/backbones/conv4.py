@@ -45,7 +45,7 @@ class Conv4(Backbone):
         "group", description="normalisation; batch: of the batch at hand, which makes the model transductive"
     )
     features: Literal["mean", "flat"] | None = Field(
-        None, description="last block: its mean over places, or all of it; none: mean if strided, flat if max-pooled"
+        None, description="last block: its mean over places, or all of it; none: mean if strided with norm=batch"
     )
     groups: int = Field(8, ge=1, description="groups of norm=group (lowered to a divisor of the width)")
 
@@ -72,7 +72,11 @@ class Conv4(Backbone):
         return None
 
     def build(self, shape: tuple[int, ...], outputs: int | None) -> nn.Module:
-        """The network; as in MAML's code, its features are the last block's mean (Omniglot) or all of it."""
+        """The network. Its features are the last block's mean over places or all of it, as `features` says.
+
+        MAML's code takes the mean where it strides, with batch norm. Norms that centre each example
+        over places would leave the mean little to tell: there, and after max-pooling, all of it is taken.
+        """
         layers: list[nn.Module] = []
         channels, height, width = shape
         for _ in range(4):
@@ -84,7 +88,8 @@ class Conv4(Backbone):
                 height, width = height // 2, width // 2
             else:
                 height, width = (height + 1) // 2, (width + 1) // 2
-        if (self.features or ("mean" if self.pool == "stride" else "flat")) == "mean":
+        meant = "mean" if self.pool == "stride" and self.norm == "batch" else "flat"
+        if (self.features or meant) == "mean":
             layers.append(nn.AdaptiveAvgPool2d(1))
             height = width = 1
         layers.append(nn.Flatten())

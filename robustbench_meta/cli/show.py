@@ -111,7 +111,7 @@ def plugins(plugins: Plugins = None, debug: Debug = False) -> None:
     from robustbench_meta.cli.console import counted, err, out
     from robustbench_meta.registry import load_registry
 
-    registry = load_registry(plugins)
+    registry = load_registry(plugins, strict=False)
     out().print(_found(registry.found))
     failed = [found for found in registry.found if found.error]
     out().print(f"{counted(len(registry.found), 'plugin')}, {len(failed)} failed")

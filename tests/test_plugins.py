@@ -1,0 +1,504 @@
+"""Plugins of strangers: found wherever they are, and nobody else's problem when they are broken."""
+
+import contextlib
+import io
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from robustbench_meta import hookimpl, hookspecs
+from robustbench_meta.cli import main
+from robustbench_meta.errors import BenchError, PluginError
+from robustbench_meta.registry import KINDS, CollisionError, Origin, Registry, load_registry
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+SMOKE = ("run", "--profile", "smoke", "--meta-steps", "2", "--episodes", "4", "--device", "cpu")
+
+ATTACK = '''
+from robustbench_meta import hookimpl
+from robustbench_meta.contracts import Attack
+
+class Mine(Attack):
+    """{about}"""
+    name = "{name}"
+
+    def perturb(self, model, x, y, threat, random):
+        return x
+
+@hookimpl
+def register_attacks(register):
+    register(Mine)
+'''
+
+
+def attack(name, about="It does nothing."):
+    return ATTACK.format(name=name, about=about)
+
+
+def put(folder, files=None, **modules):
+    """Write Python files: by path without `.py`, or by name."""
+    for name, text in {**(files or {}), **modules}.items():
+        path = folder / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def locals_of(registry):
+    return {Path(found.origin.where).name: found for found in registry.found if found.origin.kind == "local"}
+
+
+def bench(*arguments):
+    out, code = io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "300")
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return code, out.getvalue()
+
+
+# -- where plugins are found -----------------------------------------------------------------------
+
+
+def test_a_file_and_a_package_are_found_in_a_folder(tmp_path):
+    package = "from .names import NAME\n" + attack("two").replace('name = "two"', "name = NAME")
+    put(tmp_path, {"one": attack("one"), "two/__init__": package, "two/names": "NAME = 'two'"})
+    registry = load_registry(tmp_path)
+    assert {name: found.brought for name, found in locals_of(registry).items()} == {
+        "one.py": ["attack one"],
+        "two": ["attack two"],
+    }
+    assert registry.origin("attack", "two").where == str(tmp_path / "two")
+
+
+def test_what_is_no_plugin_is_left_alone(tmp_path):
+    put(tmp_path, {"_draft": "1/0", "notes/draft": "1/0", "__init__": "1/0"})
+    (tmp_path / "readme.txt").write_text("hello")
+    (tmp_path / ".hidden.py").write_text("1/0")
+    assert locals_of(load_registry(tmp_path)) == {}
+
+
+def test_the_folder_is_plugins_unless_another_is_named(tmp_path, monkeypatch):
+    put(tmp_path / "plugins", one=attack("one"))
+    put(tmp_path / "elsewhere", two=attack("two"))
+    monkeypatch.chdir(tmp_path)
+    assert list(locals_of(load_registry())) == ["one.py"]
+    assert list(locals_of(load_registry(Path("elsewhere")))) == ["two.py"]
+    assert locals_of(load_registry(local=False)) == {}
+    with pytest.raises(PluginError, match="--plugins nowhere: there is no such folder"):
+        load_registry(Path("nowhere"))
+
+
+@pytest.fixture(params=["the running checkout", "another checkout"])
+def checkout(request, tmp_path):
+    """A copy of the checkout; its own package runs, or (as when a wheel is installed) another one does."""
+    copy = tmp_path / "checkout"
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "plugins", copy / "plugins", ignore=ignore)
+    shutil.copytree(ROOT / "robustbench_meta", copy / "robustbench_meta", ignore=ignore)
+    put(copy / "plugins", dropped=attack("dropped"))
+    return copy, {**os.environ, "PYTHONPATH": str(copy) if request.param == "the running checkout" else str(ROOT)}
+
+
+def test_what_is_dropped_into_a_checkouts_plugins_is_found_once(checkout):
+    folder, environment = checkout
+    code = (
+        "from robustbench_meta.registry import load_registry\n"
+        "for found in load_registry().found: print(found.origin.kind, found.origin.where, found.brought, found.error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", "import site; site.main()\n" + code],
+        cwd=folder, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert [line for line in done.stdout.splitlines() if not line.startswith("built-in")] == [
+        f"local {folder / 'plugins' / 'dropped.py'} ['attack dropped'] None"
+    ]
+    assert done.stdout.count("'attack fgsm'") == 1
+    assert not [line for line in done.stdout.splitlines() if not line.endswith(" None")]
+
+
+def distribution(folder, name, module, files, version="1.0"):
+    """Lay out an installed distribution with an entry point of ours, as pip does; `folder` is to be on sys.path."""
+    put(folder, files)
+    info = folder / f"{name}-{version}.dist-info"
+    info.mkdir(exist_ok=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text(f"[robustbench_meta]\nmine = {module}\n")
+    return folder
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Distributions laid out here count as installed."""
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(site)
+    yield site
+    for name in [name for name, module in sys.modules.items() if str(site) in str(getattr(module, "__file__", ""))]:
+        del sys.modules[name]
+
+
+def test_an_installed_distribution_is_found(installed):
+    distribution(installed, "stranger", "stranger", {"stranger": attack("strange")})
+    registry = load_registry(local=False)
+    assert registry.origin("attack", "strange") == Origin(
+        "installed", "stranger 1.0 (stranger)", "stranger 1.0 stranger"
+    )
+
+
+def test_a_distribution_that_names_a_module_twice_is_loaded_once(installed):
+    distribution(installed, "stranger", "stranger", {"stranger": attack("strange")})
+    entry_points = installed / "stranger-1.0.dist-info" / "entry_points.txt"
+    entry_points.write_text(entry_points.read_text() + "again = stranger\n")
+    assert [found.error for found in load_registry(local=False).found if found.origin.kind == "installed"] == [None]
+
+
+def test_an_editable_distribution_has_another_identity_when_its_code_changes(installed):
+    distribution(installed, "stranger", "pkg.attacks", {"pkg/__init__": "", "pkg/attacks": attack("strange")})
+    first = load_registry(local=False).origin("attack", "strange").identity
+    (installed / "stranger-1.0.dist-info" / "direct_url.json").write_text('{"dir_info": {"editable": true}}')
+    editable = load_registry(local=False).origin("attack", "strange").identity
+    put(installed, {"pkg/helper": "x = 1"})
+    edited = load_registry(local=False).origin("attack", "strange").identity
+    assert first == "stranger 1.0 pkg.attacks"
+    assert len({first, editable, edited}) == 3
+
+
+def test_an_installed_distribution_runs_through_the_grid(tmp_path):
+    """pip installs it, and nothing of the project is touched: `bench list` shows it and `bench run` runs it."""
+    source = tmp_path / "source"
+    put(source, sign_noise=(EXAMPLES / "sign_noise.py").read_text())
+    put(source, pixel_centroid=(EXAMPLES / "pixel_centroid.py").read_text())
+    (source / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+        '[project]\nname = "bench-stranger"\nversion = "0.3"\n'
+        '[project.entry-points.robustbench_meta]\nnoise = "sign_noise"\ncentroid = "pixel_centroid"\n'
+        '[tool.setuptools]\npy-modules = ["sign_noise", "pixel_centroid"]\n'
+    )
+    pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "--target", tmp_path / "site", source], check=True, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "COLUMNS": "300"}
+
+    def run(*arguments):
+        command = [sys.executable, "-c", "from robustbench_meta.cli import main; main()", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    listed = run("list")
+    assert "sign-noise  installed: bench-stranger 0.3 (sign_noise)" in listed
+    assert "pixel-centroid  installed: bench-stranger 0.3 (pixel_centroid)" in listed
+    run(*SMOKE, "--learner", "pixel-centroid", "--attack", "sign-noise:tries=2", "--scenario", "clean/adv")
+    rows = pd.read_csv(tmp_path / "results" / "leaderboard.csv")
+    assert list(zip(rows["learner"], rows["attack"], strict=True)) == [("pixel-centroid", "sign-noise:tries=2")]
+
+
+# -- examples --------------------------------------------------------------------------------------
+
+
+def test_the_examples_run_through_the_grid(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "plugins", **{path.stem: path.read_text() for path in EXAMPLES.glob("*.py")})
+    put(tmp_path / "plugins", broken="def broken(:\n")
+    plugins = ("--learner", "pixel-centroid", "--learner", "maml", "--attack", "sign-noise", "--attack", "none")
+    code, shown = bench(*SMOKE, *plugins, "--dataset", "gratings", "--backbone", "pooled-linear:grid=4")
+    assert code == 0, shown
+    rows = pd.read_csv(tmp_path / "results" / "leaderboard.csv")
+    assert len(rows) == 4
+    assert set(rows["dataset"]) == {"gratings"}
+    assert set(rows["backbone"]) == {"pooled-linear:grid=4"}
+    log = (tmp_path / "cells.log").read_text().splitlines()
+    assert len(log) == 4
+    assert any(line.startswith("pixel-centroid sign-noise eps=0.1 clean/adv: ") for line in log)
+
+
+# -- broken plugins --------------------------------------------------------------------------------
+
+NOT_ABSTRACT = "    def perturb(self, model, x, y, threat, random):\n        return x\n"
+BROKEN = {
+    "syntax_error": ("x = 1\ndef (:\n", r"^syntax error in line 2: "),
+    "import_error": ("import nowhere_to_be_found", r"^ModuleNotFoundError: No module named .*\(line 1\)$"),
+    "raises": ("x = 1\n\n1 / 0\n", r"^ZeroDivisionError: division by zero \(line 3\)$"),
+    "exits": ("raise SystemExit(3)", r"^SystemExit: 3"),
+    "no_hooks": ("x = 1", r"^it implements no hook of robustbench_meta; there is: register_learners, "),
+    "unmarked": (attack("unmarked").replace("@hookimpl", ""), r"mark register_attacks with @hookimpl$"),
+    "unknown_hook": (
+        attack("unknown-hook").replace("register_attacks", "register_attack"),
+        r"^unknown hook 'register_attack': did you mean 'register_attacks'",
+    ),
+    "wrong_arguments": (
+        attack("wrong-arguments").replace("(register):", "(registry, register):"),
+        r"^its hook is register_attacks\(registry, register\); expected register_attacks\(register\), or fewer$",
+    ),
+    "raises_in_hook": (
+        attack("raises-in-hook") + "    raise RuntimeError('on\\nsecond thought')\n",
+        r"^RuntimeError: on second thought \(line \d+\)$",
+    ),
+    "exits_in_hook": (attack("exits-in-hook") + "    raise SystemExit\n", r"^SystemExit: no message"),
+    "abstract": (attack("abstract").replace(NOT_ABSTRACT, ""), r"^attack Mine does not define perturb$"),
+    "bad_name": (attack("Bad Name"), r"^attack Mine has the name 'Bad Name'; expected "),
+    "no_name": (attack("x").replace('name = "x"', ""), r"^attack Mine has the name None; expected "),
+    "instance": (
+        attack("instance").replace("register(Mine)", "register(Mine())"),
+        r"^register_attacks was given .*; expected a subclass of Attack$",
+    ),
+    "wrong_kind": (
+        attack("wrong-kind").replace("register_attacks", "register_learners"),
+        r"^register_learners was given .*Mine.*; expected a subclass of Learner$",
+    ),
+    "twice": (attack("twice") + "    register(Mine)\n", r"^it registers two classes as the attack 'twice'$"),
+    "not_text": ("x = '\0'", r"null bytes"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_plugin_costs_its_own_line_only(name, tmp_path):
+    text, reason = BROKEN[name]
+    put(tmp_path, **{name: text, "zz_sound": attack("sound")})
+    registry, clean = load_registry(tmp_path), load_registry(local=False)
+    found = locals_of(registry)
+    assert found["zz_sound.py"].error is None
+    assert found[f"{name}.py"].brought == []
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(found[f"{name}.py"].error)
+    assert "\n" not in found[f"{name}.py"].error
+    for kind in KINDS:
+        assert set(registry.names(kind)) - set(clean.names(kind)) == ({"sound"} if kind == "attack" else set())
+    assert len(registry.manager.get_plugins()) == len(clean.manager.get_plugins()) + 1, "its events are not called"
+
+
+def test_all_broken_plugins_at_once_are_told_by_bench_plugins(tmp_path):
+    put(tmp_path, {name: text for name, (text, _) in BROKEN.items()})
+    put(tmp_path, {"package/__init__": "from . import part", "package/part": "\n1 +\n"})
+    (tmp_path / "gone.py").symlink_to(tmp_path / "nowhere.py")
+    code, shown = bench("plugins", "--plugins", tmp_path)
+    assert code == 0
+    assert f"{len(BROKEN) + 2} failed" in shown
+    for name in BROKEN:
+        assert f"{tmp_path / name}.py" in shown
+    assert f"syntax error in line 2 of {tmp_path / 'package' / 'part.py'}" in shown
+    assert "FileNotFoundError: [Errno 2] No such file" in shown
+    assert bench("list", "attacks", "--plugins", tmp_path)[1] == bench("list", "attacks")[1]
+
+
+def test_an_installed_plugin_that_breaks_costs_its_own_line_only(installed):
+    distribution(installed, "stranger", "stranger", {"stranger": "import nowhere_to_be_found"})
+    (found,) = [found for found in load_registry(local=False).found if found.origin.kind == "installed"]
+    assert found.origin.where == "stranger 1.0 (stranger)"
+    assert found.error.startswith("ModuleNotFoundError: No module named 'nowhere_to_be_found'")
+
+
+def test_a_broken_package_leaves_no_module_behind(tmp_path):
+    put(tmp_path, {"pkg/__init__": "from . import part\n1 / 0", "pkg/part": ""})
+    load_registry(tmp_path)
+    assert not [name for name in sys.modules if name.startswith("robustbench_meta_local_") and "pkg" in name]
+
+
+def test_an_unknown_name_hints_at_plugins_that_failed(tmp_path):
+    put(tmp_path, mine="1 / 0")
+    with pytest.raises(BenchError, match=r"1 plugin\(s\) failed to load: see `bench plugins`"):
+        load_registry(tmp_path).get("attack", "mine")
+
+
+# -- two plugins with one name ---------------------------------------------------------------------
+
+
+def test_two_plugins_with_one_name_are_an_error_that_names_both(tmp_path):
+    put(tmp_path, a=attack("mine"), b=attack("mine"))
+    with pytest.raises(CollisionError) as raised:
+        load_registry(tmp_path)
+    assert str(raised.value) == (
+        f"two plugins bring the attack 'mine': local {tmp_path / 'a.py'} and local {tmp_path / 'b.py'}; "
+        "rename or remove one of them"
+    )
+
+
+def test_a_built_in_name_is_taken(tmp_path):
+    put(tmp_path, mine=attack("fgsm"))
+    with pytest.raises(CollisionError, match=r"built-in robustbench_meta\.plugins\.attacks\.fgsm and local .*mine\.py"):
+        load_registry(tmp_path)
+
+
+def test_one_name_for_a_learner_and_an_attack_is_no_collision(tmp_path):
+    put(tmp_path, mine=attack("maml"))
+    assert load_registry(tmp_path).origin("attack", "maml").kind == "local"
+
+
+def test_bench_plugins_shows_a_collision_that_stops_the_rest(tmp_path):
+    put(tmp_path, mine=attack("fgsm"))
+    for command in (["list"], [*SMOKE, "--results", tmp_path / "results"]):
+        code, shown = bench(*command, "--plugins", tmp_path)
+        assert code == 2
+        assert "two plugins bring the attack 'fgsm'" in shown
+    assert not (tmp_path / "results").exists()
+    code, shown = bench("plugins", "--plugins", tmp_path)
+    assert code == 0
+    assert "failed: two plugins bring the attack 'fgsm'" in shown
+    assert ", 1 failed" in shown
+
+
+def test_the_first_of_two_stays_when_that_is_asked_for(tmp_path):
+    put(tmp_path, a=attack("mine", "The first."), b=attack("mine", "The second."))
+    registry = load_registry(tmp_path, strict=False)
+    assert registry.get("attack", "mine").summary() == "The first."
+    assert locals_of(registry)["b.py"].brought == []
+
+
+# -- identity: edited plugins are other plugins -----------------------------------------------------
+
+
+def identity(folder, name="mine"):
+    return load_registry(folder).origin("attack", name).identity
+
+
+def test_an_edited_file_is_another_plugin(tmp_path):
+    put(tmp_path, mine=attack("mine"))
+    first = identity(tmp_path)
+    assert first == identity(tmp_path)
+    put(tmp_path, mine=attack("mine") + "# edited\n")
+    assert identity(tmp_path) != first
+
+
+@pytest.mark.parametrize(
+    ("gone", "new"),
+    [
+        ("mine/part", {"mine/part": "x = 2"}),
+        (None, {"mine/other": ""}),
+        ("mine/part", {"mine/deep/part": "x = 1"}),
+        ("mine/last", {}),
+    ],
+    ids=["a module changed", "a module more", "a module moved", "a module less"],
+)
+def test_an_edited_package_is_another_plugin(tmp_path, gone, new):
+    put(tmp_path, {"mine/__init__": attack("mine"), "mine/part": "x = 1", "mine/last": ""})
+    first = identity(tmp_path)
+    if gone:
+        (tmp_path / f"{gone}.py").unlink()
+    put(tmp_path, new)
+    assert identity(tmp_path) != first
+
+
+def test_a_plugin_is_the_same_wherever_it_lies(tmp_path):
+    put(tmp_path / "here", mine=attack("mine"))
+    put(tmp_path / "there", mine=attack("mine"))
+    assert identity(tmp_path / "here") == identity(tmp_path / "there")
+
+
+def test_an_edited_package_is_imported_afresh(tmp_path):
+    package = {"mine/__init__": "from .part import register_attacks\n"}
+    put(tmp_path, {**package, "mine/part": attack("mine", "Before.")})
+    assert load_registry(tmp_path).get("attack", "mine").summary() == "Before."
+    put(tmp_path, {**package, "mine/part": attack("mine", "After, in a longer line.")})
+    assert load_registry(tmp_path).get("attack", "mine").summary() == "After, in a longer line."
+
+
+def test_an_edited_plugin_gives_new_cells(tmp_path):
+    command = [*SMOKE, "-l", "pixel-centroid", "-a", "mine", "--plugins", tmp_path, "--results", tmp_path / "results"]
+    put(tmp_path, mine=attack("mine"), centroid=(EXAMPLES / "pixel_centroid.py").read_text())
+    assert "1 cell done, 0 skipped" in bench(*command)[1]
+    assert "0 cells done, 1 skipped" in bench(*command)[1]
+    put(tmp_path, mine=attack("mine", "Edited."))
+    assert "1 cell done, 0 skipped" in bench(*command)[1]
+
+
+# -- events ----------------------------------------------------------------------------------------
+
+
+class Tracker:
+    """Hears, and raises if it shall."""
+
+    def __init__(self, error=None):
+        self.heard, self.error = [], error
+
+    @hookimpl
+    def cell_failed(self, cell, reason):
+        self.heard.append((cell, reason))
+        if self.error is not None:
+            raise self.error
+
+
+def tracked(*trackers):
+    registry = Registry()
+    for number, tracker in enumerate(trackers):
+        assert registry.add(tracker, Origin("local", f"tracker{number}.py", "")).error is None
+    return registry
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no network"), SystemExit(1)], ids=["raises", "exits"])
+def test_a_tracker_that_breaks_is_warned_about_once_and_stops_nobody(error, caplog):
+    trackers = Tracker(), Tracker(error), Tracker()
+    registry = tracked(*trackers)
+    with caplog.at_level(logging.WARNING):
+        for number in range(3):
+            registry.tell("cell_failed", cell={"number": number}, reason="none")
+    assert [len(tracker.heard) for tracker in trackers] == [3, 3, 3]
+    (warning,) = caplog.messages
+    assert "local: tracker1.py" in warning
+    assert "cell_failed" in warning
+    assert str(error) in warning
+
+
+def test_interrupting_a_tracker_interrupts_the_run():
+    with pytest.raises(KeyboardInterrupt):
+        tracked(Tracker(KeyboardInterrupt())).tell("cell_failed", cell={}, reason="")
+
+
+BROKEN_TRACKER = """
+from robustbench_meta import hookimpl
+
+@hookimpl
+def {event}():
+    raise RuntimeError("no network")
+"""
+EVENTS = [name for name in vars(hookspecs) if name.startswith(("run_", "training_", "evaluation_", "cell_"))]
+
+
+def test_a_run_survives_trackers_that_break_in_every_event(tmp_path):
+    assert len(EVENTS) == 6
+    for event in EVENTS:
+        put(tmp_path, **{event: BROKEN_TRACKER.format(event=event)})
+    code, shown = bench(
+        *SMOKE, "-l", "protonet", "-a", "none", "--plugins", tmp_path, "--results", tmp_path / "results"
+    )
+    assert code == 0, shown
+    assert "1 cell done" in shown
+
+
+# -- the built-in plugins --------------------------------------------------------------------------
+
+
+def test_every_built_in_plugin_is_found_once_and_works(registry):
+    errors = {found.origin.where: found.error for found in registry.found if found.error}
+    assert errors == {}
+    where = [found.origin.where for found in registry.found if found.origin.kind == "built-in"]
+    assert len(where) == len(set(where))
+    sources = {
+        f"robustbench_meta.plugins.{path.parent.name}.{path.stem}"
+        for path in (ROOT / "plugins").glob("*/*.py")
+        if "@hookimpl" in path.read_text()
+    }
+    assert set(where) == sources
+
+
+def test_no_built_in_plugin_has_a_door_of_its_own(registry):
+    """The package imports none of them: what they bring comes through the hooks alone."""
+    assert all(found.brought for found in registry.found if found.origin.kind == "built-in")
+    for path in (ROOT / "robustbench_meta").rglob("*.py"):
+        imported = re.findall(r"^\s*(?:from|import) .*\bplugins\b.*$", path.read_text(), re.MULTILINE)
+        assert not [line for line in imported if "options import" not in line], f"{path}: {imported}"
+
+
+def test_registries_are_independent(registry, tmp_path):
+    put(tmp_path, mine=attack("mine"))
+    assert "mine" in load_registry(tmp_path).names("attack")
+    assert "mine" not in registry.names("attack")
