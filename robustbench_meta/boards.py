@@ -60,7 +60,7 @@ def boards(frame: pd.DataFrame) -> Iterator[Board]:
     attacked = frame[frame["threat_norm"] != "none"]
     for _, rows in attacked.groupby([*setting, "threat_norm", "eps"], sort=False, dropna=False):
         yield _board(rows, [*setting, "threat_norm", "eps"])
-    shown = attacked[[*alone, "learner"]].drop_duplicates()
+    shown = attacked[[*alone, "learner", "recipe_hash"]].drop_duplicates()
     clean = frame[frame["threat_norm"] == "none"].merge(shown, how="left", indicator=True)
     clean = clean[clean["_merge"] == "left_only"]
     for _, rows in clean.groupby([*setting, "threat_norm", "eps"], sort=False, dropna=False):
@@ -68,7 +68,9 @@ def boards(frame: pd.DataFrame) -> Iterator[Board]:
 
 
 def _board(rows: pd.DataFrame, setting: list[str]) -> Board:
-    rows = rows.assign(learner=_rows_named(rows))
+    rows = rows.assign(learner=_told_apart(rows, "learner", "recipe_hash"))
+    if rows["threat_norm"].iloc[0] != "none":
+        rows = rows.assign(attack=_told_apart(rows, "attack", "attack_hash"))
     attacks = [] if rows["threat_norm"].iloc[0] == "none" else list(dict.fromkeys(rows["attack"]))
     columns = [CLEAN, *attacks, *([WORST] if len(attacks) > 1 else [])]
     scores = {str(name): _scores(part, attacks) for name, part in rows.groupby("learner", sort=False)}
@@ -79,18 +81,16 @@ def _board(rows: pd.DataFrame, setting: list[str]) -> Board:
     )
 
 
-def _rows_named(rows: pd.DataFrame) -> pd.Series[str]:
-    """Learners' names; one that was trained in several ways in this setting is never averaged over them."""
-    twice = rows.duplicated(["learner", "attack", "seed"], keep=False)
-    several = rows["learner"].isin(rows.loc[twice, "learner"])
-    told = (
-        rows["learner"]
-        + " (seed "
-        + rows["seed"].astype(str)
-        + ", trained in "
-        + rows["train_seconds"].map("{:.1f} s)".format)
-    )
-    return rows["learner"].where(~several, told)
+def _told_apart(rows: pd.DataFrame, name: str, version: str) -> pd.Series[str]:
+    """Names of learners or attacks, with the first digits of a hash where one name stands for several versions.
+
+    Versions differ in code or data: no number is ever a mean over them.
+    """
+    kinds = rows[[name, version]].drop_duplicates()
+    several = rows[name].isin(kinds.loc[kinds[name].duplicated(), name])
+    hashes = kinds[version].astype(str)
+    digits = next((n for n in range(4, 16) if hashes.str[:n].nunique() == hashes.nunique()), 16)
+    return rows[name].where(~several, rows[name] + " #" + rows[version].astype(str).str[:digits])
 
 
 def _scores(rows: pd.DataFrame, attacks: list[str]) -> dict[str, Score]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -45,10 +45,12 @@ class Plugin(BaseModel, ABC):
     @field_validator("*", mode="before")
     @classmethod
     def _typed(cls, value: object, info: ValidationInfo) -> object:
-        """Read '8/255' as the number it is, and 'none' as None where that is the default."""
-        if value == "none" and cls.model_fields[str(info.field_name)].default is None:
+        """Read '8/255' as the number it is where one is wanted, and 'none' as None where that is the default."""
+        option = cls.model_fields[str(info.field_name)]
+        if value == "none" and option.default is None:
             return None
-        if isinstance(value, str) and value.count("/") == 1:
+        number = float in (option.annotation, *get_args(option.annotation))
+        if number and isinstance(value, str) and value.count("/") == 1:
             above, below = value.split("/")
             try:
                 return float(above) / float(below)
@@ -238,6 +240,14 @@ class Attack(Plugin):
 
     def default_eps(self) -> float | str | None:
         """ε when neither the user nor the data set names one for this norm."""
+        return None
+
+    def eps_obstacle(self, eps: float) -> str | None:
+        """Why the attack cannot work with this ε; None if it can."""
+        if self.norm == "linf" and eps > 1:
+            return "it is more than the whole pixel range: images lie in [0, 1]"
+        if self.norm == "l0" and (eps < 1 or eps != int(eps)):
+            return "in the l0 norm it is how many pixels may change: expected a whole number, 1 or more"
         return None
 
     @abstractmethod

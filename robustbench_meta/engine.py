@@ -194,8 +194,18 @@ class Engine:
     surrogate_network: Network | None = None
     surrogate_weights: Weights | None = None
     seeds: Sequence[int] = ()
-    """One seed a task of the batch at hand, for attacks that draw."""
+    """One seed a task of the batch at hand, for attacks that draw; set by `batch_seeds`."""
+    _attacks: int = 0
     judged: Judged = field(default_factory=Judged)
+
+    def set_mode(self, training: bool) -> None:
+        """Say whether tasks are for meta-training: inner steps, and the mode of modules such as dropout."""
+        self.training = training
+        self.network.module.train(training)
+
+    def batch_seeds(self, seeds: Sequence[int]) -> None:
+        """One seed a task of the next batch of tasks; each attack on it draws from seeds of its own."""
+        self.seeds, self._attacks = seeds, 0
 
     def theta(self, weights: Weights) -> State:
         """θ as a state."""
@@ -224,12 +234,16 @@ class Engine:
         self.judged.add(losses, accuracies)
         return losses  # type: ignore[no-any-return]  # _map is generic in what the function returns
 
-    def perturb(self, state: State, batch: Batch, attack: Perturbation | None = None, role: str = "training") -> Batch:
-        """The batch attacked through `state`, by the learner's training attack unless another is given."""
+    def perturb(self, state: State, batch: Batch, attack: Perturbation | None = None, role: str = "") -> Batch:
+        """The batch attacked through `state`, by the learner's training attack unless another is given.
+
+        An attack's draws depend on the task's seed and on `role`, or on which attack on this batch it is.
+        """
         chosen = attack or self.attack
         if chosen is None:
             raise RuntimeError(f"{self.learner.name} calls ops.perturb but names no training_attack()")
-        seeds = [seed_from(seed, role) for seed in self.seeds] or [0] * len(batch.x)
+        self._attacks += 1
+        seeds = [seed_from(seed, role or self._attacks) for seed in self.seeds or range(len(batch.x))]
         return Batch(chosen(AttackedModel(self, state), batch.x, batch.y, Random(seeds)), batch.y)
 
     def surrogate(self, batch: Batch) -> State:
@@ -252,7 +266,7 @@ class Engine:
         leaves = list(weights.values())
         for start in range(0, tasks.tasks, self.plan.chunk):
             part = slice(start, start + self.plan.chunk)
-            self.seeds = seeds[part]
+            self.batch_seeds(seeds[part])
             updates = self.learner.objective(self, self.theta(weights), tasks.part(part))
             gradients = [
                 torch.autograd.grad(
@@ -270,16 +284,14 @@ class Engine:
                     torch._foreach_add_(sums, list(grads))
         return [(dict(zip(weights, grads, strict=True)), rate) for grads, rate in total]
 
-    def judge(self, weights: Weights, tasks: TaskBatch, seeds: Sequence[int] = ()) -> dict[str, float]:
-        """Loss and accuracy of the queries that the learner's objective judges, without an update."""
-        self.judged = Judged()
+    def judge(self, weights: Weights, tasks: TaskBatch, seeds: Sequence[int] = ()) -> None:
+        """Add to `judged` the queries that the learner's objective judges, without an update."""
         theta = self.theta(weights)
         for start in range(0, tasks.tasks, self.plan.chunk):
             part = slice(start, start + self.plan.chunk)
-            self.seeds = seeds[part]
+            self.batch_seeds(seeds[part])
             with torch.no_grad():
                 self.learner.objective(self, theta, tasks.part(part))
-        return self.judged.means()
 
     def _forward(self, tree: Any, x: Tensor) -> Tensor:
         return self.learner.logits(self.network, tree, x)

@@ -84,17 +84,18 @@ class _Evaluation:
         self.engine, self.source, self.cells, self.device, self.report = engine, source, cells, device, report
         self.theta = engine.theta({name: weight.detach() for name, weight in weights.items()})
         self.tallies = {cell.key: _Tally() for cell in cells}
+        assert len(self.tallies) == len(cells), "two cells with one key"
         self.adapt_seconds = 0.0
         self.adapted_tasks = 0
         self.digest = hashlib.sha256()
 
     def run(self) -> dict[str, Outcome | BenchError]:
         spec, count, done = self.cells[0].training.spec, self.cells[0].spec.episodes, 0
-        self.engine.training = False
+        self.engine.set_mode(training=False)
         seed = spec.seed
         with torch.no_grad():
             for tasks in episodes(self.source, spec.way, spec.shot, spec.query, count, self.engine.plan.chunk):
-                self.engine.seeds = [seed_from(seed, "attack", index) for index in range(done, done + tasks.tasks)]
+                self.engine.batch_seeds([seed_from(seed, "attack", index) for index in range(done, done + tasks.tasks)])
                 self._chunk(tasks)
                 done += tasks.tasks
                 if self.report is not None:
@@ -106,6 +107,7 @@ class _Evaluation:
         if tally.failure is not None:
             return tally.failure
         clean, robust = (torch.cat(parts).cpu().numpy() for parts in (tally.clean, tally.robust))
+        assert len(clean) == len(robust) == count, "an episode is missing, or counted twice"
         return Outcome(
             clean,
             robust,
@@ -129,6 +131,10 @@ class _Evaluation:
                 tally.clean.append(clean)
             except BenchError as failure:
                 tally.failure = failure
+            except torch.OutOfMemoryError:
+                tally.failure = BenchError(
+                    f"attack '{cell.threat.label}' on {tasks.tasks} tasks at a time does not fit in the device's memory"
+                )
 
     def _cell(
         self, cell: Cell, tasks: TaskBatch, adapted: State, clean: Tensor, attacked: dict[str, tuple[State, float]]

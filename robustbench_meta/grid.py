@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner, Plugin, Setting
 from robustbench_meta.errors import BenchError
-from robustbench_meta.options import SCENARIOS, Choice, Epsilon, parse_choice, parse_eps, parse_scenarios, plain
+from robustbench_meta.options import SCENARIOS, Choice, Epsilon, exact, parse_choice, parse_eps, parse_scenarios, plain
 from robustbench_meta.profiles import get_profile
-from robustbench_meta.registry import Registry
+from robustbench_meta.registry import Registry, core_code
 from robustbench_meta.spec import AttackSpec, CellSpec, PluginSpec, RunSpec, TrainingSpec
 from robustbench_meta.tasks import Splits, check_disjoint_classes
 
@@ -124,12 +124,13 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None) -> Grid:
         BenchError: an unknown plugin or option, data that are missing or too few, or an attack or
             learner that cannot work in this setting.
     """
-    dataset, dataset_spec, dataset_label = _resolve(registry, "dataset", parse_choice(run.dataset))
+    dataset, dataset_spec, dataset_label = _resolve(registry, "dataset", parse_choice(run.dataset), run.profile)
     learners = [_resolve(registry, "learner", choice, run.profile) for choice in run.choices("learner")]
-    attacks = [_resolve(registry, "attack", *_split_eps(choice)) for choice in run.choices("attack")]
+    attacks = [_resolve(registry, "attack", _split_eps(choice)[0]) for choice in run.choices("attack")]
     backbone, backbone_spec, backbone_label = _resolve(
         registry, "backbone", parse_choice(run.backbone or dataset.backbone), run.profile
     )
+    threats = _all_threats(run, dataset, attacks)
     way = _way(run, dataset)
     shot, query = run.size("shot"), run.size("query")
     splits = dataset.load(data_root)
@@ -139,10 +140,9 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None) -> Grid:
     setting = Setting(splits.test.shape, way, shot, query, dataset.loss, backbone.transductive)
     grid = Grid(run, dataset, backbone, splits, setting, {"dataset": dataset_label, "backbone": backbone_label})
     _refuse("backbone", backbone_label, backbone, setting)
-    threats = [threat for (plugin, spec, label), given in zip(attacks, _given_eps(run), strict=True)
-               for threat in _threats(run, dataset, plugin, spec, label, given)]  # fmt: skip
     profile = get_profile(run.profile)
     base = {
+        "code": core_code(),
         "dataset": dataset_spec,
         "fingerprint": "+".join(source.fingerprint for source in splits),
         "backbone": backbone_spec,
@@ -160,7 +160,13 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None) -> Grid:
         for threat in threats:
             _refuse("attack", threat.label, threat.attack, moved)
         for training in _trainings(registry, dataset, learner, spec, label, base, moved, run.seeds):
-            _add_cells(grid, training, threats)
+            if training.key not in {other.key for other in grid.trainings}:
+                _add_cells(grid, training, threats)
+    if not grid.cells:
+        raise BenchError(
+            "nothing to run: an attack needs a scenario in which something is attacked, such as clean/adv; for the "
+            "accuracy without any (clean/clean), use --attack none"
+        )
     return grid
 
 
@@ -178,30 +184,58 @@ def _resolve(registry: Registry, kind: str, choice: Choice, profile: str | None 
     return plugin, spec, spec.label(standard)
 
 
-def _split_eps(choice: Choice) -> tuple[Choice]:
-    """The choice without the option `eps`, which every attack has and which is not the plugin's own."""
-    return (Choice(choice.name, {key: value for key, value in choice.options.items() if key != "eps"}),)
+def _split_eps(choice: Choice) -> tuple[Choice, str | None]:
+    """The choice without the option `eps`, which every attack has and which is not the plugin's own; and that."""
+    options = {key: value for key, value in choice.options.items() if key != "eps"}
+    return Choice(choice.name, options), choice.options.get("eps")
 
 
-def _given_eps(run: RunSpec) -> list[list[Epsilon]]:
-    """For each attack the ε that were typed: its own option, else --eps; none: a default is to be found."""
-    own = [choice.options.get("eps") for choice in run.choices("attack")]
-    return [[parse_eps(text)] if text is not None else [parse_eps(eps) for eps in run.eps] for text in own]
+def _all_threats(run: RunSpec, dataset: Dataset, attacks: list[tuple[Attack, PluginSpec, str]]) -> list[Threat]:
+    """Every attack at every ε that was typed for it (its own option, else --eps) or at a default, each once."""
+    own = [_split_eps(choice)[1] for choice in run.choices("attack")]
+    _refuse_many_norms(run, dataset, [attack for attack, text in zip(attacks, own, strict=True) if text is None])
+    found: dict[str, Threat] = {}
+    for (attack, spec, label), text in zip(attacks, own, strict=True):
+        given = [parse_eps(eps) for eps in (run.eps if text is None else [text])]
+        for threat in _threats(dataset, attack, spec, label, given):
+            found.setdefault(threat.spec.model_dump_json(), threat)
+    return list(found.values())
 
 
-def _threats(
-    run: RunSpec, dataset: Dataset, attack: Attack, spec: PluginSpec, label: str, given: list[Epsilon]
-) -> Iterator[Threat]:
+def _refuse_many_norms(run: RunSpec, dataset: Dataset, attacks: list[tuple[Attack, PluginSpec, str]]) -> None:
+    """Raise when one --eps would be given to attacks of several norms, in which it means different things."""
+    norms = {label: attack for attack, _, label in attacks if not attack.clean}
+    if not run.eps or len({attack.norm for attack in norms.values()}) < 2:
+        return
+    first = next(iter(norms.values())).norm
+    other = next(label for label, attack in norms.items() if attack.norm != first)
+    try:
+        usual = default_eps(dataset, norms[other], other).text
+    except BenchError:
+        usual = "1.0"
+    raise BenchError(
+        f"--eps {', '.join(run.eps)} would go to attacks of several norms, in which it means different things: "
+        f"{', '.join(f'{label} ({attack.norm})' for label, attack in norms.items())}; give eps by attack, as "
+        f"--attack {other}{',' if ':' in other else ':'}eps={usual}"
+    )
+
+
+def _threats(dataset: Dataset, attack: Attack, spec: PluginSpec, label: str, given: list[Epsilon]) -> Iterator[Threat]:
     if attack.clean:
         yield Threat(attack, Epsilon(0.0, "0"), AttackSpec(plugin=spec, norm="none", eps=0.0), label)
         return
     for eps in {eps.value: eps for eps in given}.values() or [default_eps(dataset, attack, label)]:
-        if attack.norm == "linf" and eps.value > 1:
-            raise BenchError(
-                f"eps {eps.text} for attack '{label}' is more than the whole pixel range: images lie in [0, 1]; "
-                f"did you mean {plain(eps.value)}/255?"
-            )
+        _check_eps("attack", label, attack, eps)
         yield Threat(attack, eps, AttackSpec(plugin=spec, norm=attack.norm, eps=eps.value), label)
+
+
+def _check_eps(kind: str, label: str, attack: Attack, eps: Epsilon) -> None:
+    """Raise when the attack cannot work with this ε."""
+    reason = attack.eps_obstacle(eps.value)
+    if reason is not None:
+        meant = attack.norm == "linf" and 1 < eps.value <= 255
+        hint = f"; did you mean {plain(eps.value)}/255?" if meant else ""
+        raise BenchError(f"eps {eps.text} for {kind} '{label}' cannot be: {reason}{hint}")
 
 
 def default_eps(dataset: Dataset, attack: Attack, label: str) -> Epsilon:
@@ -261,8 +295,18 @@ def _trainings(
 
 
 def _training_threat(registry: Registry, dataset: Dataset, learner: Learner, text: str, eps: float | None) -> Threat:
-    attack, spec, label = _resolve(registry, "attack", parse_choice(text, ";"))
-    chosen = default_eps(dataset, attack, label) if eps is None else parse_eps(eps)
+    choice, own = _split_eps(parse_choice(text, ";"))
+    attack, spec, label = _resolve(registry, "attack", choice)
+    if own is not None and eps is not None:
+        raise BenchError(
+            f"learner '{learner.name}' was given two eps for its training attack: {own} in '{text}', and {exact(eps)}; "
+            "give one"
+        )
+    if own is not None:
+        chosen = parse_eps(own)
+    else:
+        chosen = default_eps(dataset, attack, label) if eps is None else Epsilon(parse_eps(eps).value, exact(eps))
+    _check_eps("training attack", label, attack, chosen)
     return Threat(attack, chosen, AttackSpec(plugin=spec, norm=attack.norm, eps=chosen.value), label)
 
 

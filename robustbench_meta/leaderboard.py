@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ COLUMNS = [
     "attack_success_rate", "worst_decile_accuracy", "inference", "flags", "train_seconds", "adapt_ms_per_task",
     "attack_ms_per_task", "parameters", "device", "version", "spec_hash",
     "queries", "meta_steps", "tasks_per_step", "training_attack", "training_eps",
+    "training_hash", "recipe_hash", "attack_hash",
 ]  # fmt: skip
 """The CSV's columns, in order. Accuracies are fractions; `…_ci95` are half-widths of 95 % intervals over episodes."""
 
@@ -36,6 +39,8 @@ _ORDER = [
     "query",
     "learner",
     "attack",
+    "recipe_hash",
+    "attack_hash",
     "seed",
     "spec_hash",
 ]
@@ -69,9 +74,16 @@ def _rivals(record: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _worst_cases(records: list[dict[str, Any]]) -> dict[tuple[Any, ...], float]:
-    """Per group of rivals: the share of queries that stay right under every one of its attacks."""
+    """Per group of rivals: the share of queries that stay right under every one of its attacks.
+
+    Of an attack whose code was changed, only the newest record counts.
+    """
+    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for record in sorted(records, key=lambda record: (record["written"], record["key"])):
+        plugin = record["spec"]["attack"]["plugin"]
+        newest[*_rivals(record), plugin["name"], json.dumps(plugin["options"], sort_keys=True)] = record
     survivors: dict[tuple[Any, ...], np.ndarray] = {}
-    for record in records:
+    for record in newest.values():
         robust, group = unpack(record["robust"]), _rivals(record)
         survivors[group] = survivors[group] & robust if group in survivors else robust
     return {group: float(robust.mean()) for group, robust in survivors.items()}
@@ -99,7 +111,14 @@ def _row(record: Mapping[str, Any], worst_case: float) -> dict[str, Any]:
         "queries": spec["training"]["query"], "meta_steps": spec["training"]["meta_steps"],
         "tasks_per_step": spec["training"]["tasks_per_step"],
         "training_attack": labels["training_attack"], "training_eps": labels["training_eps"],
+        "training_hash": record["training"],
+        "recipe_hash": _digest({name: value for name, value in spec["training"].items() if name != "seed"}),
+        "attack_hash": _digest(spec["attack"]),
     }  # fmt: skip
+
+
+def _digest(spec: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def success_rate(clean: np.ndarray, robust: np.ndarray) -> float:

@@ -96,6 +96,13 @@ def plain(value: float) -> str:
     return text or "0"
 
 
+def exact(value: float) -> str:
+    """The shortest text that reads back as exactly this number: a decimal, or a ratio such as 8/255."""
+    decimal, ratio = repr(float(value)).removesuffix(".0"), f"{round(value * 255)}/255" if abs(value) < 1e9 else ""
+    is_ratio = ratio and round(value * 255) / 255 == value
+    return ratio if is_ratio and len(ratio) < len(decimal) else decimal
+
+
 def parse_scenarios(given: list[str]) -> list[str]:
     """Read scenarios (support/query, each clean or adv), or `all`.
 

@@ -24,6 +24,8 @@ class Profile:
     validation_tasks: int
     backbone: Mapping[str, str] = field(default_factory=dict)
     """Options of the backbone, where it has them."""
+    dataset: Mapping[str, str] = field(default_factory=dict)
+    """Options of the data set, where it has them."""
     learner: Mapping[str, str] = field(default_factory=dict)
     """Options of the learners, where they have them."""
 
@@ -40,9 +42,11 @@ PROFILES: dict[str, Profile] = {
         backbone={"width": "32"},
     ),
     "paper": Profile(
-        "MAML's published recipe for Omniglot (Finn et al. 2017): conv4-64, 32 tasks, 40,000 meta-steps, 600 episodes",
+        "MAML's published recipe for Omniglot (Finn et al. 2017): conv4-64 with batch norm (transductive), rotations "
+        "as classes, 32 tasks, 40,000 meta-steps, 600 episodes",
         way=5, shot=1, query=15, meta_steps=40_000, tasks_per_step=32, episodes=600, validations=40,
-        validation_tasks=200, backbone={"width": "64"}, learner={"test_steps": "10"},
+        validation_tasks=200, backbone={"width": "64", "norm": "batch"}, dataset={"rotations": "true"},
+        learner={"test_steps": "10"},
     ),
 }  # fmt: skip
 

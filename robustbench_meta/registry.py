@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +31,8 @@ KINDS: dict[str, type[Plugin]] = {"learner": Learner, "attack": Attack, "dataset
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _BUILT_IN = "robustbench_meta.plugins"
+_CORE = ("engine", "training", "evaluation", "harness", "inner", "tasks", "threat", "seeds", "contracts")
+"""The modules that make the numbers."""
 _BROKEN = (Exception, SystemExit)
 """What a plugin may raise without costing anybody else anything."""
 
@@ -205,8 +207,8 @@ def load_registry(folder: Path | None = None, *, local: bool = True, strict: boo
         CollisionError: two plugins bring the same name.
     """
     registry = Registry()
-    for name in _built_in_modules():
-        origin = Origin("built-in", name, f"robustbench_meta=={__version__}")
+    for name, identity in _built_in_modules():
+        origin = Origin("built-in", name, identity)
         _add_import(registry, origin, partial(importlib.import_module, name))
     for entry in _entry_points():
         label = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "entry point"
@@ -281,31 +283,56 @@ def _editable_digest(entry: metadata.EntryPoint) -> str:
         return ""
 
 
+@cache
+def core_code() -> str:
+    """What the modules that make the numbers are, and the version of torch: part of what identifies a result."""
+    digest = hashlib.sha256("".join(_digest(Path(__file__).parent / f"{name}.py") for name in _CORE).encode())
+    return f"sha256:{digest.hexdigest()[:16]} torch=={_release('torch')}"
+
+
+def _release(distribution: str) -> str:
+    """Its version without what tells its build for the CPU from that for CUDA."""
+    return metadata.version(distribution).partition("+")[0]
+
+
 def _built_in_package() -> ModuleType:
-    try:
-        return importlib.import_module(_BUILT_IN)
-    except ModuleNotFoundError as error:
-        source = Path(__file__).resolve().parent.parent / "plugins" / "__init__.py"
-        if error.name != _BUILT_IN or not source.is_file():
+    """The built-in plugins of the robustbench_meta that runs: in a checkout, never those of an installed other one."""
+    own = Path(__file__).resolve().parent
+    source = own.parent / "plugins" / "__init__.py"
+    if (own / "plugins" / "__init__.py").is_file() or not source.is_file():
+        try:
+            return importlib.import_module(_BUILT_IN)
+        except ModuleNotFoundError as error:
             raise PluginError(f"the built-in plugins are missing: reinstall robustbench_meta ({error})") from error
-        spec = importlib.util.spec_from_file_location(
-            _BUILT_IN, source, submodule_search_locations=[str(source.parent)]
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[_BUILT_IN] = module
-        spec.loader.exec_module(module)
-        return module
+    there = sys.modules.get(_BUILT_IN)
+    if there is not None and Path(there.__file__ or "").resolve() == source:
+        return there
+    _forget(_BUILT_IN)
+    spec = importlib.util.spec_from_file_location(_BUILT_IN, source, submodule_search_locations=[str(source.parent)])
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[_BUILT_IN] = module
+    spec.loader.exec_module(module)
+    setattr(sys.modules["robustbench_meta"], "plugins", module)  # noqa: B010  # as an import does; mypy knows no plugins
+    return module
 
 
-def _built_in_modules() -> Iterator[str]:
-    """Modules in the sub-packages of the built-in folder; what lies directly in it is a local plugin."""
+def _built_in_modules() -> Iterator[tuple[str, str]]:
+    """Modules in the sub-packages of the built-in folder, with their identity.
+
+    It is the version and a digest of all modules of the sub-package, for they import one another. What lies directly
+    in the folder is a local plugin.
+    """
     package = _built_in_package()
     for part in pkgutil.iter_modules(package.__path__):
         if part.ispkg and part.name in {f"{kind}s" for kind in KINDS}:
-            for module in pkgutil.iter_modules([str(Path(path) / part.name) for path in package.__path__]):
-                yield f"{_BUILT_IN}.{part.name}.{module.name}"
+            folders = [Path(path) / part.name for path in package.__path__]
+            identity = f"robustbench_meta=={__version__} sha256:{'+'.join(map(_digest, folders))}"
+            if part.name == "attacks":
+                identity += f" torchattacks=={_release('torchattacks')}"
+            for module in pkgutil.iter_modules(map(str, folders)):
+                yield f"{_BUILT_IN}.{part.name}.{module.name}", identity
 
 
 def _local_files(folder: Path | None) -> list[Path]:

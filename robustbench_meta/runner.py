@@ -20,9 +20,10 @@ from robustbench_meta.errors import BenchError, StorageError
 from robustbench_meta.evaluation import Outcome, episodes, evaluate
 from robustbench_meta.grid import Cell, Grid, Training, Work, prepare
 from robustbench_meta.registry import Registry
+from robustbench_meta.selfcheck import check_declared, may_be_vmapped
 from robustbench_meta.store import SCHEMA, Store, pack
 from robustbench_meta.training import Trained, make_engine, meta_train
-from robustbench_meta.tuning import default_plan, gradients_agree, measured_plan
+from robustbench_meta.tuning import default_plan, measured_plan
 
 __all__ = ["Cell", "Grid", "Summary", "Training", "Work", "prepare", "run"]
 
@@ -53,13 +54,20 @@ def run(grid: Grid, registry: Registry, store: Store, device: torch.device) -> S
     about = grid.run.model_dump(mode="json")
     tell("run_started", run=about, cells=len(pending))
     if device.type == "cuda":
-        torch.backends.cudnn.deterministic = True
+        _be_exact()
     for training in grid.trainings:
         cells = [cell for cell in pending if cell.training is training]
         if cells:
             _run_training(grid, training, cells, store, device, summary, tell)
     tell("run_finished", run=about, finished=summary.finished, failed=len(summary.failed))
     return summary
+
+
+def _be_exact() -> None:
+    """On CUDA: float32 that is float32 (no TF32), and kernels that give the same numbers again."""
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _run_training(
@@ -71,22 +79,23 @@ def _run_training(
     summary: Summary,
     tell: Callable[..., None],
 ) -> None:
-    """Train (or load) one learner and evaluate its cells, writing each record as soon as it is there."""
+    """Train (or load) one learner and evaluate its cells, then write their records."""
 
     def fail(cell: Cell, reason: str) -> None:
         summary.failed.append((cell, reason))
         tell("cell_failed", cell=cell.spec.model_dump(mode="json"), reason=reason)
 
     tell("training_progress", training=training.title, step=0, steps=training.spec.meta_steps, metrics={})
+    total = len(cells) * cells[0].spec.episodes
     try:
-        trained = _train(grid, training, store, device, tell)
+        vmap = _self_check(grid, training, device)
+        trained = _train(grid, training, store, device, vmap, tell)
         engine, weights = make_engine(grid, training, device, Plan())
-        test_plan = _test_plan(grid, training, engine, weights, cells[0].spec.episodes, device)
+        test_plan = _test_plan(grid, training, engine, weights, cells[0].spec.episodes, device, vmap)
         engine.plan = test_plan
         outcomes = evaluate(
             engine, trained.weights, grid.splits.test.to(device), cells, device,
-            lambda done: tell(
-                "evaluation_progress", training=training.title, done=done, total=len(cells) * cells[0].spec.episodes),
+            lambda done: tell("evaluation_progress", training=training.title, done=done, total=total),
         )  # fmt: skip
     except StorageError:
         raise
@@ -106,14 +115,38 @@ def _run_training(
         tell("cell_finished", record=record)
 
 
-def _train(grid: Grid, training: Training, store: Store, device: torch.device, tell: Callable[..., None]) -> Trained:
+def _self_check(grid: Grid, training: Training, device: torch.device) -> bool:
+    """Whether the learner may be vmapped on this backbone.
+
+    Raises:
+        BenchError: it is not what it declares.
+    """
+    spec = training.spec
+    engine, weights = make_engine(grid, training, device, Plan())
+    tasks = grid.splits.train.to(device).sample([0], spec.way, spec.shot, spec.query, 2)
+    who = f"{training.label} on {grid.labels['backbone']}"
+    check_declared(engine, weights, tasks, who)
+    if not weights:
+        return False
+    if may_be_vmapped(engine, weights, tasks):
+        return True
+    _log.warning(
+        "%s cannot be vmapped, or gets another gradient there (torch's batch and instance norm do): "
+        "mapping by a plain loop, which is right and slower", who,
+    )  # fmt: skip
+    return False
+
+
+def _train(
+    grid: Grid, training: Training, store: Store, device: torch.device, vmap: bool, tell: Callable[..., None]
+) -> Trained:
     """From the checkpoint, or by meta-training."""
     _, weights = make_engine(grid, training, device, Plan())
     trained = store.load_checkpoint(training.key, weights)
     if trained is None:
         steps = training.spec.meta_steps
         trained = meta_train(
-            grid, training, device, _train_plan(grid, training, device),
+            grid, training, device, _train_plan(grid, training, device, vmap),
             lambda step, metrics: tell(
                 "training_progress", training=training.title, step=step, steps=steps, metrics=metrics),
         )  # fmt: skip
@@ -129,19 +162,15 @@ def _reason(training: Training, error: Exception) -> str:
     return f"learner '{training.title}' failed: {type(error).__name__}: {error}"
 
 
-def _train_plan(grid: Grid, training: Training, device: torch.device) -> Plan:
-    """The fastest plan; the plain loop where the others' gradients differ from its own."""
+def _train_plan(grid: Grid, training: Training, device: torch.device, vmap: bool) -> Plan:
+    """The fastest plan for the meta-gradient; a plain loop where vmap is out of the question."""
     spec = training.spec
+    if not vmap:
+        return Plan("loop", "loop", min(8, spec.tasks_per_step))
+    if spec.meta_steps < MEASURE_FROM:
+        return default_plan(device, spec.tasks_per_step)
     engine, weights = make_engine(grid, training, device, Plan())
     tasks = grid.splits.train.to(device).sample([0], spec.way, spec.shot, spec.query, spec.tasks_per_step)
-    if weights and not gradients_agree(engine, weights, tasks.part(slice(2)), Plan("vmap", "vmap", 2)):
-        _log.warning(
-            "%s on %s: its meta-gradient is wrong under torch.func.vmap (batch or instance norm of torch?); "
-            "mapping by a plain loop, which is right and slower", training.title, grid.labels["backbone"],
-        )  # fmt: skip
-        return Plan("loop", "loop", 1)
-    if spec.meta_steps < MEASURE_FROM or not weights:
-        return default_plan(device, spec.tasks_per_step)
     seeds = list(range(spec.tasks_per_step))
 
     def work(plan: Plan) -> None:
@@ -152,13 +181,15 @@ def _train_plan(grid: Grid, training: Training, device: torch.device) -> Plan:
 
 
 def _test_plan(
-    grid: Grid, training: Training, engine: Engine, weights: Weights, count: int, device: torch.device
+    grid: Grid, training: Training, engine: Engine, weights: Weights, count: int, device: torch.device, vmap: bool
 ) -> Plan:
     """By the work that most attacks repeat: the gradient of adapted models in their queries' pixels."""
     spec, most = training.spec, min(count, 32)
+    if not vmap:
+        return Plan("loop", "loop", min(8, most))
     if count < MEASURE_FROM:
         return default_plan(device, most)
-    engine.training = False
+    engine.set_mode(training=False)
     tasks = next(episodes(grid.splits.test.to(device), spec.way, spec.shot, spec.query, most, most))
     theta = engine.theta({name: weight.detach() for name, weight in weights.items()})
 
@@ -225,6 +256,7 @@ def _record(
         "flags": [],
         "parameters": trained.parameters,
         "device": device_name(device),
+        "precision": "float32",
         "plans": dict(plans),
         "versions": {
             "robustbench_meta": __version__,

@@ -14,6 +14,7 @@ from robustbench_meta.options import (
     DEFAULT_LEARNERS,
     DEFAULT_SCENARIOS,
     Choice,
+    exact,
     parse_choice,
     parse_eps,
     parse_scenarios,
@@ -93,7 +94,7 @@ class PluginSpec(BaseModel):
     name: str
     options: dict[str, Any] = {}
     code: str
-    """Version of the distribution, or a digest of the local file."""
+    """Version of the distribution, or a digest of the code, or both."""
 
     def label(self, defaults: dict[str, Any]) -> str:
         """The name with the options that differ from the defaults, as one would type it."""
@@ -102,7 +103,7 @@ class PluginSpec(BaseModel):
 
 
 def _typed(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value).lower() if isinstance(value, bool) else exact(value) if isinstance(value, float) else str(value)
 
 
 class _Hashed(BaseModel):
@@ -128,6 +129,8 @@ class TrainingSpec(_Hashed):
     """All that affects meta-training; cells that agree in it share one checkpoint."""
 
     protocol: int = PROTOCOL
+    code: str
+    """Of the modules that make the numbers, and the version of torch."""
     dataset: PluginSpec
     fingerprint: str
     """Of the data."""

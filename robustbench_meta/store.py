@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from robustbench_meta.contracts import Weights
 from robustbench_meta.errors import BenchError, StorageError
 from robustbench_meta.files import write_atomically, write_text
 from robustbench_meta.training import Trained
 
+_log = logging.getLogger(__name__)
 SCHEMA = 1
 """Version of a record's layout."""
 
@@ -42,8 +44,8 @@ class Store:
             ) from error
 
     def has(self, key: str) -> bool:
-        """Whether that cell's record is there."""
-        return self._record(key).is_file()
+        """Whether that cell's record is there, and whole; a damaged one is as good as missing, and is warned of."""
+        return self._record(key).is_file() and self._read(self._record(key)) is not None
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Write one cell's record."""
@@ -51,12 +53,9 @@ class Store:
         write_atomically(self._record(record["key"]), lambda part: write_text(part, text))
 
     def records(self) -> list[dict[str, Any]]:
-        """All records, in the order of their keys.
-
-        Raises:
-            BenchError: one cannot be read, is of another schema, or is not the cell that its name says.
-        """
-        return [self._read(path) for path in sorted((self.root / "records").glob("*.json"))]
+        """All records that are whole, in the order of their keys; the others are warned of."""
+        read = (self._read(path) for path in sorted((self.root / "records").glob("*.json")))
+        return [record for record in read if record is not None]
 
     def checkpoint(self, key: str) -> Path:
         """Where a training's checkpoint is or will be."""
@@ -67,7 +66,7 @@ class Store:
         told = {name: value for name, value in vars(trained).items() if name != "weights"}
         metadata = {"schema": str(SCHEMA), "about": json.dumps(about), "training": json.dumps(told, sort_keys=True)}
         weights = {name: weight.detach().cpu().contiguous() for name, weight in trained.weights.items()}
-        write_atomically(self.checkpoint(key), lambda part: save_file(weights, part, metadata))
+        write_atomically(self.checkpoint(key), lambda part: _write_bytes(part, save(weights, metadata)))
 
     def load_checkpoint(self, key: str, like: Weights) -> Trained | None:
         """θ of a training, on the device and in the dtype of `like`; None if there is no checkpoint.
@@ -96,19 +95,19 @@ class Store:
     def _record(self, key: str) -> Path:
         return self.root / "records" / f"{key}.json"
 
-    def _read(self, path: Path) -> dict[str, Any]:
+    def _read(self, path: Path) -> dict[str, Any] | None:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             schema, key = record["schema"], record["key"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BenchError(
-                f"record {path} is damaged ({error}); delete it, and its cell will be computed again"
-            ) from error
+            _log.warning("record %s is damaged (%s); it is left out, and its cell will be computed again", path, error)
+            return None
         if schema != SCHEMA or key != path.stem:
-            raise BenchError(
-                f"record {path} has schema {schema} and key {key}; expected schema {SCHEMA} and key {path.stem}: "
-                "move it away, and its cell will be computed again"
-            )
+            _log.warning(
+                "record %s has schema %s and key %s; expected schema %s and key %s: it is left out", path, schema, key,
+                SCHEMA, path.stem,
+            )  # fmt: skip
+            return None
         return dict(record)
 
 
@@ -122,3 +121,7 @@ def unpack(packed: Mapping[str, Any]) -> np.ndarray:
     rows, columns = packed["shape"]
     bits = np.frombuffer(base64.b64decode(packed["bits"]), dtype=np.uint8)
     return np.unpackbits(bits, count=rows * columns).astype(bool).reshape(rows, columns)
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    path.write_bytes(data)

@@ -17,7 +17,7 @@ from robustbench_meta.errors import BenchError
 from robustbench_meta.grid import Grid, Training
 from robustbench_meta.harness import arm
 from robustbench_meta.seeds import seed_from
-from robustbench_meta.tasks import TaskBatch, TaskSource
+from robustbench_meta.tasks import TaskSource
 from robustbench_meta.threat import ThreatModel
 
 Report = Callable[[int, dict[str, float]], None]
@@ -67,13 +67,23 @@ def _build(backbone: object, shape: tuple[int, ...], outputs: int | None, seed: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module: nn.Module = backbone.build(shape, outputs)  # type: ignore[attr-defined]  # a Backbone plugin
-    stateful = [name for name, _ in module.named_buffers()]
-    if stateful:
-        raise BenchError(
-            f"backbone '{backbone.name}' keeps state between calls ({', '.join(stateful)}); "  # type: ignore[attr-defined]
-            "a backbone must be a pure function of its weights: use track_running_stats=False"
-        )
+    _check_stateless(module, shape, str(getattr(backbone, "name", backbone)))
     return module.to(device)
+
+
+def _check_stateless(module: nn.Module, shape: tuple[int, ...], name: str) -> None:
+    """Buffers may hold constants (a normalisation), but nothing that changes between calls."""
+    before = {key: value.clone() for key, value in module.named_buffers()}
+    if not before:
+        return
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        module(torch.rand(4, *shape))
+    changed = [key for key, value in module.named_buffers() if not torch.equal(value, before[key])]
+    if changed:
+        raise BenchError(
+            f"backbone '{name}' keeps state between calls ({', '.join(changed)}); a backbone must be a pure function "
+            "of its weights: use track_running_stats=False"
+        )
 
 
 def meta_train(
@@ -91,17 +101,19 @@ def meta_train(
     optimizer = _optimizer(training, weights)
     rates = [group["lr"] for group in optimizer.param_groups]
     trained, best, started = Trained(weights, plan=asdict(plan)), -1.0, time.perf_counter()
-    source = grid.splits.train.to(device)
-    validation = _validation_tasks(grid.splits.validation.to(device), training)
+    source, validation = grid.splits.train.to(device), grid.splits.validation.to(device)
     for step in range(1, spec.meta_steps + 1):
         tasks = source.sample(
             [seed_from(spec.seed, "train", step)], spec.way, spec.shot, spec.query, spec.tasks_per_step
         )
         seeds = [seed_from(spec.seed, "training attack", step, task) for task in range(spec.tasks_per_step)]
-        for gradients, rate in engine.meta_gradients(weights, tasks, seeds):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed_from(spec.seed, "dropout", step))
+            updates = engine.meta_gradients(weights, tasks, seeds)
+        for gradients, rate in updates:
             _step(optimizer, weights, gradients, [base * rate for base in rates])
         if validates_at(step, spec.meta_steps, spec.validations):
-            entry = {"step": float(step), **engine.judged.means(), **_validate(engine, weights, validation, spec.seed)}
+            entry = {"step": float(step), **engine.judged.means(), **_validate(engine, weights, validation, training)}
             engine.judged = Judged()
             if not torch.stack([weight.isfinite().all() for weight in weights.values()]).all():
                 raise BenchError(
@@ -140,18 +152,16 @@ def _step(optimizer: torch.optim.Optimizer, weights: Weights, gradients: Weights
     optimizer.step()
 
 
-def _validation_tasks(source: TaskSource, training: Training) -> TaskBatch:
+def _validate(engine: Engine, weights: Weights, source: TaskSource, training: Training) -> dict[str, float]:
+    """Loss and accuracy on the validation tasks, always the same ones, drawn a chunk at a time."""
     spec = training.spec
-    seeds = [seed_from("episodes", "validation", index) for index in range(spec.validation_tasks)]
-    return source.sample(seeds, spec.way, spec.shot, spec.query)
-
-
-def _validate(engine: Engine, weights: Weights, tasks: TaskBatch, seed: int) -> dict[str, float]:
-    engine.training = False
+    engine.set_mode(training=False)
     judged, engine.judged = engine.judged, Judged()
-    try:
-        seeds = [seed_from(seed, "validation attack", task) for task in range(tasks.tasks)]
-        means = engine.judge(weights, tasks, seeds)
-    finally:
-        engine.training, engine.judged = True, judged
+    for start in range(0, spec.validation_tasks, engine.plan.chunk):
+        places = range(start, min(start + engine.plan.chunk, spec.validation_tasks))
+        seeds = [seed_from("episodes", "validation", place) for place in places]
+        tasks = source.sample(seeds, spec.way, spec.shot, spec.query)
+        engine.judge(weights, tasks, [seed_from(spec.seed, "validation attack", place) for place in places])
+    means, engine.judged = engine.judged.means(), judged
+    engine.set_mode(training=True)
     return {f"validation_{name}": value for name, value in means.items()}

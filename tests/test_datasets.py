@@ -176,6 +176,20 @@ class TestOmniglot:
             place = turned.classes.index(f"{label}/rotated{90 * turn}")
             assert torch.equal(turned.images[place * 20 : place * 20 + 20], torch.rot90(images, turn, (2, 3)))
 
+    def test_two_folders_made_alike_are_not_taken_for_one(self, tmp_path, monkeypatch):
+        """Other pixels under the same names, sizes and times."""
+        pass_for_whole(monkeypatch)
+        found = []
+        for name, invert in [("one", False), ("two", True)]:
+            small_omniglot(tmp_path / name, packed=False)
+            for path in (tmp_path / name).rglob("*.png"):
+                pixels = np.asarray(Image.open(path))
+                Image.fromarray(~pixels if invert else pixels).save(path)
+                path.write_bytes(path.read_bytes().ljust(4000, b"\0"))
+                os.utime(path, (1e9, 1e9))
+            found.append(Omniglot().load(tmp_path / name).train.fingerprint)
+        assert found[0] != found[1]
+
     def test_zip_and_folder_are_the_same_data(self, tmp_path):
         small_omniglot(tmp_path / "zips", packed=True)
         small_omniglot(tmp_path / "folders" / "omniglot-py", packed=False)
@@ -191,6 +205,20 @@ class TestImageFolder:
             for i in range(images + c % 2):
                 paint(root / f"class{c:02}" / f"{i}.png", (c, i))
         return root
+
+    def test_two_folders_made_alike_are_not_taken_for_one(self, tmp_path):
+        """Other pixels under the same names, sizes and times; a folder that is moved is still the same."""
+        found = []
+        for k, name in enumerate(("one", "two")):
+            for c in range(6):
+                path = paint(tmp_path / name / f"c{c}" / "0.bmp", (k, c))
+                os.utime(path, (1e9, 1e9))
+            found.append(ImageFolder(path=str(tmp_path / name), size=8).load(None).train.fingerprint)
+        assert found[0] != found[1]
+        (tmp_path / "one").rename(tmp_path / "moved")
+        before = set(cache_dir().iterdir())
+        assert ImageFolder(path=str(tmp_path / "moved"), size=8).load(None).train.fingerprint == found[0]
+        assert set(cache_dir().iterdir()) == before
 
     def test_one_folder_a_class_is_divided_by_class(self, tmp_path):
         root = self.folders(tmp_path / "my", 10)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustbench_meta.engine import Plan
+from robustbench_meta.engine import Judged, Plan
+from robustbench_meta.errors import BenchError
+from robustbench_meta.selfcheck import check_declared, may_be_vmapped
 from tests.worlds import PLANS, flat, make_world, plan_id, random_tasks
 
 BACKBONES = {
@@ -126,7 +128,9 @@ def test_only_batch_norm_lets_a_query_see_its_mates(registry, norm, transductive
 def test_judging_changes_nothing_and_counts_every_query(registry):
     engine, weights, tasks = build(registry, "maml", "mlp")
     before = flat(weights).clone()
-    means = engine.judge(weights, tasks)
+    engine.judged = Judged()
+    engine.judge(weights, tasks)
+    means = engine.judged.means()
     with torch.no_grad():
         logits = engine.logits(engine.adapt(engine.theta(weights), tasks.support), tasks.query.x)
     assert means["accuracy"] == pytest.approx(float((logits.argmax(-1) == tasks.query.y).double().mean()))
@@ -149,16 +153,57 @@ class TorchBatchNorm(torch.nn.Module):
         return self.layers(x)
 
 
-def test_a_plan_whose_gradient_is_wrong_is_found_out(registry):
-    """torch's batch norm has a wrong second derivative under vmap: no plan that folds it may be used."""
-    from robustbench_meta.tuning import gradients_agree
-
-    engine, _ = make_world(registry, "maml", "mlp")
-    engine.network.module = TorchBatchNorm()
-    weights = {name: weight.detach().requires_grad_() for name, weight in engine.network.module.named_parameters()}
+def dressed(registry, module, learner="maml"):
+    """An engine around a stranger's module, with its weights and two tasks, in float32."""
+    engine, _ = make_world(registry, learner, "mlp")
+    engine.network.module = module
+    weights = {name: weight.detach().requires_grad_() for name, weight in module.named_parameters()}
     tasks = random_tasks(tasks=2)
-    tasks = type(tasks)(*(type(part)(part.x.float(), part.y) for part in tasks))
-    assert gradients_agree(engine, weights, tasks, Plan("loop", "loop", 2))
-    assert not gradients_agree(engine, weights, tasks, Plan("vmap", "loop", 2))
-    ours, theta = make_world(registry, "maml", BACKBONES["conv4-batch"])
-    assert gradients_agree(ours, theta, tasks, Plan("vmap", "vmap", 2))
+    return engine, weights, type(tasks)(*(type(part)(part.x.float(), part.y) for part in tasks))
+
+
+def test_a_wrong_gradient_under_vmap_is_found_out(registry):
+    """torch's batch norm has a wrong second derivative under vmap: what uses it must be looped over."""
+    assert not may_be_vmapped(*dressed(registry, TorchBatchNorm()))
+    for backbone in ("conv4-batch", "conv4-group", "mlp"):
+        engine, weights, tasks = build(registry, "adml", backbone)
+        assert may_be_vmapped(engine, weights, tasks), backbone
+
+
+class BranchesOnValues(torch.nn.Linear):
+    """Nothing that vmap can follow."""
+
+    def __init__(self):
+        super().__init__(64, 3)
+
+    def forward(self, x):
+        scale = 1.0 if x.sum().item() > 0 else 2.0
+        return scale * super().forward(x.flatten(1))
+
+
+def test_what_vmap_cannot_follow_is_looped_over(registry):
+    engine, weights, tasks = dressed(registry, BranchesOnValues())
+    assert not may_be_vmapped(engine, weights, tasks)
+    engine.plan = Plan("loop", "loop", 2)
+    assert flat(engine.meta_gradients(weights, tasks)[0][0]).abs().max() > 1e-3
+
+
+def test_an_undeclared_transductive_backbone_is_refused(registry):
+    engine, weights, tasks = dressed(registry, TorchBatchNorm())
+    with pytest.raises(BenchError, match="declared inductive"):
+        check_declared(engine, weights, tasks, "maml on theirs")
+    engine.transductive = True
+    check_declared(engine, weights, tasks, "maml on theirs")
+    for backbone in ("conv4-group", "conv4-layer", "conv4-none", "mlp", "linear"):
+        check_declared(*build(registry, "maml", backbone), backbone)
+
+
+def test_dropout_is_on_in_training_only(registry):
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(64, 3))
+    engine, weights, tasks = dressed(registry, module)
+    theta = engine.theta({name: weight.detach() for name, weight in weights.items()})
+    torch.manual_seed(0)
+    engine.set_mode(training=False)
+    assert torch.equal(engine.logits(theta, tasks.query.x), engine.logits(theta, tasks.query.x))
+    engine.set_mode(training=True)
+    assert not torch.equal(engine.logits(theta, tasks.query.x), engine.logits(theta, tasks.query.x))

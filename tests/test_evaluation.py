@@ -164,9 +164,10 @@ def test_an_attack_that_draws_without_asking_is_reproducible_all_the_same(regist
         ThreatModel("linf", 0.05),
     )
     query = random_tasks().query
-    engine.seeds = range(5)
+    engine.batch_seeds(range(5))
     first = engine.perturb(engine.theta(weights), query, attack).x
     torch.rand(7)
+    engine.batch_seeds(range(5))
     assert torch.equal(engine.perturb(engine.theta(weights), query, attack).x, first)
     assert not torch.equal(first, query.x)
 
@@ -193,4 +194,38 @@ def test_a_violation_ends_its_cell_only():
     registry.add(Module, Origin("local", "test", "test"))
     found = outcomes(small(registry, attacks=("none", "cheat", "fgsm"), learners=("maml",), scenarios=("clean/adv",)))
     assert isinstance(found["maml", "cheat", "clean", "adv"], ViolationError)
+    assert isinstance(found["maml", "fgsm", "clean", "adv"], Outcome)
+
+
+def test_two_attacks_on_one_batch_draw_differently(registry):
+    engine, weights = make_world(registry, "maml", "mlp")
+    noise = arm(planted(lambda s, m, x, y, t, r: t.clip(x + t.eps * (r.uniform(x) - 0.5))), ThreatModel("linf", 0.05))
+    query = random_tasks().query
+    engine.batch_seeds(range(5))
+    first, second = (engine.perturb(engine.theta(weights), query, noise).x for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+def test_an_attack_out_of_memory_ends_its_cell_only():
+    registry = load_registry(local=False)
+
+    class Hungry(_Test):
+        """Takes too much."""
+
+        name: ClassVar[str] = "hungry"
+
+        def perturb(self, model, x, y, threat, random):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    class Module:
+        from robustbench_meta.hookspecs import hookimpl
+
+        @staticmethod
+        @hookimpl
+        def register_attacks(register):
+            register(Hungry)
+
+    registry.add(Module, Origin("local", "test", "test"))
+    found = outcomes(small(registry, attacks=("fgsm", "hungry"), learners=("maml",), scenarios=("clean/adv",)))
+    assert "memory" in str(found["maml", "hungry", "clean", "adv"])
     assert isinstance(found["maml", "fgsm", "clean", "adv"], Outcome)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustbench_meta.errors import BenchError
-from robustbench_meta.options import SCENARIOS, Choice, parse_choice, parse_eps, parse_scenarios, plain
+from robustbench_meta.options import SCENARIOS, Choice, exact, parse_choice, parse_eps, parse_scenarios, plain
 from robustbench_meta.profiles import PROFILES
 from robustbench_meta.spec import RunSpec
 
@@ -76,6 +76,13 @@ def test_the_text_that_tables_show(typed, text):
     assert parse_eps(typed).text == text
 
 
+@given(st.floats(0, 1000))
+def test_exact_tells_every_number_from_every_other(number):
+    text = exact(number)
+    above, _, below = text.partition("/")
+    assert float(above) / float(below or 1) == number
+
+
 @pytest.mark.parametrize(
     ("typed", "told"),
     [
@@ -127,6 +134,7 @@ def test_the_paper_profile_is_mamls_recipe():
     # Finn et al. 2017, appendix A: 5-way 1-shot Omniglot, 32 tasks, 40,000 meta-steps; conv4 of 64 filters.
     paper = PROFILES["paper"]
     assert (paper.meta_steps, paper.tasks_per_step, paper.episodes, paper.backbone["width"]) == (40_000, 32, 600, "64")
+    assert (paper.backbone["norm"], paper.dataset["rotations"]) == ("batch", "true")
 
 
 def test_repeated_choices_count_once():

@@ -127,6 +127,71 @@ def test_what_is_dropped_into_a_checkouts_plugins_is_found_once(checkout):
     assert not [line for line in done.stdout.splitlines() if not line.endswith(" None")]
 
 
+def test_a_checkout_runs_its_own_built_in_plugins_not_those_that_are_installed(checkout):
+    folder, environment = checkout
+    fgsm = folder / "plugins" / "attacks" / "fgsm.py"
+    fgsm.write_text(fgsm.read_text().replace('source: ClassVar[str] = "', 'source: ClassVar[str] = "edited: '))
+    code = (
+        "import robustbench_meta.registry as registry\n"
+        "loaded = registry.load_registry(local=False)\n"
+        "import robustbench_meta.plugins as plugins\n"
+        "print(loaded.get('attack', 'fgsm').source, registry.__file__, plugins.__file__)"
+    )
+    (folder / "show.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "show.py"], cwd=folder, env={**environment, "PYTHONPATH": ""},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("edited: ")
+    assert done.stdout.split()[-2:] == [
+        str(folder / "robustbench_meta" / "registry.py"),
+        str(folder / "plugins" / "__init__.py"),
+    ]
+
+
+def test_an_edit_in_a_built_in_folder_is_another_identity_for_its_kind_only(checkout):
+    folder, environment = checkout
+
+    def identities():
+        code = (
+            "import sys; sys.path.insert(0, '.')\n"
+            "from robustbench_meta.registry import core_code, load_registry\n"
+            "loaded = load_registry(local=False)\n"
+            "print(*(loaded.origin(*each).identity.replace(' ', '_') for each in [('learner', 'adml'), "
+            "('attack', 'fgsm'), ('backbone', 'conv4'), ('dataset', 'toy')]), core_code().replace(' ', '_'))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, env={**environment, "PYTHONPATH": ""},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout.split()
+
+    def edit(name):
+        (folder / name).write_text((folder / name).read_text() + "# edited\n")
+
+    first = identities()
+    edit("plugins/learners/maml.py")
+    second = identities()
+    edit("robustbench_meta/engine.py")
+    third = identities()
+    assert [old != new for old, new in zip(first, second, strict=True)] == [True, False, False, False, False]
+    assert [old != new for old, new in zip(second, third, strict=True)] == [False, False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "option", "typed", "value"),
+    [
+        ("image-folder", "path", "2024/11", "2024/11"),
+        ("image-folder", "csv", "1/2", "1/2"),
+    ],
+)
+def test_a_ratio_is_read_only_where_a_number_is_wanted(registry, dataset, option, typed, value):
+    assert getattr(registry.make("dataset", dataset, {option: typed}), option) == value
+    assert registry.make("learner", "maml", {"alpha": "2/5"}).alpha == 0.4
+    assert registry.make("learner", "adml", {"train_eps": "8/255"}).train_eps == 8 / 255
+    assert registry.make("attack", "pgd", {"alpha": "2/255"}).alpha == 2 / 255
+
+
 def distribution(folder, name, module, files, version="1.0"):
     """Lay out an installed distribution with an entry point of ours, as pip does; `folder` is to be on sys.path."""
     put(folder, files)

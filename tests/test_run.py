@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from robustbench_meta import leaderboard, runner
-from robustbench_meta.errors import BenchError
 from robustbench_meta.spec import RunSpec
 from robustbench_meta.statistics import mean_and_ci95, worst_decile
 from robustbench_meta.store import Store, pack, unpack
@@ -113,11 +112,17 @@ def test_the_toy_stays_at_chance(registry, tmp_path, learner):
 
 
 @pytest.mark.parametrize("damage", ["", "{", '{"schema": 99, "key": "x"}', "[]"])
-def test_a_damaged_record_is_named(registry, done, tmp_path, damage):
-    store = Store(tmp_path)
-    (tmp_path / "records" / "abc.json").write_text(damage)
-    with pytest.raises(BenchError, match=r"abc\.json"):
-        leaderboard.build(store)
+def test_a_damaged_record_is_told_and_computed_again(registry, tmp_path, caplog, damage):
+    small = {"learners": ("maml",), "attacks": ("none",)}
+    _, store = run(registry, tmp_path, **small)
+    [path] = (tmp_path / "records").iterdir()
+    whole = untimed(store)
+    path.write_text(damage)
+    assert leaderboard.build(store).empty
+    assert path.name in caplog.text
+    summary, _ = run(registry, tmp_path, **small)
+    assert summary.finished == 1
+    pd.testing.assert_frame_equal(untimed(store), whole)
 
 
 def test_a_damaged_checkpoint_is_named(registry, tmp_path):

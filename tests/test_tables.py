@@ -3,12 +3,14 @@
 import io
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
 
 from robustbench_meta.boards import boards
-from robustbench_meta.leaderboard import COLUMNS
+from robustbench_meta.leaderboard import COLUMNS, TIMINGS, build
+from robustbench_meta.store import pack
 from robustbench_meta.tables import tables
 
 BASE = {
@@ -20,6 +22,7 @@ BASE = {
     "flags": "", "train_seconds": 71.2, "adapt_ms_per_task": 1.0, "attack_ms_per_task": 2.0, "parameters": 112_000,
     "device": "cpu", "version": "0.1.0", "spec_hash": "0" * 16,
     "queries": 5, "meta_steps": 600, "tasks_per_step": 8, "training_attack": "none", "training_eps": "0",
+    "training_hash": "1" * 16, "recipe_hash": "2" * 16, "attack_hash": "3" * 16,
 }  # fmt: skip
 CLEAN = {"attack": "none", "threat_norm": "none", "eps": "0", "query": "clean"}
 
@@ -138,10 +141,79 @@ def test_an_attack_that_a_learner_was_not_under_is_a_dash_and_its_worst_case_is_
     assert text.index("maml") < text.index("adml"), "an unknown worst case ranks last"
 
 
-def test_one_name_trained_in_two_ways_is_two_rows():
-    (board,) = boards(frame({"robust_accuracy": 0.3}, {"robust_accuracy": 0.6, "train_seconds": 140.0}))
+@pytest.mark.parametrize("seed", [0, 1])
+def test_one_name_trained_in_two_ways_is_two_rows(seed):
+    other = {"recipe_hash": "abcd" + "0" * 12, "training_hash": "4" * 16, "seed": seed}
+    (board,) = boards(frame({"robust_accuracy": 0.3}, {"robust_accuracy": 0.6, **other}, {"learner": "adml"}))
     means = {learner: row["fgsm"].mean for learner, row in board.scores.items()}
-    assert means == {"maml (seed 0, trained in 140.0 s)": 60, "maml (seed 0, trained in 71.2 s)": 30}
+    assert means == {"maml #abcd": 60, "maml #2222": 30, "adml": pytest.approx(40.2)}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_two_versions_of_one_attack_are_two_columns(seed):
+    edited = {"robust_accuracy": 0.6, "attack_hash": "3334" + "0" * 12, "seed": seed}
+    (board,) = boards(frame({"robust_accuracy": 0.3}, edited, {"attack": "pgd"}))
+    assert board.columns == ["clean", "fgsm #3333", "fgsm #3334", "pgd", "worst case"]
+    assert [board.scores["maml"][column].mean for column in board.columns[1:3]] == [30, 60]
+    assert [board.scores["maml"][column].seeds for column in board.columns[1:3]] == [1, 1]
+
+
+def test_hashes_are_told_as_far_as_they_differ():
+    (board,) = boards(frame({"recipe_hash": "abcdef01" + "0" * 8}, {"recipe_hash": "abcdef02" + "0" * 8}))
+    assert sorted(board.scores) == ["maml #abcdef01", "maml #abcdef02"]
+
+
+def test_the_clean_accuracy_of_a_version_that_nothing_attacked_is_still_shown():
+    clean = {**CLEAN, "recipe_hash": "5" * 16, "clean_accuracy": 0.7}
+    assert [list(board.scores) for board in boards(frame({}, {**CLEAN}, clean))] == [["maml"], ["maml"]]
+
+
+# -- from records to rows ----------------------------------------------------------------------------
+
+
+def record(key, survives, attack="pgd", code="v1", written="2026-01-01T00:00:00Z", seed=0, learner="v1"):
+    """A record of two episodes of two queries each, all right without attack."""
+    training = {"learner": {"name": "maml", "options": {}, "code": learner}, "way": 2, "shot": 1, "query": 1}
+    training |= {"meta_steps": 1, "tasks_per_step": 1, "seed": seed}
+    plugin = {"name": attack, "options": {}, "code": code}
+    labels = {"dataset": "d", "backbone": "b", "learner": "maml", "attack": attack, "eps": "0.1"}
+    return {
+        "key": key, "training": f"{learner}{seed}", "written": written, "norm_layer": "none", "inference": "inductive",
+        "spec": {
+            "training": training, "attack": {"plugin": plugin, "norm": "linf", "eps": 0.1},
+            "support": "clean", "query": "adv", "episodes": 2,
+        },
+        "labels": {**labels, "training_attack": "none", "training_eps": "0"},
+        "clean": pack(np.ones((2, 2), bool)), "robust": pack(np.array(survives, bool)),
+        "timings": dict.fromkeys(TIMINGS, 1.0), "flags": [], "parameters": 1, "device": "cpu",
+        "versions": {"robustbench_meta": "0"},
+    }  # fmt: skip
+
+
+def built(*records):
+    return build(type("Records", (), {"records": lambda self: list(records)})())
+
+
+def test_of_two_versions_of_an_attack_the_newest_counts_in_the_worst_case():
+    old = record("a", [[0, 0], [0, 0]], written="2026-01-01T00:00:00Z")
+    new = record("b", [[1, 1], [1, 0]], code="v2", written="2026-01-02T00:00:00Z")
+    other = record("c", [[1, 1], [0, 1]], attack="fgsm")
+    rows = built(new, old, other).set_index("spec_hash")
+    assert rows["worst_case_accuracy"].tolist() == [0.5] * 3
+    assert rows.loc["a", "attack_hash"] != rows.loc["b", "attack_hash"]
+    assert rows["training_hash"].tolist() == ["v10"] * 3
+
+
+def test_seeds_share_a_recipe_and_edited_learners_do_not():
+    rows = built(
+        record("a", [[1, 1], [1, 1]]), record("b", [[0, 0], [0, 0]], seed=1),
+        record("c", [[1, 0], [1, 0]], learner="v2"), record("d", [[1, 1], [1, 0]], learner="v2", seed=1),
+    )  # fmt: skip
+    recipes = rows.set_index("spec_hash")["recipe_hash"]
+    assert recipes["a"] == recipes["b"] != recipes["c"] == recipes["d"]
+    assert len(set(rows["training_hash"])) == 4
+    (board,) = boards(rows)
+    assert sorted((row["pgd"].mean, row["pgd"].seeds) for row in board.scores.values()) == [(50, 2), (62.5, 2)]
 
 
 def test_flags_are_shown_with_their_number():

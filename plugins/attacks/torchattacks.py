@@ -68,6 +68,10 @@ class _OnePixel(TorchAttack):
 class _JSMA(TorchAttack):
     """Changes up to ε features, towards the next class modulo the way (torchattacks: modulo 10)."""
 
+    def eps_obstacle(self, eps: float) -> str | None:
+        """It changes features in pairs."""
+        return super().eps_obstacle(eps) or ("it changes features in pairs: expected 2 or more" if eps < 2 else None)
+
     def obstacle(self, setting: Setting) -> str | None:
         """It compares all pairs of features."""
         features = int(torch.Size(setting.shape).numel())
@@ -153,6 +157,11 @@ class _MultiAttack(TorchAttack):
         """Its own, or the first of its attacks'."""
         found = (attack.obstacle(setting) for attack in self.parts)
         return super().obstacle(setting) or next((reason for reason in found if reason), None)
+
+    def eps_obstacle(self, eps: float) -> str | None:
+        """The first of its attacks'."""
+        found = (attack.eps_obstacle(eps) for attack in self.parts)
+        return next((reason for reason in found if reason), None)
 
     def build(self, module: VictimModule, images: Tensor, eps: float, way: int, seed: int) -> Any:
         return self.wraps([attack.build(module, images, eps, way, seed + i) for i, attack in enumerate(self.parts)])

@@ -47,7 +47,11 @@ class Conv4(Backbone):
     features: Literal["mean", "flat"] | None = Field(
         None, description="last block: its mean over places, or all of it; none: mean if strided with norm=batch"
     )
-    groups: int = Field(8, ge=1, description="groups of norm=group (lowered to a divisor of the width)")
+    groups: int = Field(
+        8,
+        ge=1,
+        description="groups of norm=group; lowered to a divisor of the width, and to two channels each on 1×1 maps",
+    )
 
     @property
     def norm_layer(self) -> str:
@@ -69,7 +73,24 @@ class Conv4(Backbone):
             return (
                 f"it max-pools four times, and {setting.shape[1:]} pixels are too few (16×16 at least): use pool=stride"
             )
+        if self.norm in {"group", "layer"} and self.width == 1 and 1 in self._places(setting.shape):
+            return (
+                f"on {setting.shape[1:]} pixels its last map is one place, and norm={self.norm} of a single channel "
+                "there is the same for every image: use more width, or norm=none"
+            )
         return None
+
+    def _places(self, shape: tuple[int, ...]) -> list[int]:
+        """How many places (height × width) each block's norm sees."""
+        _, height, width = shape
+        found = []
+        for _ in range(4):
+            if self.pool == "stride":
+                height, width = (height + 1) // 2, (width + 1) // 2
+            found.append(height * width)
+            if self.pool == "max":
+                height, width = height // 2, width // 2
+        return found
 
     def build(self, shape: tuple[int, ...], outputs: int | None) -> nn.Module:
         """The network. Its features are the last block's mean over places or all of it, as `features` says.
@@ -79,9 +100,9 @@ class Conv4(Backbone):
         """
         layers: list[nn.Module] = []
         channels, height, width = shape
-        for _ in range(4):
+        for places in self._places(shape):
             stride = 2 if self.pool == "stride" else 1
-            layers += [nn.Conv2d(channels, self.width, 3, stride, padding=1), *self._norm(), nn.ReLU()]
+            layers += [nn.Conv2d(channels, self.width, 3, stride, padding=1), *self._norm(places), nn.ReLU()]
             channels = self.width
             if self.pool == "max":
                 layers.append(nn.MaxPool2d(2))
@@ -97,9 +118,13 @@ class Conv4(Backbone):
             layers.append(nn.Linear(channels * height * width, outputs))
         return nn.Sequential(*layers)
 
-    def _norm(self) -> list[nn.Module]:
+    def _norm(self, places: int) -> list[nn.Module]:
+        """The norm of a map of so many places; a group of a single number would be the same for every image."""
+        groups = gcd(self.groups, self.width)
+        if places == 1 and groups == self.width:
+            groups = max((n for n in range(1, groups) if groups % n == 0), default=1)
         make: dict[str, Callable[[], nn.Module]] = {
-            "group": lambda: nn.GroupNorm(gcd(self.groups, self.width), self.width),
+            "group": lambda: nn.GroupNorm(groups, self.width),
             "batch": lambda: BatchStatistics(self.width),
             "layer": lambda: nn.GroupNorm(1, self.width),
         }

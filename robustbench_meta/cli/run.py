@@ -132,6 +132,7 @@ NAME\\[:…] is a plugin with options, as in pgd:steps=40,alpha=0.01; see bench 
 
 [bold]Profiles[/]
 {profile_table()}
+paper also sets conv4:norm=batch (transductive) and omniglot:rotations=true.
 
 [bold]Examples[/]
 bench run --learner adml --attack fgsm

@@ -36,9 +36,9 @@ def read_part(part: Part) -> Pictures:
     return cached_pictures("omniglot", key, lambda: _decode(part))
 
 
-def _state_of_folder(folder: Path) -> list[tuple[str, int, int]]:
+def _state_of_folder(folder: Path) -> list[tuple[str | int, ...]]:
     stats = ((path.relative_to(folder).as_posix(), path.stat()) for path in sorted(folder.rglob("*.png")))
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for name, stat in stats]
 
 
 def _decode(part: Part) -> Pictures:

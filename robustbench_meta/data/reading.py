@@ -25,7 +25,11 @@ Fit = Literal["squash", "crop"]
 
 
 def state_of(listing: Listing) -> list[object]:
-    """What tells whether a listing's images are still the same: names, classes, sizes and times of change."""
+    """What tells whether a listing's images are still the same: names, classes, sizes, times and inodes.
+
+    Size and time of modification alone would be those of another folder whose files were made alike (by a script, or
+    unpacked); an inode with its time of change is of one file, wherever its folder is moved.
+    """
     stats = ((picture, picture.path.stat()) for picture in listing.pictures)
     files = [
         (
@@ -34,6 +38,8 @@ def state_of(listing: Listing) -> list[object]:
             picture.part,
             stat.st_size,
             stat.st_mtime_ns,
+            stat.st_ctime_ns,
+            stat.st_ino,
         )
         for picture, stat in stats
     ]

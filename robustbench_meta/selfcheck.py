@@ -1,0 +1,77 @@
+"""Checks of a learner on its backbone before it is trained: may it be vmapped, and is it what it declares?"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from robustbench_meta.contracts import Weights
+from robustbench_meta.engine import Engine, Judged, Plan
+from robustbench_meta.errors import BenchError
+from robustbench_meta.tasks import Batch, TaskBatch
+
+_log = logging.getLogger(__name__)
+_PRECISIONS = ((torch.float64, 1e-6), (torch.float32, 1e-3))
+"""What is tried in turn, and how far apart vectors of each may lie, as a share of their length."""
+
+
+def may_be_vmapped(engine: Engine, weights: Weights, tasks: TaskBatch) -> bool:
+    """Whether vmap works on this learner and gives the plain loop's meta-gradient, on unattacked tasks.
+
+    Some operations of torch have a wrong second derivative under vmap (batch and instance norm in
+    2.13), and some Python cannot be vmapped at all (`.item()`, branches on values).
+    """
+    for dtype, tolerance in _PRECISIONS:
+        try:
+            plain = _gradient(engine, weights, tasks, Plan("loop", "loop", 1), dtype)
+        except Exception:  # a learner may be written for one precision only: the next, or the training, will tell
+            _log.debug("no %s loop", dtype, exc_info=True)
+            continue
+        try:
+            mapped = _gradient(engine, weights, tasks, Plan("vmap", "vmap", tasks.tasks), dtype)
+        except Exception:  # vmap refuses in many ways
+            _log.debug("no vmap", exc_info=True)
+            return False
+        return bool((plain - mapped).norm() <= tolerance * plain.norm().clamp_min(1e-6))
+    return False
+
+
+def _gradient(engine: Engine, weights: Weights, tasks: TaskBatch, plan: Plan, dtype: torch.dtype) -> Tensor:
+    """The meta-gradients of all updates, end to end, without attack and in evaluation mode (no dropout)."""
+    theta = {name: weight.detach().to(dtype).requires_grad_() for name, weight in weights.items()}
+    exact = TaskBatch(*(Batch(batch.x.to(dtype), batch.y) for batch in tasks))
+    clean = replace(engine, attack=lambda model, x, y, random: x, judged=Judged(), plan=plan)
+    engine.network.module.eval()
+    try:
+        updates = clean.meta_gradients(theta, exact, [0] * tasks.tasks)
+    finally:
+        engine.network.module.train()
+    return torch.cat([gradient.flatten() for gradients, _ in updates for gradient in gradients.values()])
+
+
+def check_declared(engine: Engine, weights: Weights, tasks: TaskBatch, who: str) -> None:
+    """Let no result depend on what a plugin forgot to say.
+
+    Raises:
+        BenchError: predictions change with the other queries though learner and backbone say that they do
+            not, or logits have another shape than [queries, way].
+    """
+    probe = replace(engine, plan=Plan("loop", "loop", 1), judged=Judged())
+    probe.set_mode(training=False)
+    with torch.no_grad():
+        adapted = probe.adapt(probe.theta({name: weight.detach() for name, weight in weights.items()}), tasks.support)
+        whole = probe.logits(adapted, tasks.query.x)
+        alone = torch.cat([probe.logits(adapted, x) for x in torch.split(tasks.query.x, 1, dim=1)], dim=1)
+    probe.set_mode(training=True)
+    expected = (*tasks.query.y.shape, engine.network.way)
+    if whole.shape != expected:
+        raise BenchError(f"{who}: logits are {tuple(whole.shape)}; expected {expected}, [tasks, queries, way]")
+    apart = float((whole - alone).abs().max() / whole.abs().max().clamp_min(1e-6))
+    if apart > 1e-3 and not engine.transductive:
+        raise BenchError(
+            f"{who} is declared inductive, but a query's logits change by {100 * apart:.2g} % with the other queries "
+            "in its batch; declare `transductive` in the backbone or the learner, or normalise each example by itself"
+        )

@@ -1,0 +1,191 @@
+"""Grids: every cell once, and what cannot run is refused before any training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from robustbench_meta.contracts import Setting
+from robustbench_meta.errors import BenchError
+from robustbench_meta.grid import prepare
+from robustbench_meta.options import exact
+from robustbench_meta.spec import PluginSpec, RunSpec
+
+
+def grid(registry, **given):
+    return prepare(RunSpec.read(**{"profile": "smoke", "learners": ("maml",), **given}), registry, None)
+
+
+def told(registry, **given):
+    with pytest.raises(BenchError) as caught:
+        grid(registry, **given)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("once", "twice"),
+    [
+        ({"attacks": ("fgsm", "pgd")}, {"attacks": ("fgsm", "fgsm:eps=0.1", "pgd", "pgd:steps=20")}),
+        ({"learners": ("maml",)}, {"learners": ("maml", "maml:alpha=0.4", "maml:alpha=2/5")}),
+        ({"attacks": ("none",)}, {"attacks": ("none", "none:eps=0.2"), "seeds": (0, 0)}),
+    ],
+)
+def test_what_is_typed_in_two_ways_is_one_cell(registry, once, twice):
+    expected, found = grid(registry, **once), grid(registry, **twice)
+    assert [cell.key for cell in found.cells] == [cell.key for cell in expected.cells]
+    assert [each.key for each in found.trainings] == [each.key for each in expected.trainings]
+    assert len({cell.key for cell in found.cells}) == len(found.cells)
+
+
+def test_a_run_without_cells_tells_how_to_get_the_clean_accuracy(registry):
+    assert "use --attack none" in told(registry, attacks=("fgsm",), scenarios=("clean/clean",))
+    assert len(grid(registry, attacks=("none",), scenarios=("adv/adv",)).cells) == 1
+
+
+# -- ε ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("attack", "eps", "reason"),
+    [
+        ("onepixel", "0.1", "a whole number, 1 or more"),
+        ("onepixel", "1.5", "a whole number, 1 or more"),
+        ("onepixel", "0", "a whole number, 1 or more"),
+        ("jsma", "1", "2 or more"),
+        ("multiattack:attacks=jsma+onepixel", "1", "2 or more"),
+        ("fgsm", "8", "did you mean 8/255?"),
+    ],
+)
+def test_an_eps_that_the_attack_cannot_have_is_refused(registry, attack, eps, reason):
+    for given in (
+        {"attacks": (attack,), "eps": (eps,)},
+        {"attacks": (f"{attack}{',' if ':' in attack else ':'}eps={eps}",)},
+    ):
+        message = told(registry, **given)
+        assert f"eps {eps} for attack '{attack}'" in message
+        assert reason in message
+
+
+def test_whole_pixels_are_fine(registry):
+    assert [cell.eps for cell in grid(registry, attacks=("onepixel", "jsma"), eps=("3",)).cells] == ["3", "3"]
+    assert [cell.eps for cell in grid(registry, attacks=("onepixel", "jsma")).cells] == ["1", "50"]
+
+
+def test_one_eps_is_never_given_to_attacks_of_several_norms(registry):
+    message = told(registry, attacks=("none", "pgd", "pgdl2:steps=3"), eps=("0.1", "0.2"))
+    assert "pgd (linf), pgdl2:steps=3 (l2)" in message
+    assert "--attack pgdl2:steps=3,eps=" in message
+    apart = grid(registry, attacks=("none", "pgd", "pgdl2:eps=1.5"), eps=("0.1",))
+    assert [cell.eps for cell in apart.cells] == ["0", "0.1", "1.5"]
+    assert len(grid(registry, attacks=("none", "pgd", "pgdl2", "onepixel")).cells) == 4, "each has its default"
+
+
+@pytest.mark.parametrize(
+    "learner",
+    ["adml:train_eps=8", "aq:train_eps=8", "adml:train_attack=pgd:eps=8", "adml:train_attack=onepixel,train_eps=0.1"],
+)
+def test_a_training_attacks_eps_is_checked_as_any_other(registry, learner):
+    message = told(registry, learners=(learner,), attacks=("none",))
+    assert "for training attack '" in message
+    assert "did you mean 8/255?" in message or "whole number" in message
+
+
+@pytest.mark.parametrize(
+    "learner", ["adml:train_attack=pgd:steps=2;eps=8/255", "adml:train_attack=pgd:steps=2,train_eps=8/255"]
+)
+def test_a_training_attack_may_be_given_its_eps_in_two_ways(registry, learner):
+    threat = grid(registry, learners=(learner,), attacks=("none",)).trainings[0].attack
+    assert (threat.label, threat.eps.text, threat.spec.eps) == ("pgd:steps=2", "8/255", 8 / 255)
+
+
+def test_but_not_in_both(registry):
+    message = told(registry, learners=("adml:train_attack=pgd:eps=0.05,train_eps=8/255",), attacks=("none",))
+    assert "two eps for its training attack: 0.05 in 'pgd:eps=0.05', and 8/255" in message
+
+
+# -- conv4 -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("side", "options"),
+    [
+        (16, {"width": 8}),
+        (4, {"width": 8}),
+        (16, {"width": 6, "groups": 6}),
+        (16, {"width": 3, "groups": 3}),
+        (16, {"width": 2}),
+        (16, {"width": 4, "pool": "max"}),
+    ],
+)
+def test_group_norm_never_normalises_a_single_number(registry, side, options):
+    """Else the features are the same for every image, and accuracy is exactly chance."""
+    net = registry.make("backbone", "conv4", options)
+    assert net.obstacle(Setting((1, side, side), 5, 1, 3, "cross_entropy", False)) is None
+    torch.manual_seed(0)
+    features = net.build((1, side, side), None)(torch.rand(64, 1, side, side))
+    assert features.std(0).max() > 0.01
+
+
+@pytest.mark.parametrize(("side", "width", "groups"), [(28, 32, 8), (28, 8, 8), (16, 32, 8), (84, 64, 8)])
+def test_other_sizes_keep_the_groups_that_were_asked_for(registry, side, width, groups):
+    net = registry.make("backbone", "conv4", {"width": width}).build((1, side, side), 5)
+    assert {layer.num_groups for layer in net if isinstance(layer, torch.nn.GroupNorm)} == {groups}
+
+
+def test_a_single_channel_on_a_single_place_is_refused(registry):
+    for norm, refused in [("group", True), ("layer", True), ("batch", False), ("none", False)]:
+        net = registry.make("backbone", "conv4", {"width": 1, "norm": norm})
+        reason = net.obstacle(Setting((1, 16, 16), 5, 1, 3, "cross_entropy", False))
+        assert (reason is not None) == refused
+        assert net.obstacle(Setting((1, 28, 28), 5, 1, 3, "cross_entropy", False)) is None
+
+
+# -- labels and identity ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.1234567, "0.1234567"),
+        (0.1234568, "0.1234568"),
+        (0.4, "0.4"),
+        (2.0, "2"),
+        (8 / 255, "8/255"),
+        (0.0, "0"),
+        (1e-5, "1e-05"),
+    ],
+)
+def test_numbers_in_labels_are_exact(value, text):
+    assert exact(value) == text
+    assert PluginSpec(name="a", options={"x": value}, code="").label({}) == f"a:x={text}"
+
+
+def test_a_ratio_of_train_eps_stays_one_in_the_label(registry):
+    assert grid(registry, learners=("adml:train_eps=8/255",)).trainings[0].label == "adml:train_eps=8/255"
+
+
+def test_identity_tells_the_code_and_torch(registry):
+    spec = grid(registry).trainings[0].spec
+    assert spec.code.startswith("sha256:")
+    assert spec.code.endswith(f"torch=={torch.__version__.partition('+')[0]}")
+    assert "sha256:" in spec.learner.code
+    assert "torchattacks==" in registry.origin("attack", "pgd").identity
+
+
+# -- profiles --------------------------------------------------------------------------------------
+
+
+def test_a_profile_sets_options_of_the_data_set_that_were_not_typed(registry):
+    from robustbench_meta.grid import _resolve
+    from robustbench_meta.options import parse_choice
+
+    def label(kind, text):
+        return _resolve(registry, kind, parse_choice(text), "paper")[2]
+
+    assert label("dataset", "omniglot") == "omniglot:rotations=true"
+    assert label("dataset", "omniglot:rotations=false") == "omniglot"
+    assert label("dataset", "glyphs") == "glyphs"
+    assert label("backbone", "conv4") == "conv4:norm=batch"
+    assert label("backbone", "conv4:norm=group") == "conv4"
+    found = grid(registry, profile="paper", attacks=("none",))
+    assert found.setting.transductive
