@@ -11,7 +11,8 @@ JOBS ?= auto
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11 python
 FITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?=
-SOURCES := robustbench_meta plugins examples tests .ci cli.py
+PLUGINS := plugins/__init__.py plugins/learners plugins/attacks plugins/datasets plugins/backbones
+SOURCES := robustbench_meta $(PLUGINS) examples tests .ci cli.py
 TYPED := $(VENV)/typed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -34,8 +35,9 @@ lint: $(VENV)/.dev  ## ruff: style and format
 
 types: $(VENV)/.dev  ## mypy, strict
 	@# mypy knows no package-dir: show it the package as it is when installed
-	@rm -rf $(TYPED) && mkdir -p $(TYPED)/robustbench_meta
-	@ln -s $(CURDIR)/robustbench_meta/* $(CURDIR)/plugins $(TYPED)/robustbench_meta/
+	@rm -rf $(TYPED) && mkdir -p $(TYPED)/robustbench_meta/plugins
+	@ln -s $(CURDIR)/robustbench_meta/* $(TYPED)/robustbench_meta/
+	@ln -s $(addprefix $(CURDIR)/,$(PLUGINS)) $(TYPED)/robustbench_meta/plugins/
 	@ln -s $(CURDIR)/cli.py $(CURDIR)/examples $(TYPED)/
 	cd $(TYPED) && ../bin/mypy --config-file $(CURDIR)/pyproject.toml -p robustbench_meta -m cli -p examples
 

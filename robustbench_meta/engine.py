@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from robustbench_meta.contracts import Learner, LossName, Random, Weights
+from robustbench_meta.errors import BenchError
 from robustbench_meta.seeds import seed_from
 from robustbench_meta.tasks import Batch, TaskBatch
 
@@ -241,7 +242,10 @@ class Engine:
         """
         chosen = attack or self.attack
         if chosen is None:
-            raise RuntimeError(f"{self.learner.name} calls ops.perturb but names no training_attack()")
+            raise BenchError(
+                f"learner '{self.learner.name}' calls ops.perturb but names no attack: define training_attack(self), "
+                "for example returning ('fgsm', None)"
+            )
         self._attacks += 1
         seeds = [seed_from(seed, role or self._attacks) for seed in self.seeds or range(len(batch.x))]
         return Batch(chosen(AttackedModel(self, state), batch.x, batch.y, Random(seeds)), batch.y)
@@ -249,7 +253,10 @@ class Engine:
     def surrogate(self, batch: Batch) -> State:
         """The separate model of the learner's `surrogate_backbone`: own random weights, fixed, shared by all tasks."""
         if self.surrogate_network is None or self.surrogate_weights is None:
-            raise RuntimeError(f"{self.learner.name} calls ops.surrogate but names no surrogate_backbone()")
+            raise BenchError(
+                f"learner '{self.learner.name}' calls ops.surrogate but names no backbone: define "
+                "surrogate_backbone(self), for example returning 'linear'"
+            )
         return State.shared(self.surrogate_weights, self.surrogate_network)
 
     def meta_gradients(

@@ -117,6 +117,10 @@ def _support_key(cell: Cell) -> str:
     return cell.spec.attack.model_dump_json() if cell.support == "adv" else "clean"
 
 
+def _numbers(texts: Collection[str]) -> list[float]:
+    return [parse_eps(text).value for text in texts]
+
+
 def prepare(run: RunSpec, registry: Registry, data_root: Path | None) -> Grid:
     """Resolve a run into its grid.
 
@@ -140,6 +144,8 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None) -> Grid:
     setting = Setting(splits.test.shape, way, shot, query, dataset.loss, backbone.transductive)
     grid = Grid(run, dataset, backbone, splits, setting, {"dataset": dataset_label, "backbone": backbone_label})
     _refuse("backbone", backbone_label, backbone, setting)
+    if run.eps and not {threat.eps.value for threat in threats if not threat.attack.clean} & set(_numbers(run.eps)):
+        grid.notes.append(f"--eps {', '.join(run.eps)} is for no attack of this run")
     profile = get_profile(run.profile)
     base = {
         "code": core_code(),

@@ -44,21 +44,30 @@ def _run(attack: Attack, model: AttackedModel, x: Tensor, y: Tensor, threat: Thr
     try:
         if not attack.per_task:
             _seed_all(random)
-            return attack.perturb(model, x.detach(), y, threat, random).detach()
+            return _tensor(attack, attack.perturb(model, x.detach(), y, threat, random))
         rows = []
         for index, own in enumerate(random.split()):
             _seed_all(own)
-            rows.append(attack.perturb(model.task(index), x[index].detach(), y[index], threat, own))
+            rows.append(_tensor(attack, attack.perturb(model.task(index), x[index].detach(), y[index], threat, own)))
         for row in rows:
             if row.shape != x.shape[1:]:
                 raise ViolationError(
                     f"attack '{attack.name}' returned {tuple(row.shape)} for one task; expected {tuple(x.shape[1:])}"
                 )
-        return torch.stack(rows).detach()
+        return torch.stack(rows)
     except (BenchError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise BenchError(f"attack '{attack.name}' failed: {type(error).__name__}: {error}") from error
+
+
+def _tensor(attack: Attack, returned: object) -> Tensor:
+    if isinstance(returned, Tensor):
+        return returned.detach()
+    raise ViolationError(
+        f"attack '{attack.name}' returned {type(returned).__name__}; expected a tensor of adversarial images"
+        + (": is a `return` missing?" if returned is None else "")
+    )
 
 
 def _seed_all(random: Random) -> None:

@@ -33,6 +33,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._warned: set[Path] = set()
         try:
             for part in ("records", "checkpoints"):
                 (root / part).mkdir(parents=True, exist_ok=True)
@@ -69,10 +70,9 @@ class Store:
         write_atomically(self.checkpoint(key), lambda part: _write_bytes(part, save(weights, metadata)))
 
     def load_checkpoint(self, key: str, like: Weights) -> Trained | None:
-        """θ of a training, on the device and in the dtype of `like`; None if there is no checkpoint.
+        """θ of a training, on the device and in the dtype of `like`; None if there is no checkpoint that fits.
 
-        Raises:
-            BenchError: the file is damaged, or holds other tensors than `like`.
+        A damaged one is warned of, and will be written anew.
         """
         path = self.checkpoint(key)
         if not path.is_file():
@@ -82,13 +82,11 @@ class Store:
                 told = json.loads(file.metadata()["training"])
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise BenchError(
-                f"checkpoint {path} is damaged ({error}); delete it, and it will be trained again"
-            ) from error
+            _log.warning("checkpoint %s is damaged (%s); its learner is trained again", path, error)
+            return None
         if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in like.items()}:
-            raise BenchError(
-                f"checkpoint {path} does not hold this learner's weights; delete it, and it will be trained again"
-            )
+            _log.warning("checkpoint %s holds other weights than this learner's; it is trained again", path)
+            return None
         ordered = {name: weights[name].to(weight.device, weight.dtype) for name, weight in like.items()}
         return Trained(ordered, **told)
 
@@ -97,18 +95,37 @@ class Store:
 
     def _read(self, path: Path) -> dict[str, Any] | None:
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            schema, key = record["schema"], record["key"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            _log.warning("record %s is damaged (%s); it is left out, and its cell will be computed again", path, error)
+            return read_record(path)
+        except BenchError as error:
+            if path not in self._warned:
+                self._warned.add(path)
+                _log.warning("%s: it is left out; if its cell is asked for, it is computed again", error)
             return None
-        if schema != SCHEMA or key != path.stem:
-            _log.warning(
-                "record %s has schema %s and key %s; expected schema %s and key %s: it is left out", path, schema, key,
-                SCHEMA, path.stem,
-            )  # fmt: skip
-            return None
-        return dict(record)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """One record.
+
+    Raises:
+        BenchError: it is damaged, of another schema, or not the cell that its name says.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BenchError(f"record {path} is damaged ({error})") from error
+    told = (record.get("schema"), record.get("key")) if isinstance(record, dict) else (None, None)
+    if told != (SCHEMA, path.stem):
+        raise BenchError(f"record {path} has schema {told[0]} and key {told[1]}; expected {SCHEMA} and {path.stem}")
+    return dict(record)
+
+
+def is_done(root: Path, key: str) -> bool:
+    """Whether a results folder holds that cell, whole; touches nothing."""
+    path = root / "records" / f"{key}.json"
+    try:
+        return path.is_file() and bool(read_record(path))
+    except BenchError:
+        return False
 
 
 def pack(correct: np.ndarray) -> dict[str, Any]:

@@ -65,10 +65,6 @@ class ThreatModel:
         Raises:
             ViolationError: wrong shape or dtype, NaN or infinity, out of range, or farther than ε.
         """
-        if not isinstance(x_adv, Tensor):
-            raise ViolationError(
-                f"attack '{attack}' returned {type(x_adv).__name__}, not a tensor of adversarial images"
-            )
         if x_adv.shape != x.shape or x_adv.dtype != x.dtype or x_adv.device != x.device:
             raise ViolationError(
                 f"attack '{attack}' returned {tuple(x_adv.shape)} {x_adv.dtype} on {x_adv.device}; "

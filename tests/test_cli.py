@@ -198,7 +198,7 @@ def test_interrupting_says_what_is_kept(monkeypatch):
     failing(monkeypatch, KeyboardInterrupt())
     result = bench("run", "--results", "elsewhere")
     assert result.code == 130
-    assert "Finished cells are kept in elsewhere: the same command continues" in told(result.err)
+    assert "Finished trainings and cells are kept in elsewhere; the same command does the rest" in told(result.err)
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["run", "--help"], ["data", "list"]], ids=" ".join)

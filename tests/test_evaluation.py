@@ -119,7 +119,8 @@ BAD = {
     "NaN": (lambda s, m, x, y, t, r: x * float("nan"), "NaN or infinite"),
     "another shape": (lambda s, m, x, y, t, r: x[:, :-1], "expected"),
     "another dtype": (lambda s, m, x, y, t, r: x.half(), "float16"),
-    "nothing": (lambda s, m, x, y, t, r: None, "NoneType"),
+    "nothing": (lambda s, m, x, y, t, r: None, "is a `return` missing"),
+    "an array": (lambda s, m, x, y, t, r: x.numpy(), "ndarray"),
     "labels flipped in place": (lambda s, m, x, y, t, r: (y.add_(1), x)[1], "the labels"),
     "images changed in place": (lambda s, m, x, y, t, r: x.add_(0.01), "its images"),
 }

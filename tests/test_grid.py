@@ -189,3 +189,11 @@ def test_a_profile_sets_options_of_the_data_set_that_were_not_typed(registry):
     assert label("backbone", "conv4:norm=group") == "conv4"
     found = grid(registry, profile="paper", attacks=("none",))
     assert found.setting.transductive
+
+
+def test_an_eps_that_no_attack_takes_is_told(registry):
+    for attacks in (("none",), ("pgd:eps=0.05",)):
+        grid = prepare(RunSpec.read(profile="smoke", attacks=attacks, eps=("0.1",)), registry, None)
+        assert "--eps 0.1 is for no attack of this run" in grid.notes
+    grid = prepare(RunSpec.read(profile="smoke", attacks=("fgsm", "pgd:eps=0.05"), eps=("0.1",)), registry, None)
+    assert not [note for note in grid.notes if "no attack" in note]

@@ -15,7 +15,7 @@ from robustbench_meta.devices import choose_device
 from robustbench_meta.grid import Grid
 from robustbench_meta.registry import Registry, load_registry
 from robustbench_meta.spec import RunSpec
-from robustbench_meta.store import Store
+from robustbench_meta.store import Store, is_done
 from robustbench_meta.tables import tables
 
 
@@ -52,7 +52,7 @@ def execute(ready: Ready, results: Path) -> int:
 def rehearse(ready: Ready, results: Path) -> int:
     """Show the cells, what is done already, and the work; write nothing, so that no Store is made."""
     grid, console = ready.grid, out()
-    done = {cell.key for cell in grid.cells if (results / "records" / f"{cell.key}.json").is_file()}
+    done = {cell.key for cell in grid.cells if is_done(results, cell.key)}
     console.print(header(grid, ready.registry, ready.device, done))
     console.print(cells_table(grid, done))
     console.print(work(grid, done))

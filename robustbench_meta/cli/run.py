@@ -116,7 +116,10 @@ def run(
             ready = execution.prepare(spec, plugins, data_root)
         failed = execution.rehearse(ready, results) if dry_run else execution.execute(ready, results)
     except KeyboardInterrupt:
-        kept = "" if dry_run else f" Finished cells are kept in {results}: the same command continues from there."
+        kept = "" if dry_run else (
+            f" Finished trainings and cells are kept in {results}; the same command does the rest,"
+            " and begins anew with what was under way."
+        )  # fmt: skip
         err().print(f"Interrupted.{kept}", markup=False)
         raise typer.Exit(130) from None
     if failed:
