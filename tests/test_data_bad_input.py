@@ -377,6 +377,14 @@ class TestAdd:
         assert len(Omniglot().load(tmp_path / "root").test.classes) == 2
         assert self.rows(tmp_path / "root") == {"glyphs": "built in", "toy": "built in", "omniglot": "ready"}
 
+    def test_a_cut_archive_is_not_called_ready(self, tmp_path, monkeypatch):
+        pass_for_whole(monkeypatch)
+        small_omniglot(tmp_path / "omniglot", packed=True)
+        assert self.rows(tmp_path)["omniglot"] == "ready"
+        archive = tmp_path / "omniglot" / "images_background.zip"
+        archive.write_bytes(archive.read_bytes()[:-200])
+        assert self.rows(tmp_path)["omniglot"] == "damaged"
+
     def test_half_of_omniglot(self, tmp_path, monkeypatch):
         pass_for_whole(monkeypatch)
         small_omniglot(tmp_path / "downloads", packed=True)

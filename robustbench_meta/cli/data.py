@@ -82,7 +82,7 @@ def _show(rows: list[Row]) -> None:
     console = out()
     for row in rows:
         size = f", {decimal(row.bytes)}" if row.bytes else ""
-        style = "yellow" if row.state in {"missing", "incomplete"} else "green"
+        style = "yellow" if row.state in {"missing", "incomplete", "damaged"} else "green"
         console.print(Text.assemble((f"--dataset {row.dataset}", "bold cyan"), "  ", (row.state, style), size))
         console.print(Padding(Text(row.where, style="dim", overflow="fold"), (0, 0, 0, 4)))
 

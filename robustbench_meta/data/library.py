@@ -6,6 +6,7 @@ import hashlib
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RESERVED = {"glyphs", "toy", "image-folder", "omniglot", "omniglot-py", "images_background", "images_evaluation"}
 
 
-State = Literal["built in", "ready", "incomplete", "missing"]
+State = Literal["built in", "ready", "damaged", "incomplete", "missing"]
 
 
 class Row(NamedTuple):
@@ -35,7 +36,7 @@ class Row(NamedTuple):
     """What to type after --dataset."""
     where: str
     state: State
-    """`ready` means that its files are there; they are checked when they are read."""
+    """`ready` means that its files are there, and archives open; images are checked when they are read."""
     bytes: int
 
 
@@ -196,7 +197,8 @@ def _omniglot(root: Path) -> Row:
     parts = find_parts(root)
     where = ", ".join(str(part.path) for part in parts) or f"{root / 'omniglot'} (bench data download omniglot)"
     states: tuple[State, ...] = ("missing", "incomplete", "ready")
-    return Row("omniglot", where, states[len(parts)], sum(size_of(part.path) for part in parts))
+    whole = all(part.path.is_dir() or zipfile.is_zipfile(part.path) for part in parts)
+    return Row("omniglot", where, states[len(parts)] if whole else "damaged", sum(size_of(part.path) for part in parts))
 
 
 def _images(folder: Path) -> Row:
