@@ -47,6 +47,8 @@ def parse_choice(text: str, separator: str = ",") -> Choice:
     name, _, rest = text.strip().partition(":")
     if not name:
         raise BenchError(f"'{text}' names nothing; expected NAME or NAME:option=value,option=value")
+    if "," in name:
+        raise BenchError(f"'{text}' names several at once; repeat the option instead: one for each of {name}")
     options: dict[str, str] = {}
     for part in filter(None, (piece.strip() for piece in rest.split(separator))):
         key, equals, value = part.partition("=")

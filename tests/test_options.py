@@ -140,3 +140,8 @@ def test_the_paper_profile_is_mamls_recipe():
 def test_repeated_choices_count_once():
     run = RunSpec.read(learners=("maml", "maml", "maml:steps=2"))
     assert [str(choice) for choice in run.choices("learner")] == ["maml", "maml:steps=2"]
+
+
+def test_several_names_in_one_option_are_told_to_repeat_it():
+    with pytest.raises(BenchError, match=r"'pgd,fgsm' names several at once; repeat the option"):
+        parse_choice("pgd,fgsm")
