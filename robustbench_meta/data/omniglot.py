@@ -52,7 +52,7 @@ def _decode(part: Part) -> Pictures:
 
 
 def draw(data: bytes, where: str) -> np.ndarray:
-    """A drawing as uint8 [1, 28, 28], ink 255: resized with Lanczos' filter, as for MAML."""
+    """A drawing as uint8 [1, 28, 28], ink 255: resized in grey with Lanczos' filter."""
     ink = ImageOps.invert(read_image(data, where, "L", max_pixels=2**20))
     return np.asarray(ink.resize((SIDE, SIDE), Image.Resampling.LANCZOS))[None]
 
