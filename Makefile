@@ -12,7 +12,7 @@ PYTHONS := python3 python3.14 python3.13 python3.12 python3.11 python
 FITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?=
 PLUGINS := plugins/__init__.py plugins/learners plugins/attacks plugins/datasets plugins/backbones
-SOURCES := robustbench_meta $(PLUGINS) examples tests .ci cli.py
+SOURCES := robustbench_meta $(PLUGINS) benchmarks examples tests .ci cli.py
 TYPED := $(VENV)/typed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -27,6 +27,10 @@ setup: $(VENV)/.dev  ## set up .venv with the tools for development
 run: $(VENV)/.run  ## bench run $(ARGS): by default MAML and ADML against FGSM and PGD
 	$(BIN)/bench run $(ARGS)
 
+.PHONY: bench
+bench: $(VENV)/.bench  ## measure speed against other libraries; ARGS as of `python -m benchmarks --help`
+	$(BIN)/python -m benchmarks $(ARGS)
+
 test: lint types docs tests  ## everything: lint, types, docs, tests
 
 lint: $(VENV)/.dev  ## ruff: style and format
@@ -38,8 +42,8 @@ types: $(VENV)/.dev  ## mypy, strict
 	@rm -rf $(TYPED) && mkdir -p $(TYPED)/robustbench_meta/plugins
 	@ln -s $(CURDIR)/robustbench_meta/* $(TYPED)/robustbench_meta/
 	@ln -s $(addprefix $(CURDIR)/,$(PLUGINS)) $(TYPED)/robustbench_meta/plugins/
-	@ln -s $(CURDIR)/cli.py $(CURDIR)/examples $(TYPED)/
-	cd $(TYPED) && ../bin/mypy --config-file $(CURDIR)/pyproject.toml -p robustbench_meta -m cli -p examples
+	@ln -s $(CURDIR)/cli.py $(CURDIR)/examples $(CURDIR)/benchmarks $(TYPED)/
+	cd $(TYPED) && ../bin/mypy --config-file $(CURDIR)/pyproject.toml -p robustbench_meta -m cli -p examples -p benchmarks
 
 docs: $(VENV)/.dev  ## the docs say what the code does: links, commands, hooks
 	$(BIN)/pytest tests/test_docs.py
@@ -71,6 +75,10 @@ $(VENV)/.python:
 $(VENV)/.run: $(VENV)/.python pyproject.toml
 	$(BIN)/python -m pip install -qq --editable .
 	@touch $@
+
+$(VENV)/.bench: $(VENV)/.python pyproject.toml
+	$(BIN)/python -m pip install -qq --editable '.[bench]'
+	@touch $@ $(VENV)/.run
 
 $(VENV)/.dev: $(VENV)/.python pyproject.toml
 	$(BIN)/python -m pip install -qq --editable '.[dev]'

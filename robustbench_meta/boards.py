@@ -11,7 +11,7 @@ import pandas as pd
 
 CLEAN, WORST = "clean", "worst case"
 _SETTING = [
-    "dataset", "way", "shot", "queries", "backbone", "norm", "inference", "episodes", "support", "query",
+    "dataset", "way", "shot", "queries", "backbone", "norm", "inference", "precision", "episodes", "support", "query",
     "meta_steps", "tasks_per_step",
 ]  # fmt: skip
 _EXTRAS = {"success": ("attack_success_rate", max), "worst 10 %": ("worst_decile_accuracy", min)}

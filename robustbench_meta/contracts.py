@@ -15,6 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
+from robustbench_meta.devices import send
 from robustbench_meta.seeds import seed_from
 from robustbench_meta.tasks import Batch, Splits, TaskBatch
 from robustbench_meta.threat import Norm, ThreatModel
@@ -185,7 +186,7 @@ class Random:
 
     def _draw(self, make: Callable[..., Tensor], like: Tensor) -> Tensor:
         drawn = [make(like.shape[1:], generator=generator, dtype=like.dtype) for generator in self._generators]
-        return torch.stack(drawn).to(like.device)
+        return send(torch.stack(drawn), like.device)
 
     def split(self) -> list[Random]:
         """One Random a task."""
@@ -225,6 +226,9 @@ class Attack(Plugin):
 
     per_task: ClassVar[bool] = False
     """True: the attack is given one task at a time, without the task axis."""
+    own_randomness: ClassVar[bool] = False
+    """True promises that it draws from its argument `random` alone and touches nothing global: then threads may
+    attack several batches at once. Any other attack is run by one thread at a time, between saved random states."""
     clean: ClassVar[bool] = False
     """True for the one that leaves its images as they are: it runs in the scenario clean/clean only."""
 

@@ -1,14 +1,27 @@
-"""Chooses the device, and names it for the record."""
+"""Chooses the device, names it for the record, and says how much of its memory was used."""
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from robustbench_meta.errors import BenchError
+
+resource: ModuleType | None
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def choose_device(text: str) -> torch.device:
@@ -42,13 +55,47 @@ def device_name(device: torch.device) -> str:
     """The device for the leaderboard: its kind and model."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({_cpu_model()}, {torch.get_num_threads()} threads)"
+    return f"cpu ({_cpu_model()})"
 
 
 def wait(device: torch.device) -> None:
     """Wait until the device has done all that it was given, so that a clock reads true."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def send(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """An array of the CPU's on `device`; to a GPU from pinned memory, so that nobody waits."""
+    tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` begin anew, where the system allows it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            _CLEAR.write_text("5")  # Linux: VmHWM begins anew
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes in use since `reset_peak_memory`; None where the system does not tell.
+
+    On CUDA: of this process's tensors. On a CPU: of this whole process, torch's libraries and the data among them;
+    where the system cannot begin anew (all but Linux), since the process was started.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError, StopIteration, ValueError, IndexError):
+        lines = _STATUS.read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    if resource is None:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else 1024 * peak)
 
 
 def _cpu_model() -> str:

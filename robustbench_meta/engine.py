@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import logging
+import queue
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import repeat
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own convention
@@ -15,10 +19,19 @@ from torch.utils import _pytree as pytree
 
 from robustbench_meta.contracts import Learner, LossName, Random, Weights
 from robustbench_meta.errors import BenchError
+from robustbench_meta.lanes import Lanes
+from robustbench_meta.options import Precision
+from robustbench_meta.precision import lowered
 from robustbench_meta.seeds import seed_from
 from robustbench_meta.tasks import Batch, TaskBatch
+from robustbench_meta.threat import Doubts
 
+_log = logging.getLogger(__name__)
+COMPILER = "inductor"
+"""The backend of torch.compile."""
 Mapping = Literal["vmap", "loop"]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Forward = Callable[[Any, Tensor], Tensor]
 Perturbation = Callable[["AttackedModel", Tensor, Tensor, Random], Tensor]
 """A bound attack that the harness has wrapped: (model, x, y, random) → verified x_adv."""
@@ -29,23 +42,29 @@ class Plan:
     """How to map over tasks: all at once (vmap) or one by one (loop), and how many tasks at a time.
 
     `shared` is for operations whose weights all tasks share (folded into the batch by vmap), `own`
-    for those where each task has its own.
+    for those where each task has its own. `compiled`: through torch.compile, on a single lane.
     """
 
     shared: Mapping = "vmap"
     own: Mapping = "loop"
     chunk: int = 8
+    compiled: bool = False
 
 
 class Network:
     """A backbone as a pure function of its weights, with the data set's loss, for ONE task."""
 
-    def __init__(self, module: nn.Module, loss: LossName, way: int) -> None:
-        self.module, self.loss_name, self.way = module, loss, way
+    def __init__(self, module: nn.Module, loss: LossName, way: int, precision: Precision = "float32") -> None:
+        self.module, self.loss_name, self.way, self.precision = module, loss, way, precision
 
     def __call__(self, weights: Weights, x: Tensor) -> Tensor:
         """Outputs [n, outputs]."""
-        outputs: Tensor = torch.func.functional_call(self.module, weights, (x,))
+        outputs: Tensor
+        if self.precision == "bf16":
+            with lowered(x.device):
+                outputs = torch.func.functional_call(self.module, weights, (x,))
+            return outputs.to(x.dtype)
+        outputs = torch.func.functional_call(self.module, weights, (x,))
         return outputs
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -170,6 +189,11 @@ class Judged:
         self.correct = self.correct + accuracies.detach().sum()
         self.batches += losses.shape[0]
 
+    def merge(self, other: Judged) -> None:
+        """Add what another one saw."""
+        self.loss, self.correct = self.loss + other.loss, self.correct + other.correct
+        self.batches += other.batches
+
     def means(self) -> dict[str, float]:
         """Mean loss and accuracy since the start; waits for the device."""
         return {
@@ -178,9 +202,20 @@ class Judged:
         }
 
 
+class _Part(NamedTuple):
+    """What one chunk of tasks gave: a gradient and a rate a meta-update, and what `loss` saw."""
+
+    updates: list[tuple[list[Tensor], float]]
+    judged: Judged
+
+
 @dataclass
 class Engine:
-    """Maps a learner's one-task functions over tasks, as the plan says; implements `Operations`."""
+    """Maps a learner's one-task functions over tasks, as the plan says; implements `Operations`.
+
+    Chunks of tasks are shared out to the lanes. The plan alone decides what a chunk is and in which
+    order chunks are added up, so that no number depends on how many lanes there are.
+    """
 
     learner: Learner
     network: Network
@@ -192,12 +227,23 @@ class Engine:
     """Whether `adapt` takes the inner steps of meta-training or those of the test."""
     attack: Perturbation | None = None
     """The learner's training attack, for `perturb`."""
+    doubts: Doubts | None = None
+    """Where the training attack's excesses are noted, to be judged at validation."""
     surrogate_network: Network | None = None
     surrogate_weights: Weights | None = None
     seeds: Sequence[int] = ()
     """One seed a task of the batch at hand, for attacks that draw; set by `batch_seeds`."""
-    _attacks: int = 0
+    lanes: Lanes = field(default_factory=Lanes)
     judged: Judged = field(default_factory=Judged)
+    compiled: dict[Any, Any] = field(default_factory=dict)
+    """What torch.compile made so far, by name; shared by the engine and its copies."""
+    may_halve: bool = True
+    """Whether it goes on with smaller chunks when the device runs out of memory."""
+    _attacks: int = 0
+    _draws: bool | None = field(default=None, init=False)
+    """Whether learner or backbone draw from torch's global generator, which lanes cannot share; None: not yet seen."""
+    _spare: list[tuple[Network, Network | None]] = field(default_factory=list, init=False)
+    """Copies of the networks for further lanes: `functional_call` changes a module for a moment."""
 
     def set_mode(self, training: bool) -> None:
         """Say whether tasks are for meta-training: inner steps, and the mode of modules such as dropout."""
@@ -221,7 +267,7 @@ class Engine:
 
     def logits(self, state: State, x: Tensor) -> Tensor:
         """Logits [tasks, n, way]."""
-        mapped: Tensor = self._map(state.forward, state, x)
+        mapped: Tensor = self._map(state.forward, state, x, name="logits")
         return mapped
 
     def loss(self, state: State, batch: Batch) -> Tensor:
@@ -231,7 +277,7 @@ class Engine:
             logits = state.forward(tree, x)
             return self.network.loss(logits, y), (logits.detach().argmax(-1) == y).float().mean()
 
-        losses, accuracies = self._map(judge, state, batch.x, batch.y)
+        losses, accuracies = self._map(judge, state, batch.x, batch.y, name="loss")
         self.judged.add(losses, accuracies)
         return losses  # type: ignore[no-any-return]  # _map is generic in what the function returns
 
@@ -269,12 +315,11 @@ class Engine:
             tasks: the tasks of one meta-step.
             seeds: one seed a task for the training attack.
         """
-        total: list[tuple[list[Tensor], float]] = []
         leaves = list(weights.values())
-        for start in range(0, tasks.tasks, self.plan.chunk):
-            part = slice(start, start + self.plan.chunk)
-            self.batch_seeds(seeds[part])
-            updates = self.learner.objective(self, self.theta(weights), tasks.part(part))
+
+        def part(engine: Engine, which: slice) -> _Part:
+            engine.batch_seeds(seeds[which])
+            updates = engine.learner.objective(engine, engine.theta(weights), tasks.part(which))
             gradients = [
                 torch.autograd.grad(
                     update.loss.sum() / tasks.tasks,
@@ -284,21 +329,117 @@ class Engine:
                 )
                 for update in updates
             ]
+            return _Part([(list(g), u.rate) for g, u in zip(gradients, updates, strict=True)], engine.judged)
+
+        total: list[tuple[list[Tensor], float]] = []
+        for updates, judged in self._chunks(part, tasks.tasks):
+            self.judged.merge(judged)
             if not total:
-                total = [(list(grads), update.rate) for grads, update in zip(gradients, updates, strict=True)]
-            else:
-                for (sums, _), grads in zip(total, gradients, strict=True):
-                    torch._foreach_add_(sums, list(grads))
+                total = updates
+            for (sums, _), (gradients, _) in zip(total, updates, strict=True):
+                if sums is not gradients:
+                    torch._foreach_add_(sums, gradients)
         return [(dict(zip(weights, grads, strict=True)), rate) for grads, rate in total]
 
-    def judge(self, weights: Weights, tasks: TaskBatch, seeds: Sequence[int] = ()) -> None:
-        """Add to `judged` the queries that the learner's objective judges, without an update."""
-        theta = self.theta(weights)
-        for start in range(0, tasks.tasks, self.plan.chunk):
-            part = slice(start, start + self.plan.chunk)
-            self.batch_seeds(seeds[part])
-            with torch.no_grad():
-                self.learner.objective(self, theta, tasks.part(part))
+    def judge(self, weights: Weights, draw: Callable[[Sequence[int]], TaskBatch], seeds: Sequence[int]) -> None:
+        """Add to `judged` the queries that the learner's objective judges, without an update.
+
+        Args:
+            weights: θ.
+            draw: gives the tasks of these places (0, 1, …), called for a chunk of them at a time.
+            seeds: one seed a task for the training attack.
+        """
+
+        def part(engine: Engine, which: slice) -> Judged:
+            engine.batch_seeds(seeds[which])
+            engine.learner.objective(engine, engine.theta(weights), draw(range(len(seeds))[which]))
+            return engine.judged
+
+        with torch.no_grad():
+            for judged in self._chunks(part, len(seeds)):
+                self.judged.merge(judged)
+
+    def share_out(
+        self, work: Callable[[Engine, Item], Result], items: Sequence[Item], done: Callable[[int], None] | None = None
+    ) -> list[Result]:
+        """`work` on each item, on as many lanes as there are; results in the order of the items.
+
+        Where learner or backbone draw from torch's global generator (dropout), items go one after the
+        other whatever the lanes: what is drawn depends on the order.
+
+        Args:
+            work: is given an engine that no other thread uses, with `judged` empty.
+            items: what to work on.
+            done: told how many items are finished, from this thread.
+        """
+        threads = 1 if self.plan.compiled else min(self.lanes.count(), len(items))
+        if threads <= 1 or self._draws:
+            return self._each(work, items, done, 1)
+        before = torch.get_rng_state()
+        if self._draws is None:
+            self._each(work, items[:1], None, 1)
+            self._draws = not torch.equal(torch.get_rng_state(), before)
+            torch.set_rng_state(before)
+        results = self._each(work, items, done, 1 if self._draws else threads)
+        if not self._draws and not torch.equal(torch.get_rng_state(), before):
+            self._draws = True
+            torch.set_rng_state(before)
+            results = self._each(work, items, done, 1)
+        return results
+
+    def _each(
+        self, work: Callable[[Engine, Item], Result], items: Sequence[Item], done: Callable[[int], None] | None,
+        threads: int,
+    ) -> list[Result]:  # fmt: skip
+        free = queue.SimpleQueue[tuple[Network, Network | None]]()
+        for networks in self._networks(threads):
+            free.put(networks)
+
+        def one(item: Item) -> Result:
+            network, surrogate = networks = free.get()
+            try:
+                return work(replace(self, network=network, surrogate_network=surrogate, judged=Judged()), item)
+            finally:
+                free.put(networks)
+
+        results = []
+        for result in self.lanes.map(one, items, threads):
+            results.append(result)
+            if done is not None:
+                done(len(results))
+        return results
+
+    def _networks(self, count: int) -> list[tuple[Network, Network | None]]:
+        """The engine's own networks, and copies of them in the same mode."""
+        own = (self.network, self.surrogate_network)
+        while len(self._spare) < count - 1:
+            self._spare.append(copy.deepcopy(own))
+        for network, _ in self._spare:
+            network.module.train(self.network.module.training)
+        return [own, *self._spare[: count - 1]]
+
+    def _chunks(self, work: Callable[[Engine, slice], Result], tasks: int) -> list[Result]:
+        """`work` on all chunks of so many tasks; on smaller ones from now on if these do not fit in the memory."""
+        while True:
+            chunk = self.plan.chunk
+            with contextlib.suppress(torch.OutOfMemoryError):
+                return self.share_out(work, [slice(start, start + chunk) for start in range(0, tasks, chunk)])
+            self.halve()
+
+    def halve(self) -> None:
+        """Take half as many tasks at a time, after the device ran out of memory.
+
+        Raises:
+            torch.OutOfMemoryError: it is one already.
+        """
+        if self.plan.chunk == 1 or not self.may_halve:
+            raise torch.OutOfMemoryError(
+                "not even one task at a time fits in the device's memory; lower --query, --shot or the width"
+            )
+        self.plan = replace(self.plan, chunk=self.plan.chunk // 2)
+        _log.warning("out of memory on the device: going on with %d tasks at a time", self.plan.chunk)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _forward(self, tree: Any, x: Tensor) -> Tensor:
         return self.learner.logits(self.network, tree, x)
@@ -313,18 +454,44 @@ class Engine:
             shape[:] = [spec, [passed.get(id(leaf)) for leaf in leaves]]
             return [leaf for leaf in leaves if id(leaf) not in passed]
 
+        def compilable(tree: Any, x: Tensor, y: Tensor) -> list[Tensor]:
+            return pytree.tree_leaves(self.learner.adapt(self.network, tree, Batch(x, y), **settings))
+
+        known = self.compiled.get(("adapted", state.kind)) if self.plan.compiled else None
+        if known is not None:  # a step without leaves handed through, as an earlier one has shown
+            own = self._map(compilable, state, support.x, support.y, name=("adapt", *sorted(settings.items())))
+            return State(pytree.tree_unflatten(own, known), pytree.tree_unflatten([0] * len(own), known), state.forward)
         own = iter(self._map(step, state, support.x, support.y))
         spec, shared = shape
+        if all(leaf is None for leaf in shared):
+            self.compiled["adapted", state.kind] = spec
         leaves = [next(own) if leaf is None else leaf for leaf in shared]
         dims = [0 if leaf is None else None for leaf in shared]
         adapted = pytree.tree_unflatten(leaves, spec), pytree.tree_unflatten(dims, spec)
         return State(*adapted, state.forward)
 
-    def _map(self, function: Callable[..., Any], state: State, *batched: Tensor) -> Any:
-        """Apply a one-task function to every task, by vmap or by a loop; results are stacked along a leading axis."""
+    def _map(self, function: Callable[..., Any], state: State, *batched: Tensor, name: Any = None) -> Any:
+        """Apply a one-task function to every task, by vmap or by a loop; results are stacked along a leading axis.
+
+        A function that has a name may be compiled: it must then be the same whenever the name and the state's
+        forward are.
+        """
         mapping = self.plan.shared if state.kind == "shared" else self.plan.own
+        in_dims = (state.dims, *(0 for _ in batched))
         if mapping == "vmap":
-            in_dims = (state.dims, *(0 for _ in batched))
-            return torch.func.vmap(function, in_dims, randomness="different")(state.tree, *batched)
-        rows = [function(tree, *row) for tree, *row in zip(state.each(), *batched, strict=False)]
+            mapped = torch.func.vmap(function, in_dims, randomness="different")
+            return self._compile(mapped, (name, "vmap", state.kind), state.forward)(state.tree, *batched)
+        one = self._compile(function, (name, "loop"), state.forward)
+        rows = [one(tree, *row) for tree, *row in zip(state.each(), *batched, strict=False)]
         return pytree.tree_map(lambda *leaves: torch.stack(leaves), *rows)
+
+    def _compile(self, function: Callable[..., Any], name: tuple[Any, ...], forward: Forward) -> Callable[..., Any]:
+        """The function as compiled when it was first met under this name; as it is without a name or with the plan."""
+        ours = getattr(forward, "__func__", None) is Engine._forward
+        if not self.plan.compiled or name[0] is None or not (ours or forward is self.surrogate_network):
+            return function
+        key = (*name, ours, self.training)
+        if key not in self.compiled:
+            self.compiled[key] = torch.compile(function, backend=COMPILER, dynamic=False)
+        compiled: Callable[..., Any] = self.compiled[key]
+        return compiled

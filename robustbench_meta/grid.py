@@ -159,6 +159,7 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None) -> Grid:
         "tasks_per_step": run.size("tasks_per_step"),
         "validations": profile.validations,
         "validation_tasks": profile.validation_tasks,
+        "precision": run.precision,
     }
     for learner, spec, label in learners:
         moved = setting._replace(transductive=setting.transductive or learner.transductive)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pluggy
 
@@ -13,25 +13,38 @@ if TYPE_CHECKING:
 PROJECT = "robustbench_meta"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+P_contra = TypeVar("P_contra", contravariant=True)
+
+
+class Register(Protocol[P_contra]):
+    """With what a plugin brings its classes."""
+
+    def __call__(self, plugin: type[P_contra]) -> None:
+        """Bring a class."""
+        ...
+
+    def later(self, name: str, load: Callable[[], type[P_contra]]) -> None:
+        """Bring the class of that name; `load` returns it when it is first wanted, for what takes long to import."""
+        ...
 
 
 @hookspec
-def register_learners(register: Callable[[type[Learner]], None]) -> None:
-    """Call `register(MyLearner)` once for each meta-learner that the plugin brings."""
+def register_learners(register: Register[Learner]) -> None:
+    """Call `register(MyLearner)` once for each meta-learner that the plugin brings, or `register.later`."""
 
 
 @hookspec
-def register_attacks(register: Callable[[type[Attack]], None]) -> None:
+def register_attacks(register: Register[Attack]) -> None:
     """Call `register(MyAttack)` once for each attack that the plugin brings."""
 
 
 @hookspec
-def register_datasets(register: Callable[[type[Dataset]], None]) -> None:
+def register_datasets(register: Register[Dataset]) -> None:
     """Call `register(MyDataset)` once for each data set that the plugin brings."""
 
 
 @hookspec
-def register_backbones(register: Callable[[type[Backbone]], None]) -> None:
+def register_backbones(register: Register[Backbone]) -> None:
     """Call `register(MyBackbone)` once for each backbone that the plugin brings."""
 
 
@@ -56,8 +69,8 @@ def cell_finished(record: Mapping[str, Any]) -> None:
 
 
 @hookspec
-def cell_failed(cell: Mapping[str, Any], reason: str) -> None:
-    """A cell could not be computed, and why; the grid goes on."""
+def cell_failed(cell: Mapping[str, Any], training: str, reason: str) -> None:
+    """A cell of `training` (its label) could not be computed, and why; the grid goes on."""
 
 
 @hookspec

@@ -16,4 +16,4 @@ def gradient_step(
     gradients = torch.func.grad(loss)(weights)
     if first_order:
         gradients = {name: gradient.detach() for name, gradient in gradients.items()}
-    return {name: weight - rate * gradients[name] for name, weight in weights.items()}
+    return {name: torch.sub(weight, gradients[name], alpha=rate) for name, weight in weights.items()}

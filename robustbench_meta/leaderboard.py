@@ -21,11 +21,12 @@ COLUMNS = [
     "attack_success_rate", "worst_decile_accuracy", "inference", "flags", "train_seconds", "adapt_ms_per_task",
     "attack_ms_per_task", "parameters", "device", "version", "spec_hash",
     "queries", "meta_steps", "tasks_per_step", "training_attack", "training_eps",
-    "training_hash", "recipe_hash", "attack_hash",
+    "training_hash", "recipe_hash", "attack_hash", "precision", "peak_memory_mb",
 ]  # fmt: skip
 """The CSV's columns, in order. Accuracies are fractions; `…_ci95` are half-widths of 95 % intervals over episodes."""
 
 TIMINGS = ["train_seconds", "adapt_ms_per_task", "attack_ms_per_task"]
+COSTS = [*TIMINGS, "peak_memory_mb"]
 """The columns that differ from run to run."""
 
 _ORDER = [
@@ -114,7 +115,14 @@ def _row(record: Mapping[str, Any], worst_case: float) -> dict[str, Any]:
         "training_hash": record["training"],
         "recipe_hash": _digest({name: value for name, value in spec["training"].items() if name != "seed"}),
         "attack_hash": _digest(spec["attack"]),
+        "precision": record["precision"], "peak_memory_mb": _peak(record.get("memory") or {}),
     }  # fmt: skip
+
+
+def _peak(memory: Mapping[str, int | None]) -> float:
+    """The larger of training's and evaluation's peak in MB of 2²⁰ bytes; NaN where it is not known."""
+    known = [count for count in memory.values() if count is not None]
+    return round(max(known) / 2**20, 1) if known else float("nan")
 
 
 def _digest(spec: Mapping[str, Any]) -> str:

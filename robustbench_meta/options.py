@@ -10,6 +10,10 @@ from typing import Literal
 from robustbench_meta.errors import BenchError, unknown
 
 Part = Literal["clean", "adv"]
+Precision = Literal["float32", "tf32", "bf16"]
+Compile = Literal["auto", "on", "off"]
+Jobs = int | Literal["auto"]
+"""How many trainings are done side by side."""
 SCENARIOS: dict[str, tuple[Part, Part]] = {
     "clean/clean": ("clean", "clean"),
     "clean/adv": ("clean", "adv"),
@@ -116,3 +120,16 @@ def parse_scenarios(given: list[str]) -> list[str]:
         if name not in SCENARIOS:
             raise BenchError(unknown("scenario (support/query)", name, [*SCENARIOS, "all"]))
     return list(dict.fromkeys(wanted))
+
+
+def parse_jobs(text: str) -> Jobs:
+    """Read `auto` or a number.
+
+    Raises:
+        BenchError: it is neither, or less than 1.
+    """
+    if text == "auto":
+        return "auto"
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise BenchError(f"--jobs '{text}' cannot be; expected auto, or a number of trainings side by side, 1 or more")
+    return int(text)

@@ -1,37 +1,33 @@
-"""Finds plugins: built in, installed (entry points), and in a local folder."""
+"""Keeps plugins by kind and name, checked; `discovery` finds them."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
 import inspect
-import json
 import logging
-import pkgutil
 import re
-import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from functools import cache, partial
-from importlib import metadata
+from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pluggy
 from pydantic import ValidationError
 
-from robustbench_meta import __version__, hookspecs
+from robustbench_meta import hookspecs
 from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner, Plugin
+from robustbench_meta.discovery import Origin, Source, code_digest, release_of, sources
 from robustbench_meta.errors import BenchError, PluginError, unknown
+
+__all__ = ["KINDS", "CollisionError", "Found", "Origin", "Registry", "core_code", "load_registry"]
 
 KINDS: dict[str, type[Plugin]] = {"learner": Learner, "attack": Attack, "dataset": Dataset, "backbone": Backbone}
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
-_BUILT_IN = "robustbench_meta.plugins"
-_CORE = ("engine", "training", "evaluation", "harness", "inner", "tasks", "threat", "seeds", "contracts")
+_NAMED = "lower-case letters, digits, '-', '_' or '.'"
+_CORE = ("engine", "training", "evaluation", "harness", "inner", "tasks", "threat", "seeds", "contracts", "precision")
 """The modules that make the numbers."""
 _BROKEN = (Exception, SystemExit)
 """What a plugin may raise without costing anybody else anything."""
@@ -39,18 +35,6 @@ _BROKEN = (Exception, SystemExit)
 
 class CollisionError(PluginError):
     """Two plugins with one name."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a plugin module comes from."""
-
-    kind: str
-    """built-in, installed or local."""
-    where: str
-    """Module, distribution or file."""
-    identity: str
-    """Changes when the plugin's code may have changed: part of what identifies a result."""
 
 
 @dataclass
@@ -63,6 +47,61 @@ class Found:
     cause: BaseException | None = None
 
 
+class _Kept:
+    """A class of a plugin, made when it is first wanted."""
+
+    def __init__(self, kind: str, name: str, found: Found, load: Callable[[], type[Plugin]]) -> None:
+        self.kind, self.name, self.found = kind, name, found
+        self._load = load
+        self._cls: type[Plugin] | None = None
+
+    def cls(self) -> type[Plugin]:
+        """The class.
+
+        Raises:
+            PluginError: the plugin cannot make it, or makes another one than it said.
+        """
+        if self._cls is None:
+            self._cls = self._loaded()
+        return self._cls
+
+    def _loaded(self) -> type[Plugin]:
+        origin = self.found.origin
+        try:
+            cls = self._load()
+            name = _checked_name(self.kind, cls)
+            if name != self.name:
+                raise PluginError(
+                    f"it was registered under this name, and the class that is loaded has the name '{name}'"
+                )
+        except _BROKEN as error:
+            raise PluginError(
+                f"{self.kind} '{self.name}' of {origin.kind} {origin.where} cannot be loaded: {_reason(error, origin)}"
+            ) from error
+        return cls
+
+
+class _Register:
+    """The `register` that a plugin is given: what it brings is kept aside until all of the plugin is fine."""
+
+    def __init__(self, kind: str, stage: Callable[[str, str, Callable[[], type[Plugin]]], None]) -> None:
+        self._kind, self._stage = kind, stage
+
+    def __call__(self, plugin: type[Plugin]) -> None:
+        """Bring a class."""
+        self._stage(self._kind, _checked_name(self._kind, plugin), lambda: plugin)
+
+    def later(self, name: str, load: Callable[[], type[Plugin]]) -> None:
+        """Bring the class of that name, which `load` returns."""
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise PluginError(f"register.later was given the name {name!r}; expected {_NAMED}")
+        if not callable(load):
+            raise PluginError(
+                f"register.later was given {load!r} for '{name}'; expected a function that returns the class"
+            )
+        self._stage(self._kind, name, load)
+
+
 class Registry:
     """Plugins by kind and name; make one with `load_registry`, there is no global one."""
 
@@ -70,21 +109,25 @@ class Registry:
         self.manager = pluggy.PluginManager(hookspecs.PROJECT)
         self.manager.add_hookspecs(hookspecs)
         self.found: list[Found] = []
-        self._classes: dict[str, dict[str, tuple[type[Plugin], Found]]] = {kind: {} for kind in KINDS}
+        self._kept: dict[str, dict[str, _Kept]] = {kind: {} for kind in KINDS}
         self._grumbled: set[tuple[str, str]] = set()
 
     def names(self, kind: str) -> list[str]:
         """The names of one kind, in alphabetical order."""
-        return sorted(self._classes[kind])
+        return sorted(self._kept[kind])
 
     def get(self, kind: str, name: str) -> type[Any]:
         """The plugin class of that name.
 
         Raises:
             BenchError: unknown name, with the nearest ones.
+            PluginError: it was to be made when first wanted, and cannot be.
         """
+        return self._find(kind, name).cls()
+
+    def _find(self, kind: str, name: str) -> _Kept:
         try:
-            return self._classes[kind][name][0]
+            return self._kept[kind][name]
         except KeyError:
             failed = [item for item in self.found if item.error]
             hint = f" ({len(failed)} plugin(s) failed to load: see `bench plugins`)" if failed else ""
@@ -92,8 +135,7 @@ class Registry:
 
     def origin(self, kind: str, name: str) -> Origin:
         """Where the plugin of that name comes from."""
-        self.get(kind, name)
-        return self._classes[kind][name][1].origin
+        return self._find(kind, name).found.origin
 
     def make(self, kind: str, name: str, options: dict[str, Any]) -> Any:
         """The plugin with its options set.
@@ -111,21 +153,26 @@ class Registry:
         """Register a plugin module; whatever goes wrong is its own line in `found`, and nothing of it is kept."""
         found = Found(origin)
         self.found.append(found)
-        staged: dict[tuple[str, str], type[Plugin]] = {}
+        staged: dict[tuple[str, str], _Kept] = {}
+
+        def stage(kind: str, name: str, load: Callable[[], type[Plugin]]) -> None:
+            self._check_new(kind, name, staged, origin)
+            staged[kind, name] = _Kept(kind, name, found, load)
+
         label = f"{origin.kind}: {origin.where}"
         try:
             _check_hooks(module)
             self.manager.register(module, name=label)
             for kind in KINDS:
                 hook = self.manager.subset_hook_caller(f"register_{kind}s", self._all_but(module))
-                hook(register=partial(self._stage, kind, staged, origin))
+                hook(register=_Register(kind, stage))
         except _BROKEN as error:
             if self.manager.get_plugin(label) is module:
                 self.manager.unregister(module)
             found.error, found.cause = _reason(error, origin), error
             return found
-        for (kind, name), cls in staged.items():
-            self._classes[kind][name] = (cls, found)
+        for (kind, name), kept in staged.items():
+            self._kept[kind][name] = kept
             found.brought.append(f"{kind} {name}")
         return found
 
@@ -163,18 +210,16 @@ class Registry:
     def _all_but(self, plugin: Any) -> list[Any]:
         return [other for other in self.manager.get_plugins() if other is not plugin]
 
-    def _stage(self, kind: str, staged: dict[tuple[str, str], type[Plugin]], origin: Origin, cls: type[Plugin]) -> None:
-        """The `register` that a plugin is given: check the class and keep it aside until all of the plugin is fine."""
-        name = _checked_name(kind, cls)
+    def _check_new(self, kind: str, name: str, staged: Collection[tuple[str, str]], origin: Origin) -> None:
+        """Raise unless nobody brings that name yet."""
         if (kind, name) in staged:
             raise PluginError(f"it registers two classes as the {kind} '{name}'")
-        if name in self._classes[kind]:
-            first = self._classes[kind][name][1].origin
+        if name in self._kept[kind]:
+            first = self._kept[kind][name].found.origin
             raise CollisionError(
                 f"two plugins bring the {kind} '{name}': {first.kind} {first.where} and {origin.kind} {origin.where}; "
                 "rename or remove one of them"
             )
-        staged[kind, name] = cls
 
 
 def _checked_name(kind: str, cls: Any) -> str:
@@ -187,10 +232,7 @@ def _checked_name(kind: str, cls: Any) -> str:
         raise PluginError(f"{kind} {cls.__name__} does not define {missing}")
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise PluginError(
-            f"{kind} {cls.__name__} has the name {name!r}; expected a class variable `name` in "
-            "lower-case letters, digits, '-', '_' or '.'"
-        )
+        raise PluginError(f"{kind} {cls.__name__} has the name {name!r}; expected a class variable `name` in {_NAMED}")
     return name
 
 
@@ -207,34 +249,22 @@ def load_registry(folder: Path | None = None, *, local: bool = True, strict: boo
         CollisionError: two plugins bring the same name.
     """
     registry = Registry()
-    for name, identity in _built_in_modules():
-        origin = Origin("built-in", name, identity)
-        _add_import(registry, origin, partial(importlib.import_module, name))
-    for entry in _entry_points():
-        label = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "entry point"
-        origin = Origin("installed", f"{label} ({entry.value})", f"{label} {entry.value}{_editable_digest(entry)}")
-        _add_import(registry, origin, entry.load)
-    for path in _local_files(folder) if local else []:
-        try:
-            origin = Origin("local", str(path), f"sha256:{_digest(path)}")
-        except OSError as error:
-            registry.fail(Origin("local", str(path), ""), error)
-            continue
-        _add_import(registry, origin, partial(_import_file, path))
+    for source in sources(folder, local=local):
+        _add_import(registry, source)
     if strict:
         registry.check_collisions()
     return registry
 
 
-def _add_import(registry: Registry, origin: Origin, load: Callable[[], Any]) -> None:
+def _add_import(registry: Registry, source: Source) -> None:
     try:
-        module = load()
+        module = source.load()
     except _BROKEN as error:
-        registry.fail(origin, error)
+        registry.fail(source.origin, error)
         return
-    if origin.kind == "built-in" and not _hooks(module):
+    if source.origin.kind == "built-in" and not _hooks(module):
         return
-    registry.add(module, origin)
+    registry.add(module, source.origin)
 
 
 def _hooks(module: Any) -> dict[str, Callable[..., Any]]:
@@ -265,125 +295,11 @@ def _check_hooks(module: Any) -> None:
             raise PluginError(f"its hook is {name}({', '.join(needed)}); expected {name}({', '.join(given)}), or fewer")
 
 
-def _entry_points() -> list[metadata.EntryPoint]:
-    """Those of the group, each module once, in an order that does not depend on the file system."""
-    found = {entry.value: entry for entry in metadata.entry_points(group=hookspecs.PROJECT)}
-    return [found[value] for value in sorted(found)]
-
-
-def _editable_digest(entry: metadata.EntryPoint) -> str:
-    """Of a distribution installed in editable mode, whose code changes under the same version: a digest of its code."""
-    try:
-        told = json.loads((entry.dist and entry.dist.read_text("direct_url.json")) or "{}")
-        spec = importlib.util.find_spec(entry.module.partition(".")[0])
-        if not told.get("dir_info", {}).get("editable") or spec is None or spec.origin is None:
-            return ""
-        return f" sha256:{_digest(Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin))}"
-    except (OSError, ValueError, ImportError, AttributeError):
-        return ""
-
-
 @cache
 def core_code() -> str:
     """What the modules that make the numbers are, and the version of torch: part of what identifies a result."""
-    digest = hashlib.sha256("".join(_digest(Path(__file__).parent / f"{name}.py") for name in _CORE).encode())
-    return f"sha256:{digest.hexdigest()[:16]} torch=={_release('torch')}"
-
-
-def _release(distribution: str) -> str:
-    """Its version without what tells its build for the CPU from that for CUDA."""
-    return metadata.version(distribution).partition("+")[0]
-
-
-def _built_in_package() -> ModuleType:
-    """The built-in plugins of the robustbench_meta that runs: in a checkout, never those of an installed other one."""
-    own = Path(__file__).resolve().parent
-    source = own.parent / "plugins" / "__init__.py"
-    if (own / "plugins" / "__init__.py").is_file() or not source.is_file():
-        try:
-            return importlib.import_module(_BUILT_IN)
-        except ModuleNotFoundError as error:
-            raise PluginError(f"the built-in plugins are missing: reinstall robustbench_meta ({error})") from error
-    there = sys.modules.get(_BUILT_IN)
-    if there is not None and Path(there.__file__ or "").resolve() == source:
-        return there
-    _forget(_BUILT_IN)
-    spec = importlib.util.spec_from_file_location(_BUILT_IN, source, submodule_search_locations=[str(source.parent)])
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[_BUILT_IN] = module
-    spec.loader.exec_module(module)
-    setattr(sys.modules["robustbench_meta"], "plugins", module)  # noqa: B010  # as an import does; mypy knows no plugins
-    return module
-
-
-def _built_in_modules() -> Iterator[tuple[str, str]]:
-    """Modules in the sub-packages of the built-in folder, with their identity.
-
-    It is the version and a digest of all modules of the sub-package, for they import one another. What lies directly
-    in the folder is a local plugin.
-    """
-    package = _built_in_package()
-    for part in pkgutil.iter_modules(package.__path__):
-        if part.ispkg and part.name in {f"{kind}s" for kind in KINDS}:
-            folders = [Path(path) / part.name for path in package.__path__]
-            identity = f"robustbench_meta=={__version__} sha256:{'+'.join(map(_digest, folders))}"
-            if part.name == "attacks":
-                identity += f" torchattacks=={_release('torchattacks')}"
-            for module in pkgutil.iter_modules(map(str, folders)):
-                yield f"{_BUILT_IN}.{part.name}.{module.name}", identity
-
-
-def _local_files(folder: Path | None) -> list[Path]:
-    where = folder if folder is not None else Path("plugins")
-    if not where.is_dir():
-        if folder is not None:
-            raise PluginError(f"--plugins {folder}: there is no such folder")
-        return []
-    own = {f"{kind}s" for kind in KINDS} if _is_built_in_folder(where) else set()
-    files = [path for path in where.glob("*.py") if path.name != "__init__.py"]
-    packages = [path.parent for path in where.glob("*/__init__.py") if path.parent.name not in own]
-    return sorted(path.resolve() for path in files + packages if not path.name.startswith((".", "_")))
-
-
-def _is_built_in_folder(where: Path) -> bool:
-    """Whether it is that of a checkout, be it the one that runs or another."""
-    return (where.resolve().parent / "robustbench_meta" / "registry.py").is_file()
-
-
-def _digest(path: Path) -> str:
-    """Of a Python file, or of all Python files of a package and where they are in it."""
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-        code = file.read_bytes()
-        digest.update(f"{file.relative_to(path.parent).as_posix()}\0{len(code)}\0".encode() + code)
-    return digest.hexdigest()[:16]
-
-
-def _import_file(path: Path) -> ModuleType:
-    """Import a file or package under a name of its own, afresh."""
-    name = f"robustbench_meta_local_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
-    source = path / "__init__.py" if path.is_dir() else path
-    locations = [str(path)] if path.is_dir() else None
-    spec = importlib.util.spec_from_file_location(name, source, submodule_search_locations=locations)
-    if spec is None or spec.loader is None:
-        raise PluginError(f"{source} cannot be imported as Python")
-    module = importlib.util.module_from_spec(spec)
-    _forget(name)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        _forget(name)
-        raise
-    return module
-
-
-def _forget(name: str) -> None:
-    """Remove a module and its submodules."""
-    for each in [each for each in sys.modules if each == name or each.startswith(f"{name}.")]:
-        del sys.modules[each]
+    digest = hashlib.sha256("".join(code_digest(Path(__file__).parent / f"{name}.py") for name in _CORE).encode())
+    return f"sha256:{digest.hexdigest()[:16]} torch=={release_of('torch')}"
 
 
 def _reason(error: BaseException, origin: Origin) -> str:

@@ -39,6 +39,16 @@ def may_be_vmapped(engine: Engine, weights: Weights, tasks: TaskBatch) -> bool:
     return False
 
 
+def can_be_vmapped(engine: Engine, weights: Weights, tasks: TaskBatch) -> bool:
+    """Whether vmap works on this learner in the precision at hand; what it computes is checked in a higher one."""
+    try:
+        _gradient(engine, weights, tasks, Plan("vmap", "vmap", tasks.tasks), torch.float32)
+    except Exception:  # as above
+        _log.debug("no vmap in %s", engine.network.precision, exc_info=True)
+        return False
+    return True
+
+
 def _gradient(engine: Engine, weights: Weights, tasks: TaskBatch, plan: Plan, dtype: torch.dtype) -> Tensor:
     """The meta-gradients of all updates, end to end, without attack and in evaluation mode (no dropout)."""
     theta = {name: weight.detach().to(dtype).requires_grad_() for name, weight in weights.items()}

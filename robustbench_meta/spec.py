@@ -14,6 +14,8 @@ from robustbench_meta.options import (
     DEFAULT_LEARNERS,
     DEFAULT_SCENARIOS,
     Choice,
+    Compile,
+    Precision,
     exact,
     parse_choice,
     parse_eps,
@@ -48,6 +50,9 @@ class RunSpec(BaseModel):
     episodes: int | None = Field(None, ge=2)
     seeds: tuple[int, ...] = (0,)
     device: str = "auto"
+    precision: Precision = "float32"
+    compile: Compile = "auto"
+    """Whether meta-training goes through torch.compile; decides rounding, as a plan does, and so is in no hash."""
 
     @classmethod
     def read(cls, **given: Any) -> RunSpec:
@@ -147,6 +152,8 @@ class TrainingSpec(_Hashed):
     validations: int
     validation_tasks: int
     seed: int
+    precision: Precision = "float32"
+    """Of the training, and of all that is evaluated with it."""
 
 
 class CellSpec(_Hashed):

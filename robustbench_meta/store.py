@@ -60,7 +60,7 @@ class Store:
 
     def checkpoint(self, key: str) -> Path:
         """Where a training's checkpoint is or will be."""
-        return self.root / "checkpoints" / f"{key}.safetensors"
+        return _checkpoint(self.root, key)
 
     def save_checkpoint(self, key: str, trained: Trained, about: Mapping[str, Any]) -> None:
         """Write θ with what it is and how it came about."""
@@ -126,6 +126,15 @@ def is_done(root: Path, key: str) -> bool:
         return path.is_file() and bool(read_record(path))
     except BenchError:
         return False
+
+
+def is_trained(root: Path, key: str) -> bool:
+    """Whether a results folder holds that training's checkpoint; touches nothing, and does not look inside."""
+    return _checkpoint(root, key).is_file()
+
+
+def _checkpoint(root: Path, key: str) -> Path:
+    return root / "checkpoints" / f"{key}.safetensors"
 
 
 def pack(correct: np.ndarray) -> dict[str, Any]:

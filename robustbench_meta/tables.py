@@ -94,6 +94,8 @@ def _title(board: Board) -> list[str]:
     first = f"{told['dataset']} · {told['way']}-way {told['shot']}-shot · {told['backbone']}"
     if "meta_steps" in told:
         first += f" · {told['meta_steps']:,} meta-steps"
+    if told["precision"] != "float32":
+        first += f" · {told['precision']}"
     inference = f"{told['inference']} ({'no' if told['norm'] == 'none' else told['norm']} norm)"
     if told["threat_norm"] == "none":
         return [first, f"no attack · {inference}"]

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from robustbench_meta.devices import send
 from robustbench_meta.errors import DataError
 
 
@@ -139,17 +140,18 @@ class ImageBank(TaskSource):
             DataError: too few classes or images, as in `check`.
         """
         self.check(way, shot, query)
-        index = np.concatenate([self.draw(seed, tasks_per_seed, way, shot, query) for seed in seeds])
-        _check_disjoint(self.name, index)
+        drawn = np.concatenate([self.draw(seed, tasks_per_seed, way, shot, query) for seed in seeds])
+        _check_disjoint(self.name, drawn)
+        index = send(drawn, self.images.device)
         return TaskBatch(self._gather(index[:, :, :shot]), self._gather(index[:, :, shot:]))
 
-    def _gather(self, index: np.ndarray) -> Batch:
+    def _gather(self, index: Int64[Tensor, "tasks way each"]) -> Batch:
         tasks, way, each = index.shape
-        where = torch.from_numpy(index.reshape(-1)).to(self.images.device, non_blocking=True)
         x: Float[Tensor, "tasks n c h w"] = (
-            self.images.index_select(0, where).float().div_(255).view(tasks, way * each, *self.shape)
+            self.images.index_select(0, index.reshape(-1)).float().div_(255).view(tasks, way * each, *self.shape)
         )
-        y = torch.arange(way, device=self.images.device).repeat_interleave(each).expand(tasks, -1)
+        labels = torch.arange(way, device=self.images.device)
+        y = labels[:, None].expand(-1, each).reshape(-1).expand(tasks, -1)
         return Batch(x, y)
 
 

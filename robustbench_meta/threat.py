@@ -51,16 +51,24 @@ class ThreatModel:
         return x.clamp(self.low, self.high)
 
     def excess(self, x_adv: Tensor, x: Tensor, event: int) -> Float[Tensor, 2]:
-        """How far the batch exceeds (ε, the pixel range) at most; ≤ 0 when inside; NaN when not finite.
+        """How far the batch exceeds (ε, the pixel range) at most; ≤ 0 when inside; NaN when a pixel is not finite.
 
         Stays on the device, so that a training loop can gather it without waiting.
         """
         over_eps = (self.distance(x_adv, x, event) - self.eps).max()
         over_range = torch.maximum(self.low - x_adv.min(), x_adv.max() - self.high).double()
-        return torch.stack([over_eps, over_range])
+        return torch.where(x_adv.isfinite().all(), torch.stack([over_eps, over_range]), torch.nan)
 
-    def verify(self, attack: str, x_adv: Tensor, x: Tensor, event: int) -> None:
+    def verify(self, attack: str, x_adv: Tensor, x: Tensor, event: int, doubts: Doubts | None = None) -> None:
         """Raise ViolationError, with the attack's name and the amount, unless x_adv is inside.
+
+        Args:
+            attack: its name, for the message.
+            x_adv: what it returned.
+            x: the images that it was given.
+            event: how many axes one example has.
+            doubts: where given, all but shape and dtype is noted there, to be judged later: on a GPU, to judge is to
+                wait.
 
         Raises:
             ViolationError: wrong shape or dtype, NaN or infinity, out of range, or farther than ε.
@@ -70,12 +78,16 @@ class ThreatModel:
                 f"attack '{attack}' returned {tuple(x_adv.shape)} {x_adv.dtype} on {x_adv.device}; "
                 f"expected {tuple(x.shape)} {x.dtype} on {x.device}, as the images it was given"
             )
-        self.judge(attack, self.excess(x_adv, x, event), bool(torch.isfinite(x_adv).all()))
+        excess = self.excess(x_adv, x, event)
+        if doubts is None:
+            self.judge(attack, excess)
+        else:
+            doubts.note(self, attack, excess)
 
-    def judge(self, attack: str, excess: Tensor, finite: bool) -> None:
-        """Raise ViolationError if an excess, as `excess` gives it, is beyond the tolerance."""
+    def judge(self, attack: str, excess: Tensor) -> None:
+        """Raise ViolationError if an excess, as `excess` gives it, is beyond the tolerance; waits for the device."""
         over_eps, over_range = excess.tolist()
-        if not finite or math.isnan(over_eps) or math.isnan(over_range):
+        if math.isnan(over_eps) or math.isnan(over_range):
             raise ViolationError(f"attack '{attack}' returned NaN or infinite pixels")
         if over_range > TOLERANCE:
             raise ViolationError(
@@ -86,3 +98,25 @@ class ThreatModel:
                 f"attack '{attack}' exceeded its threat model: {self.norm} distance is "
                 f"{self.eps + over_eps:.6g}, eps is {self.eps:.6g} (over by {over_eps:.3g})"
             )
+
+
+class Doubts:
+    """The largest excess of each attack so far, kept on the device until somebody has time to wait for it."""
+
+    def __init__(self) -> None:
+        self._noted: dict[tuple[ThreatModel, str], Tensor] = {}
+
+    def note(self, threat: ThreatModel, attack: str, excess: Tensor) -> None:
+        """Keep the larger one; NaN stays."""
+        before = self._noted.get((threat, attack))
+        self._noted[threat, attack] = excess if before is None else torch.maximum(before, excess)
+
+    def settle(self) -> None:
+        """Judge what was noted since the last time.
+
+        Raises:
+            ViolationError: an attack left its threat model.
+        """
+        noted, self._noted = self._noted, {}
+        for (threat, attack), excess in noted.items():
+            threat.judge(attack, excess)

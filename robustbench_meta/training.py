@@ -16,9 +16,10 @@ from robustbench_meta.engine import Engine, Judged, Network, Plan
 from robustbench_meta.errors import BenchError
 from robustbench_meta.grid import Grid, Training
 from robustbench_meta.harness import arm
+from robustbench_meta.lanes import Lanes
 from robustbench_meta.seeds import seed_from
 from robustbench_meta.tasks import TaskSource
-from robustbench_meta.threat import ThreatModel
+from robustbench_meta.threat import Doubts, ThreatModel
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -34,6 +35,8 @@ class Trained:
     """How the engine mapped over tasks: it decides the rounding."""
     history: list[dict[str, float]] = field(default_factory=list)
     """At each validation: step, training loss and accuracy, validation loss and accuracy."""
+    peak_memory: int | None = None
+    """Bytes, as `devices.peak_memory` tells them."""
 
     @property
     def parameters(self) -> int:
@@ -41,23 +44,30 @@ class Trained:
         return sum(weight.numel() for weight in self.weights.values())
 
 
-def make_engine(grid: Grid, training: Training, device: torch.device, plan: Plan) -> tuple[Engine, Weights]:
-    """The engine of a training and θ as freshly initialised from the training's seed."""
+def make_engine(
+    grid: Grid, training: Training, device: torch.device, plan: Plan, lanes: Lanes | None = None
+) -> tuple[Engine, Weights]:
+    """The engine of a training and θ as freshly initialised from the training's seed.
+
+    Lanes are for the CPU: without any, and on other devices, chunks of tasks go one after the other.
+    """
     setting, seed = grid.setting, training.spec.seed
     module = _build(
         grid.backbone, setting.shape, training.learner.outputs(setting.way), seed_from(seed, "init"), device
     )
-    network = Network(module, setting.loss, setting.way)
+    network = Network(module, setting.loss, setting.way, training.spec.precision)
     engine = Engine(
         training.learner, network, event=len(setting.shape),
         transductive=setting.transductive or training.learner.transductive, plan=plan, training=True,
+        lanes=lanes if lanes is not None and device.type == "cpu" else Lanes(),
     )  # fmt: skip
     if training.attack is not None:
         threat = training.attack
-        engine.attack = arm(threat.attack, ThreatModel(threat.attack.norm, threat.eps.value))
+        engine.doubts = Doubts() if device.type == "cuda" else None  # a CPU need not wait
+        engine.attack = arm(threat.attack, ThreatModel(threat.attack.norm, threat.eps.value), engine.doubts)
     if training.surrogate is not None:
         separate = _build(training.surrogate, setting.shape, setting.way, seed_from(seed, "surrogate"), device)
-        engine.surrogate_network = Network(separate, setting.loss, setting.way)
+        engine.surrogate_network = Network(separate, setting.loss, setting.way, training.spec.precision)
         engine.surrogate_weights = {name: weight.detach() for name, weight in separate.named_parameters()}
     weights = training.learner.init({name: weight.detach().clone() for name, weight in module.named_parameters()})
     return engine, {name: weight.requires_grad_() for name, weight in weights.items()}
@@ -87,7 +97,12 @@ def _check_stateless(module: nn.Module, shape: tuple[int, ...], name: str) -> No
 
 
 def meta_train(
-    grid: Grid, training: Training, device: torch.device, plan: Plan, report: Report | None = None
+    grid: Grid,
+    training: Training,
+    device: torch.device,
+    plan: Plan,
+    report: Report | None = None,
+    lanes: Lanes | None = None,
 ) -> Trained:
     """Meta-train a learner on the training split; keep the θ that does best on the validation tasks.
 
@@ -95,7 +110,7 @@ def meta_train(
     attacked and clean ones), at the inner steps of the test. Test tasks are never seen.
     """
     spec = training.spec
-    engine, weights = make_engine(grid, training, device, plan)
+    engine, weights = make_engine(grid, training, device, plan, lanes)
     if not weights:  # nothing to learn, as with prototypes in pixel space
         return Trained(weights, plan=asdict(plan))
     optimizer = _optimizer(training, weights)
@@ -113,6 +128,8 @@ def meta_train(
         for gradients, rate in updates:
             _step(optimizer, weights, gradients, [base * rate for base in rates])
         if validates_at(step, spec.meta_steps, spec.validations):
+            if engine.doubts is not None:
+                engine.doubts.settle()
             entry = {"step": float(step), **engine.judged.means(), **_validate(engine, weights, validation, training)}
             engine.judged = Judged()
             if not torch.stack([weight.isfinite().all() for weight in weights.values()]).all():
@@ -128,6 +145,7 @@ def meta_train(
             report(step, trained.history[-1] if trained.history else {})
     wait(device)
     trained.seconds = time.perf_counter() - started
+    trained.plan = asdict(engine.plan)
     trained.weights = {name: weight.detach() for name, weight in trained.weights.items()}
     return trained
 
@@ -153,15 +171,17 @@ def _step(optimizer: torch.optim.Optimizer, weights: Weights, gradients: Weights
 
 
 def _validate(engine: Engine, weights: Weights, source: TaskSource, training: Training) -> dict[str, float]:
-    """Loss and accuracy on the validation tasks, always the same ones, drawn a chunk at a time."""
+    """Loss and accuracy on the validation tasks, always the same ones."""
     spec = training.spec
     engine.set_mode(training=False)
     judged, engine.judged = engine.judged, Judged()
-    for start in range(0, spec.validation_tasks, engine.plan.chunk):
-        places = range(start, min(start + engine.plan.chunk, spec.validation_tasks))
-        seeds = [seed_from("episodes", "validation", place) for place in places]
-        tasks = source.sample(seeds, spec.way, spec.shot, spec.query)
-        engine.judge(weights, tasks, [seed_from(spec.seed, "validation attack", place) for place in places])
+    engine.judge(
+        weights,
+        lambda places: source.sample(
+            [seed_from("episodes", "validation", place) for place in places], spec.way, spec.shot, spec.query
+        ),
+        [seed_from(spec.seed, "validation attack", place) for place in range(spec.validation_tasks)],
+    )
     means, engine.judged = engine.judged.means(), judged
     engine.set_mode(training=True)
     return {f"validation_{name}": value for name, value in means.items()}

@@ -9,13 +9,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
+from torch import Tensor
 
 from robustbench_meta import __version__
 from robustbench_meta.data.cache import cache_dir
@@ -24,7 +28,12 @@ from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError
 from robustbench_meta.files import write_atomically, write_text
 
+_log = logging.getLogger(__name__)
 REPEATS = 3
+PAYS_FROM = 600.0
+"""Seconds of work from which on a minute or two of compiling may pay."""
+AGREES = 1e-3
+"""How far a compiled result may lie from the plain one, as a share of its length (float32, sums in another order)."""
 MARGIN = 0.15
 """By which share of its time another plan must beat the default."""
 _MAPPINGS = [("vmap", "loop"), ("vmap", "vmap"), ("loop", "loop")]
@@ -44,17 +53,72 @@ def measured_plan(what: Mapping[str, Any], device: torch.device, tasks: int, wor
         what: plain data that say what the work is: operation, learner, backbone, shapes.
         device: where it runs.
         tasks: the most tasks that are there at a time.
-        work: does a typical piece of work with a plan; its results are thrown away.
+        work: does a typical piece of work with a plan, in this thread; its results are thrown away.
     """
+    return _remembered(what, device, tasks, lambda: _fastest(device, tasks, work))
+
+
+def compiled_plan(
+    what: Mapping[str, Any], device: torch.device, tasks: int, plan: Plan, work: Callable[[Plan], Tensor], steps: int
+) -> Plan:
+    """The plan, compiled if that is faster and the run long enough to pay for it; from memory if measured before.
+
+    Args:
+        what: as in `measured_plan`.
+        device: where it runs.
+        tasks: as in `measured_plan`.
+        plan: the fastest plan that is not compiled.
+        work: as in `measured_plan`; gives its result as one vector.
+        steps: how often the work will be done.
+    """
+    seconds = _time(device, plan, work)
+    if steps * seconds < PAYS_FROM:
+        return plan
+
+    def choose() -> tuple[Plan, dict[str, float]]:
+        compiled = replace(plan, compiled=True)
+        timings = {plan: seconds, compiled: _time(device, compiled, work) if compiles(plan, work) else math.inf}
+        return _best(timings, plan), _told(timings)
+
+    return _remembered({**what, "plan": asdict(plan)}, device, tasks, choose)
+
+
+def compiles(plan: Plan, work: Callable[[Plan], Tensor]) -> bool:
+    """Whether torch.compile works here, and gives the result of the plan up to rounding; warns if not."""
+    expected = work(plan)
+    try:
+        found = work(replace(plan, compiled=True))
+    except Exception as error:  # a missing C++ compiler, an operation that it does not know: it fails in many ways
+        reason = str(error).strip().split("\n")[0]
+        _log.warning("torch.compile does not work here (%s: %s): going on without", type(error).__name__, reason)
+        return False
+    apart = float((found - expected).norm() / expected.norm().clamp_min(1e-12))
+    if not apart <= AGREES:
+        _log.warning("torch.compile gives another gradient here (%.1g of its length away): going on without", apart)
+    return apart <= AGREES
+
+
+def _remembered(
+    what: Mapping[str, Any], device: torch.device, tasks: int, choose: Callable[[], tuple[Plan, dict[str, float]]]
+) -> Plan:
     path = cache_dir() / "plans" / f"{_digest(what, device, tasks)}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return Plan(**told["plan"])
-    plan, timings = _fastest(device, tasks, work)
+    if (known := _read(path)) is not None:
+        return known
+    plan, timings = choose()
     text = json.dumps({"plan": asdict(plan), "milliseconds": timings, "what": dict(what)}, indent=1)
-    with contextlib.suppress(BenchError):  # a cache that cannot be written costs a measurement, not a run
-        write_atomically(path, lambda part: write_text(part, text))
+    with contextlib.suppress(OSError, BenchError):  # a cache that cannot be written costs a measurement, not a run
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(path.with_suffix(".lock"), timeout=10):
+            if (earlier := _read(path)) is not None:  # another process was faster: all shall use the same plan
+                return earlier
+            write_atomically(path, lambda part: write_text(part, text))
     return plan
+
+
+def _read(path: Path) -> Plan | None:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return Plan(**json.loads(path.read_text(encoding="utf-8"))["plan"])
+    return None
 
 
 def _fastest(device: torch.device, tasks: int, work: Callable[[Plan], object]) -> tuple[Plan, dict[str, float]]:
@@ -78,8 +142,16 @@ def _fastest(device: torch.device, tasks: int, work: Callable[[Plan], object]) -
     best = _best(timings, start)
     if timings[best] == math.inf:
         raise BenchError("not even one task at a time fits in the device's memory; lower --query, --shot or the width")
-    told = {f"shared={p.shared} own={p.own} chunk={p.chunk}": round(1000 * t, 3) for p, t in timings.items()}
-    return best, {name: milliseconds for name, milliseconds in told.items() if milliseconds < math.inf}
+    return best, _told(timings)
+
+
+def _told(timings: Mapping[Plan, float]) -> dict[str, float]:
+    """Milliseconds by plan, of those that fit in memory."""
+    return {
+        " ".join(f"{key}={value}" for key, value in asdict(plan).items()): round(1000 * seconds, 3)
+        for plan, seconds in timings.items()
+        if seconds < math.inf
+    }
 
 
 def _best(timings: Mapping[Plan, float], default: Plan) -> Plan:
@@ -96,16 +168,20 @@ def _chunks(tasks: int) -> Iterator[int]:
 
 
 def _time(device: torch.device, plan: Plan, work: Callable[[Plan], object]) -> float:
-    """Seconds of the fastest of a few runs, after one to warm up; a plan that does not fit in memory takes for ever."""
+    """Seconds of the fastest of a few runs, after one to warm up; a plan that does not fit in memory takes for ever.
+
+    On the CPU they are those of this thread, in which all the work is done: other processes do not count.
+    """
+    clock = time.thread_time if device.type == "cpu" else time.perf_counter
     try:
         work(plan)
         seconds = []
         for _ in range(REPEATS):
             wait(device)
-            started = time.perf_counter()
+            started = clock()
             work(plan)
             wait(device)
-            seconds.append(time.perf_counter() - started)
+            seconds.append(clock() - started)
         return min(seconds)
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robustbench_meta.contracts import Random
-from robustbench_meta.errors import BenchError
+from robustbench_meta.errors import BenchError, ViolationError
 from robustbench_meta.plugins.attacks.fgsm import FGSM
 from robustbench_meta.plugins.attacks.none import NoAttack
-from robustbench_meta.threat import ThreatModel
+from robustbench_meta.plugins.attacks.pgd import PGD, PGDL2
+from robustbench_meta.plugins.attacks.torchattacks import BRIDGED
+from robustbench_meta.threat import Doubts, ThreatModel
 from tests.victims import ModuleVictim, conv, images
 
 TASKS, N, WAY, FEATURES = 3, 4, 5, 7
@@ -96,3 +98,94 @@ def test_none_gives_its_images_back_and_says_that_it_is_clean():
     x, y = images((1, 8, 8), 4)[None], torch.zeros(1, 4, dtype=torch.int64)
     assert NoAttack.clean
     assert torch.equal(NoAttack().perturb(conv((1, 8, 8), WAY), x, y, ThreatModel("linf", 0.1), Random([0])), x)
+
+
+# ---- projected gradient descent
+
+
+def batch(seed=0, n=6):
+    victim = conv((1, 8, 8), WAY)
+    x = images((1, 8, 8), TASKS * n, seed).view(TASKS, n, 1, 8, 8)
+    return victim, x, torch.arange(TASKS * n).view(TASKS, n) % WAY
+
+
+def pgd(victim, x, y, eps, norm="linf", seeds=None, **options):
+    made = (PGD if norm == "linf" else PGDL2)(**options)
+    return made.perturb(victim, x, y, ThreatModel(norm, eps), Random(seeds or range(len(x))))
+
+
+@pytest.mark.parametrize(("name", "norm", "eps"), [("pgd", "linf", 0.1), ("pgdl2", "l2", 1.0)])
+def test_without_a_random_start_it_is_torchattacks_pgd(name, norm, eps):
+    """Another implementation, one task at a time."""
+    victim, x, y = batch()
+    options = {"steps": 7, "alpha": eps / 4, "random_start": False}
+    theirs = BRIDGED[f"torchattacks-{name}"](**options)
+    for task, found in enumerate(pgd(victim, x, y, eps, norm, **options)):
+        expected = theirs.perturb(victim, x[task], y[task], ThreatModel(norm, eps), Random([0]))
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+
+
+def test_on_a_linear_model_it_finds_the_worst_case():
+    """Two classes: the loss grows along one direction, whose corner (or, in L2, end) of the ball is the worst point."""
+    weight = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
+    victim = linear(weight, torch.zeros(2))
+    x = 0.3 + 0.4 * torch.rand(2, 5, 50, generator=torch.Generator().manual_seed(1))
+    y = torch.arange(10).view(2, 5) % 2
+    downhill = (weight[1] - weight[0]) * (1 - 2 * y)[..., None]
+    torch.testing.assert_close(pgd(victim, x, y, 0.1), x + 0.1 * downhill.sign())
+    expected = x + 0.5 * downhill / downhill.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(pgd(victim, x, y, 0.5, "l2", alpha=1.0, steps=40), expected)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    eps=st.floats(0, 1), norm=st.sampled_from(["linf", "l2"]), steps=st.integers(1, 4), restarts=st.integers(1, 2),
+    black_and_white=st.booleans(), seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_pgd_stays_within_eps_and_the_pixel_range(eps, norm, steps, restarts, black_and_white, seed):
+    x, y = images((1, 8, 8), 4, seed, black_and_white=black_and_white)[None], torch.arange(4)[None] % WAY
+    scale = 1.0 if norm == "linf" else 4.0
+    found = pgd(conv((1, 8, 8), WAY), x, y, scale * eps, norm, steps=steps, restarts=restarts)
+    ThreatModel(norm, scale * eps).verify("pgd", found, x, 3)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_tasks_random_start_is_its_own(norm):
+    victim, x, y = batch()
+    together = pgd(victim, x, y, 0.2, norm, seeds=[5, 6, 7], steps=2)
+    alone = pgd(victim, x[1:2], y[1:2], 0.2, norm, seeds=[6], steps=2)
+    torch.testing.assert_close(alone[0], together[1], rtol=0, atol=1e-6)
+    assert not torch.equal(pgd(victim, x, y, 0.2, norm, seeds=[8, 9, 10], steps=2), together)
+
+
+def test_more_restarts_fool_at_least_as_many_and_never_with_a_lower_loss():
+    victim, x, y = batch(3)
+    eps = 0.05
+    one, five = (pgd(victim, x, y, eps, seeds=[1, 2, 3], steps=2, alpha=0.01, restarts=count) for count in (2, 5))
+    wrong = [victim(found).argmax(-1) != y for found in (one, five)]
+    assert (wrong[1] | ~wrong[0]).all()
+    same = wrong[0] == wrong[1]
+    assert (victim.loss(five, y)[same] >= victim.loss(one, y)[same] - 1e-6).all()
+    assert not torch.equal(one, five)
+
+
+def test_where_there_is_no_gradient_pgd_l2_stays():
+    weight = torch.zeros(2, 4)
+    x, y = torch.rand(1, 3, 4), torch.zeros(1, 3, dtype=torch.int64)
+    assert torch.equal(pgd(linear(weight, torch.zeros(2)), x, y, 0.5, "l2", random_start=False), x)
+
+
+def test_doubts_are_judged_when_they_are_settled_and_nan_is_not_forgotten():
+    threat, doubts, x = ThreatModel("linf", 0.1), Doubts(), torch.full((1, 2, 3), 0.5)
+    for shift in (0.05, 0.13, 0.0):
+        threat.verify("strong", x + shift, x, 1, doubts)
+    threat.verify("good", x + 0.1, x, 1, doubts)
+    with pytest.raises(ViolationError, match=r"'strong' exceeded .*over by 0.03"):
+        doubts.settle()
+    doubts.settle()
+    for image in (x * torch.nan, x):
+        threat.verify("broken", image, x, 1, doubts)
+    with pytest.raises(ViolationError, match="'broken' returned NaN"):
+        doubts.settle()
+    with pytest.raises(ViolationError, match="returned NaN or infinite"):
+        threat.verify("broken", x + torch.inf, x, 1)

@@ -86,7 +86,7 @@ def test_run_help_shows_every_option_and_the_profiles():
     shown = told(bench("run", "--help").out)
     options = (
         "learner attack dataset backbone way shot query eps scenario profile meta-steps tasks-per-step episodes seed "
-        "device data-root results plugins dry-run debug"
+        "jobs device precision data-root results plugins dry-run debug"
     )
     for option in options.split():
         assert f"--{option} " in shown
@@ -123,6 +123,12 @@ def test_the_checkouts_cli_is_the_installed_command():
         (["run", "--way", "many"], "Invalid value for '--way'"),
         (["run", "--way", "5000"], "5000"),
         (["run", "--shot", "15", "--query", "15"], "30"),
+        (["run", "--precision", "fp16"], "--precision was given 'fp16': input should be 'float32', 'tf32' or 'bf16'"),
+        (["run", "--precision", "tf32", "--device", "cpu"], "tf32 needs a CUDA device of compute capability 8.0"),
+        (
+            ["run", "--jobs", "0"],
+            "--jobs '0' cannot be; expected auto, or a number of trainings side by side, 1 or more",
+        ),
         (["run", "--device", "gpu"], "--device 'gpu' is not a device; expected auto, cpu, cuda"),
         (["run", "--dataset", "omniglot", "--data-root", "nowhere"], "bench data download omniglot"),
         (["run", "--plugins", "nowhere"], "--plugins nowhere: there is no such folder"),
@@ -323,6 +329,9 @@ def test_a_dry_run_writes_nothing_not_even_the_folder(tmp_path):
     assert listing(tmp_path) == []
     assert shown.out.count("to do") == 6 + 1
     assert "4 meta-steps" in told(shown.out), "2 learners × 2 meta-steps"
+    assert "side by side" not in told(shown.out), "too short to pay"
+    shown = bench("run", *GRID, "--results", tmp_path / "results", "--dry-run", "--jobs", "4")
+    assert "2 learners side by side (--jobs)" in told(shown.out)
 
 
 def test_a_dry_run_tells_what_is_done(ran):

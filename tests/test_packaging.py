@@ -87,7 +87,7 @@ def test_the_wheel_brings_the_command_and_the_licence(built):
     assert b"License-Expression: MIT" in built[0][f"{info}/METADATA"]
 
 
-@pytest.mark.parametrize("folder", ["robustbench_meta", "plugins", "tests", "docs", "examples", ".ci"])
+@pytest.mark.parametrize("folder", ["robustbench_meta", "plugins", "tests", "docs", "examples", "benchmarks", ".ci"])
 def test_the_sdist_holds_the_sources(built, folder):
     assert {str(path.relative_to(ROOT)) for path in tree(folder)} <= built[1]
 

@@ -23,6 +23,7 @@ BASE = {
     "device": "cpu", "version": "0.1.0", "spec_hash": "0" * 16,
     "queries": 5, "meta_steps": 600, "tasks_per_step": 8, "training_attack": "none", "training_eps": "0",
     "training_hash": "1" * 16, "recipe_hash": "2" * 16, "attack_hash": "3" * 16,
+    "precision": "float32", "peak_memory_mb": 512.0,
 }  # fmt: skip
 CLEAN = {"attack": "none", "threat_norm": "none", "eps": "0", "query": "clean"}
 
@@ -98,13 +99,18 @@ def test_the_title_tells_the_setting():
     "other",
     [
         {"inference": "transductive", "norm": "batch"}, {"eps": "8/255"}, {"threat_norm": "l2"}, {"support": "adv"},
-        {"dataset": "toy"}, {"way": 20}, {"shot": 5}, {"backbone": "mlp"}, {"episodes": 600},
+        {"dataset": "toy"}, {"way": 20}, {"shot": 5}, {"backbone": "mlp"}, {"episodes": 600}, {"precision": "bf16"},
     ],
     ids="-".join,
 )  # fmt: skip
 def test_what_cannot_be_compared_is_never_in_one_table(other):
     found = list(boards(frame({}, {"learner": "adml", **other})))
     assert [list(board.scores) for board in found] == [["maml"], ["adml"]]
+
+
+def test_the_title_tells_a_precision_that_is_not_float32():
+    assert "600 meta-steps · bf16\n" in re.sub(" +\n", "\n", drawn(frame({"precision": "bf16"})))
+    assert "float32" not in drawn(frame({}))
 
 
 def test_clean_accuracy_alone_is_a_table_of_its_own():
@@ -185,7 +191,7 @@ def record(key, survives, attack="pgd", code="v1", written="2026-01-01T00:00:00Z
         },
         "labels": {**labels, "training_attack": "none", "training_eps": "0"},
         "clean": pack(np.ones((2, 2), bool)), "robust": pack(np.array(survives, bool)),
-        "timings": dict.fromkeys(TIMINGS, 1.0), "flags": [], "parameters": 1, "device": "cpu",
+        "timings": dict.fromkeys(TIMINGS, 1.0), "precision": "float32", "flags": [], "parameters": 1, "device": "cpu",
         "versions": {"robustbench_meta": "0"},
     }  # fmt: skip
 

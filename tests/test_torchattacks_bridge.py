@@ -15,7 +15,7 @@ from torch import nn
 
 from robustbench_meta.contracts import Random, Setting
 from robustbench_meta.errors import BenchError
-from robustbench_meta.plugins.attacks.torchattacks import BRIDGED
+from robustbench_meta.plugins.attacks.torchattacks import BRIDGED, our_name
 from robustbench_meta.registry import load_registry
 from robustbench_meta.threat import ThreatModel
 from tests.victims import ModuleVictim, conv, images
@@ -104,7 +104,7 @@ AS_IT_IS = [
 )
 def test_the_bridge_is_torchattacks_called_directly(task, wraps, arguments, options, eps):
     victim, x, y = task
-    name = "torchattacks-fgsm" if wraps == "FGSM" else wraps.lower()
+    name = our_name(wraps)
     ours = run(name, victim, x, y, eps, **options)
     assert torch.equal(ours, directly(wraps, victim, x, y, **arguments))
     assert wraps == "VANILA" or not torch.equal(ours, x)
@@ -276,7 +276,7 @@ def test_modules_keep_their_modes_and_generators_their_states(steps):
     victim, before = ModuleVictim(module, SHAPE, WAY), states()
     modes = [part.training for part in module.modules()]
     try:
-        run("pgd", victim, images(SHAPE, 2), torch.zeros(2, dtype=torch.int64), 0.1, steps=steps)
+        run("torchattacks-pgd", victim, images(SHAPE, 2), torch.zeros(2, dtype=torch.int64), 0.1, steps=steps)
     except ArithmeticError:
         assert steps == 9
     assert [part.training for part in module.modules()] == modes
@@ -286,7 +286,7 @@ def test_modules_keep_their_modes_and_generators_their_states(steps):
 
 
 @pytest.mark.parametrize(
-    "name", ["pgd", "apgd", "square", "onepixel", "pixle", "autoattack", "spsa", "difgsm", "jitter"]
+    "name", ["torchattacks-pgd", "apgd", "square", "onepixel", "pixle", "autoattack", "spsa", "difgsm", "jitter"]
 )
 def test_what_is_drawn_depends_on_the_given_randomness_only(task, name):
     victim, x, y = task
@@ -296,7 +296,7 @@ def test_what_is_drawn_depends_on_the_given_randomness_only(task, name):
     torch.rand(3)
     np.random.rand(3)
     assert torch.equal(first, attack.perturb(victim, x, y, threat, Random([1])))
-    if name in {"pgd", "jitter", "spsa", "onepixel"}:
+    if name in {"torchattacks-pgd", "jitter", "spsa", "onepixel"}:
         assert not torch.equal(first, attack.perturb(victim, x, y, threat, Random([2])))
 
 
@@ -326,7 +326,8 @@ def test_features_that_are_no_images_are_attacked_too():
     x = torch.rand(8, 50)
     y = victim(x).argmax(-1)
     expected = (x + 0.1 * (victim.module.weight[1 - y] - victim.module.weight[y]).sign()).clamp(0, 1)
-    torch.testing.assert_close(run("pgd", victim, x, y, 0.1), expected)  # a linear model's worst case is a corner
+    # a linear model's worst case is a corner
+    torch.testing.assert_close(run("torchattacks-pgd", victim, x, y, 0.1), expected)
 
 
 class Counting(nn.Module):
@@ -337,8 +338,8 @@ class Counting(nn.Module):
 def test_a_model_without_gradients_is_refused_where_they_are_needed_only():
     victim, x = ModuleVictim(Counting(), SHAPE, WAY), images(SHAPE, 2)
     y = victim(x).argmax(-1)
-    with pytest.raises(BenchError, match=r"'pgd' needs gradients .* such as square"):
-        run("pgd", victim, x, y, 0.1)
+    with pytest.raises(BenchError, match=r"'torchattacks-pgd' needs gradients .* such as square"):
+        run("torchattacks-pgd", victim, x, y, 0.1)
     run("square", victim, x, y, 0.1, n_queries=5)
 
 
@@ -349,7 +350,7 @@ def setting(shape=(3, 28, 28), way=5, transductive=False):
 @pytest.mark.parametrize(
     ("name", "options", "where", "reason"),
     [
-        ("pgd", {}, setting(transductive=True), None),
+        ("torchattacks-pgd", {}, setting(transductive=True), None),
         ("cw", {}, setting(transductive=True), None),
         ("apgd", {}, setting(transductive=True), "other batches .* transductive"),
         ("spsa", {}, setting(transductive=True), "other batches .* transductive"),
@@ -363,8 +364,8 @@ def setting(shape=(3, 28, 28), way=5, transductive=False):
         ("square", {}, setting((50,)), "as high as wide"),
         ("square", {"norm": "L2"}, setting((3, 24, 24)), "norm=L2 fails in torchattacks"),
         ("square", {"norm": "L2"}, setting((3, 32, 32)), None),
-        ("pgd", {}, setting((50,)), None),
-        ("pgd", {}, setting((2, 3, 4, 5)), "not examples of shape"),
+        ("torchattacks-pgd", {}, setting((50,)), None),
+        ("torchattacks-pgd", {}, setting((2, 3, 4, 5)), "not examples of shape"),
         ("apgdt", {}, setting(way=3), "at least 4 classes .* 3-way"),
         ("autoattack", {}, setting(way=3), "at least 4 classes .* 3-way"),
         ("autoattack", {"version": "rand"}, setting(way=3), None),

@@ -5,17 +5,18 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
-import torchattacks
 from pydantic import Field, create_model, field_validator
 from torch import Tensor
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Attack, Setting
 from robustbench_meta.errors import BenchError, unknown
+from robustbench_meta.hookspecs import Register
 from robustbench_meta.threat import Norm
 
 from .torchattacks_attack import TorchAttack
@@ -133,20 +134,20 @@ class _MultiAttack(TorchAttack):
     def _known(cls, value: str) -> str:
         parts = value.split("+")
         for part in parts:
-            if part not in BRIDGED:
+            if our_name(part.upper()) not in BRIDGED:
                 raise ValueError(unknown("attack of torchattacks", part, BRIDGED))
-            if not _combines(BRIDGED[part]):
+            if not _combines(_part(part)):
                 raise ValueError(
                     f"multiattack cannot take {part}: only attacks that stay within ε and need no mended model"
                 )
-        if len(parts) < 2 or len({BRIDGED[part]().norm for part in parts}) > 1:
+        if len(parts) < 2 or len({_part(part)().norm for part in parts}) > 1:
             raise ValueError(f"multiattack needs two or more attacks of one norm, was given '{value}'")
         return value
 
     @property
     def parts(self) -> list[TorchAttack]:
         """The attacks, with their default options."""
-        return [BRIDGED[part]() for part in self.attacks.split("+")]
+        return [_part(part)() for part in self.attacks.split("+")]
 
     @property
     def norm(self) -> Norm:
@@ -181,11 +182,16 @@ class _LGV(TorchAttack):
         raise BenchError("lgv needs a training set, which an adapted learner does not have")
 
 
+def _part(name: str) -> type[TorchAttack]:
+    """Torchattacks' attack of that name, even where we have our own."""
+    return BRIDGED[our_name(name.upper())]
+
+
 def _combines(cls: type[TorchAttack]) -> bool:
     return not (cls.traits.minimal or cls.traits.positive or cls.clean or cls.wraps.__name__ in {"MultiAttack", "LGV"})
 
 
-def bridge(wraps: type[Any], base: type[TorchAttack] = TorchAttack) -> type[TorchAttack]:
+def bridge(wraps: type[Any], version: str, base: type[TorchAttack] = TorchAttack) -> type[TorchAttack]:
     """The attack class for one of torchattacks' classes."""
     fields = options(wraps) if wraps.__name__ != "LGV" else {}
     with warnings.catch_warnings():
@@ -196,24 +202,52 @@ def bridge(wraps: type[Any], base: type[TorchAttack] = TorchAttack) -> type[Torc
     text = inspect.getdoc(wraps) or ""
     paper = re.search(r"https?://arxiv\.org/\S+?(?=\])", text)
     cls.__doc__ = text.split("\n")[0].strip()
-    cls.name = wraps.__name__.lower() if wraps.__name__ != "FGSM" else "torchattacks-fgsm"
-    cls.source = f"torchattacks {torchattacks.__version__}" + (f", {paper.group()}" if paper else "")
+    cls.name = our_name(wraps.__name__)
+    cls.source = f"torchattacks {version}" + (f", {paper.group()}" if paper else "")
     cls.clean = wraps.__name__ == "VANILA"
     cls.wraps, cls.traits = wraps, TRAITS[wraps.__name__]
     return cls
 
 
+def our_name(theirs: str) -> str:
+    """The name under which one of torchattacks' classes is registered; we have our own `fgsm`, `pgd` and `pgdl2`."""
+    return f"torchattacks-{theirs.lower()}" if theirs.upper() in OURS else theirs.lower()
+
+
+OURS = ("FGSM", "PGD", "PGDL2")
 _BASES: dict[str, type[TorchAttack]] = {"CW": _CW, "DeepFool": _DeepFool, "OnePixel": _OnePixel, "JSMA": _JSMA}
 _BASES |= {"Square": _Square, "AutoAttack": _AutoAttack, "MultiAttack": _MultiAttack, "LGV": _LGV}
 
-BRIDGED: dict[str, type[TorchAttack]] = {
-    cls.name: cls for cls in (bridge(getattr(torchattacks, name), _BASES.get(name, TorchAttack)) for name in TRAITS)
-}
+
+class _Bridged(Mapping[str, type[TorchAttack]]):
+    """Makes a class when it is first asked for, and only then imports torchattacks, which takes half a second."""
+
+    def __init__(self) -> None:
+        self._theirs = {our_name(name): name for name in TRAITS}
+        self._made: dict[str, type[TorchAttack]] = {}
+
+    def __getitem__(self, name: str) -> type[TorchAttack]:
+        if name not in self._made:
+            theirs = self._theirs[name]
+            import torchattacks  # noqa: PLC0415
+
+            wraps = getattr(torchattacks, theirs)
+            self._made[name] = bridge(wraps, torchattacks.__version__, _BASES.get(theirs, TorchAttack))
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._theirs)
+
+    def __len__(self) -> int:
+        return len(self._theirs)
+
+
+BRIDGED: Mapping[str, type[TorchAttack]] = _Bridged()
 """Every attack of torchattacks by the name it is registered under."""
 
 
 @hookimpl
-def register_attacks(register: Callable[[type[Attack]], None]) -> None:
+def register_attacks(register: Register[Attack]) -> None:
     """Bring every attack of torchattacks."""
-    for cls in BRIDGED.values():
-        register(cls)
+    for name in BRIDGED:
+        register.later(name, partial(BRIDGED.__getitem__, name))

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Dataset
+from robustbench_meta.devices import send
 from robustbench_meta.errors import DataError
 from robustbench_meta.seeds import seed_from
 from robustbench_meta.tasks import Batch, Splits, TaskBatch, TaskSource
@@ -63,8 +64,8 @@ class CoinTasks(TaskSource):
         self.check(way, shot, query)
         cut, examples = way * shot, way * (shot + query)
         drawn = [self._draw(seed, tasks_per_seed, examples) for seed in seeds]
-        x = torch.from_numpy(np.concatenate([one[0] for one in drawn])).to(self.device)
-        y = torch.from_numpy(np.concatenate([one[1] for one in drawn])).to(self.device)
+        x = send(np.concatenate([one[0] for one in drawn]), self.device)
+        y = send(np.concatenate([one[1] for one in drawn]), self.device)
         return TaskBatch(Batch(x[:, :cut], y[:, :cut]), Batch(x[:, cut:], y[:, cut:]))
 
     def _draw(self, seed: int, tasks: int, examples: int) -> tuple[np.ndarray, np.ndarray]:

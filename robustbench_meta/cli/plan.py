@@ -41,7 +41,7 @@ def header(grid: Grid, registry: Registry, device: torch.device, done: Collectio
         "seeds": _listed(str(cell.seed) for cell in grid.cells),
         "work": f"{run.size('meta_steps'):,} meta-steps of {counted(run.size('tasks_per_step'), 'task')}, "
         f"{counted(run.size('episodes'), 'test episode')} (profile {run.profile})",
-        "device": str(device),
+        "device": str(device) + (f", {run.precision}" if run.precision != "float32" else ""),
         "cells": f"{len(grid.cells):,}, from {counted(len(grid.trainings), 'training')}"
         + (f", {len(done):,} done already" if done else ""),
     }
@@ -75,8 +75,8 @@ def cells_table(grid: Grid, done: Collection[str]) -> Table:
     return table
 
 
-def work(grid: Grid, done: Collection[str]) -> RenderableType:
-    """The counts of what is still to do."""
+def work(grid: Grid, done: Collection[str], side_by_side: int = 1) -> RenderableType:
+    """The counts of what is still to do, and how many trainings are done at a time."""
     pending = {cell.key for cell in grid.cells} - set(done)
     if not pending:
         return Text("\nNothing to do: all cells are done.")
@@ -86,6 +86,8 @@ def work(grid: Grid, done: Collection[str]) -> RenderableType:
     table.add_row(f"{len(pending):,}", "cells to do")
     for name, count in grid.estimate(pending)._asdict().items():
         table.add_row(f"{count:,}", _WORK.get(name, name.replace("_", " ")))
+    if side_by_side > 1:
+        table.add_row(f"{side_by_side:,}", "learners side by side (--jobs)")
     return Group(
         Text("\nWork (less, where checkpoints are kept)", style="bold"),
         table,

@@ -60,6 +60,7 @@ class Listener:
     @hookimpl
     def evaluation_progress(self, training: str, done: int, total: int) -> None:
         """Show how many of the (episode, attack) pairs are evaluated."""
+        self.display.finish(f"train {training}")  # with a checkpoint, it never got to its last step
         self._show(f"test {training}", done, total)
 
     @hookimpl
@@ -68,8 +69,10 @@ class Listener:
         self._count()
 
     @hookimpl
-    def cell_failed(self, cell: Mapping[str, Any], reason: str) -> None:
-        """Count the cell and say why it failed."""
+    def cell_failed(self, cell: Mapping[str, Any], training: str, reason: str) -> None:
+        """Count the cell and say why it failed; nothing more comes of what its training was at."""
+        for work in ("train", "test"):
+            self.display.finish(f"{work} {training}")
         self.display.say(
             f"failed: {cell['attack']['plugin']['name']} on {cell['training']['learner']['name']}: {reason}"
         )

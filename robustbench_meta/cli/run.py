@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from robustbench_meta.cli.options import RESULTS, WHERE, DataRoot, Debug, Plugins, profile_table
-from robustbench_meta.options import DEFAULT_ATTACKS, DEFAULT_LEARNERS, DEFAULT_SCENARIOS, SCENARIOS
+from robustbench_meta.options import DEFAULT_ATTACKS, DEFAULT_LEARNERS, DEFAULT_SCENARIOS, SCENARIOS, parse_jobs
 from robustbench_meta.profiles import PROFILES
 
 _COMPARED = "What to compare (repeat an option to compare several)"
@@ -88,12 +88,25 @@ def run(
     episodes: Annotated[
         int | None, typer.Option(metavar="N", rich_help_panel=_WORK, help="Test tasks that each number rests on.")
     ] = None,
+    jobs: Annotated[
+        str,
+        typer.Option(metavar="auto|N", rich_help_panel=_WORK, help="Trainings side by side; the numbers are the same."),
+    ] = "auto",
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", metavar="", rich_help_panel=_WORK, help="Show cells and work; write nothing."),
     ] = False,
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda[:I]", rich_help_panel=WHERE, help="auto: CUDA if it is there.")
+    ] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="float32|tf32|bf16", rich_help_panel=WHERE, help="What layers are computed in; tf32: CUDA only."
+        ),
+    ] = "float32",
+    compile: Annotated[
+        str, typer.Option(metavar="auto|on|off", rich_help_panel=WHERE, help="torch.compile; auto: long runs on CUDA.")
     ] = "auto",
     data_root: DataRoot = None,
     results: Annotated[Path, typer.Option(metavar="DIR", rich_help_panel=WHERE, help="Where results go.")] = RESULTS,
@@ -104,17 +117,20 @@ def run(
     from robustbench_meta.cli.console import err
     from robustbench_meta.spec import RunSpec
 
+    side_by_side = parse_jobs(jobs)
     spec = RunSpec.read(
         learners=tuple(learner or ()), attacks=tuple(attack or ()), dataset=dataset, backbone=backbone,
         way=way, shot=shot, query=query, eps=tuple(eps or ()), scenarios=tuple(scenario or ()), profile=profile,
         meta_steps=meta_steps, tasks_per_step=tasks_per_step, episodes=episodes, seeds=tuple(seed or ()), device=device,
+        precision=precision, compile=compile,
     )  # fmt: skip
     try:
         with err().status("loading plugins and data …"):
             from robustbench_meta.cli import execution
 
             ready = execution.prepare(spec, plugins, data_root)
-        failed = execution.rehearse(ready, results) if dry_run else execution.execute(ready, results)
+        do = execution.rehearse if dry_run else execution.execute
+        failed = do(ready, results, side_by_side)
     except KeyboardInterrupt:
         kept = "" if dry_run else (
             f" Finished trainings and cells are kept in {results}; the same command does the rest,"

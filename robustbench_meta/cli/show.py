@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from robustbench_meta.cli.options import RESULTS, Debug, Plugins
-from robustbench_meta.errors import BenchError, unknown
+from robustbench_meta.errors import BenchError, PluginError, unknown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
     from robustbench_meta.contracts import Plugin
     from robustbench_meta.registry import Found, Registry
@@ -59,14 +60,23 @@ def _listed(registry: Registry, heading: str) -> RenderableType:
     names = registry.names(kind)
     parts: list[RenderableType] = [Text(f"{heading.upper()} ({len(names)})", style="bold")]
     for name in names:
-        cls = registry.get(kind, name)
-        options = ", ".join(f"{key}={value}" for key, value in _options(cls).items())
-        told = [Text(cls.summary()), *([Text(options, style="green")] if options else [])]
-        told += [Text(cls.source, style="dim")] if cls.source else []
         parts.append(Text.assemble((name, "bold cyan"), (f"  {_place(registry, kind, name)}", "dim"), overflow="fold"))
-        parts.append(Padding(Group(*told), (0, 0, 0, 4)))
+        parts.append(Padding(Group(*_told(registry, kind, name)), (0, 0, 0, 4)))
     example = f"bench list {heading} {names[0]}" if names else "bench plugins"
     return Group(*parts, Text(f"Options explained: {example}\n", style="dim"))
+
+
+def _told(registry: Registry, kind: str, name: str) -> list[Text]:
+    """Its line, its options and its source, or why it cannot be loaded."""
+    from rich.text import Text
+
+    try:
+        cls = registry.get(kind, name)
+    except PluginError as error:
+        return [Text(f"failed: {error}", style="red")]
+    options = ", ".join(f"{key}={value}" for key, value in _options(cls).items())
+    told = [Text(cls.summary()), *([Text(options, style="green")] if options else [])]
+    return told + ([Text(cls.source, style="dim")] if cls.source else [])
 
 
 def _options(cls: type[Plugin]) -> dict[str, str]:

@@ -1,0 +1,164 @@
+"""What a user waits for: meta-steps with data from disk, and the whole default grid."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.child import run_child
+from benchmarks.measure import Contestant, Settings, race
+from benchmarks.outcomes import Goal, Outcome, Timed
+from benchmarks.peers import Library, installed, meta_gradient
+from benchmarks.problems import Problem, grid_of, registry, with_few_validations
+from robustbench_meta.data.cache import ENVIRONMENT as CACHE
+from robustbench_meta.data.root import ENVIRONMENT as DATA
+from robustbench_meta.data.root import data_root
+from robustbench_meta.errors import BenchError
+from robustbench_meta.grid import prepare
+from robustbench_meta.seeds import seed_from
+from robustbench_meta.spec import RunSpec
+from robustbench_meta.training import meta_train
+
+
+@dataclass(frozen=True)
+class FromDisk:
+    """Meta-steps a second with Omniglot from disk: drawing tasks, meta-gradient, Adam."""
+
+    name: str
+    learner: str
+    title: str
+    group: str = "omniglot"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    minutes: float = 5.0
+    """The promised time of 40,000 meta-steps on CUDA (H200)."""
+
+    def measure(self, settings: Settings) -> Outcome:
+        """Reading the data, then training against the libraries' loops over tasks of the same source."""
+        outcome = Outcome(case=self.name, group=self.group, title=self.title, unit="meta-step")
+        steps, theirs = self._steps(settings)
+        given = {
+            "learners": (self.learner,), "dataset": "omniglot", "attacks": ("none",), "profile": "paper",
+            "meta_steps": steps, **({"tasks_per_step": 2} if settings.quick else {}), **self.options,
+        }  # fmt: skip
+        try:
+            outcome.figures |= reading_seconds(RunSpec.read(**given), cold=not settings.quick)
+        except BenchError as error:
+            outcome.skipped = f"no Omniglot under {data_root(None)} (set {DATA}): {str(error).splitlines()[0]}"
+            return outcome
+        problem = Problem.make(settings.device, **given)
+        outcome.title = f"{self.title}, {problem.tasks.tasks} tasks"
+        plan, training = problem.tune(), with_few_validations(problem.training)
+        libraries, outcome.notes = installed(problem)
+        contestants = [
+            Contestant("ours", lambda: meta_train(problem.grid, training, settings.device, plan), "ours", steps),
+            *(Contestant(each.name, _training_of(each, theirs), units=theirs) for each in libraries),
+        ]
+        race(outcome, contestants, settings)
+        assert outcome.ours is not None
+        rate = 1 / outcome.ours.median
+        outcome.figures |= {"meta-steps a second": round(rate, 2), "minutes for 40,000": round(40_000 / rate / 60, 1)}
+        if settings.device.type == "cuda" and not settings.quick:
+            outcome.goals = [Goal(what="minutes for 40,000 meta-steps", value=40_000 / rate / 60, limit=self.minutes)]
+        return outcome
+
+    def _steps(self, settings: Settings) -> tuple[int, int]:
+        """How many meta-steps a run has, ours and theirs."""
+        if settings.quick:
+            return 2, 1
+        return (200, 5) if settings.device.type == "cuda" else (5, 5)
+
+
+def reading_seconds(spec: RunSpec, *, cold: bool = True) -> dict[str, int | float | str]:
+    """Seconds to have the data in memory: the first time ever, and afterwards."""
+    found: dict[str, int | float | str] = {}
+    if cold:
+        with empty_cache():
+            found["s to read, first time"] = round(_clock(lambda: prepare(spec, registry(), data_root(None))), 2)
+    grid_of(spec)
+    found["s to read, afterwards"] = round(_clock(lambda: prepare(spec, registry(), data_root(None))), 2)
+    return found
+
+
+@contextmanager
+def empty_cache() -> Iterator[str]:
+    """A cache folder with nothing in it, for a while."""
+    before = os.environ.get(CACHE)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[CACHE] = folder
+        try:
+            yield folder
+        finally:
+            del os.environ[CACHE]
+            if before is not None:
+                os.environ[CACHE] = before
+
+
+def _clock(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _training_of(library: Library, steps: int) -> Callable[[], None]:
+    """Meta-training with a library: the same tasks from the same source."""
+    problem, spec = library.problem, library.problem.training.spec
+    source = problem.grid.splits.train.to(problem.device)
+    optimizer = torch.optim.Adam(library.module.parameters(), lr=problem.training.learner.meta_lr)
+
+    def train() -> None:
+        for step in range(1, steps + 1):
+            seeds = [seed_from(spec.seed, "train", step)]
+            problem.tasks = source.sample(seeds, spec.way, spec.shot, spec.query, spec.tasks_per_step)
+            meta_gradient(library)
+            optimizer.step()
+
+    return train
+
+
+@dataclass(frozen=True)
+class DefaultGrid:
+    """`bench run` without options, from typing it to its tables."""
+
+    name: str = "default-grid"
+    group: str = "grid"
+    title: str = "bench run: MAML and ADML, none + FGSM + PGD, on glyphs"
+
+    def measure(self, settings: Settings) -> Outcome:
+        """In processes of their own: with nothing cached, as right after installation, and once more."""
+        profile = ["--profile", "smoke"] if settings.quick else []
+        outcome = Outcome(
+            case=self.name, group=self.group, title=self.title + (" (smoke)" if profile else ""),
+            notes=["nobody to compare with; once each"],
+        )  # fmt: skip
+        job = {"job": "command line", "arguments": ["run", *profile, "--device", settings.device.type]}
+        with empty_cache() as cache:
+            environment = {CACHE: cache, "OMP_NUM_THREADS": str(settings.threads)}
+            for name in ("first time", "once more"):
+                found = run_child(job, environment)
+                outcome.timed.append(
+                    Timed(name=name, role="ours" if not outcome.timed else "reference", seconds=[found["seconds"]])
+                )
+                outcome.figures[f"peak MiB, {name}"] = round(found["peak_mib"])
+        if not settings.quick and settings.device.type == "cpu":
+            outcome.goals = [
+                Goal(what=f"seconds, {timed.name}", value=median(timed.seconds), limit=90.0) for timed in outcome.timed
+            ]
+        return outcome
+
+
+CASES: list[FromDisk | DefaultGrid] = [
+    FromDisk("omniglot", "maml", "MAML on Omniglot from disk, paper profile (conv4-64, batch norm)"),
+    FromDisk(
+        "omniglot-adml", "adml", "ADML on Omniglot from disk, paper profile (conv4-64, batch norm)",
+        minutes=15.0,
+    ),
+    DefaultGrid(),
+]  # fmt: skip

@@ -1,0 +1,128 @@
+"""Pieces of work, the same for everybody: real tasks, the same θ, and our engine with its measured plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # torch's own convention
+from torch import Tensor, nn
+
+from benchmarks.flops import Work, work_of
+from robustbench_meta.contracts import Weights
+from robustbench_meta.data.root import data_root
+from robustbench_meta.engine import Engine, Plan
+from robustbench_meta.grid import Grid, Training, prepare
+from robustbench_meta.registry import Registry, load_registry
+from robustbench_meta.selfcheck import may_be_vmapped
+from robustbench_meta.spec import RunSpec
+from robustbench_meta.tasks import Batch, TaskBatch
+from robustbench_meta.training import make_engine
+from robustbench_meta.tuning import measured_plan
+
+
+@cache
+def registry() -> Registry:
+    """The plugins that come with the suite."""
+    return load_registry(local=False)
+
+
+@cache
+def grid_of(spec: RunSpec) -> Grid:
+    """A run's grid with its data loaded, from $ROBUSTBENCH_META_DATA if it needs files."""
+    return prepare(spec, registry(), data_root(None))
+
+
+@dataclass
+class Problem:
+    """One training's meta-gradient on the tasks of one meta-step."""
+
+    grid: Grid
+    training: Training
+    device: torch.device
+    engine: Engine
+    weights: Weights
+    """θ, leaves that require a gradient."""
+    tasks: TaskBatch
+
+    @classmethod
+    def make(cls, device: torch.device, *, double: bool = False, **given: Any) -> Problem:
+        """From options as of `bench run`: θ as initialised from seed 0, and tasks of the training split."""
+        grid = grid_of(RunSpec.read(**given))
+        training = grid.trainings[0]
+        engine, weights = make_engine(grid, training, device, Plan())
+        spec = training.spec
+        tasks = grid.splits.train.to(device).sample([0], spec.way, spec.shot, spec.query, spec.tasks_per_step)
+        if double:
+            engine.network.module.double()
+            weights = {name: weight.detach().double().requires_grad_() for name, weight in weights.items()}
+            tasks = TaskBatch(*(Batch(batch.x.double(), batch.y) for batch in tasks))
+        return cls(grid, training, device, engine, weights, tasks)
+
+    @property
+    def alpha(self) -> float:
+        """The rate of the inner step."""
+        return float(getattr(self.training.learner, "alpha"))  # noqa: B009  # a Learner need not have one
+
+    @property
+    def steps(self) -> int:
+        """Inner steps in meta-training."""
+        return self.training.learner.inner_steps(training=True)
+
+    @property
+    def eps(self) -> float:
+        """ε of the training attack."""
+        assert self.training.attack is not None
+        return self.training.attack.eps.value
+
+    def module(self) -> nn.Module:
+        """The network with θ in it, made anew: what the other libraries are given."""
+        spec, setting = self.training.spec, self.grid.setting
+        module = self.grid.backbone.build(setting.shape, self.training.learner.outputs(spec.way))
+        like = next(iter(self.weights.values()))
+        module = module.to(self.device, like.dtype)
+        module.load_state_dict({name: weight.detach() for name, weight in self.weights.items()}, strict=False)
+        return module
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The data set's loss as its user would write it."""
+        if self.grid.setting.loss == "cross_entropy":
+            return F.cross_entropy(logits, y)
+        one_hot = torch.eye(logits.shape[-1], device=y.device, dtype=logits.dtype)[y]
+        return F.mse_loss(logits, one_hot)
+
+    def work(self) -> Work:
+        """Operations of the network on one example."""
+        return work_of(self.module(), self.grid.setting.shape)
+
+    def tune(self) -> Plan:
+        """Map as the suite would in a long training: by the fastest plan where vmap is right, else by loops."""
+        count, seeds = self.tasks.tasks, list(range(self.tasks.tasks))
+        if not may_be_vmapped(self.engine, self.weights, self.tasks.part(slice(0, 2))):
+            self.engine.plan = Plan("loop", "loop", min(8, count))
+            return self.engine.plan
+
+        def work(plan: Plan) -> None:
+            self.engine.plan = plan
+            self.engine.meta_gradients(self.weights, self.tasks, seeds)
+
+        self.engine.plan = measured_plan(self.about("meta-gradient"), self.device, count, work)
+        return self.engine.plan
+
+    def about(self, operation: str) -> Mapping[str, Any]:
+        """What a measured plan is remembered under."""
+        return {"benchmark": operation, "spec": self.training.spec.model_dump(mode="json"), "tasks": self.tasks.tasks}
+
+    def gradient(self) -> Tensor:
+        """Our meta-gradient, end to end."""
+        seeds = range(self.tasks.tasks)
+        ((gradients, _),) = self.engine.meta_gradients(self.weights, self.tasks, seeds)
+        return torch.cat([gradient.flatten() for gradient in gradients.values()])
+
+
+def with_few_validations(training: Training) -> Training:
+    """The same training, judged on one validation task at its end only: its time is that of the meta-steps."""
+    return replace(training, spec=training.spec.model_copy(update={"validations": 1, "validation_tasks": 1}))

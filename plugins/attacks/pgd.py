@@ -1,0 +1,110 @@
+"""Projected gradient descent, on all tasks at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from robustbench_meta import hookimpl
+from robustbench_meta.contracts import Attack, Random, Victim
+from robustbench_meta.threat import Norm, ThreatModel
+
+from .fgsm import image_gradient
+
+
+class PGD(Attack):
+    """Projected gradient descent: steps along the sign of the loss's gradient, each put back into the ε-ball."""
+
+    name: ClassVar[str] = "pgd"
+    source: ClassVar[str] = "Madry et al. 2018, https://arxiv.org/abs/1706.06083"
+    own_randomness: ClassVar[bool] = True
+
+    steps: int = Field(20, ge=1, description="number of steps")
+    alpha: float | None = Field(None, gt=0, description="size of a step; none: 2.5·ε/steps, as Madry et al.")
+    random_start: bool = Field(True, description="start at a random point of the ε-ball")
+    restarts: int = Field(1, ge=1, description="starts; of several, the one that fools, else that of the highest loss")
+
+    def perturb(self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random) -> Tensor:
+        """The last iterate for each image of x [tasks, n, *shape], or any other leading axes; the data set's loss.
+
+        Raises:
+            BenchError: the model's loss does not depend differentiably on x.
+        """
+        if self.restarts == 1 or not self.random_start:
+            return self._ascend(model, self._start(x, threat, random, model.event), x, y, threat)
+        best, score = x, torch.full_like(y, -torch.inf, dtype=x.dtype)
+        for _ in range(self.restarts):
+            found = self._ascend(model, self._start(x, threat, random, model.event), x, y, threat)
+            harm = _harm(model, found, y)
+            best = torch.where((harm > score).view(*y.shape, *(1,) * model.event), found, best)
+            score = torch.maximum(score, harm)
+        return best
+
+    def _ascend(self, model: Victim, start: Tensor, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
+        alpha = 2.5 * threat.eps / self.steps if self.alpha is None else self.alpha
+        found = start
+        for _ in range(self.steps):
+            gradient = image_gradient(self.name, model, found, y)
+            found = self._project(found + alpha * self._direction(gradient, model.event), x, threat, model.event)
+        return found
+
+    def _start(self, x: Tensor, threat: ThreatModel, random: Random, event: int) -> Tensor:
+        return self._draw(x, threat, random, event) if self.random_start else x
+
+    def _draw(self, x: Tensor, threat: ThreatModel, random: Random, event: int) -> Tensor:
+        """Uniform in the ball."""
+        return threat.clip(x + threat.eps * (2 * random.uniform(x) - 1))
+
+    def _direction(self, gradient: Tensor, event: int) -> Tensor:
+        return gradient.sign()
+
+    def _project(self, moved: Tensor, x: Tensor, threat: ThreatModel, event: int) -> Tensor:
+        return threat.clip(x + (moved - x).clamp(-threat.eps, threat.eps))
+
+
+class PGDL2(PGD):
+    """Projected gradient descent in the L2 norm: steps along the loss's gradient, each put back into the ε-ball."""
+
+    name: ClassVar[str] = "pgdl2"
+
+    @property
+    def norm(self) -> Norm:
+        """L2."""
+        return "l2"
+
+    def _draw(self, x: Tensor, threat: ThreatModel, random: Random, event: int) -> Tensor:
+        """A random direction, and a distance uniform on [0, ε]."""
+        radius = random.uniform(x.flatten(-event)[..., :1]).view(*x.shape[:-event], *(1,) * event)
+        return threat.clip(x + threat.eps * radius * self._direction(random.normal(x), event))
+
+    def _direction(self, gradient: Tensor, event: int) -> Tensor:
+        """The gradient at length 1; zero where it is zero."""
+        return gradient / _length(gradient, event).clamp_min(torch.finfo(gradient.dtype).tiny)
+
+    def _project(self, moved: Tensor, x: Tensor, threat: ThreatModel, event: int) -> Tensor:
+        delta = (moved - x).double()
+        shrink = (threat.eps / _length(delta, event).clamp_min(threat.eps)) if threat.eps > 0 else 0.0
+        return threat.clip(x + (delta * shrink).to(x.dtype))
+
+
+def _length(delta: Tensor, event: int) -> Tensor:
+    """The L2 norm over the axes of one example, which are kept."""
+    return delta.square().sum(tuple(range(-event, 0)), keepdim=True).sqrt()
+
+
+def _harm(model: Victim, x: Tensor, y: Tensor) -> Tensor:
+    """Larger for a worse image: its loss, and above every loss if the prediction is wrong."""
+    with torch.no_grad():
+        loss = model.loss(x, y)
+        return loss + torch.where(model(x).argmax(-1) == y, 0.0, 1e6)
+
+
+@hookimpl
+def register_attacks(register: Callable[[type[Attack]], None]) -> None:
+    """Bring `pgd` and `pgdl2`."""
+    register(PGD)
+    register(PGDL2)

@@ -1,0 +1,92 @@
+"""Plans: remembered, chosen with a margin; compiled ones are checked and give the plain gradient."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import robustbench_meta.engine as engine_module
+from robustbench_meta import tuning
+from robustbench_meta.engine import Plan
+from robustbench_meta.runner import run
+from robustbench_meta.store import Store
+from tests.test_evaluation import small
+from tests.worlds import flat, make_world, random_tasks
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def quick_compiler(monkeypatch):
+    """torch.compile without code generation: the same graphs, run by torch."""
+    monkeypatch.setattr(engine_module, "COMPILER", "aot_eager")
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setattr(tuning, "cache_dir", lambda: tmp_path)
+    return tmp_path / "plans"
+
+
+@pytest.mark.parametrize("learner", ["maml", "adml", "protonet"])
+@pytest.mark.parametrize(("shared", "own"), [("vmap", "loop"), ("loop", "loop"), ("vmap", "vmap")])
+@pytest.mark.usefixtures("quick_compiler")
+def test_compiled_gradients_are_the_plain_ones(registry, learner, shared, own):
+    engine, weights = make_world(registry, learner, ("conv4", {"width": "4", "groups": "2"}))
+    tasks, found = random_tasks(), {}
+    for compiled in (False, True):
+        engine.plan = Plan(shared, own, 5, compiled)
+        for _ in range(2):  # the first step of a compiled plan looks at what the learner hands through
+            found[compiled] = flat(engine.meta_gradients(weights, tasks)[0][0])
+    torch.testing.assert_close(found[True], found[False], rtol=0, atol=1e-9)
+    assert engine.compiled
+
+
+def test_a_compiler_that_fails_or_errs_is_warned_of_and_left_out(caplog):
+    def broken(plan):
+        if plan.compiled:
+            raise RuntimeError("No C++ compiler found\nand more")
+        return torch.ones(3)
+
+    assert not tuning.compiles(Plan(), broken)
+    assert "does not work here (RuntimeError: No C++ compiler found): going on without" in caplog.text
+    assert not tuning.compiles(Plan(), lambda plan: torch.ones(3) * (1.01 if plan.compiled else 1))
+    assert "another gradient here (0.01 of its length away)" in caplog.text
+    assert not tuning.compiles(Plan(), lambda plan: torch.ones(3) * (torch.nan if plan.compiled else 1))
+    assert tuning.compiles(Plan(), lambda plan: torch.ones(3) * (1 + 1e-6 * plan.compiled))
+
+
+@pytest.mark.parametrize(
+    ("steps", "times", "compiled"), [(10, (9.0, 1.0), False), (1000, (9.0, 1.0), True), (1000, (9.0, 8.5), False)]
+)
+def test_a_run_is_compiled_if_it_is_long_and_wins_by_the_margin(monkeypatch, cache, steps, times, compiled):
+    monkeypatch.setattr(tuning, "_time", lambda device, plan, work: times[plan.compiled])
+    args = ({"operation": "x"}, CPU, 8, Plan(), lambda plan: torch.ones(1), steps)
+    assert tuning.compiled_plan(*args).compiled is compiled
+    monkeypatch.setattr(tuning, "_time", lambda device, plan, work: 9.0)  # whatever it measures now, it remembers
+    assert tuning.compiled_plan(*args).compiled is compiled
+
+
+def test_the_default_stays_unless_another_plan_is_faster_by_the_margin(monkeypatch, cache):
+    for faster, expected in ((0.9, Plan(chunk=8)), (0.5, Plan(chunk=16))):
+        monkeypatch.setattr(tuning, "_time", lambda device, plan, work, f=faster: f if plan.chunk == 16 else 1.0)
+        assert tuning.measured_plan({"faster": faster}, CPU, 16, lambda plan: None) == expected
+    told = [json.loads(path.read_text()) for path in sorted(cache.glob("*.json"))]
+    assert {tuple(sorted(each["plan"])) for each in told} == {("chunk", "compiled", "own", "shared")}
+
+
+@pytest.mark.usefixtures("quick_compiler")
+def test_a_run_can_be_compiled_and_its_record_says_so(registry, tmp_path):
+    rows = {}
+    for compile in ("on", "off"):
+        grid = small(registry, learners=("maml",), attacks=("none", "fgsm"), scenarios=("clean/adv",), compile=compile)
+        store = Store(tmp_path / compile)
+        assert run(grid, registry, store, CPU).finished == 2
+        rows[compile] = store.records()
+    for compiled, plain in zip(rows["on"], rows["off"], strict=True):
+        assert (compiled["plans"]["train"]["compiled"], plain["plans"]["train"]["compiled"]) == (True, False)
+        assert compiled["key"] == plain["key"], "it is the same cell"
+        assert abs(sum(compiled["accuracies"]) - sum(plain["accuracies"])) < 1
