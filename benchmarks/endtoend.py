@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-from benchmarks.child import run_child
-from benchmarks.measure import Contestant, Settings, race
+from benchmarks.apart import Apart, Job
+from benchmarks.gradients import told_plan
+from benchmarks.machine import cores
+from benchmarks.measure import Contestant, Settings, here, race
+from benchmarks.memory import Watch
 from benchmarks.outcomes import Goal, Outcome, Timed
 from benchmarks.peers import Library, installed, meta_gradient
 from benchmarks.problems import Problem, grid_of, registry, with_few_validations
@@ -26,6 +32,8 @@ from robustbench_meta.grid import prepare
 from robustbench_meta.seeds import seed_from
 from robustbench_meta.spec import RunSpec
 from robustbench_meta.training import meta_train
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -44,30 +52,47 @@ class FromDisk:
         """Reading the data, then training against the libraries' loops over tasks of the same source."""
         outcome = Outcome(case=self.name, group=self.group, title=self.title, unit="meta-step")
         steps, theirs = self._steps(settings)
-        given = {
-            "learners": (self.learner,), "dataset": "omniglot", "attacks": ("none",), "profile": "paper",
-            "meta_steps": steps, **({"tasks_per_step": 2} if settings.quick else {}), **self.options,
-        }  # fmt: skip
+        given = self._given(settings)
         try:
             outcome.figures |= reading_seconds(RunSpec.read(**given), cold=not settings.quick)
         except BenchError as error:
             outcome.skipped = f"no Omniglot under {data_root(None)} (set {DATA}): {str(error).splitlines()[0]}"
             return outcome
-        problem = Problem.make(settings.device, **given)
-        outcome.title = f"{self.title}, {problem.tasks.tasks} tasks"
-        plan, training = problem.tune(), with_few_validations(problem.training)
-        libraries, outcome.notes = installed(problem)
-        contestants = [
-            Contestant("ours", lambda: meta_train(problem.grid, training, settings.device, plan), "ours", steps),
-            *(Contestant(each.name, _training_of(each, theirs), units=theirs) for each in libraries),
-        ]
-        race(outcome, contestants, settings)
+        with Apart(self.ours, settings) as ours:
+            problem = Problem.make(settings.device, **given)
+            outcome.title = f"{self.title}, {problem.tasks.tasks} tasks"
+            outcome.figures["plan"] = told_plan(ours.told["plan"])
+            libraries, outcome.notes = installed(problem)
+            contestants = [
+                ours.contestant(steps),
+                *(
+                    Contestant(each.name, here(_training_of(each, theirs), settings.device), units=theirs)
+                    for each in libraries
+                ),
+            ]
+            race(outcome, contestants, settings)
         assert outcome.ours is not None
         rate = 1 / outcome.ours.median
         outcome.figures |= {"meta-steps a second": round(rate, 2), "minutes for 40,000": round(40_000 / rate / 60, 1)}
         if settings.device.type == "cuda" and not settings.quick:
             outcome.goals = [Goal(what="minutes for 40,000 meta-steps", value=40_000 / rate / 60, limit=self.minutes)]
         return outcome
+
+    def ours(self, settings: Settings) -> Job:
+        """Meta-training, by the plan of a long one."""
+        problem = Problem.make(settings.device, lanes=settings.lanes(), **self._given(settings))
+        plan, training = problem.tune(), with_few_validations(problem.training)
+
+        def train() -> None:
+            meta_train(problem.grid, training, settings.device, plan, lanes=problem.engine.lanes)
+
+        return Job(train, {"plan": plan})
+
+    def _given(self, settings: Settings) -> dict[str, Any]:
+        return {
+            "learners": (self.learner,), "dataset": "omniglot", "attacks": ("none",), "profile": "paper",
+            "meta_steps": self._steps(settings)[0], **({"tasks_per_step": 2} if settings.quick else {}), **self.options,
+        }  # fmt: skip
 
     def _steps(self, settings: Settings) -> tuple[int, int]:
         """How many meta-steps a run has, ours and theirs."""
@@ -123,6 +148,30 @@ def _training_of(library: Library, steps: int) -> Callable[[], None]:
     return train
 
 
+def command(arguments: list[str], environment: Mapping[str, str]) -> tuple[float, float | None]:
+    """`bench` with these arguments, from its start to its end, in a folder of its own: its seconds and its memory.
+
+    Raises:
+        RuntimeError: it failed; the message is the end of what it said.
+    """
+    with tempfile.TemporaryDirectory() as results, tempfile.TemporaryFile("w+") as said:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "cli.py"), *arguments, "--results", results],
+            cwd=ROOT, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+        )  # fmt: skip
+        try:
+            with Watch(process.pid, 0.5) as watch:
+                code = process.wait()
+                seconds = time.perf_counter() - started
+        finally:
+            process.kill()
+        if code != 0:
+            said.seek(0)
+            raise RuntimeError(f"bench {' '.join(arguments)} failed: {said.read().strip()[-2000:]}")
+    return seconds, watch.peak_mib
+
+
 @dataclass(frozen=True)
 class DefaultGrid:
     """`bench run` without options, from typing it to its tables."""
@@ -136,17 +185,23 @@ class DefaultGrid:
         profile = ["--profile", "smoke"] if settings.quick else []
         outcome = Outcome(
             case=self.name, group=self.group, title=self.title + (" (smoke)" if profile else ""),
-            notes=["nobody to compare with; once each"],
+            notes=[
+                "nobody to compare with; once each",
+                "memory: of all its processes together, looked at twice a second; pages that they share count once",
+            ],
         )  # fmt: skip
-        job = {"job": "command line", "arguments": ["run", *profile, "--device", settings.device.type]}
+        arguments = ["run", *profile, "--device", settings.device.type]
         with empty_cache() as cache:
-            environment = {CACHE: cache, "OMP_NUM_THREADS": str(settings.threads)}
+            environment = {CACHE: cache}
+            if settings.threads < cores():
+                environment["OMP_NUM_THREADS"] = str(settings.threads)  # as somebody would who wants no more
             for name in ("first time", "once more"):
-                found = run_child(job, environment)
+                seconds, peak = command(arguments, environment)
                 outcome.timed.append(
-                    Timed(name=name, role="ours" if not outcome.timed else "reference", seconds=[found["seconds"]])
+                    Timed(name=name, role="ours" if not outcome.timed else "reference", seconds=[seconds])
                 )
-                outcome.figures[f"peak MiB, {name}"] = round(found["peak_mib"])
+                if peak is not None:
+                    outcome.figures[f"peak MiB, {name}"] = round(peak)
         if not settings.quick and settings.device.type == "cpu":
             outcome.goals = [
                 Goal(what=f"seconds, {timed.name}", value=median(timed.seconds), limit=90.0) for timed in outcome.timed

@@ -11,16 +11,16 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from benchmarks.measure import Contestant, Settings, race
+from benchmarks.apart import Apart, Job
+from benchmarks.gradients import told_plan
+from benchmarks.measure import Contestant, Settings, here, race
 from benchmarks.outcomes import Goal, Outcome
 from benchmarks.problems import Problem, with_few_validations
-from robustbench_meta.engine import Plan
 from robustbench_meta.evaluation import Outcome as Evaluated
-from robustbench_meta.evaluation import episodes, evaluate
+from robustbench_meta.evaluation import evaluate
+from robustbench_meta.lanes import Lanes
 from robustbench_meta.seeds import seed_from
-from robustbench_meta.selfcheck import may_be_vmapped
 from robustbench_meta.training import meta_train
-from robustbench_meta.tuning import measured_plan
 
 PGD_STEPS, PGD_ALPHA = 20, 0.01
 TOLERANCE = 0.01
@@ -39,26 +39,33 @@ class Evaluation:
 
     def measure(self, settings: Settings) -> Outcome:
         """Ours against adapting and attacking one episode after the other with torchattacks."""
-        count = 3 if settings.quick else 200
-        problem = Problem.make(
-            settings.device, learners=("maml",), episodes=count, scenarios=("all",),
-            meta_steps=3 if settings.quick else 40,
-            attacks=("none", "fgsm", f"pgd:steps={PGD_STEPS},alpha={PGD_ALPHA},random_start=false"),
-        )  # fmt: skip
+        with Apart(self.ours, settings) as apart:
+            return self._race(apart, settings)
+
+    def ours(self, settings: Settings) -> Job:
+        """Train a learner, then evaluate it. One that has learnt nothing would leave every prediction to rounding."""
+        problem = self._problem(settings, settings.lanes())
+        training = with_few_validations(problem.training)
         problem.weights = meta_train(
-            problem.grid, with_few_validations(problem.training), settings.device, problem.tune()
-        ).weights  # a learner that has learnt nothing would leave every prediction to rounding
-        tune_for_test(problem, count)
+            problem.grid, training, settings.device, problem.tune(), lanes=problem.engine.lanes
+        ).weights
+        plan = problem.tune_for_test(_count(settings))
+        return Job(lambda: ours(problem, settings.device), {"plan": plan, "weights": problem.weights})
+
+    def _race(self, apart: Apart, settings: Settings) -> Outcome:
+        count, problem = _count(settings), self._problem(settings)
+        problem.weights = {name: weight.to(settings.device) for name, weight in apart.told["weights"].items()}
         spec = problem.training.spec
         flop = problem.work().evaluation(spec.way * spec.shot, spec.way * spec.query, [1, PGD_STEPS], problem.steps)
         outcome = Outcome(
             case=self.name, group=self.group, title=f"{self.title}, {count} episodes",
             compared="largest share of a cell's predictions that differ", gflop=count * flop / 1e9,
+            figures={"plan": told_plan(apart.told["plan"])},
             notes=["PGD without random start, so that both attack alike"],
         )  # fmt: skip
         contestants = [
-            Contestant("ours", lambda: ours(problem, settings.device), "ours"),
-            Contestant("torchattacks loop", lambda: by_episode(problem, count)),
+            apart.contestant(),
+            Contestant("torchattacks loop", here(lambda: by_episode(problem, count), settings.device)),
         ]
         race(outcome, contestants, settings, difference=disagreement, tolerance=TOLERANCE)
         if not settings.quick and settings.device.type == "cpu" and outcome.best_peer is not None:
@@ -66,28 +73,16 @@ class Evaluation:
             outcome.goals = [Goal(what=what, value=outcome.ratio(outcome.best_peer), limit=0.50)]
         return outcome
 
+    def _problem(self, settings: Settings, lanes: Lanes | None = None) -> Problem:
+        return Problem.make(
+            settings.device, lanes=lanes, learners=("maml",), episodes=_count(settings), scenarios=("all",),
+            meta_steps=3 if settings.quick else 40,
+            attacks=("none", "fgsm", f"pgd:steps={PGD_STEPS},alpha={PGD_ALPHA},random_start=false"),
+        )  # fmt: skip
 
-def tune_for_test(problem: Problem, count: int) -> None:
-    """The plan as the suite chooses it for a test: by the gradient of adapted models in their queries' pixels."""
-    engine, spec, most = problem.engine, problem.training.spec, min(count, 32)
-    if not may_be_vmapped(engine, problem.weights, problem.tasks.part(slice(0, 2))):
-        engine.plan = Plan("loop", "loop", min(8, most))
-        return
-    engine.set_mode(training=False)
-    source = problem.grid.splits.test.to(problem.device)
-    tasks = next(episodes(source, spec.way, spec.shot, spec.query, most, most))
-    theta = engine.theta({name: weight.detach() for name, weight in problem.weights.items()})
 
-    def work(plan: Plan) -> None:
-        engine.plan = plan
-        for start in range(0, most, plan.chunk):
-            part = tasks.part(slice(start, start + plan.chunk))
-            with torch.no_grad():
-                adapted = engine.adapt(theta, part.support)
-            x = part.query.x.clone().requires_grad_()
-            torch.autograd.grad(engine.logits(adapted, x).square().sum(), x)
-
-    engine.plan = measured_plan(problem.about("input-gradient"), problem.device, most, work)
+def _count(settings: Settings) -> int:
+    return 3 if settings.quick else 200
 
 
 def ours(problem: Problem, device: torch.device) -> Correct:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Contestant, Settings, race, relative
+from benchmarks.apart import Apart, Job
+from benchmarks.measure import Contestant, Settings, here, race, relative
 from benchmarks.outcomes import Goal, Outcome
 from benchmarks.peers import Library, installed, meta_gradient, vmapped
 from benchmarks.problems import Problem
+from robustbench_meta.engine import Plan
 
 TOLERANCE = 1e-3
 """Relative, in float32: second-order gradients lose digits."""
@@ -41,31 +43,49 @@ class Gradient:
 
     def measure(self, settings: Settings) -> Outcome:
         """Ours against the libraries, with the same tasks and weights."""
-        tasks = 2 if settings.quick else self.tasks
-        problem = Problem.make(settings.device, **self._given(tasks))
+        with Apart(self.ours, settings) as ours:
+            return self._race(ours, settings)
+
+    def ours(self, settings: Settings) -> Job:
+        """What we do, and before that our gradient of two tasks in float64, on as many lanes."""
+        problem = Problem.make(settings.device, lanes=settings.lanes(), **self._given(self._tasks(settings)))
         plan = problem.tune()
+        exact = Problem.make(settings.device, lanes=settings.lanes(), double=True, **self._given(2))
+        exact.engine.plan = replace(plan, chunk=1)
+        run = our_step(problem) if self.group == "adml" else problem.gradient
+        return Job(run, {"plan": plan, "float64": exact.gradient()})
+
+    def _race(self, ours: Apart, settings: Settings) -> Outcome:
+        tasks, device = self._tasks(settings), settings.device
+        problem = Problem.make(device, **self._given(tasks))
         outcome = Outcome(
             case=self.name, group=self.group, title=f"{self.title}, {tasks} tasks",
             compared="relative difference of meta-gradients", gflop=self._flop(problem) / 1e9,
         )  # fmt: skip
-        outcome.figures["plan"] = f"shared {plan.shared}, own {plan.own}, {plan.chunk} tasks at a time"
+        outcome.figures["plan"] = told_plan(ours.told["plan"])
         libraries, outcome.notes = installed(problem)
         step = self.group == "adml"
         contestants = [
-            Contestant("ours", our_step(problem) if step else problem.gradient, "ours"),
-            *(Contestant(each.name, their_step(each) if step else _gradient_of(each)) for each in libraries),
+            ours.contestant(),
+            *(
+                Contestant(each.name, here(their_step(each) if step else _gradient_of(each), device))
+                for each in libraries
+            ),
         ]
         if self.vmap and not step:
-            chunk = None if settings.device.type == "cuda" else 8
-            contestants.append(Contestant("torch.func", vmapped(problem, chunk), "reference"))
+            chunk = None if device.type == "cuda" else 8
+            contestants.append(Contestant("torch.func", here(vmapped(problem, chunk), device), "reference"))
         attacked = problem.training.attack is not None
         race(
             outcome, contestants, settings,
             difference=relative, tolerance=TOLERANCE_FGSM if attacked else TOLERANCE,
         )  # fmt: skip
-        self._compare_in_float64(outcome, settings)
+        self._compare_in_float64(outcome, ours.told["float64"], settings)
         outcome.goals = [] if settings.quick else self._goals(outcome, settings)
         return outcome
+
+    def _tasks(self, settings: Settings) -> int:
+        return 2 if settings.quick else self.tasks
 
     def _given(self, tasks: int) -> dict[str, Any]:
         given: dict[str, Any] = {"learners": ("maml",), "dataset": "glyphs", "query": 15, "attacks": ("none",)}
@@ -77,16 +97,15 @@ class Gradient:
         support, query = (batch.x.shape[1] for batch in problem.tasks)
         return problem.tasks.tasks * of(support, query, problem.steps)
 
-    def _compare_in_float64(self, outcome: Outcome, settings: Settings) -> None:
+    def _compare_in_float64(self, outcome: Outcome, ours: Tensor, settings: Settings) -> None:
         """Two tasks in float64, where rounding hides no mistake."""
         problem = Problem.make(settings.device, double=True, **self._given(2))
-        ours = problem.gradient()
         found = {library.name: meta_gradient(library) for library in installed(problem)[0]}
         if any(timed.role == "reference" for timed in outcome.timed):
             found["torch.func"] = vmapped(problem, None)()
         for timed in outcome.timed:
             if timed.name in found:
-                timed.difference_float64 = relative(found[timed.name], ours)
+                timed.difference_float64 = relative(found[timed.name].cpu(), ours)
                 timed.agrees = timed.agrees and timed.difference_float64 <= TOLERANCE_FLOAT64
 
     def _goals(self, outcome: Outcome, settings: Settings) -> list[Goal]:
@@ -101,6 +120,12 @@ class Gradient:
         if self.share is not None and on_cpu and share is not None:
             goals.append(Goal(what="share of the matrix product's rate", value=share, limit=self.share, at_most=False))
         return goals
+
+
+def told_plan(plan: Plan) -> str:
+    """A plan in words."""
+    compiled = ", compiled" if plan.compiled else ""
+    return f"shared {plan.shared}, own {plan.own}, {plan.chunk} tasks at a time{compiled}"
 
 
 def _gradient_of(library: Library) -> Callable[[], Tensor]:

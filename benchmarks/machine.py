@@ -1,15 +1,12 @@
-"""The machine: what it is, how many threads, how fast it multiplies matrices, how much memory a process had."""
+"""The machine: what it is, how many threads, how fast it multiplies matrices."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -27,7 +24,7 @@ def cores() -> int:
 
 
 def set_up(device: torch.device, threads: int) -> None:
-    """For all contestants alike: the threads, and on CUDA what the suite itself sets (no TF32, repeatable kernels)."""
+    """For all but us: the threads, and on CUDA what the suite sets for us (no TF32, repeatable kernels)."""
     torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.backends.cudnn.deterministic = True
@@ -83,15 +80,3 @@ def _clock(run: Callable[[], object], device: torch.device) -> float:
     run()
     wait(device)
     return time.perf_counter() - started
-
-
-def peak_mib(device: torch.device) -> float:
-    """The most memory that this process has had (CPU), or that torch has had allocated on the device."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    try:  # not ru_maxrss where there is another: a child begins with the peak of the process that started it
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
-    except (OSError, StopIteration):
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

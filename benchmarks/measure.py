@@ -10,14 +10,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from benchmarks.machine import matrix_product, matrix_product_gflop
 from benchmarks.outcomes import Outcome, Role, Timed
 from robustbench_meta.devices import wait
+from robustbench_meta.lanes import Lanes
 
 ENOUGH = 3.0
 """Seconds that a case of short runs is repeated for."""
 MOST = 50
+SHORTEST = 0.05
+"""Seconds that a turn lasts at least: short work is done several times in it, for it begins with cold caches."""
+
+Turn = Callable[[float], tuple[float, Callable[[], Any]]]
+"""Does the work until so many seconds are over, once at least: the seconds that it takes once, and what gives its
+result."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +40,17 @@ class Settings:
     seconds: float = 600.0
     """No case is repeated for longer, if it has had two repetitions."""
 
+    def lanes(self) -> Lanes:
+        """As the product has them: as many threads as may be used."""
+        return Lanes(lambda: self.threads)
+
 
 @dataclass(frozen=True)
 class Contestant:
-    """Somebody who does the work."""
+    """Somebody who does the work, in this process or in another."""
 
     name: str
-    run: Callable[[], Any]
+    turn: Turn
     role: Role = "peer"
     units: int = 1
     """How many units of work one run is."""
@@ -52,17 +64,18 @@ def race(
     difference: Callable[[Any, Any], float] | None = None,
     tolerance: float = 0.0,
 ) -> None:
-    """Run the contestants in turn, after one run each to warm up and to compare results; times go into `outcome`.
+    """Run the contestants in turn, after one turn each to warm up and to compare results; times go into `outcome`.
 
     The matrix product runs with them if the outcome's work is counted. The first one of each turn moves on by one.
     """
     field = list(contestants)
     if outcome.gflop is not None:
-        field.append(Contestant("matrix product", matrix_product(settings.device), "limit"))
+        field.append(Contestant("matrix product", here(matrix_product(settings.device), settings.device), "limit"))
         outcome.limit_gflop = matrix_product_gflop(settings.device)
     results, warm_up = {}, 0.0
     for contestant in field:
-        seconds, results[contestant.name] = _clocked(contestant, settings.device)
+        seconds, result = contestant.turn(0.0)
+        results[contestant.name] = result() if difference is not None else None
         warm_up += seconds
     ours = next(contestant for contestant in field if contestant.role == "ours")
     for contestant in field:
@@ -72,25 +85,44 @@ def race(
             timed.agrees = timed.difference <= tolerance
         outcome.timed.append(timed)
     results.clear()
-    started, least = time.perf_counter(), settings.repeats
+    started, turns, least = time.perf_counter(), settings.repeats, 0.0
     if not settings.quick:
-        least = max(least, min(MOST, int(ENOUGH / max(warm_up, 1e-9))))
-    for turn in range(least):
+        turns, least = max(turns, min(MOST, int(ENOUGH / max(warm_up, 1e-9)))), SHORTEST
+    for turn in range(turns):
         gc.collect()
         for place in range(len(field)):
             at = (turn + place) % len(field)
-            outcome.timed[at].seconds.append(_clocked(field[at], settings.device)[0] / field[at].units)
+            outcome.timed[at].seconds.append(field[at].turn(least)[0] / field[at].units)
         if turn and time.perf_counter() - started > settings.seconds:
             outcome.notes.append(f"stopped after {turn + 1} repetitions, for lack of time")
             break
 
 
-def _clocked(contestant: Contestant, device: torch.device) -> tuple[float, Any]:
+def here(run: Callable[[], Any], device: torch.device) -> Turn:
+    """The turn of somebody who works in this process."""
+
+    def turn(least: float) -> tuple[float, Callable[[], Any]]:
+        seconds, result = clocked(run, device, least)
+        return seconds, lambda: on_cpu(result)
+
+    return turn
+
+
+def clocked(run: Callable[[], Any], device: torch.device, least: float = 0.0) -> tuple[float, Any]:
+    """The mean seconds of one run, repeated until so many are over, and the last run's result."""
     wait(device)
-    started = time.perf_counter()
-    result = contestant.run()
-    wait(device)
-    return time.perf_counter() - started, result
+    started, runs = time.perf_counter(), 0
+    while True:
+        result = run()
+        wait(device)
+        runs, seconds = runs + 1, time.perf_counter() - started
+        if seconds >= least:
+            return seconds / runs, result
+
+
+def on_cpu(value: Any) -> Any:
+    """Plain data and tensors, the latter on the CPU and without their graph."""
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().cpu(), value)
 
 
 def relative(theirs: Tensor, ours: Tensor) -> float:

@@ -42,7 +42,7 @@ class Point(_Data):
     value: int
     seconds: float
     peak_mib: float | None = None
-    """The most memory that the process had (CPU), or that torch had allocated (CUDA)."""
+    """The most memory that our processes had together (CPU), or that torch had allocated (CUDA)."""
     base_mib: float | None = None
     """The same before the work began: Python, torch and the data."""
 

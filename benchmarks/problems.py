@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,16 +15,17 @@ import torch.nn.functional as F  # noqa: N812  # torch's own convention
 from torch import Tensor, nn
 
 from benchmarks.flops import Work, work_of
+from robustbench_meta import work as product
 from robustbench_meta.contracts import Weights
 from robustbench_meta.data.root import data_root
 from robustbench_meta.engine import Engine, Plan
 from robustbench_meta.grid import Grid, Training, prepare
+from robustbench_meta.lanes import Lanes
 from robustbench_meta.registry import Registry, load_registry
-from robustbench_meta.selfcheck import may_be_vmapped
 from robustbench_meta.spec import RunSpec
+from robustbench_meta.store import Store
 from robustbench_meta.tasks import Batch, TaskBatch
 from robustbench_meta.training import make_engine
-from robustbench_meta.tuning import measured_plan
 
 
 @cache
@@ -49,11 +53,11 @@ class Problem:
     tasks: TaskBatch
 
     @classmethod
-    def make(cls, device: torch.device, *, double: bool = False, **given: Any) -> Problem:
+    def make(cls, device: torch.device, *, lanes: Lanes | None = None, double: bool = False, **given: Any) -> Problem:
         """From options as of `bench run`: θ as initialised from seed 0, and tasks of the training split."""
         grid = grid_of(RunSpec.read(**given))
         training = grid.trainings[0]
-        engine, weights = make_engine(grid, training, device, Plan())
+        engine, weights = make_engine(grid, training, device, Plan(), lanes)
         spec = training.spec
         tasks = grid.splits.train.to(device).sample([0], spec.way, spec.shot, spec.query, spec.tasks_per_step)
         if double:
@@ -99,22 +103,24 @@ class Problem:
         return work_of(self.module(), self.grid.setting.shape)
 
     def tune(self) -> Plan:
-        """Map as the suite would in a long training: by the fastest plan where vmap is right, else by loops."""
-        count, seeds = self.tasks.tasks, list(range(self.tasks.tasks))
-        if not may_be_vmapped(self.engine, self.weights, self.tasks.part(slice(0, 2))):
-            self.engine.plan = Plan("loop", "loop", min(8, count))
-            return self.engine.plan
-
-        def work(plan: Plan) -> None:
-            self.engine.plan = plan
-            self.engine.meta_gradients(self.weights, self.tasks, seeds)
-
-        self.engine.plan = measured_plan(self.about("meta-gradient"), self.device, count, work)
+        """The plan as the suite chooses it for a meta-training that is long enough to measure, but not to compile."""
+        spec = self.training.spec.model_copy(update={"meta_steps": product.MEASURE_FROM})
+        training = replace(self.training, spec=spec)
+        with self._workplace() as place:
+            self.engine.plan = product._train_plan(place, training, product._self_check(place, training))
         return self.engine.plan
 
-    def about(self, operation: str) -> Mapping[str, Any]:
-        """What a measured plan is remembered under."""
-        return {"benchmark": operation, "spec": self.training.spec.model_dump(mode="json"), "tasks": self.tasks.tasks}
+    def tune_for_test(self, episodes: int) -> Plan:
+        """The plan as the suite chooses it for a test."""
+        with self._workplace() as place:
+            vmap = product._self_check(place, self.training)
+            self.engine.plan = product._test_plan(place, self.training, episodes, vmap)
+        return self.engine.plan
+
+    @contextmanager
+    def _workplace(self) -> Iterator[product.Workplace]:
+        with tempfile.TemporaryDirectory() as folder:
+            yield product.Workplace(self.grid, Store(Path(folder)), self.device, self.engine.lanes)
 
     def gradient(self) -> Tensor:
         """Our meta-gradient, end to end."""

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 
-from benchmarks import child
+from benchmarks import evaluation
+from benchmarks.apart import Apart, Job
 from benchmarks.measure import Settings
 from benchmarks.outcomes import Goal, Outcome, Point
-from benchmarks.problems import grid_of
+from benchmarks.problems import Problem, grid_of, registry
+from robustbench_meta.cores import available_cores
 from robustbench_meta.engine import Engine, State
 from robustbench_meta.hookspecs import hookimpl
 from robustbench_meta.registry import load_registry
@@ -23,6 +27,7 @@ from robustbench_meta.runner import run
 from robustbench_meta.spec import RunSpec
 from robustbench_meta.store import Store
 from robustbench_meta.tasks import Batch
+from robustbench_meta.tuning import default_plan
 
 STRAIGHT = 0.15
 """How far a point may lie from the straight line, as a share of its time."""
@@ -35,8 +40,8 @@ class Scaling:
     name: str
     axis: str
     title: str
-    job: Callable[[int, bool], Mapping[str, Any]]
-    """(value, quick) → the job of `benchmarks.child`."""
+    make: Callable[[int, Settings], Job]
+    """The job at a value."""
     values: tuple[int, ...]
     straight: bool = False
     """Whether it was promised to be a line."""
@@ -45,12 +50,11 @@ class Scaling:
     def measure(self, settings: Settings) -> Outcome:
         """Time and peak memory at each value, and how far the times are from a line."""
         outcome = Outcome(case=self.name, group=self.group, title=self.title, axis=self.axis)
-        common = {
-            "device": str(settings.device), "threads": settings.threads, "repeats": 1 if settings.quick else 3,
-        }  # fmt: skip
         for value in self.values[:2] if settings.quick else self.values:
-            found = child.run_child({**common, **self.job(value, settings.quick)})
-            outcome.points.append(Point(value=value, **found))
+            with Apart(partial(self.make, value), settings) as ours:
+                base, peak = ours.memory_mib(), ours.peak_mib_of_turn()
+                seconds = median(ours.turn()[0] for _ in range(1 if settings.quick else 3))
+            outcome.points.append(Point(value=value, seconds=seconds, base_mib=base, peak_mib=peak))
         if len(outcome.points) > 2:
             each, off = line([(point.value, point.seconds) for point in outcome.points])
             outcome.figures |= {
@@ -79,9 +83,8 @@ class SecondAttack:
 
     def measure(self, settings: Settings) -> Outcome:
         """Counted, not timed, in the smoke profile."""
-        pair = ("fgsm", "pgd:steps=2")
-        one, both = counted_runs([("fgsm",), pair], settings)
-        (together,) = counted_runs([pair], settings)
+        with Apart(self.ours, settings) as ours:
+            one, both, together = ours.turn()[1]()
         outcome = Outcome(case=self.name, group=self.group, title=self.title)
         outcome.figures = {
             "meta-steps of the first run": one["meta-steps"],
@@ -98,6 +101,11 @@ class SecondAttack:
         ]  # fmt: skip
         return outcome
 
+    def ours(self, settings: Settings) -> Job:
+        """Counts of a run, of a second one with one more attack, and of one run with both."""
+        pair = ("fgsm", "pgd:steps=2")
+        return Job(lambda: [*counted_runs([("fgsm",), pair], settings), *counted_runs([pair], settings)])
+
 
 class _Steps:
     """Counts meta-steps through the suite's own hook."""
@@ -112,15 +120,19 @@ class _Steps:
 
 
 def counted_runs(runs: list[tuple[str, ...]], settings: Settings) -> list[dict[str, int]]:
-    """Counts of several runs into one store, one after the other."""
+    """Counts of several runs into one store, one after the other.
+
+    What lanes do in other processes is not seen: there must be one core only, as torch tells while we compute alone.
+    """
+    assert settings.device.type == "cuda" or available_cores() == 1
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for attacks in runs:
-            registry, steps = load_registry(local=False), _Steps()
-            registry.manager.register(steps)
+            plugins, steps = load_registry(local=False), _Steps()
+            plugins.manager.register(steps)
             grid = grid_of(RunSpec.read(learners=("maml",), attacks=attacks, profile="smoke"))
             with _counting_adaptations() as adapted:
-                run(grid, registry, Store(Path(folder)), settings.device)
+                run(grid, plugins, Store(Path(folder)), settings.device)
             found.append({"meta-steps": steps.count, "adapted tasks": adapted.tasks})
     return found
 
@@ -147,22 +159,50 @@ def _counting_adaptations() -> Iterator[_Adaptations]:
         Engine.adapt = original  # type: ignore[method-assign]
 
 
-def _tasks(value: int, quick: bool) -> dict[str, Any]:
-    return {"job": "tasks", "value": 2 if quick else value}
+def _tasks(value: int, settings: Settings) -> Job:
+    """A meta-gradient of so many tasks, a chunk at a time; no plans are measured, for the worst takes most memory."""
+    problem = Problem.make(
+        settings.device, lanes=settings.lanes(), learners=("maml",), attacks=("none",), query=15,
+        tasks_per_step=2 if settings.quick else value,
+    )  # fmt: skip
+    problem.engine.plan = default_plan(settings.device, problem.tasks.tasks)
+    return Job(problem.gradient)
 
 
-def _evaluating(value: int, quick: bool, *, of: str) -> dict[str, Any]:
+def _evaluating(value: int, settings: Settings, *, of: str) -> Job:
     """So many episodes with one attack, or so many attacks: PGD at different ε, so that each costs the same."""
-    attacks = value if of == "attacks" else 1
-    episodes = value if of == "episodes" else 100
-    return {
-        "job": "evaluating", "episodes": 2 if quick else episodes,
-        "attacks": [f"pgd:steps=5,eps=0.{place + 1:02}" for place in range(attacks)],
-    }  # fmt: skip
+    episodes, device = 2 if settings.quick else value if of == "episodes" else 100, settings.device
+    problem = Problem.make(
+        device, lanes=settings.lanes(), learners=("maml",), episodes=episodes,
+        attacks=tuple(f"pgd:steps=5,eps=0.{place + 1:02}" for place in range(value if of == "attacks" else 1)),
+    )  # fmt: skip
+    problem.engine.plan = default_plan(device, 32)
+    return Job(lambda: evaluation.ours(problem, device))
 
 
-def _learners(value: int, quick: bool) -> dict[str, Any]:
-    return {"job": "learners", "value": value, "steps": 1 if quick else 20, "episodes": 2 if quick else 50}
+def _learners(value: int, settings: Settings) -> Job:
+    """A run with so many learners of equal cost, meta-trained and tested, into a fresh store."""
+    steps, episodes = (1, 2) if settings.quick else (20, 50)
+    names = tuple(f"maml:alpha=0.{place + 2}" for place in range(value))
+    grid = grid_of(RunSpec.read(learners=names, attacks=("none", "fgsm"), meta_steps=steps, episodes=episodes))
+
+    def work() -> None:
+        with tempfile.TemporaryDirectory() as folder, cores_as_given(settings):
+            summary = run(grid, registry(), Store(Path(folder)), settings.device)
+        assert not summary.failed, summary.failed
+
+    return Job(work)
+
+
+@contextmanager
+def cores_as_given(settings: Settings) -> Iterator[None]:
+    """Lets `run` find the threads that we may use where it looks for them; it computes on one of torch's anyway."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 _MODEL = "conv4-32, 5-way 1-shot"

@@ -226,9 +226,6 @@ class Attack(Plugin):
 
     per_task: ClassVar[bool] = False
     """True: the attack is given one task at a time, without the task axis."""
-    own_randomness: ClassVar[bool] = False
-    """True promises that it draws from its argument `random` alone and touches nothing global: then threads may
-    attack several batches at once. Any other attack is run by one thread at a time, between saved random states."""
     clean: ClassVar[bool] = False
     """True for the one that leaves its images as they are: it runs in the scenario clean/clean only."""
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
-import queue
-from collections.abc import Callable, Iterator, Sequence
+import mmap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import repeat
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -19,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from robustbench_meta.contracts import Learner, LossName, Random, Weights
 from robustbench_meta.errors import BenchError
-from robustbench_meta.lanes import Lanes
+from robustbench_meta.lanes import Crew, Lanes
 from robustbench_meta.options import Precision
 from robustbench_meta.precision import lowered
 from robustbench_meta.seeds import seed_from
@@ -242,8 +241,7 @@ class Engine:
     _attacks: int = 0
     _draws: bool | None = field(default=None, init=False)
     """Whether learner or backbone draw from torch's global generator, which lanes cannot share; None: not yet seen."""
-    _spare: list[tuple[Network, Network | None]] = field(default_factory=list, init=False)
-    """Copies of the networks for further lanes: `functional_call` changes a module for a moment."""
+    _steps: _Stepping | None = field(default=None, init=False)
 
     def set_mode(self, training: bool) -> None:
         """Say whether tasks are for meta-training: inner steps, and the mode of modules such as dropout."""
@@ -315,24 +313,8 @@ class Engine:
             tasks: the tasks of one meta-step.
             seeds: one seed a task for the training attack.
         """
-        leaves = list(weights.values())
-
-        def part(engine: Engine, which: slice) -> _Part:
-            engine.batch_seeds(seeds[which])
-            updates = engine.learner.objective(engine, engine.theta(weights), tasks.part(which))
-            gradients = [
-                torch.autograd.grad(
-                    update.loss.sum() / tasks.tasks,
-                    leaves,
-                    retain_graph=update is not updates[-1],
-                    materialize_grads=True,
-                )
-                for update in updates
-            ]
-            return _Part([(list(g), u.rate) for g, u in zip(gradients, updates, strict=True)], engine.judged)
-
         total: list[tuple[list[Tensor], float]] = []
-        for updates, judged in self._chunks(part, tasks.tasks):
+        for updates, judged in self._parts(weights, tasks, seeds):
             self.judged.merge(judged)
             if not total:
                 total = updates
@@ -340,6 +322,50 @@ class Engine:
                 if sums is not gradients:
                     torch._foreach_add_(sums, gradients)
         return [(dict(zip(weights, grads, strict=True)), rate) for grads, rate in total]
+
+    def part(self, weights: Weights, tasks: TaskBatch, of: int, seeds: Sequence[int]) -> _Part:
+        """The share of these tasks, of so many in all, in the meta-gradients; on an engine with `judged` empty."""
+        self.batch_seeds(seeds)
+        updates, leaves = self.learner.objective(self, self.theta(weights), tasks), list(weights.values())
+        gradients = [
+            torch.autograd.grad(
+                update.loss.sum() / of, leaves, retain_graph=update is not updates[-1], materialize_grads=True
+            )
+            for update in updates
+        ]
+        return _Part([(list(g), u.rate) for g, u in zip(gradients, updates, strict=True)], self.judged)
+
+    def _parts(self, weights: Weights, tasks: TaskBatch, seeds: Sequence[int]) -> list[_Part]:
+        """What each chunk of the tasks gives; with several lanes, by a crew that stays for the next meta-step."""
+
+        def part(engine: Engine, which: slice) -> _Part:
+            return engine.part(weights, tasks.part(which), tasks.tasks, seeds[which])
+
+        while True:
+            chunks = self._slices(tasks.tasks)
+            with contextlib.suppress(torch.OutOfMemoryError):
+                lanes = self._lanes_for(part, chunks)
+                if (
+                    lanes > 1
+                    and (found := self._stepping(weights, tasks, lanes).run(weights, tasks, seeds)) is not None
+                ):
+                    return found
+                return [part(self.fresh(), which) for which in chunks]
+            self.halve()
+
+    def _stepping(self, weights: Weights, tasks: TaskBatch, lanes: int) -> _Stepping:
+        """The crew for meta-steps of this kind."""
+        kind = (lanes, self.plan, self.training, *((t.shape, t.dtype) for b in tasks for t in b), *map(id, weights))
+        if self._steps is None or self._steps.kind != kind:
+            self.dismiss()
+            self._steps = _Stepping(kind, self, weights, tasks, lanes)
+        return self._steps
+
+    def dismiss(self) -> None:
+        """End the processes that meta-steps were shared out to."""
+        if self._steps is not None:
+            self._steps.crew.dismiss()
+            self._steps = None
 
     def judge(self, weights: Weights, draw: Callable[[Sequence[int]], TaskBatch], seeds: Sequence[int]) -> None:
         """Add to `judged` the queries that the learner's objective judges, without an update.
@@ -368,62 +394,46 @@ class Engine:
         other whatever the lanes: what is drawn depends on the order.
 
         Args:
-            work: is given an engine that no other thread uses, with `judged` empty.
+            work: is given an engine with `judged` empty; what it changes elsewhere is lost.
             items: what to work on.
-            done: told how many items are finished, from this thread.
+            done: told how many items are finished.
         """
-        threads = 1 if self.plan.compiled else min(self.lanes.count(), len(items))
-        if threads <= 1 or self._draws:
-            return self._each(work, items, done, 1)
-        before = torch.get_rng_state()
-        if self._draws is None:
-            self._each(work, items[:1], None, 1)
-            self._draws = not torch.equal(torch.get_rng_state(), before)
-            torch.set_rng_state(before)
-        results = self._each(work, items, done, 1 if self._draws else threads)
-        if not self._draws and not torch.equal(torch.get_rng_state(), before):
+        lanes = self._lanes_for(work, items)
+        if lanes > 1:
+            with Crew(partial(self._watched, work), lanes) as crew:
+                found = list(_counted(crew.map(items), done))
+            if not any(drew for _, drew in found):
+                return [result for result, _ in found]
             self._draws = True
+        return list(_counted((work(self.fresh(), item) for item in items), done))
+
+    def fresh(self) -> Engine:
+        """The same engine, with nothing judged yet."""
+        return replace(self, judged=Judged())
+
+    def _lanes_for(self, work: Callable[[Engine, Item], object], items: Sequence[Item]) -> int:
+        """How many lanes may share these items; the first time, one of them is tried to see whether it draws."""
+        lanes = 1 if self.plan.compiled else min(self.lanes.count(), len(items))
+        if lanes > 1 and self._draws is None:
+            before = torch.get_rng_state()
+            self._draws = self._watched(work, items[0])[1]
             torch.set_rng_state(before)
-            results = self._each(work, items, done, 1)
-        return results
+        return 1 if self._draws else lanes
 
-    def _each(
-        self, work: Callable[[Engine, Item], Result], items: Sequence[Item], done: Callable[[int], None] | None,
-        threads: int,
-    ) -> list[Result]:  # fmt: skip
-        free = queue.SimpleQueue[tuple[Network, Network | None]]()
-        for networks in self._networks(threads):
-            free.put(networks)
+    def _watched(self, work: Callable[[Engine, Item], Result], item: Item) -> tuple[Result, bool]:
+        """The result, and whether torch's global generator was drawn from."""
+        before = torch.get_rng_state()
+        result = work(self.fresh(), item)
+        return result, not torch.equal(torch.get_rng_state(), before)
 
-        def one(item: Item) -> Result:
-            network, surrogate = networks = free.get()
-            try:
-                return work(replace(self, network=network, surrogate_network=surrogate, judged=Judged()), item)
-            finally:
-                free.put(networks)
-
-        results = []
-        for result in self.lanes.map(one, items, threads):
-            results.append(result)
-            if done is not None:
-                done(len(results))
-        return results
-
-    def _networks(self, count: int) -> list[tuple[Network, Network | None]]:
-        """The engine's own networks, and copies of them in the same mode."""
-        own = (self.network, self.surrogate_network)
-        while len(self._spare) < count - 1:
-            self._spare.append(copy.deepcopy(own))
-        for network, _ in self._spare:
-            network.module.train(self.network.module.training)
-        return [own, *self._spare[: count - 1]]
+    def _slices(self, tasks: int) -> list[slice]:
+        return [slice(start, min(start + self.plan.chunk, tasks)) for start in range(0, tasks, self.plan.chunk)]
 
     def _chunks(self, work: Callable[[Engine, slice], Result], tasks: int) -> list[Result]:
         """`work` on all chunks of so many tasks; on smaller ones from now on if these do not fit in the memory."""
         while True:
-            chunk = self.plan.chunk
             with contextlib.suppress(torch.OutOfMemoryError):
-                return self.share_out(work, [slice(start, start + chunk) for start in range(0, tasks, chunk)])
+                return self.share_out(work, self._slices(tasks))
             self.halve()
 
     def halve(self) -> None:
@@ -495,3 +505,53 @@ class Engine:
             self.compiled[key] = torch.compile(function, backend=COMPILER, dynamic=False)
         compiled: Callable[..., Any] = self.compiled[key]
         return compiled
+
+
+class _Stepping:
+    """A crew for meta-steps: θ and the tasks lie in memory that all its processes see."""
+
+    def __init__(self, kind: object, engine: Engine, weights: Weights, tasks: TaskBatch, lanes: int) -> None:
+        self.kind, self._engine = kind, engine
+        self._weights = {name: _shared(weight).requires_grad_() for name, weight in weights.items()}
+        self._tasks = TaskBatch(*(Batch(_shared(batch.x), _shared(batch.y)) for batch in tasks))
+        self._slices = engine._slices(tasks.tasks)
+        self.crew = Crew(partial(engine._watched, self._part), lanes)
+
+    def run(self, weights: Weights, tasks: TaskBatch, seeds: Sequence[int]) -> list[_Part] | None:
+        """What each chunk gives; None if something was drawn from torch's global generator."""
+        with torch.no_grad():
+            for name, weight in weights.items():
+                self._weights[name].copy_(weight)
+            for ours, theirs in zip(self._tasks, tasks, strict=True):
+                ours.x.copy_(theirs.x)
+                ours.y.copy_(theirs.y)
+        told = list(self.crew.map([(which, list(seeds[which])) for which in self._slices]))
+        if any(drew for _, drew in told):
+            self._engine._draws = True
+            return None
+        return [
+            _Part([([torch.from_numpy(each) for each in arrays], rate) for arrays, rate in updates], judged)
+            for (updates, judged), _ in told
+        ]
+
+    def _part(self, engine: Engine, item: tuple[slice, list[int]]) -> tuple[list[Any], Judged]:
+        """One chunk, in one of the processes; gradients as arrays, which are quick to pickle."""
+        which, seeds = item
+        updates, judged = engine.part(self._weights, self._tasks.part(which), self._tasks.tasks, seeds)
+        return [([gradient.numpy() for gradient in gradients], rate) for gradients, rate in updates], judged
+
+
+def _shared(like: Tensor) -> Tensor:
+    """A copy in memory that stays shared with processes that are forked afterwards."""
+    if like.numel() == 0:
+        return like.detach().clone()
+    memory = mmap.mmap(-1, like.numel() * like.element_size())
+    return torch.frombuffer(memory, dtype=like.dtype).view(like.shape).copy_(like.detach())
+
+
+def _counted(results: Iterable[Result], done: Callable[[int], None] | None) -> Iterator[Result]:
+    """The results, telling how many there have been."""
+    for count, result in enumerate(results, 1):
+        if done is not None:
+            done(count)
+        yield result

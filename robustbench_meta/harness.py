@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random as python_random
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,11 +13,7 @@ from torch import Tensor
 from robustbench_meta.contracts import Attack, Random
 from robustbench_meta.engine import AttackedModel, Perturbation
 from robustbench_meta.errors import BenchError, ViolationError
-from robustbench_meta.lanes import in_lane
 from robustbench_meta.threat import Doubts, ThreatModel
-
-_global_randomness = threading.RLock()
-"""Held while the global generators are seeded for an attack."""
 
 
 def arm(attack: Attack, threat: ThreatModel, doubts: Doubts | None = None) -> Perturbation:
@@ -36,7 +31,7 @@ def arm(attack: Attack, threat: ThreatModel, doubts: Doubts | None = None) -> Pe
             return x
         guarded = [("its images", x), ("the labels", y), *(("the model's weights", leaf) for leaf in model.tensors())]
         versions = [tensor._version for _, tensor in guarded]
-        with _fence(attack, x.device), torch.enable_grad():
+        with _fenced(x.device), torch.enable_grad():
             x_adv = _run(attack, model, x, y, threat, random)
         for (what, tensor), version in zip(guarded, versions, strict=True):
             if tensor._version != version:
@@ -50,11 +45,11 @@ def arm(attack: Attack, threat: ThreatModel, doubts: Doubts | None = None) -> Pe
 def _run(attack: Attack, model: AttackedModel, x: Tensor, y: Tensor, threat: ThreatModel, random: Random) -> Tensor:
     try:
         if not attack.per_task:
-            _seed_all(attack, random)
+            _seed_all(random)
             return _tensor(attack, attack.perturb(model, x.detach(), y, threat, random))
         rows = []
         for index, own in enumerate(random.split()):
-            _seed_all(attack, own)
+            _seed_all(own)
             rows.append(_tensor(attack, attack.perturb(model.task(index), x[index].detach(), y[index], threat, own)))
         for row in rows:
             if row.shape != x.shape[1:]:
@@ -77,10 +72,8 @@ def _tensor(attack: Attack, returned: object) -> Tensor:
     )
 
 
-def _seed_all(attack: Attack, random: Random) -> None:
+def _seed_all(random: Random) -> None:
     """Make even an attack that draws from the global generators reproducible."""
-    if _unguarded(attack):
-        return
     seed = random.seed()
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
@@ -88,23 +81,12 @@ def _seed_all(attack: Attack, random: Random) -> None:
 
 
 @contextmanager
-def _fence(attack: Attack, device: torch.device) -> Iterator[None]:
-    """Give the random states of torch, numpy and Python back as they were; in lanes, to one thread at a time.
-
-    There, attacks that promise not to touch those states run side by side without it.
-    """
-    if _unguarded(attack):
-        yield
-        return
-    with _global_randomness:
-        python_state, numpy_state = python_random.getstate(), np.random.get_state()
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            try:
-                yield
-            finally:
-                python_random.setstate(python_state)
-                np.random.set_state(numpy_state)
-
-
-def _unguarded(attack: Attack) -> bool:
-    return attack.own_randomness and in_lane()
+def _fenced(device: torch.device) -> Iterator[None]:
+    """Give the random states of torch, numpy and Python back as they were."""
+    python_state, numpy_state = python_random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            python_random.setstate(python_state)
+            np.random.set_state(numpy_state)

@@ -11,6 +11,7 @@ from torch import Tensor
 from robustbench_meta.contracts import Weights
 from robustbench_meta.engine import Engine, Judged, Plan
 from robustbench_meta.errors import BenchError
+from robustbench_meta.lanes import Lanes
 from robustbench_meta.tasks import Batch, TaskBatch
 
 _log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def _gradient(engine: Engine, weights: Weights, tasks: TaskBatch, plan: Plan, dt
     """The meta-gradients of all updates, end to end, without attack and in evaluation mode (no dropout)."""
     theta = {name: weight.detach().to(dtype).requires_grad_() for name, weight in weights.items()}
     exact = TaskBatch(*(Batch(batch.x.to(dtype), batch.y) for batch in tasks))
-    clean = replace(engine, attack=lambda model, x, y, random: x, judged=Judged(), plan=plan)
+    clean = replace(engine, attack=lambda model, x, y, random: x, judged=Judged(), plan=plan, lanes=Lanes())
     engine.network.module.eval()
     try:
         updates = clean.meta_gradients(theta, exact, [0] * tasks.tasks)

@@ -109,13 +109,22 @@ def meta_train(
     The criterion is the accuracy of the queries that the learner's own objective judges (for ADML:
     attacked and clean ones), at the inner steps of the test. Test tasks are never seen.
     """
-    spec = training.spec
     engine, weights = make_engine(grid, training, device, plan, lanes)
     if not weights:  # nothing to learn, as with prototypes in pixel space
         return Trained(weights, plan=asdict(plan))
+    try:
+        return _steps(engine, weights, grid, training, device, report)
+    finally:
+        engine.dismiss()
+
+
+def _steps(
+    engine: Engine, weights: Weights, grid: Grid, training: Training, device: torch.device, report: Report | None
+) -> Trained:
+    spec = training.spec
     optimizer = _optimizer(training, weights)
     rates = [group["lr"] for group in optimizer.param_groups]
-    trained, best, started = Trained(weights, plan=asdict(plan)), -1.0, time.perf_counter()
+    trained, best, started = Trained(weights), -1.0, time.perf_counter()
     source, validation = grid.splits.train.to(device), grid.splits.validation.to(device)
     for step in range(1, spec.meta_steps + 1):
         tasks = source.sample(

@@ -36,14 +36,19 @@ AGREES = 1e-3
 """How far a compiled result may lie from the plain one, as a share of its length (float32, sums in another order)."""
 MARGIN = 0.15
 """By which share of its time another plan must beat the default."""
+MARGIN_OF_LARGER = 0.4
+"""The same of a plan with larger chunks, on the CPU: it leaves fewer of them for lanes to share out."""
 _MAPPINGS = [("vmap", "loop"), ("vmap", "vmap"), ("loop", "loop")]
 
 
 def default_plan(device: torch.device, tasks: int) -> Plan:
-    """What is best most of the time: on CUDA everything at once, on a CPU one by one where weights differ by task."""
+    """What is best most of the time: on CUDA everything at once, on a CPU one by one where weights differ by task.
+
+    There, two chunks at least: the lanes share them out.
+    """
     if device.type == "cuda":
         return Plan("vmap", "vmap", tasks)
-    return Plan("vmap", "loop", min(8, tasks))
+    return Plan("vmap", "loop", min(8, (tasks + 1) // 2))
 
 
 def measured_plan(what: Mapping[str, Any], device: torch.device, tasks: int, work: Callable[[Plan], object]) -> Plan:
@@ -78,7 +83,7 @@ def compiled_plan(
     def choose() -> tuple[Plan, dict[str, float]]:
         compiled = replace(plan, compiled=True)
         timings = {plan: seconds, compiled: _time(device, compiled, work) if compiles(plan, work) else math.inf}
-        return _best(timings, plan), _told(timings)
+        return _best(timings, plan, device), _told(timings)
 
     return _remembered({**what, "plan": asdict(plan)}, device, tasks, choose)
 
@@ -134,12 +139,12 @@ def _fastest(device: torch.device, tasks: int, work: Callable[[Plan], object]) -
         if min(timings.values()) < math.inf or start.chunk == 1:
             break
         start = replace(start, chunk=start.chunk // 2)
-    best = _best(timings, start)
+    best = _best(timings, start, device)
     for chunk in _chunks(tasks):
         plan = replace(best, chunk=chunk)
         if plan not in timings:
             timings[plan] = _time(device, plan, work)
-    best = _best(timings, start)
+    best = _best(timings, start, device)
     if timings[best] == math.inf:
         raise BenchError("not even one task at a time fits in the device's memory; lower --query, --shot or the width")
     return best, _told(timings)
@@ -154,9 +159,12 @@ def _told(timings: Mapping[Plan, float]) -> dict[str, float]:
     }
 
 
-def _best(timings: Mapping[Plan, float], default: Plan) -> Plan:
-    fastest = min(timings, key=timings.__getitem__)
-    return default if timings[default] * (1 - MARGIN) <= timings[fastest] else fastest
+def _best(timings: Mapping[Plan, float], default: Plan, device: torch.device) -> Plan:
+    def worth(plan: Plan) -> bool:
+        larger = device.type == "cpu" and plan.chunk > default.chunk
+        return timings[plan] < timings[default] * (1 - (MARGIN_OF_LARGER if larger else MARGIN))
+
+    return min(filter(worth, timings), key=timings.__getitem__, default=default)
 
 
 def _chunks(tasks: int) -> Iterator[int]:

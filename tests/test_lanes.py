@@ -1,8 +1,13 @@
-"""Lanes: threads share out chunks of tasks, and no number depends on how many there are."""
+"""Lanes: forked processes share out chunks of tasks, and no number depends on how many there are."""
 
 from __future__ import annotations
 
-import threading
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
 from typing import ClassVar
 
 import pytest
@@ -11,14 +16,17 @@ from torch import nn
 
 from robustbench_meta.contracts import Attack
 from robustbench_meta.engine import Judged, Plan
+from robustbench_meta.errors import BenchError
 from robustbench_meta.evaluation import evaluate
 from robustbench_meta.harness import arm
-from robustbench_meta.lanes import Lanes, in_lane
+from robustbench_meta.lanes import Crew, Lanes, forks
 from robustbench_meta.registry import load_registry
 from robustbench_meta.threat import ThreatModel
 from robustbench_meta.training import make_engine, meta_train
 from tests.test_evaluation import CPU, small
 from tests.worlds import flat, make_world, random_tasks
+
+pytestmark = pytest.mark.skipif(not forks(), reason="processes cannot be forked here")
 
 
 def world(registry, learner="adml", threads=1, dropout=False, attack=None, **options):
@@ -40,6 +48,7 @@ def gradients(engine, weights, steps=2):
     for step in range(steps):
         torch.manual_seed(step)
         found += [flat(each) for each, _ in engine.meta_gradients(weights, tasks, list(range(7)))]
+    engine.dismiss()
     return torch.stack(found), engine.judged.means()
 
 
@@ -73,20 +82,12 @@ class OwnNoise(Noise):
     """Noise from its own generators."""
 
     name: ClassVar[str] = "own-noise"
-    own_randomness: ClassVar[bool] = True
 
     def perturb(self, model, x, y, threat, random):
         return threat.clip(x + threat.eps * (2 * random.uniform(x) - 1))
 
 
-class Liar(Noise):
-    """Promises that it does not draw globally, and does."""
-
-    name: ClassVar[str] = "liar"
-    own_randomness: ClassVar[bool] = True
-
-
-@pytest.mark.parametrize("attack", [Noise(), OwnNoise(), Liar()], ids=lambda attack: attack.name)
+@pytest.mark.parametrize("attack", [Noise(), OwnNoise()], ids=lambda attack: attack.name)
 def test_an_attacks_draws_do_not_depend_on_the_lanes(registry, attack):
     one, _ = gradients(*world(registry, "adml", 1, attack=attack))
     assert torch.equal(gradients(*world(registry, "adml", 3, attack=attack))[0], one)
@@ -103,7 +104,7 @@ def test_dropout_is_drawn_in_the_same_order_whatever_the_lanes(registry):
 
 
 def test_dropout_that_begins_late_is_noticed_and_the_step_done_again(registry):
-    """A module that draws from the second step on: the first look sees nothing."""
+    """A module that draws once its weights have grown: the first look sees nothing."""
 
     class Late(nn.Module):
         def __init__(self):
@@ -111,22 +112,26 @@ def test_dropout_that_begins_late_is_noticed_and_the_step_done_again(registry):
             self.linear = nn.Linear(64, 3).double()
 
         def forward(self, x):
-            return self.linear(nn.functional.dropout(x.flatten(1), 0.5 * late[0], late[0] > 0))
+            late = bool(self.linear.bias.detach()[0] > 10)
+            return self.linear(nn.functional.dropout(x.flatten(1), 0.5 * late, late))
 
     def run(threads):
         engine, _ = world(registry, "maml", threads)
-        engine.network.module = Late()
+        engine.plan, engine.network.module = Plan("loop", "loop", 2), Late()
         torch.manual_seed(2)
         weights = {name: torch.randn_like(w).requires_grad_() for name, w in engine.network.module.named_parameters()}
-        late[0] = 0
-        first, _ = gradients(engine, weights, steps=1)
-        late[0] = 1
-        second, judged = gradients(engine, weights, steps=1)
-        return first, second, judged
+        tasks, found = random_tasks(tasks=7), []
+        for step in range(3):
+            torch.manual_seed(step)
+            found += [flat(each) for each, _ in engine.meta_gradients(weights, tasks, list(range(7)))]
+            with torch.no_grad():
+                weights["linear.bias"] += 20
+        engine.dismiss()
+        return torch.stack(found), engine._draws
 
-    late = [0]
-    for one, many in zip(run(1), run(3), strict=True):
-        assert one == many if isinstance(one, dict) else torch.equal(one, many)
+    (one, _), (many, draws) = run(1), run(3)
+    assert torch.equal(one, many)
+    assert draws
 
 
 def test_training_and_evaluation_give_the_same_bits(registry):
@@ -151,36 +156,83 @@ def test_training_and_evaluation_give_the_same_bits(registry):
 
 
 def test_items_really_run_side_by_side_and_results_keep_their_order():
-    meeting = threading.Barrier(3, timeout=20)
+    meeting = multiprocessing.get_context("fork").Barrier(3)
 
     def work(item):
-        meeting.wait()  # passes only if three threads are here at once
-        assert in_lane()
-        assert not torch.is_grad_enabled()
-        return -item
+        meeting.wait(20)  # passes only if three processes are here at once
+        return -item, os.getpid(), torch.is_grad_enabled()
 
-    with torch.no_grad():
-        assert list(Lanes(lambda: 3).map(work, range(6), 3)) == [0, -1, -2, -3, -4, -5]
-    assert not in_lane()
+    with torch.no_grad(), Crew(work, 3) as crew:
+        found = list(crew.map(range(6)))
+    assert [value for value, _, _ in found] == [0, -1, -2, -3, -4, -5]
+    assert len({pid for _, pid, _ in found}) == 3
+    assert not any(gradients for _, _, gradients in found)
 
 
-def test_the_first_failure_in_order_is_told_and_nothing_goes_on_behind():
-    started = []
-
+def test_the_first_failure_in_order_is_told_and_nobody_stays_behind():
     def work(item):
-        started.append(item)
         if item in (1, 2):
-            raise ValueError(f"item {item}")
-        return item
+            raise BenchError(f"item {item}")
+        return os.getpid()
 
-    results = Lanes(lambda: 2).map(work, range(100), 2)
-    assert next(results) == 0
-    with pytest.raises(ValueError, match="item 1"):
-        next(results)
-    seen = len(started)
-    assert seen < 100
-    threading.Event().wait(0.05)
-    assert len(started) == seen
+    with Crew(work, 2) as crew:
+        results = crew.map(range(100))
+        pid = next(results)
+        with pytest.raises(BenchError, match="item 1"):
+            next(results)
+        assert not alive(pid)
+
+
+def test_an_error_that_cannot_travel_is_told_in_words():
+    class Odd(Exception):
+        pass
+
+    def work(item):
+        raise Odd("here")
+
+    with Crew(work, 2) as crew, pytest.raises(BenchError, match="Odd: here"):
+        list(crew.map([1, 2]))
+
+
+def test_a_process_that_dies_is_an_error_that_says_how():
+    with (
+        Crew(lambda item: os.kill(os.getpid(), signal.SIGKILL), 2) as crew,
+        pytest.raises(BenchError, match="ended by SIGKILL"),
+    ):
+        list(crew.map([1, 2]))
+
+
+def test_a_crew_ends_with_the_process_that_forked_it():
+    code = (
+        "import os, time\nfrom robustbench_meta.lanes import Crew\n"
+        "crew = Crew(lambda item: os.getpid(), 1)\nprint(*crew.map([1]), flush=True)\ntime.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        assert alive(pid)
+        process.kill()
+        process.wait()
+        for _ in range(100):
+            if not alive(pid):
+                break
+            time.sleep(0.05)
+        assert not alive(pid)
+
+
+def alive(pid):
+    """Running, or at least not yet reaped by anyone but a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_training_leaves_no_process_behind(registry):
+    grid = small(registry, learners=("maml",), attacks=("none",))
+    meta_train(grid, grid.trainings[0], CPU, Plan(chunk=1), lanes=Lanes(lambda: 2))
+    assert not multiprocessing.active_children()
 
 
 def test_out_of_memory_halves_the_chunk_and_goes_on(registry, caplog):

@@ -70,12 +70,28 @@ def test_a_run_is_compiled_if_it_is_long_and_wins_by_the_margin(monkeypatch, cac
     assert tuning.compiled_plan(*args).compiled is compiled
 
 
-def test_the_default_stays_unless_another_plan_is_faster_by_the_margin(monkeypatch, cache):
-    for faster, expected in ((0.9, Plan(chunk=8)), (0.5, Plan(chunk=16))):
-        monkeypatch.setattr(tuning, "_time", lambda device, plan, work, f=faster: f if plan.chunk == 16 else 1.0)
-        assert tuning.measured_plan({"faster": faster}, CPU, 16, lambda plan: None) == expected
-    told = [json.loads(path.read_text()) for path in sorted(cache.glob("*.json"))]
-    assert {tuple(sorted(each["plan"])) for each in told} == {("chunk", "compiled", "own", "shared")}
+@pytest.mark.parametrize(
+    ("faster", "factor", "expected"),
+    [
+        (Plan(chunk=4), 0.9, Plan(chunk=8)),
+        (Plan(chunk=4), 0.8, Plan(chunk=4)),
+        (Plan("loop", "loop"), 0.8, Plan("loop", "loop")),
+        (Plan(chunk=16), 0.7, Plan(chunk=8)),  # all at once leaves nothing to share out
+        (Plan(chunk=16), 0.5, Plan(chunk=16)),
+    ],
+)
+def test_the_default_stays_unless_another_plan_is_faster_by_the_margin(monkeypatch, cache, faster, factor, expected):
+    monkeypatch.setattr(tuning, "_time", lambda device, plan, work: factor if plan == faster else 1.0)
+    assert tuning.measured_plan({}, CPU, 16, lambda plan: None) == expected
+    (told,) = [json.loads(path.read_text()) for path in cache.glob("*.json")]
+    assert Plan(**told["plan"]) == expected
+    monkeypatch.setattr(tuning, "_time", None)
+    assert tuning.measured_plan({}, CPU, 16, lambda plan: None) == expected, "it is remembered"
+
+
+@pytest.mark.parametrize(("tasks", "chunk"), [(1, 1), (2, 1), (3, 2), (8, 4), (32, 8)])
+def test_the_default_leaves_something_for_two_lanes(tasks, chunk):
+    assert tuning.default_plan(CPU, tasks).chunk == chunk
 
 
 @pytest.mark.usefixtures("quick_compiler")

@@ -19,7 +19,6 @@ class FGSM(Attack):
 
     name: ClassVar[str] = "fgsm"
     source: ClassVar[str] = "Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572"
-    own_randomness: ClassVar[bool] = True
 
     def perturb(self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random) -> Tensor:
         """clip(x + ε·sign(∇ₓ L(model(x), y))), with sign(0) = 0; all tasks at once, deterministic.

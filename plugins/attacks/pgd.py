@@ -21,7 +21,6 @@ class PGD(Attack):
 
     name: ClassVar[str] = "pgd"
     source: ClassVar[str] = "Madry et al. 2018, https://arxiv.org/abs/1706.06083"
-    own_randomness: ClassVar[bool] = True
 
     steps: int = Field(20, ge=1, description="number of steps")
     alpha: float | None = Field(None, gt=0, description="size of a step; none: 2.5·ε/steps, as Madry et al.")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from robustbench_meta.cores import one_thread_an_operation
+from robustbench_meta.cores import computing_alone
 from robustbench_meta.executors import Hear, Job
 from robustbench_meta.grid import Grid
 from robustbench_meta.lanes import Lanes
@@ -22,6 +22,6 @@ class InProcess:
 
     def run(self, jobs: Sequence[Job], hear: Hear) -> None:
         """See `Executor.run`."""
-        with one_thread_an_operation(self._place.device):
+        with computing_alone(self._place.device):
             for job in jobs:
                 do_job(self._place, job, hear)

@@ -22,7 +22,7 @@ from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection
 from typing import Any
 
-from robustbench_meta.cores import one_thread_an_operation
+from robustbench_meta.cores import computing_alone
 from robustbench_meta.devices import choose_device
 from robustbench_meta.executors import Hear, Recipe
 from robustbench_meta.grid import prepare
@@ -50,7 +50,7 @@ def serve(pipe: Connection, recipe: Recipe, lanes: Any, level: int) -> None:
     try:
         with _muted():  # the driver has made the same grid, and said what there is to say about it
             place = _workplace(recipe, Lanes(lambda: int(lanes.value)))
-        with _speaking_through(line, level), one_thread_an_operation(place.device):
+        with _speaking_through(line, level), computing_alone(place.device):
             line.tell("idle")
             while (job := pipe.recv()) is not None:
                 do_job(place, job, Paced(line.tell))
