@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Contestant, Settings, clocked, on_cpu
-from benchmarks.memory import Watch, tree_mib
+from benchmarks.processes import Watch, tree_mib
 from robustbench_meta.cores import computing_alone
 from robustbench_meta.precision import computing_in
 

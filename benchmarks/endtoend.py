@@ -20,10 +20,10 @@ from benchmarks.apart import Apart, Job
 from benchmarks.gradients import told_plan
 from benchmarks.machine import cores
 from benchmarks.measure import Contestant, Settings, here, race
-from benchmarks.memory import Watch
 from benchmarks.outcomes import Goal, Outcome, Timed
 from benchmarks.peers import Library, installed, meta_gradient
 from benchmarks.problems import Problem, grid_of, registry, with_few_validations
+from benchmarks.processes import Watch
 from robustbench_meta.data.cache import ENVIRONMENT as CACHE
 from robustbench_meta.data.root import ENVIRONMENT as DATA
 from robustbench_meta.data.root import data_root
@@ -98,7 +98,7 @@ class FromDisk:
         """How many meta-steps a run has, ours and theirs."""
         if settings.quick:
             return 2, 1
-        return (200, 5) if settings.device.type == "cuda" else (5, 5)
+        return (200 if settings.device.type == "cuda" else 20, 5)  # ours starts processes for each run
 
 
 def reading_seconds(spec: RunSpec, *, cold: bool = True) -> dict[str, int | float | str]:

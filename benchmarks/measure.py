@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from benchmarks.machine import matrix_product, matrix_product_gflop
 from benchmarks.outcomes import Outcome, Role, Timed
+from benchmarks.processes import Others
 from robustbench_meta.devices import wait
 from robustbench_meta.lanes import Lanes
 
@@ -22,6 +23,9 @@ ENOUGH = 3.0
 MOST = 50
 SHORTEST = 0.05
 """Seconds that a turn lasts at least: short work is done several times in it, for it begins with cold caches."""
+
+BUSY = 0.1
+"""Cores that others may take: OpenMP's threads wait for each other, and wait long for one that has no core."""
 
 Turn = Callable[[float], tuple[float, Callable[[], Any]]]
 """Does the work until so many seconds are over, once at least: the seconds that it takes once, and what gives its
@@ -85,6 +89,7 @@ def race(
             timed.agrees = timed.difference <= tolerance
         outcome.timed.append(timed)
     results.clear()
+    others = Others()
     started, turns, least = time.perf_counter(), settings.repeats, 0.0
     if not settings.quick:
         turns, least = max(turns, min(MOST, int(ENOUGH / max(warm_up, 1e-9)))), SHORTEST
@@ -96,6 +101,11 @@ def race(
         if turn and time.perf_counter() - started > settings.seconds:
             outcome.notes.append(f"stopped after {turn + 1} repetitions, for lack of time")
             break
+    busy = others.cores()
+    if busy is not None:
+        outcome.figures["cores that other processes took"] = round(busy, 2)
+        if busy > BUSY:
+            outcome.notes.append("measured on a busy machine: peers with several threads suffer most; do it again")
 
 
 def here(run: Callable[[], Any], device: torch.device) -> Turn:

@@ -107,14 +107,14 @@ class Problem:
         spec = self.training.spec.model_copy(update={"meta_steps": product.MEASURE_FROM})
         training = replace(self.training, spec=spec)
         with self._workplace() as place:
-            self.engine.plan = product._train_plan(place, training, product._self_check(place, training))
+            self.engine.plan = product.train_plan(place, training, product.self_check(place, training))
         return self.engine.plan
 
     def tune_for_test(self, episodes: int) -> Plan:
         """The plan as the suite chooses it for a test."""
         with self._workplace() as place:
-            vmap = product._self_check(place, self.training)
-            self.engine.plan = product._test_plan(place, self.training, episodes, vmap)
+            vmap = product.self_check(place, self.training)
+            self.engine.plan = product.test_plan(place, self.training, episodes, vmap)
         return self.engine.plan
 
     @contextmanager

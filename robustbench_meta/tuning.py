@@ -29,7 +29,7 @@ from robustbench_meta.errors import BenchError
 from robustbench_meta.files import write_atomically, write_text
 
 _log = logging.getLogger(__name__)
-REPEATS = 3
+REPEATS = 2
 PAYS_FROM = 600.0
 """Seconds of work from which on a minute or two of compiling may pay."""
 AGREES = 1e-3
@@ -135,7 +135,7 @@ def _fastest(device: torch.device, tasks: int, work: Callable[[Plan], object]) -
     while True:
         for shared, own in _MAPPINGS:
             plan = replace(start, shared=shared, own=own)  # type: ignore[arg-type]  # literals in a table
-            timings[plan] = _time(device, plan, work)
+            timings[plan] = _time(device, plan, work, min(timings.values(), default=math.inf))
         if min(timings.values()) < math.inf or start.chunk == 1:
             break
         start = replace(start, chunk=start.chunk // 2)
@@ -143,7 +143,7 @@ def _fastest(device: torch.device, tasks: int, work: Callable[[Plan], object]) -
     for chunk in _chunks(tasks):
         plan = replace(best, chunk=chunk)
         if plan not in timings:
-            timings[plan] = _time(device, plan, work)
+            timings[plan] = _time(device, plan, work, min(timings.values()))
     best = _best(timings, start, device)
     if timings[best] == math.inf:
         raise BenchError("not even one task at a time fits in the device's memory; lower --query, --shot or the width")
@@ -175,16 +175,16 @@ def _chunks(tasks: int) -> Iterator[int]:
     yield tasks
 
 
-def _time(device: torch.device, plan: Plan, work: Callable[[Plan], object]) -> float:
+def _time(device: torch.device, plan: Plan, work: Callable[[Plan], object], best: float = math.inf) -> float:
     """Seconds of the fastest of a few runs, after one to warm up; a plan that does not fit in memory takes for ever.
 
-    On the CPU they are those of this thread, in which all the work is done: other processes do not count.
+    A plan whose first run takes more than twice as long as the best so far is not run again. On the CPU the seconds
+    are those of this thread, in which all the work is done: other processes do not count.
     """
     clock = time.thread_time if device.type == "cpu" else time.perf_counter
+    seconds: list[float] = []
     try:
-        work(plan)
-        seconds = []
-        for _ in range(REPEATS):
+        while len(seconds) <= REPEATS and not (seconds and seconds[0] > 2 * best):
             wait(device)
             started = clock()
             work(plan)

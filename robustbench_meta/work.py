@@ -73,10 +73,10 @@ def _do_training(place: Workplace, training: Training, cells: list[Cell], hear: 
     count = cells[0].spec.episodes
     try:
         with computing_in(training.spec.precision, device):
-            vmap = _self_check(place, training)
+            vmap = self_check(place, training)
             trained = _train(place, training, vmap, hear)
             engine, _ = make_engine(grid, training, device, Plan(), place.lanes)
-            engine.plan = test_plan = _test_plan(place, training, count, vmap)
+            engine.plan = at_test = test_plan(place, training, count, vmap)
             reset_peak_memory(device)
             outcomes = evaluate(
                 engine, trained.weights, grid.splits.test.to(device), cells, device,
@@ -90,7 +90,7 @@ def _do_training(place: Workplace, training: Training, cells: list[Cell], hear: 
         for cell in cells:
             hear("cell_failed", key=cell.key, reason=_reason(training, error))
         return
-    plans = {"train": trained.plan, "test": asdict(test_plan)}
+    plans = {"train": trained.plan, "test": asdict(at_test)}
     for cell in cells:
         outcome = outcomes[cell.key]
         if isinstance(outcome, BenchError):
@@ -99,7 +99,7 @@ def _do_training(place: Workplace, training: Training, cells: list[Cell], hear: 
             hear("cell_finished", record=_record(grid, cell, outcome, trained, device, plans, memory))
 
 
-def _self_check(place: Workplace, training: Training) -> bool:
+def self_check(place: Workplace, training: Training) -> bool:
     """Whether the learner may be vmapped on this backbone.
 
     Raises:
@@ -131,7 +131,7 @@ def _train(place: Workplace, training: Training, vmap: bool, hear: Hear) -> Trai
     _, weights = make_engine(grid, training, device, Plan(), lanes)
     trained = store.load_checkpoint(training.key, weights)
     if trained is None:
-        steps, plan = training.spec.meta_steps, _train_plan(place, training, vmap)
+        steps, plan = training.spec.meta_steps, train_plan(place, training, vmap)
         reset_peak_memory(device)
         trained = meta_train(
             grid, training, device, plan,
@@ -152,7 +152,7 @@ def _reason(training: Training, error: Exception) -> str:
     return f"learner '{training.title}' failed: {type(error).__name__}: {error}"
 
 
-def _train_plan(place: Workplace, training: Training, vmap: bool) -> Plan:
+def train_plan(place: Workplace, training: Training, vmap: bool) -> Plan:
     """The fastest plan for the meta-gradient; a plain loop where vmap is out of the question."""
     grid, device, spec = place.grid, place.device, training.spec
     if not vmap:
@@ -177,9 +177,9 @@ def _train_plan(place: Workplace, training: Training, vmap: bool) -> Plan:
     return plan
 
 
-def _test_plan(place: Workplace, training: Training, count: int, vmap: bool) -> Plan:
+def test_plan(place: Workplace, training: Training, count: int, vmap: bool) -> Plan:
     """By the work that most attacks repeat: the gradient of adapted models in their queries' pixels."""
-    grid, device, spec, most = place.grid, place.device, training.spec, min(count, 32)
+    grid, device, spec, most = place.grid, place.device, training.spec, min(count, 16)
     if not vmap:
         return Plan("loop", "loop", min(8, most))
     if count < MEASURE_FROM:

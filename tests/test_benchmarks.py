@@ -1,6 +1,9 @@
 """The speed benchmark: its counts, that everybody computes the same, and what it writes."""
 
 import importlib
+import os
+import signal
+from functools import partial
 
 import pytest
 import torch
@@ -8,12 +11,14 @@ from typer.testing import CliRunner
 
 from benchmarks import evaluation, peers, report
 from benchmarks.__main__ import app
+from benchmarks.apart import Apart, Job
 from benchmarks.cases import CASES, chosen
 from benchmarks.flops import Work, counted, work_of
 from benchmarks.gradients import TOLERANCE_FLOAT64, their_step
-from benchmarks.measure import Contestant, Settings, race, relative
+from benchmarks.measure import Contestant, Settings, clocked, here, race, relative
 from benchmarks.outcomes import Goal, Machine, Measurements, Outcome, Point, Timed
 from benchmarks.problems import Problem
+from benchmarks.processes import Others, Watch, tree_mib
 from benchmarks.scaling import line
 from robustbench_meta.errors import BenchError
 
@@ -144,6 +149,76 @@ def test_a_library_that_is_not_there_is_told(monkeypatch):
     assert notes == ["higher is not installed and was left out", "torchopt is not installed and was left out"]
 
 
+# -- our process ------------------------------------------------------------------------------------
+
+
+def our_job(settings, fault=None):
+    if fault == "error":
+        raise ValueError("not so")
+    each = problem(tasks=3, lanes=settings.lanes())
+    plan = each.tune()
+
+    def run():
+        if fault == "death":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return each.gradient()
+
+    return Job(run, {"plan": plan, "lanes": each.engine.lanes.count(), "threads": torch.get_num_threads()})
+
+
+def test_our_process_computes_as_the_product_and_finds_our_gradient():
+    threads, expected = torch.get_num_threads(), problem(tasks=3).gradient()
+    with Apart(our_job, Settings(CPU, threads=2, quick=True)) as ours:
+        assert (ours.told["lanes"], ours.told["threads"]) == (2, 1)
+        assert ours.told["plan"].chunk <= 3
+        seconds, result = ours.turn()
+        assert relative(result(), expected) < TOLERANCE_FLOAT64
+        assert 0 < seconds < 60
+        assert ours.memory_mib() > 50
+        assert ours.peak_mib_of_turn() > 50
+        pid = ours._process.pid
+    assert torch.get_num_threads() == threads
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_what_fails_in_our_process_is_told():
+    with pytest.raises(RuntimeError, match=r"(?s)our process failed:.*ValueError: not so"):
+        Apart(partial(our_job, fault="error"), SETTINGS)
+    with Apart(partial(our_job, fault="death"), SETTINGS) as ours, pytest.raises(RuntimeError, match="exit code -9"):
+        ours.turn()
+
+
+@pytest.mark.skipif(tree_mib(os.getpid()) is None, reason="needs Linux")
+def test_memory_is_that_of_all_processes_and_the_cpu_that_of_others():
+    others = Others()
+    with Watch(os.getpid(), 0.01) as watch:
+        before, held = watch.peak_mib or 0.0, bytearray(200 * 2**20)
+        held[::4096] = b"x" * len(held[::4096])
+    assert watch.peak_mib > before + 150
+    clocked(lambda: sum(range(1000)), CPU, 0.2)
+    assert others.cores() < os.cpu_count() + 1
+
+
+def test_short_work_is_repeated_within_a_turn():
+    runs = []
+    seconds, last = clocked(lambda: runs.append(1) or len(runs), CPU, 0.02)
+    assert last == len(runs) > 2
+    assert seconds < 0.02
+
+
+@pytest.mark.parametrize("case", ["toy", "evaluation", "second-attack"])
+def test_a_case_is_measured(case, tmp_path):
+    path, threads = tmp_path / "speed.json", torch.get_num_threads()
+    done = CliRunner().invoke(app, [case, "--quick", "--threads", "1", "--json", str(path)])
+    torch.set_num_threads(threads)
+    assert done.exit_code == 0, done.output
+    (outcome,) = Measurements.read(path).outcomes
+    assert outcome.figures
+    assert all(timed.agrees and len(timed.seconds) == 2 for timed in outcome.timed)
+    assert all(goal.met for goal in outcome.goals)
+
+
 # -- measuring -------------------------------------------------------------------------------------
 
 
@@ -151,7 +226,8 @@ def test_who_finds_something_else_is_no_peer():
     outcome, order = Outcome(case="a", group="b", title="c"), []
 
     def runner(name, value):
-        return Contestant(name, lambda: order.append(name) or torch.tensor([value]), "ours" if name == "us" else "peer")
+        run = here(lambda: order.append(name) or torch.tensor([value]), CPU)
+        return Contestant(name, run, "ours" if name == "us" else "peer")
 
     race(
         outcome, [runner("us", 1.0), runner("right", 1.0005), runner("wrong", 2.0)], SETTINGS,

@@ -63,10 +63,11 @@ def test_a_compiler_that_fails_or_errs_is_warned_of_and_left_out(caplog):
     ("steps", "times", "compiled"), [(10, (9.0, 1.0), False), (1000, (9.0, 1.0), True), (1000, (9.0, 8.5), False)]
 )
 def test_a_run_is_compiled_if_it_is_long_and_wins_by_the_margin(monkeypatch, cache, steps, times, compiled):
-    monkeypatch.setattr(tuning, "_time", lambda device, plan, work: times[plan.compiled])
+    monkeypatch.setattr(tuning, "_time", lambda device, plan, work, best=0: times[plan.compiled])
     args = ({"operation": "x"}, CPU, 8, Plan(), lambda plan: torch.ones(1), steps)
     assert tuning.compiled_plan(*args).compiled is compiled
-    monkeypatch.setattr(tuning, "_time", lambda device, plan, work: 9.0)  # whatever it measures now, it remembers
+    monkeypatch.setattr(tuning, "_time", lambda device, plan, work, best=0: 9.0)
+    # whatever it measures now, it remembers
     assert tuning.compiled_plan(*args).compiled is compiled
 
 
@@ -81,7 +82,7 @@ def test_a_run_is_compiled_if_it_is_long_and_wins_by_the_margin(monkeypatch, cac
     ],
 )
 def test_the_default_stays_unless_another_plan_is_faster_by_the_margin(monkeypatch, cache, faster, factor, expected):
-    monkeypatch.setattr(tuning, "_time", lambda device, plan, work: factor if plan == faster else 1.0)
+    monkeypatch.setattr(tuning, "_time", lambda device, plan, work, best=0: factor if plan == faster else 1.0)
     assert tuning.measured_plan({}, CPU, 16, lambda plan: None) == expected
     (told,) = [json.loads(path.read_text()) for path in cache.glob("*.json")]
     assert Plan(**told["plan"]) == expected

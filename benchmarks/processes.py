@@ -1,9 +1,11 @@
-"""The memory of a process and of all that it started, together."""
+"""The memory of a process and of all that it started, and what of the CPU others take."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -67,3 +69,34 @@ def _own_mib(pid: int) -> float | None:
         lines = (_PROC / str(pid) / "smaps_rollup").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("Pss:")).split()[1]) / 1024
     return None
+
+
+class Others:
+    """How much of the CPU is taken by processes that are none of ours, since this was made."""
+
+    def __init__(self) -> None:
+        self._started, self._before = time.perf_counter(), _ticks_of_others()
+
+    def cores(self) -> float | None:
+        """In cores, on average, what a virtual machine's host takes among it; None where not Linux."""
+        now = _ticks_of_others()
+        if now is None or self._before is None:
+            return None
+        seconds = (now - self._before) / os.sysconf("SC_CLK_TCK")
+        return max(0.0, seconds / (time.perf_counter() - self._started))
+
+
+def _ticks_of_others() -> int | None:
+    """Of all cores together, less those of this process and of all that it started."""
+    try:
+        user, nice, system, _, _, *rest = map(int, (_PROC / "stat").read_text().split("\n")[0].split()[1:9])
+    except (OSError, ValueError):
+        return None
+    return user + nice + system + sum(rest) - sum(map(_ticks, _tree(os.getpid())))
+
+
+def _ticks(pid: int) -> int:
+    """Of a process and of its children that are over."""
+    with contextlib.suppress(OSError):
+        return sum(map(int, (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[11:15]))
+    return 0
