@@ -90,7 +90,7 @@ def _measure(
         measured.outcomes = _kept(Measurements.read(path), measured, path)
     report.show_machine(measured, console)
     with tempfile.TemporaryDirectory() as cache:  # plans are measured anew: the engine may have changed
-        os.environ.setdefault(CACHE, cache)
+        os.environ[CACHE] = cache
         for case in cases:
             with Console(stderr=True).status(f"{case.name}: {case.title} …"):
                 outcome = case.measure(settings)

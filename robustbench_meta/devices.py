@@ -84,11 +84,16 @@ def reset_peak_memory(device: torch.device) -> None:
 def peak_memory(device: torch.device) -> int | None:
     """The most bytes in use since `reset_peak_memory`; None where the system does not tell.
 
-    On CUDA: of this process's tensors. On a CPU: of this whole process, torch's libraries and the data among them;
-    where the system cannot begin anew (all but Linux), since the process was started.
+    On CUDA: of this process's tensors. On a CPU: see `peak_resident`.
     """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()
+
+
+def peak_resident() -> int | None:
+    """The most bytes that this whole process held, torch's libraries and the data among them; None if nobody tells.
+
+    Since `reset_peak_memory` on Linux, elsewhere since the process was started.
+    """
     with contextlib.suppress(OSError, StopIteration, ValueError, IndexError):
         lines = _STATUS.read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))

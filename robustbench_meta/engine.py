@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import mmap
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import repeat
 from typing import Any, Literal, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own convention
 from torch import Tensor, nn
@@ -240,7 +242,7 @@ class Engine:
     """Whether it goes on with smaller chunks when the device runs out of memory."""
     _attacks: int = 0
     _draws: bool | None = field(default=None, init=False)
-    """Whether learner or backbone draw from torch's global generator, which lanes cannot share; None: not yet seen."""
+    """Whether learner or backbone draw from global generators, which lanes cannot share; None: not yet seen."""
     _steps: _Stepping | None = field(default=None, init=False)
 
     def set_mode(self, training: bool) -> None:
@@ -318,9 +320,11 @@ class Engine:
             self.judged.merge(judged)
             if not total:
                 total = updates
-            for (sums, _), (gradients, _) in zip(total, updates, strict=True):
-                if sums is not gradients:
-                    torch._foreach_add_(sums, gradients)
+            else:  # not in place: autograd may give one tensor for two weights
+                total = [
+                    (list(torch._foreach_add(sums, gradients)), rate)
+                    for (sums, rate), (gradients, _) in zip(total, updates, strict=True)
+                ]
         return [(dict(zip(weights, grads, strict=True)), rate) for grads, rate in total]
 
     def part(self, weights: Weights, tasks: TaskBatch, of: int, seeds: Sequence[int]) -> _Part:
@@ -344,18 +348,24 @@ class Engine:
         while True:
             chunks = self._slices(tasks.tasks)
             with contextlib.suppress(torch.OutOfMemoryError):
-                lanes = self._lanes_for(part, chunks)
-                if (
-                    lanes > 1
-                    and (found := self._stepping(weights, tasks, lanes).run(weights, tasks, seeds)) is not None
-                ):
-                    return found
-                return [part(self.fresh(), which) for which in chunks]
+                lanes, found = self._lanes_for(len(chunks)), None
+                if lanes > 1 and self._draws is False:
+                    found = self._stepping(weights, tasks, lanes).run(weights, tasks, seeds)
+                if found is None:
+                    watched = [self._watched(part, which) for which in chunks]
+                    self._draws = self._draws or any(drew for _, drew in watched)
+                    found = [result for result, _ in watched]
+                return found
             self.halve()
 
     def _stepping(self, weights: Weights, tasks: TaskBatch, lanes: int) -> _Stepping:
         """The crew for meta-steps of this kind."""
-        kind = (lanes, self.plan, self.training, *((t.shape, t.dtype) for b in tasks for t in b), *map(id, weights))
+        tensors = [*weights.items(), *((field, tensor) for batch in tasks for field, tensor in batch._asdict().items())]
+        kind = (
+            lanes, self.plan, self.training, self.learner, self.attack, self.network, self.network.module.training,
+            self.surrogate_network, id(self.surrogate_weights),
+            *((name, tensor.shape, tensor.dtype) for name, tensor in tensors),
+        )  # fmt: skip
         if self._steps is None or self._steps.kind != kind:
             self.dismiss()
             self._steps = _Stepping(kind, self, weights, tasks, lanes)
@@ -398,33 +408,31 @@ class Engine:
             items: what to work on.
             done: told how many items are finished.
         """
-        lanes = self._lanes_for(work, items)
-        if lanes > 1:
-            with Crew(partial(self._watched, work), lanes) as crew:
-                found = list(_counted(crew.map(items), done))
+        lanes, results, rest = self._lanes_for(len(items)), list[Result](), list(items)
+        if lanes > 1 and self._draws is None:  # the first one shows whether anything is drawn
+            result, self._draws = self._watched(work, rest.pop(0))
+            results += _counted([result], done)
+        if lanes > 1 and not self._draws:
+            with Crew(partial(self._watched, work), lanes, self.lanes) as crew:
+                found = list(_counted(crew.map(rest), done, len(results)))
             if not any(drew for _, drew in found):
-                return [result for result, _ in found]
+                return results + [result for result, _ in found]
             self._draws = True
-        return list(_counted((work(self.fresh(), item) for item in items), done))
+        return results + list(_counted((work(self.fresh(), item) for item in rest), done, len(results)))
 
     def fresh(self) -> Engine:
         """The same engine, with nothing judged yet."""
         return replace(self, judged=Judged())
 
-    def _lanes_for(self, work: Callable[[Engine, Item], object], items: Sequence[Item]) -> int:
-        """How many lanes may share these items; the first time, one of them is tried to see whether it draws."""
-        lanes = 1 if self.plan.compiled else min(self.lanes.count(), len(items))
-        if lanes > 1 and self._draws is None:
-            before = torch.get_rng_state()
-            self._draws = self._watched(work, items[0])[1]
-            torch.set_rng_state(before)
-        return 1 if self._draws else lanes
+    def _lanes_for(self, items: int) -> int:
+        """How many lanes may share so many items."""
+        return 1 if self.plan.compiled or self._draws else min(self.lanes.count(), items)
 
     def _watched(self, work: Callable[[Engine, Item], Result], item: Item) -> tuple[Result, bool]:
-        """The result, and whether torch's global generator was drawn from."""
-        before = torch.get_rng_state()
+        """The result, and whether a global generator (torch's, numpy's, Python's) was drawn from."""
+        before = _random_states()
         result = work(self.fresh(), item)
-        return result, not torch.equal(torch.get_rng_state(), before)
+        return result, _random_states() != before
 
     def _slices(self, tasks: int) -> list[slice]:
         return [slice(start, min(start + self.plan.chunk, tasks)) for start in range(0, tasks, self.plan.chunk)]
@@ -467,14 +475,15 @@ class Engine:
         def compilable(tree: Any, x: Tensor, y: Tensor) -> list[Tensor]:
             return pytree.tree_leaves(self.learner.adapt(self.network, tree, Batch(x, y), **settings))
 
-        known = self.compiled.get(("adapted", state.kind)) if self.plan.compiled else None
+        called = ("adapted", state.kind, self.training, *sorted(settings.items()))
+        known = self.compiled.get(called) if self.plan.compiled else None
         if known is not None:  # a step without leaves handed through, as an earlier one has shown
             own = self._map(compilable, state, support.x, support.y, name=("adapt", *sorted(settings.items())))
             return State(pytree.tree_unflatten(own, known), pytree.tree_unflatten([0] * len(own), known), state.forward)
         own = iter(self._map(step, state, support.x, support.y))
         spec, shared = shape
         if all(leaf is None for leaf in shared):
-            self.compiled["adapted", state.kind] = spec
+            self.compiled[called] = spec
         leaves = [next(own) if leaf is None else leaf for leaf in shared]
         dims = [0 if leaf is None else None for leaf in shared]
         adapted = pytree.tree_unflatten(leaves, spec), pytree.tree_unflatten(dims, spec)
@@ -502,6 +511,8 @@ class Engine:
             return function
         key = (*name, ours, self.training)
         if key not in self.compiled:
+            limit: int = torch._dynamo.config.recompile_limit
+            torch._dynamo.config.recompile_limit = max(limit, 64)  # many operations come through one line of vmap's
             self.compiled[key] = torch.compile(function, backend=COMPILER, dynamic=False)
         compiled: Callable[..., Any] = self.compiled[key]
         return compiled
@@ -515,7 +526,7 @@ class _Stepping:
         self._weights = {name: _shared(weight).requires_grad_() for name, weight in weights.items()}
         self._tasks = TaskBatch(*(Batch(_shared(batch.x), _shared(batch.y)) for batch in tasks))
         self._slices = engine._slices(tasks.tasks)
-        self.crew = Crew(partial(engine._watched, self._part), lanes)
+        self.crew = Crew(partial(engine._watched, self._part), lanes, engine.lanes)
 
     def run(self, weights: Weights, tasks: TaskBatch, seeds: Sequence[int]) -> list[_Part] | None:
         """What each chunk gives; None if something was drawn from torch's global generator."""
@@ -525,7 +536,11 @@ class _Stepping:
             for ours, theirs in zip(self._tasks, tasks, strict=True):
                 ours.x.copy_(theirs.x)
                 ours.y.copy_(theirs.y)
-        told = list(self.crew.map([(which, list(seeds[which])) for which in self._slices]))
+        try:
+            told = list(self.crew.map([(which, list(seeds[which])) for which in self._slices]))
+        except BaseException:
+            self._engine.dismiss()  # some may still be at work on this step
+            raise
         if any(drew for _, drew in told):
             self._engine._draws = True
             return None
@@ -549,9 +564,15 @@ def _shared(like: Tensor) -> Tensor:
     return torch.frombuffer(memory, dtype=like.dtype).view(like.shape).copy_(like.detach())
 
 
-def _counted(results: Iterable[Result], done: Callable[[int], None] | None) -> Iterator[Result]:
+def _random_states() -> tuple[object, ...]:
+    """What changes when a global generator of the CPU is drawn from."""
+    numpy_state: Any = np.random.get_state()
+    return torch.get_rng_state().numpy().tobytes(), numpy_state[1].tobytes(), numpy_state[2:], random.getstate()
+
+
+def _counted(results: Iterable[Result], done: Callable[[int], None] | None, before: int = 0) -> Iterator[Result]:
     """The results, telling how many there have been."""
-    for count, result in enumerate(results, 1):
+    for count, result in enumerate(results, before + 1):
         if done is not None:
             done(count)
         yield result

@@ -10,10 +10,12 @@ from robustbench_meta.contracts import Weights
 
 
 def gradient_step(
-    loss: Callable[[Weights], torch.Tensor], weights: Weights, rate: float, *, first_order: bool = False
+    loss: Callable[[Weights], torch.Tensor], weights: Weights, rate: float | torch.Tensor, *, first_order: bool = False
 ) -> Weights:
     """θ' = θ − rate·∇loss(θ) on ONE task; differentiable through the gradient unless `first_order`."""
     gradients = torch.func.grad(loss)(weights)
     if first_order:
         gradients = {name: gradient.detach() for name, gradient in gradients.items()}
+    if isinstance(rate, torch.Tensor):  # a learned one
+        return {name: weight - rate * gradients[name] for name, weight in weights.items()}
     return {name: torch.sub(weight, gradients[name], alpha=rate) for name, weight in weights.items()}

@@ -6,15 +6,20 @@ that is most of the time. Not spawned processes: these would take seconds to imp
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import io
 import logging
 import multiprocessing
+import os
 import pickle
 import signal
 import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from types import TracebackType
@@ -22,6 +27,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from robustbench_meta.devices import peak_resident
 from robustbench_meta.errors import BenchError
 
 Item = TypeVar("Item")
@@ -30,6 +36,7 @@ _PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: which signal a process gets when its parent is gone."""
 
 
+@cache
 def forks() -> bool:
     """Whether processes may be forked here: on Linux, unless torch sees a CUDA device, which does not survive it."""
     return sys.platform == "linux" and not torch.cuda.is_available()
@@ -44,10 +51,12 @@ class Lanes:
 
     def __init__(self, count: Callable[[], int] = lambda: 1) -> None:
         self._count = count
+        self.peak = 0
+        """The most memory, in bytes, that a single process of a crew held since this was set to 0."""
 
     def count(self) -> int:
         """How many at the moment; one where processes cannot be forked."""
-        return max(1, self._count()) if forks() else 1
+        return max(1, self._count()) if forks() and not multiprocessing.current_process().daemon else 1
 
 
 class Crew(Generic[Item, Result]):
@@ -58,20 +67,22 @@ class Crew(Generic[Item, Result]):
     Args:
         work: what each does with an item; its result is pickled.
         count: how many processes.
+        lanes: is told the memory that they took.
+
+    Raises:
+        BenchError: no process can be forked.
     """
 
-    def __init__(self, work: Callable[[Item], Result], count: int) -> None:
+    def __init__(self, work: Callable[[Item], Result], count: int, lanes: Lanes | None = None) -> None:
         self._hands: list[tuple[ForkProcess, Connection]] = []
-        fork = multiprocessing.get_context("fork")
-        for _ in range(count):
-            ours, theirs = fork.Pipe()
-            process = fork.Process(target=_serve, args=(work, theirs), daemon=True)
-            with warnings.catch_warnings():  # threads that are here are not used in the copies
-                warnings.simplefilter("ignore", DeprecationWarning)
-                process.start()
-            theirs.close()
-            self._hands.append((process, ours))
+        self._lanes = lanes or Lanes()
         weakref.finalize(self, _end, self._hands)
+        try:
+            for _ in range(count):
+                self._hands.append(_fork(work, [pipe for _, pipe in self._hands]))
+        except OSError as error:
+            self.dismiss()
+            raise BenchError(f"cannot start a process to share the work ({error}); use OMP_NUM_THREADS=1") from error
 
     def __enter__(self) -> Crew[Item, Result]:
         return self
@@ -87,6 +98,8 @@ class Crew(Generic[Item, Result]):
         Raises:
             BenchError: a process died.
         """
+        if not self._hands:
+            raise BenchError("these processes have been dismissed")
         waiting = list(enumerate(items))[::-1]
         results: dict[int, tuple[bool, Any]] = {}
         busy: dict[Connection, int] = {}
@@ -96,8 +109,11 @@ class Crew(Generic[Item, Result]):
             while index not in results:
                 ready = wait(list(busy))
                 for pipe in [pipe for pipe in busy if pipe in ready]:
-                    results[busy[pipe]] = self._take(pipe)
-                    self._give(pipe, waiting, busy)
+                    results[busy.pop(pipe)] = answer = self._take(pipe)
+                    if answer[0]:
+                        self._give(pipe, waiting, busy)
+                    else:
+                        waiting.clear()
             good, value = results.pop(index)
             if not good:
                 self.dismiss()
@@ -110,16 +126,18 @@ class Crew(Generic[Item, Result]):
 
     @staticmethod
     def _give(pipe: Connection, waiting: list[tuple[int, Item]], busy: dict[Connection, int]) -> None:
-        """The next item, if there is one."""
-        busy.pop(pipe, None)
+        """The next item, if there is one; if its process is dead, reading its answer will tell."""
         if waiting:
             index, item = waiting.pop()
-            pipe.send_bytes(pickle.dumps(item))
             busy[pipe] = index
+            with contextlib.suppress(ConnectionError):
+                pipe.send_bytes(pickle.dumps(item))
 
     def _take(self, pipe: Connection) -> tuple[bool, Any]:
         try:
-            good, value = pickle.loads(pipe.recv_bytes())  # written by a copy of this process
+            good, value, said = pickle.loads(pipe.recv_bytes())  # written by a copy of this process
+            self._lanes.peak = max(self._lanes.peak, said.peak)
+            said.again()
             return bool(good), value
         except (EOFError, ConnectionError):
             process = next(process for process, ours in self._hands if ours is pipe)
@@ -140,28 +158,95 @@ def _end(hands: list[tuple[ForkProcess, Connection]]) -> None:
     hands.clear()
 
 
-def _serve(work: Callable[[Any], Any], pipe: Connection) -> None:
+def _fork(work: Callable[[Any], Any], others: Sequence[Connection]) -> tuple[ForkProcess, Connection]:
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe()
+    process = fork.Process(target=_serve, args=(work, theirs, [ours, *others], os.getpid()), daemon=True)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the copy has said what it does with it
+    try:
+        with warnings.catch_warnings():  # threads that are here are not used in the copies
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+    return process, ours
+
+
+@dataclass
+class _Said:
+    """What a copy has said since its last answer, and the most memory that it held."""
+
+    log: list[tuple[str, int, str]] = field(default_factory=list)
+    out: str = ""
+    err: str = ""
+    peak: int = 0
+
+    def again(self) -> None:
+        """Say it here."""
+        for name, level, message in self.log:
+            logging.getLogger(name).log(level, "%s", message)
+        for text, stream in ((self.out, sys.stdout), (self.err, sys.stderr)):
+            if text:
+                stream.write(text)
+
+
+class _Listening(logging.Handler):
+    """Keeps what is logged, warned and printed in a copy, until its next answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for logger in logging.root.manager.loggerDict.values():
+            if isinstance(logger, logging.Logger):
+                logger.handlers.clear()  # they may wait for a thread that is not in this copy
+        logging.root.handlers[:] = [self]
+        logging.captureWarnings(True)
+        self._begin()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep it."""
+        self._log.append((record.name, record.levelno, record.getMessage()))
+
+    def said(self) -> _Said:
+        """All of it, and begin anew."""
+        told = _Said(self._log, self._out.getvalue(), self._err.getvalue(), peak_resident() or 0)
+        self._begin()
+        return told
+
+    def _begin(self) -> None:
+        self._log: list[tuple[str, int, str]] = []
+        sys.stdout, sys.stderr = self._out, self._err = io.StringIO(), io.StringIO()
+
+
+def _serve(work: Callable[[Any], Any], pipe: Connection, others: Sequence[Connection], parent: int) -> None:
     """The life of a copy."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that was forked
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    logging.disable()  # a handler may wait for a thread that is not in this copy
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return  # it was gone before it could be watched
+    for other in others:
+        other.close()
+    torch.set_num_threads(1)
+    listening = _Listening()
     while True:
         try:
             item = pickle.loads(pipe.recv_bytes())  # written by the process that was forked
         except (EOFError, ConnectionError):
             return
+        value: Any
         try:
-            answer = pickle.dumps((True, work(item)))
+            good, value = True, work(item)
         except BaseException as error:
-            answer = _failure(error)
-        pipe.send_bytes(answer)
+            good, value = False, _travelling(error)
+        pipe.send_bytes(pickle.dumps((good, value, listening.said())))
 
 
-def _failure(error: BaseException) -> bytes:
+def _travelling(error: BaseException) -> BaseException:
+    """The error, or what it says if it cannot be pickled."""
     try:
-        told = pickle.dumps((False, error))
-        pickle.loads(told)  # our own
-        return told
-    except Exception:  # an error that cannot travel
-        return pickle.dumps((False, BenchError(f"{type(error).__name__}: {error}")))
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:
+        return BenchError(f"{type(error).__name__}: {error}")

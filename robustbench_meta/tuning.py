@@ -76,22 +76,22 @@ def compiled_plan(
         work: as in `measured_plan`; gives its result as one vector.
         steps: how often the work will be done.
     """
-    seconds = _time(device, plan, work)
-    if steps * seconds < PAYS_FROM:
-        return plan
 
     def choose() -> tuple[Plan, dict[str, float]]:
+        seconds = _time(device, plan, work)
+        if steps * seconds < PAYS_FROM:
+            return plan, _told({plan: seconds})
         compiled = replace(plan, compiled=True)
         timings = {plan: seconds, compiled: _time(device, compiled, work) if compiles(plan, work) else math.inf}
         return _best(timings, plan, device), _told(timings)
 
-    return _remembered({**what, "plan": asdict(plan)}, device, tasks, choose)
+    return _remembered({**what, "plan": asdict(plan), "steps": steps}, device, tasks, choose)
 
 
 def compiles(plan: Plan, work: Callable[[Plan], Tensor]) -> bool:
     """Whether torch.compile works here, and gives the result of the plan up to rounding; warns if not."""
-    expected = work(plan)
     try:
+        expected = work(plan)
         found = work(replace(plan, compiled=True))
     except Exception as error:  # a missing C++ compiler, an operation that it does not know: it fails in many ways
         reason = str(error).strip().split("\n")[0]

@@ -77,12 +77,12 @@ def _do_training(place: Workplace, training: Training, cells: list[Cell], hear: 
             trained = _train(place, training, vmap, hear)
             engine, _ = make_engine(grid, training, device, Plan(), place.lanes)
             engine.plan = at_test = test_plan(place, training, count, vmap)
-            reset_peak_memory(device)
+            _forget_memory(place)
             outcomes = evaluate(
                 engine, trained.weights, grid.splits.test.to(device), cells, device,
                 lambda done: hear("evaluation_progress", training=training.title, done=done, total=len(cells) * count),
             )  # fmt: skip
-            memory = {"train_bytes": trained.peak_memory, "test_bytes": peak_memory(device)}
+            memory = {"train_bytes": trained.peak_memory, "test_bytes": _most_memory(place)}
     except StorageError:
         raise
     except Exception as error:  # a learner is a plugin, and may raise anything: its cells fail, the grid goes on
@@ -132,16 +132,27 @@ def _train(place: Workplace, training: Training, vmap: bool, hear: Hear) -> Trai
     trained = store.load_checkpoint(training.key, weights)
     if trained is None:
         steps, plan = training.spec.meta_steps, train_plan(place, training, vmap)
-        reset_peak_memory(device)
+        _forget_memory(place)
         trained = meta_train(
             grid, training, device, plan,
             lambda step, metrics: hear(
                 "training_progress", training=training.title, step=step, steps=steps, metrics=metrics),
             lanes,
         )  # fmt: skip
-        trained.peak_memory = peak_memory(device)
+        trained.peak_memory = _most_memory(place)
         store.save_checkpoint(training.key, trained, training.spec.model_dump(mode="json"))
     return trained
+
+
+def _forget_memory(place: Workplace) -> None:
+    place.lanes.peak = 0
+    reset_peak_memory(place.device)
+
+
+def _most_memory(place: Workplace) -> int | None:
+    """The peak of the process, this or a lane's, that held most."""
+    here = peak_memory(place.device)
+    return None if here is None else max(here, place.lanes.peak)
 
 
 def _reason(training: Training, error: Exception) -> str:
@@ -156,7 +167,7 @@ def train_plan(place: Workplace, training: Training, vmap: bool) -> Plan:
     """The fastest plan for the meta-gradient; a plain loop where vmap is out of the question."""
     grid, device, spec = place.grid, place.device, training.spec
     if not vmap:
-        return Plan("loop", "loop", min(8, spec.tasks_per_step))
+        return Plan("loop", "loop", min(8, (spec.tasks_per_step + 1) // 2))
     engine, weights = make_engine(grid, training, device, Plan(), Lanes())
     engine.may_halve = False
     tasks = grid.splits.train.to(device).sample([0], spec.way, spec.shot, spec.query, spec.tasks_per_step)
@@ -164,7 +175,9 @@ def train_plan(place: Workplace, training: Training, vmap: bool) -> Plan:
 
     def work(plan: Plan) -> Tensor:
         engine.plan = plan
-        updates = engine.meta_gradients(weights, tasks, seeds)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(0)  # for dropout: two plans are compared
+            updates = engine.meta_gradients(weights, tasks, seeds)
         return torch.cat([gradient.flatten() for gradients, _ in updates for gradient in gradients.values()])
 
     what, plan = _what("meta-gradient", grid, training), default_plan(device, spec.tasks_per_step)
@@ -179,7 +192,8 @@ def train_plan(place: Workplace, training: Training, vmap: bool) -> Plan:
 
 def test_plan(place: Workplace, training: Training, count: int, vmap: bool) -> Plan:
     """By the work that most attacks repeat: the gradient of adapted models in their queries' pixels."""
-    grid, device, spec, most = place.grid, place.device, training.spec, min(count, 16)
+    grid, device, spec = place.grid, place.device, training.spec
+    most = min(count, 16 if device.type == "cpu" else 128)
     if not vmap:
         return Plan("loop", "loop", min(8, most))
     if count < MEASURE_FROM:
@@ -206,6 +220,7 @@ def _what(operation: str, grid: Grid, training: Training) -> dict[str, Any]:
     spec = training.spec
     return {
         "operation": operation,
+        "code": spec.code,
         **{name: getattr(spec, name).model_dump(mode="json") for name in ("learner", "backbone")},
         "training_attack": spec.attack.model_dump(mode="json") if spec.attack else None,
         **{name: getattr(spec, name) for name in ("way", "shot", "query", "precision")},

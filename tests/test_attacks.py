@@ -189,3 +189,25 @@ def test_doubts_are_judged_when_they_are_settled_and_nan_is_not_forgotten():
         doubts.settle()
     with pytest.raises(ViolationError, match="returned NaN or infinite"):
         threat.verify("broken", x + torch.inf, x, 1)
+
+
+def test_a_tiny_gradient_has_a_direction_all_the_same():
+    weight = torch.tensor([[3e-30, 4e-30], [-3e-30, -4e-30]])
+    x, y = torch.full((1, 1, 2), 0.5), torch.zeros(1, 1, dtype=torch.int64)
+    found = pgd(linear(weight, torch.zeros(2)), x, y, 0.1, "l2", steps=1, alpha=0.05, random_start=False)
+    torch.testing.assert_close(found, x - 0.05 * torch.tensor([0.6, 0.8]))
+
+
+def test_restarts_need_a_random_start():
+    with pytest.raises(ValueError, match="would all be the same"):
+        PGD(restarts=2, random_start=False)
+
+
+def test_of_a_transductive_models_restarts_a_whole_task_is_kept():
+    victim, x, y = batch()
+    victim.transductive = True
+    found = pgd(victim, x, y, 0.05, seeds=[1, 2, 3], steps=1, alpha=0.01, restarts=4)
+    victim.transductive = False
+    mixed = pgd(victim, x, y, 0.05, seeds=[1, 2, 3], steps=1, alpha=0.01, restarts=4)
+    whole, single = victim.loss(found, y).mean(-1), victim.loss(mixed, y).mean(-1)
+    assert (single >= whole - 1e-6).all(), "image by image is at least as strong where images do not see each other"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from typing import ClassVar
 
 import pytest
@@ -194,12 +196,78 @@ def test_an_error_that_cannot_travel_is_told_in_words():
         list(crew.map([1, 2]))
 
 
-def test_a_process_that_dies_is_an_error_that_says_how():
+@pytest.mark.parametrize("items", [2, 50])
+def test_a_process_that_dies_is_an_error_that_says_how(items):
     with (
         Crew(lambda item: os.kill(os.getpid(), signal.SIGKILL), 2) as crew,
         pytest.raises(BenchError, match="ended by SIGKILL"),
     ):
+        list(crew.map(range(items)))
+
+
+def test_what_is_said_in_a_process_is_said_here(capsys, caplog):
+    def work(item):
+        print("printed", item)  # noqa: T201
+        logging.getLogger("robustbench_meta.plugin").warning("logged %s", item)
+        warnings.warn(f"warned {item}", stacklevel=1)
+
+    with Crew(work, 2, lanes := Lanes()) as crew:
         list(crew.map([1, 2]))
+    assert sorted(capsys.readouterr().out.split("\n")) == ["", "printed 1", "printed 2"]
+    for text in ("logged 1", "logged 2", "warned 1", "warned 2"):
+        assert text in caplog.text
+    assert lanes.peak > 10e6, "the memory of a process with torch in it"
+
+
+def test_a_crew_of_a_crews_process_has_one_lane():
+    with Crew(lambda item: Lanes(lambda: 5).count(), 1) as crew:
+        assert list(crew.map([0])) == [1]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_failing_attack_keeps_its_reason(registry, monkeypatch, threads):
+    grid = small(registry, learners=("maml",), attacks=("none", "fgsm"), scenarios=("clean/adv",))
+
+    def perturb(self, model, x, y, threat, random):
+        raise ValueError("this one")
+
+    monkeypatch.setattr(load_registry(None).get("attack", "fgsm"), "perturb", perturb)
+    engine, weights = make_engine(grid, grid.trainings[0], CPU, Plan(chunk=3), Lanes(lambda: threads))
+    found = evaluate(engine, weights, grid.splits.test, grid.cells, CPU)
+    reasons = [str(each) for each in found.values() if isinstance(each, BenchError)]
+    assert reasons == ["attack 'fgsm' failed: ValueError: this one"]
+
+
+def test_a_crew_notices_what_changed_since_it_was_forked(registry):
+    changed = [world(registry, "adml", threads) for threads in (1, 2)]
+    for engine, weights in changed:
+        for _ in range(2):
+            engine.meta_gradients(weights, random_tasks(tasks=7), range(7))
+        engine.attack = arm(OwnNoise(), ThreatModel("linf", 0.3))
+    one, many = (gradients(engine, weights, steps=1)[0] for engine, weights in changed)
+    assert torch.equal(one, many)
+
+
+def test_gradients_that_autograd_shares_are_summed_once(registry):
+    """x·(a + b): autograd may give one tensor as the gradient of both."""
+
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = (nn.Parameter(torch.full((64, 3), value, dtype=torch.float64)) for value in (0.1, 0.2))
+
+        def forward(self, x):
+            return x.flatten(1) @ (self.a + self.b)
+
+    engine, _ = world(registry, "maml")
+    engine.network.module = Sum()
+    weights = {name: w.detach().clone().requires_grad_() for name, w in engine.network.module.named_parameters()}
+    for chunk in (7, 2):
+        engine.plan = Plan("loop", "loop", chunk)
+        ((found, _),) = engine.meta_gradients(weights, random_tasks(tasks=7), range(7))
+        torch.testing.assert_close(found["a"], found["b"])
+        expected = found["a"] if chunk == 7 else expected
+    torch.testing.assert_close(found["a"], expected)
 
 
 def test_a_crew_ends_with_the_process_that_forked_it():

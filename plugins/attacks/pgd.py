@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from robustbench_meta import hookimpl
@@ -27,18 +27,26 @@ class PGD(Attack):
     random_start: bool = Field(True, description="start at a random point of the ε-ball")
     restarts: int = Field(1, ge=1, description="starts; of several, the one that fools, else that of the highest loss")
 
+    @model_validator(mode="after")
+    def _starts_differ(self) -> Self:
+        if self.restarts > 1 and not self.random_start:
+            raise ValueError("restarts without random_start would all be the same one")
+        return self
+
     def perturb(self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random) -> Tensor:
         """The last iterate for each image of x [tasks, n, *shape], or any other leading axes; the data set's loss.
 
         Raises:
             BenchError: the model's loss does not depend differentiably on x.
         """
-        if self.restarts == 1 or not self.random_start:
+        if self.restarts == 1:
             return self._ascend(model, self._start(x, threat, random, model.event), x, y, threat)
         best, score = x, torch.full_like(y, -torch.inf, dtype=x.dtype)
         for _ in range(self.restarts):
             found = self._ascend(model, self._start(x, threat, random, model.event), x, y, threat)
             harm = _harm(model, found, y)
+            if model.transductive:  # an image was judged among these neighbours: all of a task, or none
+                harm = harm.mean(-1, keepdim=True).expand_as(harm)
             best = torch.where((harm > score).view(*y.shape, *(1,) * model.event), found, best)
             score = torch.maximum(score, harm)
         return best
@@ -82,7 +90,8 @@ class PGDL2(PGD):
 
     def _direction(self, gradient: Tensor, event: int) -> Tensor:
         """The gradient at length 1; zero where it is zero."""
-        return gradient / _length(gradient, event).clamp_min(torch.finfo(gradient.dtype).tiny)
+        exact = gradient.double()  # the square of a small float32 is zero
+        return (exact / _length(exact, event).clamp_min(torch.finfo(exact.dtype).tiny)).to(gradient.dtype)
 
     def _project(self, moved: Tensor, x: Tensor, threat: ThreatModel, event: int) -> Tensor:
         delta = (moved - x).double()
