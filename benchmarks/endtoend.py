@@ -106,9 +106,9 @@ def reading_seconds(spec: RunSpec, *, cold: bool = True) -> dict[str, int | floa
     found: dict[str, int | float | str] = {}
     if cold:
         with empty_cache():
-            found["s to read, first time"] = round(_clock(lambda: prepare(spec, registry(), data_root(None))), 2)
+            found["seconds to read, first time"] = round(_clock(lambda: prepare(spec, registry(), data_root(None))), 2)
     grid_of(spec)
-    found["s to read, afterwards"] = round(_clock(lambda: prepare(spec, registry(), data_root(None))), 2)
+    found["seconds to read, afterwards"] = round(_clock(lambda: prepare(spec, registry(), data_root(None))), 2)
     return found
 
 

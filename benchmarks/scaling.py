@@ -58,7 +58,7 @@ class Scaling:
         if len(outcome.points) > 2:
             each, off = line([(point.value, point.seconds) for point in outcome.points])
             outcome.figures |= {
-                f"s for one more of {self.axis}": float(f"{each:.3g}"),
+                f"seconds for one more of {self.axis}": float(f"{each:.3g}"),
                 "farthest from a line": round(off, 3),
             }
             if self.straight:

@@ -351,11 +351,13 @@ class Engine:
                 lanes, found = self._lanes_for(len(chunks)), None
                 if lanes > 1 and self._draws is False:
                     found = self._stepping(weights, tasks, lanes).run(weights, tasks, seeds)
-                if found is None:
-                    watched = [self._watched(part, which) for which in chunks]
-                    self._draws = self._draws or any(drew for _, drew in watched)
-                    found = [result for result, _ in watched]
-                return found
+                if found is not None:
+                    return found
+                if lanes == 1 or self._draws:
+                    return [part(self.fresh(), which) for which in chunks]
+                watched = [self._watched(part, which) for which in chunks]  # the first step shows what is drawn
+                self._draws = any(drew for _, drew in watched)
+                return [result for result, _ in watched]
             self.halve()
 
     def _stepping(self, weights: Weights, tasks: TaskBatch, lanes: int) -> _Stepping:

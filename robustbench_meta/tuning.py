@@ -129,7 +129,8 @@ def _read(path: Path) -> Plan | None:
 def _fastest(device: torch.device, tasks: int, work: Callable[[Plan], object]) -> tuple[Plan, dict[str, float]]:
     """First the mappings, at the largest chunk that fits, then the chunks of the best mapping.
 
-    The default stays unless another is faster by MARGIN, so that noise seldom decides.
+    The default mapping and then its default chunk stay unless another is faster by a margin, so that noise seldom
+    decides.
     """
     start, timings = default_plan(device, tasks), dict[Plan, float]()
     while True:
@@ -144,7 +145,7 @@ def _fastest(device: torch.device, tasks: int, work: Callable[[Plan], object]) -
         plan = replace(best, chunk=chunk)
         if plan not in timings:
             timings[plan] = _time(device, plan, work, min(timings.values()))
-    best = _best(timings, start, device)
+    best = _best(timings, best, device)
     if timings[best] == math.inf:
         raise BenchError("not even one task at a time fits in the device's memory; lower --query, --shot or the width")
     return best, _told(timings)

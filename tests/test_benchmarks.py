@@ -277,7 +277,7 @@ def measured():
         ],
     )  # fmt: skip
     curve = Outcome(
-        case="scaling-tasks", group="scaling", title="by tasks", axis="tasks", figures={"s for one more": 0.025},
+        case="scaling-tasks", group="scaling", title="by tasks", axis="tasks", figures={"seconds for one more": 0.025},
         points=[Point(value=8, seconds=0.2, peak_mib=500, base_mib=400), Point(value=16, seconds=0.4)],
     )  # fmt: skip
     absent = Outcome(case="omniglot", group="omniglot", title="from disk", skipped="no Omniglot")

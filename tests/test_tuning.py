@@ -90,6 +90,16 @@ def test_the_default_stays_unless_another_plan_is_faster_by_the_margin(monkeypat
     assert tuning.measured_plan({}, CPU, 16, lambda plan: None) == expected, "it is remembered"
 
 
+def test_a_larger_chunk_is_held_against_the_best_mapping_not_against_the_default(monkeypatch, cache):
+    times = {
+        ("loop", 8): 1.0,
+        ("vmap", 8): 0.5,
+        ("vmap", 16): 0.4,
+    }  # 16: 60 % faster than the default, 20 % than its own
+    monkeypatch.setattr(tuning, "_time", lambda device, plan, work, best=0: times.get((plan.own, plan.chunk), 9.0))
+    assert tuning.measured_plan({}, CPU, 16, lambda plan: None) == Plan("vmap", "vmap", 8)
+
+
 @pytest.mark.parametrize(("tasks", "chunk"), [(1, 1), (2, 1), (3, 2), (8, 4), (32, 8)])
 def test_the_default_leaves_something_for_two_lanes(tasks, chunk):
     assert tuning.default_plan(CPU, tasks).chunk == chunk
