@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Learner, Model, Operations, Setting, Update, Weights
-from robustbench_meta.engine import State
+from robustbench_meta.models import State
 from robustbench_meta.tasks import Batch, TaskBatch
 
 

@@ -21,7 +21,7 @@ from robustbench_meta.tasks import Batch, Splits, TaskBatch
 from robustbench_meta.threat import Norm, ThreatModel
 
 if TYPE_CHECKING:
-    from robustbench_meta.engine import State
+    from robustbench_meta.models import State
 
 Weights = dict[str, Tensor]
 """θ: the meta-trained tensors by name."""

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import mmap
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from itertools import repeat
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  # torch's own convention
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from robustbench_meta.contracts import Learner, LossName, Random, Weights
+from robustbench_meta.contracts import Learner, Random, Weights
 from robustbench_meta.errors import BenchError
 from robustbench_meta.lanes import Crew, Lanes
-from robustbench_meta.options import Precision
-from robustbench_meta.precision import lowered
+from robustbench_meta.models import Forward, Network, State
 from robustbench_meta.seeds import seed_from
+from robustbench_meta.sharing import CrewFor, Judged, Part, Stepping, share_out
 from robustbench_meta.tasks import Batch, TaskBatch
 from robustbench_meta.threat import Doubts
 
@@ -33,7 +27,6 @@ COMPILER = "inductor"
 Mapping = Literal["vmap", "loop"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Forward = Callable[[Any, Tensor], Tensor]
 Perturbation = Callable[["AttackedModel", Tensor, Tensor, Random], Tensor]
 """A bound attack that the harness has wrapped: (model, x, y, random) → verified x_adv."""
 
@@ -50,89 +43,6 @@ class Plan:
     own: Mapping = "loop"
     chunk: int = 8
     compiled: bool = False
-
-
-class Network:
-    """A backbone as a pure function of its weights, with the data set's loss, for ONE task."""
-
-    def __init__(self, module: nn.Module, loss: LossName, way: int, precision: Precision = "float32") -> None:
-        self.module, self.loss_name, self.way, self.precision = module, loss, way, precision
-
-    def __call__(self, weights: Weights, x: Tensor) -> Tensor:
-        """Outputs [n, outputs]."""
-        outputs: Tensor
-        if self.precision == "bf16":
-            with lowered(x.device):
-                outputs = torch.func.functional_call(self.module, weights, (x,))
-            return outputs.to(x.dtype)
-        outputs = torch.func.functional_call(self.module, weights, (x,))
-        return outputs
-
-    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        """The loss averaged over examples."""
-        return self.losses(logits, y).mean()
-
-    def losses(self, logits: Tensor, y: Tensor) -> Tensor:
-        """The loss of each example: cross-entropy, or mean squared distance to the one-hot label."""
-        if self.loss_name == "cross_entropy":
-            return F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none").view(y.shape)
-        one_hot = (y[..., None] == torch.arange(logits.shape[-1], device=y.device)).to(logits.dtype)
-        return (logits - one_hot).square().mean(-1)
-
-
-@dataclass(frozen=True)
-class State:
-    """θ or adapted states of a batch of tasks, with the function that turns them into logits.
-
-    `tree` is any pytree of tensors; `dims` says of each leaf whether all tasks share it (None) or
-    each has its own along a leading axis (0).
-    """
-
-    tree: Any
-    dims: Any
-    forward: Forward
-    """(one task's tree, x [n, *shape]) → logits [n, way]."""
-
-    @classmethod
-    def shared(cls, tree: Any, forward: Forward) -> State:
-        """One tree for all tasks."""
-        return cls(tree, pytree.tree_map(lambda _: None, tree), forward)
-
-    @cached_property
-    def leaves(self) -> tuple[list[Any], list[int | None]]:
-        """The leaves and their dims."""
-        leaves, spec = pytree.tree_flatten(self.tree)
-        dims = pytree.tree_leaves(self.dims, is_leaf=lambda leaf: leaf is None)
-        assert len(dims) == spec.num_leaves
-        return leaves, dims
-
-    @property
-    def kind(self) -> Literal["shared", "own"]:
-        """Whether tasks share at least part of it: what decides how to map."""
-        return "shared" if None in self.leaves[1] else "own"
-
-    def detach(self) -> State:
-        """The same state as data: nothing that is computed from it differentiates into θ."""
-        return State(pytree.tree_map(torch.Tensor.detach, self.tree), self.dims, self.forward)
-
-    def each(self) -> Iterator[Any]:
-        """One tree a task."""
-        leaves, dims = self.leaves
-        _, spec = pytree.tree_flatten(self.tree)
-        columns = [repeat(leaf) if dim is None else leaf.unbind(0) for leaf, dim in zip(leaves, dims, strict=True)]
-        if all(dim is None for dim in dims):
-            return repeat(self.tree)
-        return (pytree.tree_unflatten(list(row), spec) for row in zip(*columns, strict=False))
-
-    def task(self, index: int) -> Any:
-        """One task's tree."""
-        return pytree.tree_map(
-            lambda leaf, dim: leaf if dim is None else leaf[index], self.tree, self.dims, is_leaf=_is_tensor
-        )
-
-
-def _is_tensor(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor)
 
 
 class AttackedModel:
@@ -177,40 +87,6 @@ class AttackedTask:
 
 
 @dataclass
-class Judged:
-    """Running sums of what `loss` saw, on the device: loss and accuracy of the judged queries."""
-
-    loss: Tensor | float = 0.0
-    correct: Tensor | float = 0.0
-    batches: int = 0
-
-    def add(self, losses: Tensor, accuracies: Tensor) -> None:
-        """Add the losses and accuracies [tasks] of one call."""
-        self.loss = self.loss + losses.detach().sum()
-        self.correct = self.correct + accuracies.detach().sum()
-        self.batches += losses.shape[0]
-
-    def merge(self, other: Judged) -> None:
-        """Add what another one saw."""
-        self.loss, self.correct = self.loss + other.loss, self.correct + other.correct
-        self.batches += other.batches
-
-    def means(self) -> dict[str, float]:
-        """Mean loss and accuracy since the start; waits for the device."""
-        return {
-            name: float(value) / max(self.batches, 1)
-            for name, value in [("loss", self.loss), ("accuracy", self.correct)]
-        }
-
-
-class _Part(NamedTuple):
-    """What one chunk of tasks gave: a gradient and a rate a meta-update, and what `loss` saw."""
-
-    updates: list[tuple[list[Tensor], float]]
-    judged: Judged
-
-
-@dataclass
 class Engine:
     """Maps a learner's one-task functions over tasks, as the plan says; implements `Operations`.
 
@@ -243,7 +119,7 @@ class Engine:
     _attacks: int = 0
     _draws: bool | None = field(default=None, init=False)
     """Whether learner or backbone draw from global generators, which lanes cannot share; None: not yet seen."""
-    _steps: _Stepping | None = field(default=None, init=False)
+    _steps: Stepping | None = field(default=None, init=False)
 
     def set_mode(self, training: bool) -> None:
         """Say whether tasks are for meta-training: inner steps, and the mode of modules such as dropout."""
@@ -315,8 +191,12 @@ class Engine:
             tasks: the tasks of one meta-step.
             seeds: one seed a task for the training attack.
         """
+
+        def part(engine: Engine, which: slice) -> Part:
+            return engine.part(weights, tasks.part(which), tasks.tasks, seeds[which])
+
         total: list[tuple[list[Tensor], float]] = []
-        for updates, judged in self._parts(weights, tasks, seeds):
+        for updates, judged in self._chunks(part, tasks.tasks, self._stepping(weights, tasks, seeds)):
             self.judged.merge(judged)
             if not total:
                 total = updates
@@ -327,7 +207,7 @@ class Engine:
                 ]
         return [(dict(zip(weights, grads, strict=True)), rate) for grads, rate in total]
 
-    def part(self, weights: Weights, tasks: TaskBatch, of: int, seeds: Sequence[int]) -> _Part:
+    def part(self, weights: Weights, tasks: TaskBatch, of: int, seeds: Sequence[int]) -> Part:
         """The share of these tasks, of so many in all, in the meta-gradients; on an engine with `judged` empty."""
         self.batch_seeds(seeds)
         updates, leaves = self.learner.objective(self, self.theta(weights), tasks), list(weights.values())
@@ -337,46 +217,27 @@ class Engine:
             )
             for update in updates
         ]
-        return _Part([(list(g), u.rate) for g, u in zip(gradients, updates, strict=True)], self.judged)
+        return Part([(list(g), u.rate) for g, u in zip(gradients, updates, strict=True)], self.judged)
 
-    def _parts(self, weights: Weights, tasks: TaskBatch, seeds: Sequence[int]) -> list[_Part]:
-        """What each chunk of the tasks gives; with several lanes, by a crew that stays for the next meta-step."""
+    def _stepping(self, weights: Weights, tasks: TaskBatch, seeds: Sequence[int]) -> CrewFor[slice, Part]:
+        """Gives the crew that stays from one meta-step to the next, with what this one is about."""
 
-        def part(engine: Engine, which: slice) -> _Part:
-            return engine.part(weights, tasks.part(which), tasks.tasks, seeds[which])
+        def crew(lanes: int, _: object) -> Stepping:
+            frozen = (
+                self.plan, self.training, self.learner, self.attack, self.network, self.network.module.training,
+                self.surrogate_network, self.surrogate_weights,
+            )  # fmt: skip
+            if self._steps is None or not self._steps.fits(lanes, frozen, weights, tasks):
+                self.dismiss()
+                self._steps = Stepping(self.fresh, lanes, self.lanes, frozen, weights, tasks)
+            return self._steps.about(weights, tasks, seeds)
 
-        while True:
-            chunks = self._slices(tasks.tasks)
-            with contextlib.suppress(torch.OutOfMemoryError):
-                lanes, found = self._lanes_for(len(chunks)), None
-                if lanes > 1 and self._draws is False:
-                    found = self._stepping(weights, tasks, lanes).run(weights, tasks, seeds)
-                if found is not None:
-                    return found
-                if lanes == 1 or self._draws:
-                    return [part(self.fresh(), which) for which in chunks]
-                watched = [self._watched(part, which) for which in chunks]  # the first step shows what is drawn
-                self._draws = any(drew for _, drew in watched)
-                return [result for result, _ in watched]
-            self.halve()
-
-    def _stepping(self, weights: Weights, tasks: TaskBatch, lanes: int) -> _Stepping:
-        """The crew for meta-steps of this kind."""
-        tensors = [*weights.items(), *((field, tensor) for batch in tasks for field, tensor in batch._asdict().items())]
-        kind = (
-            lanes, self.plan, self.training, self.learner, self.attack, self.network, self.network.module.training,
-            self.surrogate_network, id(self.surrogate_weights),
-            *((name, tensor.shape, tensor.dtype) for name, tensor in tensors),
-        )  # fmt: skip
-        if self._steps is None or self._steps.kind != kind:
-            self.dismiss()
-            self._steps = _Stepping(kind, self, weights, tasks, lanes)
-        return self._steps
+        return crew
 
     def dismiss(self) -> None:
         """End the processes that meta-steps were shared out to."""
         if self._steps is not None:
-            self._steps.crew.dismiss()
+            self._steps.dismiss()
             self._steps = None
 
     def judge(self, weights: Weights, draw: Callable[[Sequence[int]], TaskBatch], seeds: Sequence[int]) -> None:
@@ -398,52 +259,43 @@ class Engine:
                 self.judged.merge(judged)
 
     def share_out(
-        self, work: Callable[[Engine, Item], Result], items: Sequence[Item], done: Callable[[int], None] | None = None
+        self,
+        work: Callable[[Engine, Item], Result],
+        items: Sequence[Item],
+        done: Callable[[int], None] | None = None,
+        crew: CrewFor[Item, Result] | None = None,
     ) -> list[Result]:
         """`work` on each item, on as many lanes as there are; results in the order of the items.
 
-        Where learner or backbone draw from torch's global generator (dropout), items go one after the
-        other whatever the lanes: what is drawn depends on the order.
+        Where learner or backbone draw from a global generator (dropout), items go one after the other
+        whatever the lanes: what is drawn depends on the order.
 
         Args:
             work: is given an engine with `judged` empty; what it changes elsewhere is lost.
             items: what to work on.
             done: told how many items are finished.
+            crew: who works, if not processes that are forked for this.
         """
-        lanes, results, rest = self._lanes_for(len(items)), list[Result](), list(items)
-        if lanes > 1 and self._draws is None:  # the first one shows whether anything is drawn
-            result, self._draws = self._watched(work, rest.pop(0))
-            results += _counted([result], done)
-        if lanes > 1 and not self._draws:
-            with Crew(partial(self._watched, work), lanes, self.lanes) as crew:
-                found = list(_counted(crew.map(rest), done, len(results)))
-            if not any(drew for _, drew in found):
-                return results + [result for result, _ in found]
-            self._draws = True
-        return results + list(_counted((work(self.fresh(), item) for item in rest), done, len(results)))
+        results, self._draws = share_out(
+            lambda item: work(self.fresh(), item), items,
+            lanes=1 if self.plan.compiled else self.lanes.count(), draws=self._draws, done=done,
+            crew=crew or (lambda lanes, watched: Crew(watched, lanes, self.lanes)),
+        )  # fmt: skip
+        return results
 
     def fresh(self) -> Engine:
         """The same engine, with nothing judged yet."""
         return replace(self, judged=Judged())
 
-    def _lanes_for(self, items: int) -> int:
-        """How many lanes may share so many items."""
-        return 1 if self.plan.compiled or self._draws else min(self.lanes.count(), items)
-
-    def _watched(self, work: Callable[[Engine, Item], Result], item: Item) -> tuple[Result, bool]:
-        """The result, and whether a global generator (torch's, numpy's, Python's) was drawn from."""
-        before = _random_states()
-        result = work(self.fresh(), item)
-        return result, _random_states() != before
-
-    def _slices(self, tasks: int) -> list[slice]:
-        return [slice(start, min(start + self.plan.chunk, tasks)) for start in range(0, tasks, self.plan.chunk)]
-
-    def _chunks(self, work: Callable[[Engine, slice], Result], tasks: int) -> list[Result]:
+    def _chunks(
+        self, work: Callable[[Engine, slice], Result], tasks: int, crew: CrewFor[slice, Result] | None = None
+    ) -> list[Result]:
         """`work` on all chunks of so many tasks; on smaller ones from now on if these do not fit in the memory."""
         while True:
+            chunk = self.plan.chunk
+            slices = [slice(start, min(start + chunk, tasks)) for start in range(0, tasks, chunk)]
             with contextlib.suppress(torch.OutOfMemoryError):
-                return self.share_out(work, self._slices(tasks))
+                return self.share_out(work, slices, crew=crew)
             self.halve()
 
     def halve(self) -> None:
@@ -518,63 +370,3 @@ class Engine:
             self.compiled[key] = torch.compile(function, backend=COMPILER, dynamic=False)
         compiled: Callable[..., Any] = self.compiled[key]
         return compiled
-
-
-class _Stepping:
-    """A crew for meta-steps: θ and the tasks lie in memory that all its processes see."""
-
-    def __init__(self, kind: object, engine: Engine, weights: Weights, tasks: TaskBatch, lanes: int) -> None:
-        self.kind, self._engine = kind, engine
-        self._weights = {name: _shared(weight).requires_grad_() for name, weight in weights.items()}
-        self._tasks = TaskBatch(*(Batch(_shared(batch.x), _shared(batch.y)) for batch in tasks))
-        self._slices = engine._slices(tasks.tasks)
-        self.crew = Crew(partial(engine._watched, self._part), lanes, engine.lanes)
-
-    def run(self, weights: Weights, tasks: TaskBatch, seeds: Sequence[int]) -> list[_Part] | None:
-        """What each chunk gives; None if something was drawn from torch's global generator."""
-        with torch.no_grad():
-            for name, weight in weights.items():
-                self._weights[name].copy_(weight)
-            for ours, theirs in zip(self._tasks, tasks, strict=True):
-                ours.x.copy_(theirs.x)
-                ours.y.copy_(theirs.y)
-        try:
-            told = list(self.crew.map([(which, list(seeds[which])) for which in self._slices]))
-        except BaseException:
-            self._engine.dismiss()  # some may still be at work on this step
-            raise
-        if any(drew for _, drew in told):
-            self._engine._draws = True
-            return None
-        return [
-            _Part([([torch.from_numpy(each) for each in arrays], rate) for arrays, rate in updates], judged)
-            for (updates, judged), _ in told
-        ]
-
-    def _part(self, engine: Engine, item: tuple[slice, list[int]]) -> tuple[list[Any], Judged]:
-        """One chunk, in one of the processes; gradients as arrays, which are quick to pickle."""
-        which, seeds = item
-        updates, judged = engine.part(self._weights, self._tasks.part(which), self._tasks.tasks, seeds)
-        return [([gradient.numpy() for gradient in gradients], rate) for gradients, rate in updates], judged
-
-
-def _shared(like: Tensor) -> Tensor:
-    """A copy in memory that stays shared with processes that are forked afterwards."""
-    if like.numel() == 0:
-        return like.detach().clone()
-    memory = mmap.mmap(-1, like.numel() * like.element_size())
-    return torch.frombuffer(memory, dtype=like.dtype).view(like.shape).copy_(like.detach())
-
-
-def _random_states() -> tuple[object, ...]:
-    """What changes when a global generator of the CPU is drawn from."""
-    numpy_state: Any = np.random.get_state()
-    return torch.get_rng_state().numpy().tobytes(), numpy_state[1].tobytes(), numpy_state[2:], random.getstate()
-
-
-def _counted(results: Iterable[Result], done: Callable[[int], None] | None, before: int = 0) -> Iterator[Result]:
-    """The results, telling how many there have been."""
-    for count, result in enumerate(results, before + 1):
-        if done is not None:
-            done(count)
-        yield result

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from robustbench_meta.contracts import Weights
 from robustbench_meta.devices import wait
-from robustbench_meta.engine import Engine, State
+from robustbench_meta.engine import Engine
 from robustbench_meta.errors import BenchError
 from robustbench_meta.grid import Cell
 from robustbench_meta.harness import arm
+from robustbench_meta.models import State
 from robustbench_meta.seeds import seed_from
 from robustbench_meta.tasks import Batch, TaskBatch, TaskSource
 from robustbench_meta.threat import ThreatModel

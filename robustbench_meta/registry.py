@@ -27,7 +27,20 @@ KINDS: dict[str, type[Plugin]] = {"learner": Learner, "attack": Attack, "dataset
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _NAMED = "lower-case letters, digits, '-', '_' or '.'"
-_CORE = ("engine", "training", "evaluation", "harness", "inner", "tasks", "threat", "seeds", "contracts", "precision")
+_CORE = (
+    "engine",
+    "training",
+    "evaluation",
+    "harness",
+    "inner",
+    "tasks",
+    "threat",
+    "seeds",
+    "contracts",
+    "precision",
+    "models",
+    "sharing",
+)
 """The modules that make the numbers."""
 _BROKEN = (Exception, SystemExit)
 """What a plugin may raise without costing anybody else anything."""

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from robustbench_meta.contracts import Weights
-from robustbench_meta.engine import Engine, Judged, Plan
+from robustbench_meta.engine import Engine, Plan
 from robustbench_meta.errors import BenchError
 from robustbench_meta.lanes import Lanes
+from robustbench_meta.sharing import Judged
 from robustbench_meta.tasks import Batch, TaskBatch
 
 _log = logging.getLogger(__name__)

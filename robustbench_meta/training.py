@@ -12,12 +12,14 @@ from torch import nn
 
 from robustbench_meta.contracts import Weights
 from robustbench_meta.devices import wait
-from robustbench_meta.engine import Engine, Judged, Network, Plan
+from robustbench_meta.engine import Engine, Plan
 from robustbench_meta.errors import BenchError
 from robustbench_meta.grid import Grid, Training
 from robustbench_meta.harness import arm
 from robustbench_meta.lanes import Lanes
+from robustbench_meta.models import Network
 from robustbench_meta.seeds import seed_from
+from robustbench_meta.sharing import Judged
 from robustbench_meta.tasks import TaskSource
 from robustbench_meta.threat import Doubts, ThreatModel
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustbench_meta.engine import Judged, Plan
+from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError
 from robustbench_meta.selfcheck import check_declared, may_be_vmapped
+from robustbench_meta.sharing import Judged
 from tests.worlds import PLANS, flat, make_world, plan_id, random_tasks
 
 BACKBONES = {

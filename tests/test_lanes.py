@@ -17,12 +17,13 @@ import torch
 from torch import nn
 
 from robustbench_meta.contracts import Attack
-from robustbench_meta.engine import Judged, Plan
+from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError
 from robustbench_meta.evaluation import evaluate
 from robustbench_meta.harness import arm
 from robustbench_meta.lanes import Crew, Lanes, forks
 from robustbench_meta.registry import load_registry
+from robustbench_meta.sharing import Judged
 from robustbench_meta.threat import ThreatModel
 from robustbench_meta.training import make_engine, meta_train
 from tests.test_evaluation import CPU, small

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from robustbench_meta.engine import Engine, Network, Plan
+from robustbench_meta.engine import Engine, Plan
 from robustbench_meta.harness import arm
+from robustbench_meta.models import Network
 from robustbench_meta.tasks import Batch, TaskBatch
 from robustbench_meta.threat import ThreatModel
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Learner, Operations, Update
-from robustbench_meta.engine import State
+from robustbench_meta.models import State
 from robustbench_meta.tasks import Batch, TaskBatch
 
 from .maml import MAML

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Learner, Model, Operations, Update, Weights
-from robustbench_meta.engine import State
 from robustbench_meta.inner import gradient_step
+from robustbench_meta.models import State
 from robustbench_meta.tasks import Batch, TaskBatch
 
 
