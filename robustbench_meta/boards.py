@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 CLEAN, WORST = "clean", "worst case"
-_SETTING = [
-    "dataset", "way", "shot", "queries", "backbone", "norm", "inference", "precision", "episodes", "support", "query",
-    "meta_steps", "tasks_per_step",
+PLACE = [
+    "dataset", "way", "shot", "queries", "backbone", "norm", "inference", "precision", "episodes", "meta_steps",
+    "tasks_per_step",
 ]  # fmt: skip
+"""What learners must share to be compared at all."""
+THREAT = ["support", "query", "surrogate", "threat_norm", "eps"]
+"""What their attacks must share besides."""
 _EXTRAS = {"success": ("attack_success_rate", max), "worst 10 %": ("worst_decile_accuracy", min)}
 
 
@@ -24,7 +27,7 @@ class Score:
     mean: float
     spread: float
     seeds: int
-    flags: str = ""
+    flags: frozenset[str] = frozenset()
 
     def text(self) -> str:
         """The mean as shown; what is bold is decided on this."""
@@ -33,7 +36,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Board:
-    """What one table shows; learners are in order of rank."""
+    """What one table shows; learners are in order of rank, equal ranks in order of their means."""
 
     setting: Mapping[str, Any]
     columns: list[str]
@@ -41,6 +44,8 @@ class Board:
     """By learner, by column."""
     extras: dict[str, dict[str, str]]
     """By learner: what a wide terminal shows besides."""
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    """By learner; a learner without a number in the last column has none."""
 
     @property
     def seeds(self) -> int:
@@ -52,36 +57,122 @@ class Board:
         shown = [row[column] for row in self.scores.values() if not math.isnan(row[column].mean)]
         return max(shown, key=lambda score: score.mean).text() if len(shown) > 1 else ""
 
+    @property
+    def shared(self) -> frozenset[str]:
+        """The flags of all numbers that can have any."""
+        flags = [
+            score.flags for row in self.scores.values() for name, score in row.items() if self._judged(name, score)
+        ]
+        return frozenset.intersection(*flags) if flags else frozenset()
+
+    def doubts(self) -> dict[str, dict[str, list[str]]]:
+        """By flag that not all numbers share, by column: the learners."""
+        found: dict[str, dict[str, list[str]]] = {}
+        for column in self.columns:
+            for name, row in self.scores.items():
+                for flag in sorted(row[column].flags - self.shared):
+                    found.setdefault(flag, {}).setdefault(column, []).append(name)
+        return dict(sorted(found.items()))
+
+    def measured(self, column: str) -> list[str]:
+        """The learners with a number in that column."""
+        return [name for name, row in self.scores.items() if not math.isnan(row[column].mean)]
+
+    def _judged(self, column: str, score: Score) -> bool:
+        """Whether a number is what the flags are about: an attack's, or the clean one where there is no attack."""
+        return not math.isnan(score.mean) and (column not in {CLEAN, WORST} or self.columns == [CLEAN])
+
 
 def boards(frame: pd.DataFrame) -> Iterator[Board]:
     """The contents of the tables, in the order of the leaderboard."""
-    setting = _SETTING
-    alone = [name for name in setting if name not in {"support", "query"}]
+    for rows in groups(frame):
+        yield _board(rows)
+
+
+def groups(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The rows of each table, in the order of the leaderboard, the versions of one name told apart.
+
+    Clean accuracies make a table of their own only for learners that nothing attacked.
+    """
+    frame = once(frame)
     attacked = frame[frame["threat_norm"] != "none"]
-    for _, rows in attacked.groupby([*setting, "threat_norm", "eps"], sort=False, dropna=False):
-        yield _board(rows, [*setting, "threat_norm", "eps"])
-    shown = attacked[[*alone, "learner", "recipe_hash"]].drop_duplicates()
-    clean = frame[frame["threat_norm"] == "none"].merge(shown, how="left", indicator=True)
-    clean = clean[clean["_merge"] == "left_only"]
-    for _, rows in clean.groupby([*setting, "threat_norm", "eps"], sort=False, dropna=False):
-        yield _board(rows, [*setting, "threat_norm", "eps"])
+    shown = attacked[[*PLACE, "learner", "recipe_hash"]].drop_duplicates()
+    clean = frame[frame["threat_norm"] == "none"].reset_index().merge(shown, how="left", indicator=True)
+    clean = clean[clean["_merge"] == "left_only"].drop(columns="_merge").set_index("index")
+    for part in (attacked, clean):
+        for _, rows in part.groupby([*PLACE, *THREAT], sort=False, dropna=False):
+            yield told_apart(rows)
 
 
-def _board(rows: pd.DataFrame, setting: list[str]) -> Board:
-    rows = rows.assign(learner=_told_apart(rows, "learner", "recipe_hash"))
-    if rows["threat_norm"].iloc[0] != "none":
-        rows = rows.assign(attack=_told_apart(rows, "attack", "attack_hash"))
-    attacks = [] if rows["threat_norm"].iloc[0] == "none" else list(dict.fromkeys(rows["attack"]))
-    columns = [CLEAN, *attacks, *([WORST] if len(attacks) > 1 else [])]
-    scores = {str(name): _scores(part, attacks) for name, part in rows.groupby("learner", sort=False)}
-    extras = {str(name): _extras(part) for name, part in rows.groupby("learner", sort=False)}
-    ranked = sorted(scores, key=lambda name: (-_or_last(scores[name][columns[-1]].mean), name))
-    return Board(
-        {name: rows[name].iloc[0] for name in setting}, columns, {name: scores[name] for name in ranked}, extras
+def once(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows without those that tell again what another does, which was checked."""
+    same = [*PLACE, *THREAT, "learner", "recipe_hash", "attack", "attack_hash", "seed"]
+    unchecked = frame["flags"].fillna("").str.split().map(lambda flags: "unchecked" in flags)
+    kept = frame.assign(unchecked=unchecked).sort_values("unchecked", kind="stable").drop_duplicates(same)
+    return frame.loc[frame.index.isin(kept.index)]
+
+
+def told_apart(rows: pd.DataFrame) -> pd.DataFrame:
+    """A table's rows with the versions of a learner and of an attack told apart in their names."""
+    return attacks_apart(learners_apart(rows))
+
+
+def learners_apart(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the first digits of the recipe's hash behind the name of a learner of several versions."""
+    return rows.assign(learner=numbered(rows, "learner", "recipe_hash"))
+
+
+def attacks_apart(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one threat model with the versions of an attack told apart in their names.
+
+    An attack that started from what smaller ε found is `pgd (warm)` beside the same one that did not; other versions
+    have the first digits of their hash.
+    """
+    warm = rows["warm_start"].fillna("") != ""
+    both = rows["attack"].isin(set(rows.loc[warm, "attack"]) & set(rows.loc[~warm, "attack"]))
+    rows = rows.assign(attack=rows["attack"].where(~(warm & both), rows["attack"] + " (warm)"))
+    attacked = rows["threat_norm"] != "none"
+    return rows.assign(attack=rows["attack"].where(~attacked, numbered(rows, "attack", "attack_hash")))
+
+
+def attacks_of(rows: pd.DataFrame) -> list[str]:
+    """The attacks of a table's rows, in order; none where there are clean accuracies only."""
+    return list(dict.fromkeys(rows.loc[rows["threat_norm"] != "none", "attack"]))
+
+
+def columns_of(rows: pd.DataFrame) -> list[str]:
+    """A table's columns: clean, each attack, and the worst case if there are several."""
+    attacks = attacks_of(rows)
+    return [CLEAN, *attacks, *([WORST] if len(attacks) > 1 else [])]
+
+
+def under(rows: pd.DataFrame, column: str, attacks: list[str]) -> pd.DataFrame:
+    """A learner's rows that a column's number rests on, one a seed, by seed.
+
+    The worst case rests on the seeds that saw all of these attacks.
+    """
+    if column == CLEAN:
+        return rows.drop_duplicates("seed").set_index("seed")
+    if column == WORST:
+        whole = rows.groupby("seed")["attack"].nunique() == len(set(attacks))
+        return rows[rows["seed"].isin(whole.index[whole])].drop_duplicates("seed").set_index("seed")
+    return rows[rows["attack"] == column].set_index("seed")
+
+
+def _board(rows: pd.DataFrame) -> Board:
+    columns = columns_of(rows)
+    parts = {str(name): part for name, part in rows.groupby("learner", sort=False)}
+    scores = {name: _scores(part, columns) for name, part in parts.items()}
+    ranks = {name: int(part["rank"].iloc[0]) for name, part in parts.items() if part["rank"].notna().iloc[0]}
+    ordered = sorted(
+        scores, key=lambda name: (ranks.get(name, math.inf), -_or_last(scores[name][columns[-1]].mean), name)
     )
+    extras = {name: _extras(part) for name, part in parts.items()}
+    setting = {name: rows[name].iloc[0] for name in [*PLACE, *THREAT]}
+    return Board(setting, columns, {name: scores[name] for name in ordered}, extras, ranks)
 
 
-def _told_apart(rows: pd.DataFrame, name: str, version: str) -> pd.Series[str]:
+def numbered(rows: pd.DataFrame, name: str, version: str) -> pd.Series[str]:
     """Names of learners or attacks, with the first digits of a hash where one name stands for several versions.
 
     Versions differ in code or data: no number is ever a mean over them.
@@ -93,28 +184,29 @@ def _told_apart(rows: pd.DataFrame, name: str, version: str) -> pd.Series[str]:
     return rows[name].where(~several, rows[name] + " #" + rows[version].astype(str).str[:digits])
 
 
-def _scores(rows: pd.DataFrame, attacks: list[str]) -> dict[str, Score]:
-    """A learner's numbers: clean, under each attack, and the worst case of the seeds that saw all attacks."""
-    seeds = rows.groupby("seed")
-    scores = {CLEAN: _score(seeds["clean_accuracy"].first(), seeds["clean_ci95"].first())}
-    for attack in attacks:
-        part = rows[rows["attack"] == attack].set_index("seed")
-        scores[attack] = _score(part["robust_accuracy"], part["robust_ci95"], " ".join(sorted(_flags(part))))
-    if len(attacks) > 1:
-        whole = seeds["attack"].nunique() == len(attacks)
-        worst = seeds["worst_case_accuracy"].min()[whole]
-        scores[WORST] = _score(worst, worst * math.nan)
+_NUMBERS = {CLEAN: ("clean_accuracy", "clean_ci95"), WORST: ("worst_case_accuracy", "worst_case_ci95")}
+
+
+def _scores(rows: pd.DataFrame, columns: list[str]) -> dict[str, Score]:
+    """A learner's numbers: clean, under each attack, and the worst case."""
+    attacks = [name for name in columns if name not in {CLEAN, WORST}]
+    scores = {}
+    for column in columns:
+        part = under(rows, column, attacks)
+        accuracy, ci95 = _NUMBERS.get(column, ("robust_accuracy", "robust_ci95"))
+        flagged = column in attacks or not attacks
+        scores[column] = _score(part[accuracy], part[ci95], _flags(part) if flagged else frozenset())
     return scores
 
 
-def _score(means: pd.Series[float], intervals: pd.Series[float], flags: str = "") -> Score:
+def _score(means: pd.Series[float], intervals: pd.Series[float], flags: frozenset[str]) -> Score:
     """The mean over seeds, with the interval of the one seed or the standard deviation between several."""
     spread = float(intervals.iloc[0]) if len(means) == 1 else float(means.std(ddof=1))  # NaN for none at all
     return Score(100 * float(means.mean()), 100 * spread, len(means), flags)
 
 
-def _flags(rows: pd.DataFrame) -> set[str]:
-    return {flag for text in rows["flags"].dropna() for flag in str(text).split()}
+def _flags(rows: pd.DataFrame) -> frozenset[str]:
+    return frozenset(flag for text in rows["flags"].dropna() for flag in str(text).split())
 
 
 def _extras(rows: pd.DataFrame) -> dict[str, str]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 Weights = dict[str, Tensor]
 """θ: the meta-trained tensors by name."""
 LossName = Literal["cross_entropy", "squared"]
+Method = Literal["random", "single-step", "iterative", "black-box"]
+"""How an attack searches: blindly, by one gradient, by many, or by the model's answers alone."""
 
 
 class Plugin(BaseModel, ABC):
@@ -214,7 +216,11 @@ class Victim(Protocol):
         ...
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """The loss of each example, not averaged: in the shape of y."""
+        """The loss of each example, not averaged: in the shape of y. What an attack wants large."""
+        ...
+
+    def fooled(self, x: Tensor, y: Tensor) -> Tensor:
+        """Whether each example is answered wrongly, so that there is no more to reach: booleans in the shape of y."""
         ...
 
 
@@ -228,6 +234,21 @@ class Attack(Plugin):
     """True: the attack is given one task at a time, without the task axis."""
     clean: ClassVar[bool] = False
     """True for the one that leaves its images as they are: it runs in the scenario clean/clean only."""
+    method: ClassVar[Method] = "iterative"
+    """How it searches. What a number of it can show depends on this: one gradient, or noise, show no robustness, and
+    an attack that asks for no gradient beats one that does only where gradients mislead."""
+
+    @property
+    def loss_only(self) -> bool:
+        """True if it asks the model for `loss` and `fooled` only, never for logits.
+
+        Then it can be aimed at the loss of the queries through adaptation (support poisoning).
+        """
+        return False
+
+    def stronger(self) -> Attack | None:
+        """The same attack with clearly more steps or restarts, to see whether it has converged; None: there is none."""
+        return None
 
     @property
     def norm(self) -> Norm:
@@ -255,6 +276,15 @@ class Attack(Plugin):
     def perturb(self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random) -> Tensor:
         """Adversarial images in the shape of x; all randomness comes from `random`."""
 
+    def perturb_from(
+        self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor
+    ) -> Tensor:
+        """The same, from `start` instead of where the attack would begin: what it found within a smaller ε.
+
+        An attack that cannot begin elsewhere need not define it: whoever sweeps ε keeps what fooled before.
+        """
+        return self.perturb(model, x, y, threat, random)
+
     def obstacle(self, setting: Setting) -> str | None:
         """Why the attack cannot work in this setting; None if it can."""
         return None
@@ -277,7 +307,9 @@ class Backbone(Plugin):
     def build(self, shape: tuple[int, ...], outputs: int | None) -> nn.Module:
         """A freshly initialised module [n, *shape] → [n, outputs], or → [n, features] when `outputs` is None.
 
-        It keeps no state between calls (no running statistics), and draws only from torch's global generator.
+        It keeps no state between calls (no running statistics), and draws only from torch's global generator. A module
+        with `reads_support = True` is called as `module(x, support)` once a task is adapted: with the images that it
+        was adapted to.
         """
 
     def obstacle(self, setting: Setting) -> str | None:

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from robustbench_meta import __version__, hookspecs
 from robustbench_meta.errors import PluginError
+from robustbench_meta.imports import needs
 
 FOLDERS = ("learners", "attacks", "datasets", "backbones")
 """Of the built-in plugins, one a kind."""
@@ -78,18 +79,23 @@ def _fail(error: Exception) -> None:
 def _built_in_modules() -> Iterator[tuple[str, str]]:
     """Modules in the sub-packages of the built-in folder, with their identity.
 
-    It is the version and a digest of all modules of the sub-package, for they import one another. What lies directly
-    in the folder is a local plugin.
+    What lies directly in the folder is a local plugin.
     """
-    package = _built_in_package()
-    for part in pkgutil.iter_modules(package.__path__):
-        if part.ispkg and part.name in set(FOLDERS):
-            folders = [Path(path) / part.name for path in package.__path__]
-            identity = f"robustbench_meta=={__version__} sha256:{'+'.join(map(code_digest, folders))}"
-            if part.name == "attacks":
-                identity += f" torchattacks=={release_of('torchattacks')}"
-            for module in pkgutil.iter_modules(map(str, folders)):
-                yield f"{_BUILT_IN}.{part.name}.{module.name}", identity
+    folders = [Path(path) for path in _built_in_package().__path__]
+    for kind in sorted(FOLDERS):
+        for module in pkgutil.iter_modules([str(folder / kind) for folder in folders]):
+            name = f"{_BUILT_IN}.{kind}.{module.name}"
+            yield name, _built_in_identity(name, folders)
+
+
+def _built_in_identity(name: str, folders: Sequence[Path]) -> str:
+    """The version, and a digest of the module and of those of the built-in folder that it needs.
+
+    The release of torchattacks is in it where one of these imports that.
+    """
+    needed = needs(name, _BUILT_IN, folders)
+    identity = f"robustbench_meta=={__version__} sha256:{_digest(dict(sorted(needed.code.items())))}"
+    return identity + (f" torchattacks=={release_of('torchattacks')}" if "torchattacks" in needed.others else "")
 
 
 def _built_in_package() -> ModuleType:
@@ -179,10 +185,15 @@ def _forget(name: str) -> None:
 
 def code_digest(path: Path) -> str:
     """Of a Python file, or of all Python files of a package and where they are in it."""
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    return _digest({file.relative_to(path.parent).as_posix(): file.read_bytes() for file in files})
+
+
+def _digest(code: Mapping[str, bytes]) -> str:
+    """Of sources by name, in this order."""
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-        code = file.read_bytes()
-        digest.update(f"{file.relative_to(path.parent).as_posix()}\0{len(code)}\0".encode() + code)
+    for name, text in code.items():
+        digest.update(f"{name}\0{len(text)}\0".encode() + text)
     return digest.hexdigest()[:16]
 
 

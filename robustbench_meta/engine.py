@@ -15,11 +15,12 @@ from torch.utils import _pytree as pytree
 from robustbench_meta.contracts import Learner, Random, Weights
 from robustbench_meta.errors import BenchError
 from robustbench_meta.lanes import Crew, Lanes
-from robustbench_meta.models import Forward, Network, State
+from robustbench_meta.models import Forward, Network, State, WithSupport
 from robustbench_meta.seeds import seed_from
 from robustbench_meta.sharing import CrewFor, Judged, Part, Stepping, share_out
 from robustbench_meta.tasks import Batch, TaskBatch
 from robustbench_meta.threat import Doubts
+from robustbench_meta.victims import AttackedModel, Perturbation, Target
 
 _log = logging.getLogger(__name__)
 COMPILER = "inductor"
@@ -27,8 +28,6 @@ COMPILER = "inductor"
 Mapping = Literal["vmap", "loop"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Perturbation = Callable[["AttackedModel", Tensor, Tensor, Random], Tensor]
-"""A bound attack that the harness has wrapped: (model, x, y, random) → verified x_adv."""
 
 
 @dataclass(frozen=True)
@@ -43,47 +42,6 @@ class Plan:
     own: Mapping = "loop"
     chunk: int = 8
     compiled: bool = False
-
-
-class AttackedModel:
-    """A state as an attack sees it: x [tasks, n, *shape] → logits [tasks, n, way], fixed weights."""
-
-    def __init__(self, engine: Engine, state: State) -> None:
-        self._engine, self._state = engine, state.detach()
-        self.way, self.event = engine.network.way, engine.event
-        self.transductive = engine.transductive
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Logits of x."""
-        return self._engine.logits(self._state, x)
-
-    def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """The loss of each example [tasks, n]."""
-        return self._engine.network.losses(self(x), y)
-
-    def task(self, index: int) -> AttackedTask:
-        """The model of one task."""
-        return AttackedTask(self, self._state.task(index), self._state.forward)
-
-    def tensors(self) -> list[Tensor]:
-        """Everything that an attack must leave as it is."""
-        return [leaf for leaf in self._state.leaves[0] if isinstance(leaf, Tensor)]
-
-
-class AttackedTask:
-    """One task's model as an attack sees it: x [n, *shape] → logits [n, way]."""
-
-    def __init__(self, batch: AttackedModel, tree: Any, forward: Forward) -> None:
-        self._batch, self._tree, self._forward = batch, tree, forward
-        self.way, self.event, self.transductive = batch.way, batch.event, batch.transductive
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Logits of x."""
-        return self._forward(self._tree, x)
-
-    def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """The loss of each example [n]."""
-        return self._batch._engine.network.losses(self(x), y)
 
 
 @dataclass
@@ -135,11 +93,14 @@ class Engine:
         return State.shared(weights, self._forward)
 
     def adapt(self, theta: State, support: Batch, **settings: Any) -> State:
-        """One adapted state a task: `inner_steps` applications of the learner's `adapt`."""
-        state = theta
+        """One adapted state a task: `inner_steps` applications of the learner's `adapt`.
+
+        A network that reads the support set is given it from then on: its images go beside the learner's tree.
+        """
+        state = theta.without_support()
         for _ in range(self.learner.inner_steps(self.training)):
             state = self._adapt_once(state, support, settings)
-        return state
+        return state.with_support(support.x) if self.network.reads_support else state
 
     def logits(self, state: State, x: Tensor) -> Tensor:
         """Logits [tasks, n, way]."""
@@ -157,10 +118,10 @@ class Engine:
         self.judged.add(losses, accuracies)
         return losses  # type: ignore[no-any-return]  # _map is generic in what the function returns
 
-    def perturb(self, state: State, batch: Batch, attack: Perturbation | None = None, role: str = "") -> Batch:
+    def perturb(self, state: State, batch: Batch, attack: Perturbation | None = None) -> Batch:
         """The batch attacked through `state`, by the learner's training attack unless another is given.
 
-        An attack's draws depend on the task's seed and on `role`, or on which attack on this batch it is.
+        An attack's draws depend on the task's seed, and on which attack on this batch it is.
         """
         chosen = attack or self.attack
         if chosen is None:
@@ -169,8 +130,14 @@ class Engine:
                 "for example returning ('fgsm', None)"
             )
         self._attacks += 1
-        seeds = [seed_from(seed, role or self._attacks) for seed in self.seeds or range(len(batch.x))]
-        return Batch(chosen(AttackedModel(self, state), batch.x, batch.y, Random(seeds)), batch.y)
+        return self.attacked(AttackedModel(self, state, batch.y.shape[1]), batch, chosen, self._attacks)
+
+    def attacked(
+        self, victim: Target, batch: Batch, attack: Perturbation, role: str | int, start: Tensor | None = None
+    ) -> Batch:
+        """The batch attacked through a victim; the attack's draws depend on the task's seed and on `role`."""
+        seeds = [seed_from(seed, role) for seed in self.seeds or range(len(batch.x))]
+        return Batch(attack(victim, batch.x, batch.y, Random(seeds), start), batch.y)
 
     def surrogate(self, batch: Batch) -> State:
         """The separate model of the learner's `surrogate_backbone`: own random weights, fixed, shared by all tasks."""
@@ -314,6 +281,8 @@ class Engine:
             torch.cuda.empty_cache()
 
     def _forward(self, tree: Any, x: Tensor) -> Tensor:
+        if isinstance(tree, WithSupport):
+            return self.learner.logits(self.network.with_support(tree.support), tree.tree, x)
         return self.learner.logits(self.network, tree, x)
 
     def _adapt_once(self, state: State, support: Batch, settings: dict[str, Any]) -> State:
@@ -329,7 +298,7 @@ class Engine:
         def compilable(tree: Any, x: Tensor, y: Tensor) -> list[Tensor]:
             return pytree.tree_leaves(self.learner.adapt(self.network, tree, Batch(x, y), **settings))
 
-        called = ("adapted", state.kind, self.training, *sorted(settings.items()))
+        called = ("adapted", *state.leaves[1], self.training, *sorted(settings.items()))
         known = self.compiled.get(called) if self.plan.compiled else None
         if known is not None:  # a step without leaves handed through, as an earlier one has shown
             own = self._map(compilable, state, support.x, support.y, name=("adapt", *sorted(settings.items())))
@@ -353,7 +322,7 @@ class Engine:
         in_dims = (state.dims, *(0 for _ in batched))
         if mapping == "vmap":
             mapped = torch.func.vmap(function, in_dims, randomness="different")
-            return self._compile(mapped, (name, "vmap", state.kind), state.forward)(state.tree, *batched)
+            return self._compile(mapped, (name, "vmap", *state.leaves[1]), state.forward)(state.tree, *batched)
         one = self._compile(function, (name, "loop"), state.forward)
         rows = [one(tree, *row) for tree, *row in zip(state.each(), *batched, strict=False)]
         return pytree.tree_map(lambda *leaves: torch.stack(leaves), *rows)
@@ -365,8 +334,8 @@ class Engine:
             return function
         key = (*name, ours, self.training)
         if key not in self.compiled:
-            limit: int = torch._dynamo.config.recompile_limit
-            torch._dynamo.config.recompile_limit = max(limit, 64)  # many operations come through one line of vmap's
-            self.compiled[key] = torch.compile(function, backend=COMPILER, dynamic=False)
+            settings = torch._dynamo.config  # vmap sends many operations through one line of code
+            many = settings.patch(recompile_limit=max(settings.recompile_limit, 64))
+            self.compiled[key] = many(torch.compile(function, backend=COMPILER, dynamic=False))
         compiled: Callable[..., Any] = self.compiled[key]
         return compiled

@@ -1,27 +1,36 @@
-"""Adapt once, attack many: per-episode, per-example results of all cells of one trained learner."""
+"""Adapt once, attack many: per-episode, per-example results of all cells of one trained learner, with their checks."""
 
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from robustbench_meta.checks import (
+    CHECKED,
+    SELF_TESTED,
+    Battery,
+    Certificate,
+    Observation,
+    Probe,
+    certify,
+    observe,
+    probes,
+    self_test,
+)
 from robustbench_meta.contracts import Weights
-from robustbench_meta.devices import wait
 from robustbench_meta.engine import Engine
 from robustbench_meta.errors import BenchError
 from robustbench_meta.grid import Cell
-from robustbench_meta.harness import arm
-from robustbench_meta.models import State
 from robustbench_meta.seeds import seed_from
-from robustbench_meta.tasks import Batch, TaskBatch, TaskSource
-from robustbench_meta.threat import ThreatModel
+from robustbench_meta.spec import TrainingSpec
+from robustbench_meta.tasks import TaskBatch, TaskSource
+from robustbench_meta.trials import Arena, Armed, Contestant, Trial
 
 
 @dataclass
@@ -38,15 +47,20 @@ class Outcome:
     """Of the labels and of each image's sum of pixels: equal for cells that saw the same episodes."""
     adapt_ms_per_task: float
     attack_ms_per_task: float
+    check_ms_per_task: float = 0.0
+    """What all probes of this training took, for each test episode; cells share them."""
+    certificate: Certificate | None = None
+    """None where the run was told to skip the checks."""
 
 
 @dataclass
 class _Tally:
-    """What one cell has gathered on one chunk of episodes, or why it failed."""
+    """What one trial has gathered on one chunk of episodes, or why it failed."""
 
-    clean: Tensor | None = None
-    robust: Tensor | None = None
-    attack_seconds: float = 0.0
+    correct: Tensor | None = None
+    seconds: float = 0.0
+    effect: Tensor | BenchError | None = None
+    """Of the self-test, by episode, or why it failed; None where there was none."""
     failure: BenchError | None = None
 
 
@@ -54,19 +68,22 @@ class _Tally:
 class _Chunk:
     """What one chunk of episodes gave."""
 
-    tasks: int
     noted: bytes
     """What goes into the digest of the episodes."""
-    tallies: dict[str, _Tally]
+    clean: Tensor | None = None
+    cells: dict[str, _Tally] = field(default_factory=dict)
+    probes: dict[str, _Tally] = field(default_factory=dict)
+    """By the key of their trial."""
+    observation: Observation = field(default_factory=Observation)
     adapt_seconds: float = 0.0
     adapted_tasks: int = 0
+    check_seconds: float = 0.0
 
 
-def episodes(source: TaskSource, way: int, shot: int, query: int, count: int, chunk: int) -> Iterator[TaskBatch]:
-    """The test episodes, always the same ones, `chunk` at a time."""
-    for start in range(0, count, chunk):
-        seeds = [seed_from("episodes", "test", index) for index in range(start, min(start + chunk, count))]
-        yield source.sample(seeds, way, shot, query)
+def test_episodes(source: TaskSource, spec: TrainingSpec, places: Sequence[int]) -> TaskBatch:
+    """The test episodes of these places (0, 1, …): the same ones for every learner, attack and seed."""
+    seeds = [seed_from("episodes", "test", place) for place in places]
+    return source.sample(seeds, spec.way, spec.shot, spec.query)
 
 
 def evaluate(
@@ -76,6 +93,9 @@ def evaluate(
     cells: list[Cell],
     device: torch.device,
     report: Callable[[int], None] | None = None,
+    *,
+    battery: Battery | None = None,
+    surrogates: Mapping[str, tuple[Engine, Weights]] | None = None,
 ) -> dict[str, Outcome | BenchError]:
     """Evaluate the cells of one training on the same episodes, by key; a cell that fails costs no other.
 
@@ -86,8 +106,10 @@ def evaluate(
         cells: of one training and one number of episodes.
         device: where it all is.
         report: told how many episodes of all cells are done.
+        battery: of the probes; None for no checks.
+        surrogates: by key, the engine and θ of the models on which transferred attacks are made.
     """
-    return _Evaluation(engine, weights, source, cells, device, report).run()
+    return _Evaluation(engine, weights, source, cells, device, report, battery, surrogates or {}).run()
 
 
 class _Evaluation:
@@ -95,40 +117,80 @@ class _Evaluation:
 
     def __init__(
         self, engine: Engine, weights: Weights, source: TaskSource, cells: list[Cell], device: torch.device,
-        report: Callable[[int], None] | None,
+        report: Callable[[int], None] | None, battery: Battery | None,
+        surrogates: Mapping[str, tuple[Engine, Weights]],
     ) -> None:  # fmt: skip
         self.engine, self.source, self.cells, self.device, self.report = engine, source, cells, device, report
-        self.weights = {name: weight.detach() for name, weight in weights.items()}
-        self.count = cells[0].spec.episodes
+        self.weights, self.battery = _data(weights), battery
+        self.surrogates = {key: (other, _data(theta)) for key, (other, theta) in surrogates.items()}
+        self.spec, self.count = cells[0].training.spec, cells[0].spec.episodes
+        self.trials: dict[str, Trial] = {cell.key: cell.trial for cell in cells}
+        self.probes: dict[str, list[Probe]] = {
+            key: probes(battery, trial, source.shape) if battery is not None else []
+            for key, trial in self.trials.items()
+        }
         self.given_up: set[str] = set()
-        assert len({cell.key for cell in cells}) == len(cells), "two cells with one key"
+        step, checked = engine.plan.chunk, min(CHECKED, self.count)
+        bounds = sorted({*range(0, checked, step), *range(checked, self.count, step), self.count})
+        self.portions = [range(*pair) for pair in pairwise(bounds)]
+        """Of the episodes; those that are checked are in none with others."""
+        assert len(self.trials) == len(cells), "two cells with one key"
 
     def run(self) -> dict[str, Outcome | BenchError]:
         self.engine.set_mode(training=False)
-        chunk = self.engine.plan.chunk
-        starts = [range(start, min(start + chunk, self.count)) for start in range(0, self.count, chunk)]
+        for engine, _ in self.surrogates.values():
+            engine.set_mode(training=False)
         with torch.no_grad():
-            parts = self.engine.share_out(self._chunks, starts, self._tell)
+            parts = self.engine.share_out(self._chunks, self.portions, self._tell)
         chunks = [chunk for part in parts for chunk in part]
-        digest = hashlib.sha256(b"".join(chunk.noted for chunk in chunks)).hexdigest()[:16]
-        adapted = sum(chunk.adapted_tasks for chunk in chunks)
-        adapt_ms = 1000 * sum(chunk.adapt_seconds for chunk in chunks) / max(adapted, 1)
-        return {cell.key: self._outcome([chunk.tallies[cell.key] for chunk in chunks], digest, adapt_ms)
-                for cell in self.cells}  # fmt: skip
+        observation = Observation()
+        for each in chunks:
+            observation.merge(each.observation)
+        return {cell.key: self._outcome(cell, chunks, observation) for cell in self.cells}
 
-    def _outcome(self, tallies: list[_Tally], digest: str, adapt_ms: float) -> Outcome | BenchError:
-        for tally in tallies:
-            if tally.failure is not None:
-                return tally.failure
-        clean = torch.cat([tally.clean for tally in tallies if tally.clean is not None]).cpu().numpy()
-        robust = torch.cat([tally.robust for tally in tallies if tally.robust is not None]).cpu().numpy()
+    def _outcome(self, cell: Cell, chunks: list[_Chunk], observation: Observation) -> Outcome | BenchError:
+        tallies = [chunk.cells[cell.key] for chunk in chunks]
+        failure = next((tally.failure for tally in tallies if tally.failure is not None), None)
+        if failure is not None:
+            return failure
+        clean, robust = _gathered([chunk.clean for chunk in chunks]), _gathered([tally.correct for tally in tallies])
         assert len(clean) == len(robust) == self.count, "an episode is missing, or counted twice"
-        attack_ms = 1000 * sum(tally.attack_seconds for tally in tallies) / self.count
-        return Outcome(clean, robust, digest, adapt_ms, attack_ms)
+        adapted = sum(chunk.adapted_tasks for chunk in chunks)
+        certificate = None
+        if self.battery is not None:
+            certificate = self._certificate(cell, chunks, observation, clean, robust)
+        return Outcome(
+            clean, robust,
+            hashlib.sha256(b"".join(chunk.noted for chunk in chunks)).hexdigest()[:16],
+            1000 * sum(chunk.adapt_seconds for chunk in chunks) / max(adapted, 1),
+            1000 * sum(tally.seconds for tally in tallies) / self.count,
+            1000 * sum(chunk.check_seconds for chunk in chunks) / self.count,
+            certificate,
+        )  # fmt: skip
+
+    def _certificate(
+        self, cell: Cell, chunks: list[_Chunk], observation: Observation, clean: np.ndarray, robust: np.ndarray
+    ) -> Certificate:
+        found, failed = {}, {}
+        for name, trial in self.probes[cell.key]:
+            tallies = [chunk.probes[trial.key] for chunk in chunks if trial.key in chunk.probes]
+            failures = [tally.failure for tally in tallies if tally.failure is not None]
+            if failures:
+                failed[name] = str(failures[0])
+            else:
+                found[name] = _gathered([tally.correct for tally in tallies])
+        effects = [effect for chunk in chunks if (effect := chunk.cells[cell.key].effect) is not None]
+        tested = [effect for effect in effects if isinstance(effect, Tensor)]
+        failed.update(("self-test", str(effect)) for effect in effects if not isinstance(effect, Tensor))
+        return certify(
+            self.trials[cell.key], clean, robust, found, observation,
+            effects=torch.cat(tested).cpu().numpy()[:SELF_TESTED] if tested else None, failed=failed,
+            way=self.spec.way, precision=self.spec.precision,
+        )  # fmt: skip
 
     def _tell(self, parts: int) -> None:
         if self.report is not None:
-            self.report(min(parts * self.engine.plan.chunk, self.count) * len(self.cells))
+            self.report(self.portions[parts - 1].stop * len(self.cells))
 
     def _chunks(self, engine: Engine, places: range) -> list[_Chunk]:
         """All cells on these episodes; in halves if they do not fit in the device's memory together."""
@@ -143,96 +205,85 @@ class _Evaluation:
         return self._chunks(engine, places[:half]) + self._chunks(engine, places[half:])
 
     def _chunk(self, engine: Engine, places: range) -> _Chunk:
-        """All cells on one chunk of episodes; they share the clean adaptation, and an attacked one by scenario.
+        """All cells on one chunk of episodes, then the probes if it is one of the first.
 
         Raises:
             torch.OutOfMemoryError: there is more than one episode, and they do not fit together.
         """
-        spec = self.cells[0].training.spec
-        seeds = [seed_from("episodes", "test", index) for index in places]
-        tasks = self.source.sample(seeds, spec.way, spec.shot, spec.query)
-        engine.batch_seeds([seed_from(spec.seed, "attack", index) for index in places])
-        work = _Work(engine, engine.theta(self.weights), tasks, self.device)
-        chunk = _Chunk(len(places), _noted(tasks), {})
-        for cell in self.cells:
-            tally = chunk.tallies[cell.key] = _Tally()
-            try:
-                if cell.key in self.given_up:
-                    raise BenchError("it failed on other episodes")
-                tally.robust, tally.attack_seconds = work.robust(cell)
-                tally.clean = work.clean
-            except BenchError as failure:
-                tally.failure = failure
-                self.given_up.add(cell.key)
-            except torch.OutOfMemoryError:
-                if len(places) > 1:
-                    raise
-                tally.failure = BenchError(
-                    f"attack '{cell.threat.label}' on one task at a time does not fit in the device's memory"
-                )
-        chunk.adapt_seconds, chunk.adapted_tasks = work.adapt_seconds, work.adapted_tasks
+        tasks = test_episodes(self.source, self.spec, places)
+        engine.batch_seeds([seed_from(self.spec.seed, "attack", place) for place in places])
+        strangers = {
+            key: Contestant(other, other.theta(_data(theta))) for key, (other, theta) in self.surrogates.items()
+        }
+        arena = Arena(Contestant(engine, engine.theta(self.weights)), tasks, strangers, self.device)
+        chunk = _Chunk(_noted(tasks))
+        for key, trial in self.trials.items():
+            chunk.cells[key] = self._held(arena, trial, key)
+        chunk.clean = arena.clean if any(tally.failure is None for tally in chunk.cells.values()) else None
+        chunk.adapt_seconds, chunk.adapted_tasks = arena.adapt_seconds, arena.adapted_tasks
+        if self.battery is not None and chunk.clean is not None and places.start < CHECKED:
+            started = arena.now()
+            self._check(arena, chunk, places)
+            chunk.check_seconds = arena.now() - started
         return chunk
 
+    def _held(self, arena: Arena, trial: Trial, key: str) -> _Tally:
+        """One trial; one that has failed on other episodes is not tried again."""
+        try:
+            if key in self.given_up:
+                raise BenchError("it failed on other episodes")
+            return _Tally(*arena.hold(trial))
+        except BenchError as failure:
+            self.given_up.add(key)
+            return _Tally(failure=failure)
+        except torch.OutOfMemoryError:
+            if arena.tasks.tasks > 1:
+                raise
+            name = " and ".join(f"'{side.attack.name}'" for side in (trial.support, trial.query) if side is not None)
+            return _Tally(
+                failure=BenchError(f"attack {name} on one task at a time does not fit in the device's memory")
+            )
 
-class _Work:
-    """One chunk of episodes: what cells share is computed when the first of them needs it."""
+    def _check(self, arena: Arena, chunk: _Chunk, places: range) -> None:
+        """The probes of all cells, the self-tests of their attacks, and a look at the model."""
+        chunk.observation = observe(arena, mates=places.start == 0)
+        effects: dict[str, Tensor | BenchError] = {}
+        for key, trial in self.trials.items():
+            if chunk.cells[key].failure is not None:
+                continue
+            for _, probe in self.probes[key]:
+                if probe.key not in chunk.probes:
+                    chunk.probes[probe.key] = self._held(arena, probe, probe.key)
+            armed = _tested(trial)
+            if armed is not None and places.start < SELF_TESTED:
+                if armed.key not in effects:
+                    effects[armed.key] = _self_tested(arena, armed)
+                chunk.cells[key].effect = effects[armed.key]
 
-    def __init__(self, engine: Engine, theta: State, tasks: TaskBatch, device: torch.device) -> None:
-        self.engine, self.theta, self.tasks, self.device = engine, theta, tasks, device
-        self.adapt_seconds, self.adapted_tasks = 0.0, 0
-        self._attacked: dict[str, tuple[State, float]] = {}
 
-    @cached_property
-    def adapted(self) -> State:
-        """Adapted to the clean support sets."""
-        return self._adapt(self.tasks.support)
+def _self_tested(arena: Arena, armed: Armed) -> Tensor | BenchError:
+    try:
+        return self_test(arena.engine, armed, arena.tasks)
+    except BenchError as failure:
+        return failure
 
-    @cached_property
-    def clean(self) -> Tensor:
-        """Whether each query's prediction is right without any attack [tasks, queries]."""
-        return self._correct(self.adapted, self.tasks.query)
 
-    def robust(self, cell: Cell) -> tuple[Tensor, float]:
-        """Whether each query's prediction is right in the cell's scenario, and the seconds that the attacks took."""
-        clean, state, total = self.clean, self.adapted, 0.0
-        if cell.threat.attack.clean:
-            return clean, total
-        if cell.support == "adv":
-            name = cell.spec.attack.model_dump_json()
-            if name not in self._attacked:
-                target = self.theta if cell.training.learner.theta_predicts else self.adapted
-                support, seconds = self._attack(cell, target, self.tasks.support, "support")
-                self._attacked[name] = self._adapt(support), seconds
-            state, seconds = self._attacked[name]
-            total += seconds
-        query = self.tasks.query
-        if cell.query == "adv":
-            query, seconds = self._attack(cell, state, query, "query")
-            total += seconds
-        return self._correct(state, query), total
+def _tested(trial: Trial) -> Armed | None:
+    """The attack that must show an effect on an undefended model, without a sweep; None: noise, or nothing to see."""
+    armed = trial.query or trial.support
+    if armed is None or armed.threat.eps == 0 or armed.attack.method == "random" or armed.attack.clean:
+        return None
+    return Armed(armed.attack, armed.threat)
 
-    def _attack(self, cell: Cell, state: State, batch: Batch, role: str) -> tuple[Batch, float]:
-        threat = ThreatModel(cell.threat.attack.norm, cell.threat.eps.value)
-        started = self._now()
-        attacked = self.engine.perturb(state, batch, arm(cell.threat.attack, threat), role)
-        return attacked, self._now() - started
 
-    def _adapt(self, support: Batch) -> State:
-        started = self._now()
-        adapted = self.engine.adapt(self.theta, support)
-        self.adapt_seconds += self._now() - started
-        self.adapted_tasks += support.x.shape[0]
-        return adapted
+def _data(weights: Weights) -> Weights:
+    return {name: weight.detach() for name, weight in weights.items()}
 
-    def _correct(self, state: State, query: Batch) -> Tensor:
-        logits = self.engine.logits(state, query.x)
-        if not logits.isfinite().all():
-            raise BenchError(f"learner '{self.engine.learner.name}' gave logits that are not finite")
-        return logits.argmax(-1) == query.y
 
-    def _now(self) -> float:
-        wait(self.device)
-        return time.perf_counter()
+def _gathered(parts: Sequence[Tensor | None]) -> np.ndarray:
+    """All episodes of the chunks, in order [episodes, queries]."""
+    gathered: np.ndarray = torch.cat([part for part in parts if part is not None]).cpu().numpy()
+    return gathered
 
 
 def _noted(tasks: TaskBatch) -> bytes:

@@ -7,23 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner, Plugin, Setting
+from robustbench_meta.checks import BLACK_BOX_QUERIES, Battery
+from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner, Setting
 from robustbench_meta.errors import BenchError
-from robustbench_meta.options import SCENARIOS, Choice, Epsilon, exact, parse_choice, parse_eps, parse_scenarios, plain
+from robustbench_meta.options import SCENARIOS, parse_choice, parse_scenarios
 from robustbench_meta.profiles import get_profile
 from robustbench_meta.registry import Registry, core_code
-from robustbench_meta.spec import AttackSpec, CellSpec, PluginSpec, RunSpec, TrainingSpec
+from robustbench_meta.spec import TRANSFER, CellSpec, PluginSpec, RunSpec, SurrogateSpec, TrainingSpec
+from robustbench_meta.surrogates import is_file, read_named
 from robustbench_meta.tasks import Splits, check_disjoint_classes
-
-
-@dataclass(frozen=True)
-class Threat:
-    """An attack with the ε that it is given."""
-
-    attack: Attack
-    eps: Epsilon
-    spec: AttackSpec
-    label: str
+from robustbench_meta.threat import ThreatModel
+from robustbench_meta.threats import Threat, all_threats, numbers, resolve, split_eps, training_threat
+from robustbench_meta.trials import Armed, Trial
 
 
 @dataclass(frozen=True)
@@ -33,8 +28,10 @@ class Training:
     spec: TrainingSpec
     learner: Learner
     label: str
-    attack: Threat | None
-    surrogate: Backbone | None
+    backbone: Backbone
+    attack: Threat | None = None
+    surrogate: Backbone | None = None
+    """Of the training attack, where the learner attacks a separate model."""
 
     @property
     def key(self) -> str:
@@ -48,6 +45,21 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Surrogate:
+    """The model on which transferred attacks are made: a training of this run, or a checkpoint's file."""
+
+    training: Training
+    spec: SurrogateSpec
+    label: str
+    path: Path | None = None
+
+    @property
+    def key(self) -> str:
+        """What tells it from others."""
+        return self.spec.trained
+
+
+@dataclass(frozen=True)
 class Cell:
     """One row of the leaderboard to be."""
 
@@ -55,6 +67,7 @@ class Cell:
     spec: CellSpec
     training: Training
     threat: Threat
+    surrogate: Surrogate | None = None
 
     learner = property(lambda self: self.training.label)
     attack = property(lambda self: self.threat.label)
@@ -62,6 +75,20 @@ class Cell:
     support = property(lambda self: self.spec.support)
     query = property(lambda self: self.spec.query)
     seed = property(lambda self: self.training.spec.seed)
+
+    @property
+    def trial(self) -> Trial:
+        """Who attacks what."""
+        attack = self.threat.attack
+        if attack.clean:
+            return Trial()
+        armed = Armed(attack, ThreatModel(attack.norm, self.threat.eps.value), self.spec.attack.sweep)
+        return Trial(
+            armed if self.support != "clean" else None,
+            armed if self.query != "clean" else None,
+            poisons=self.support == "poisoned",
+            surrogate=self.surrogate.key if self.surrogate is not None else None,
+        )
 
 
 class Work(NamedTuple):
@@ -91,6 +118,13 @@ class Grid:
     cells: list[Cell] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What the user should know: training attacks, combinations left out."""
+    battery: Battery | None = None
+    """The attacks of the reliability checks; None: no checks."""
+
+    def note(self, text: str) -> None:
+        """Add a note, once."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def of(self, training: Training) -> list[Cell]:
         """The cells of one training."""
@@ -99,11 +133,13 @@ class Grid:
     def estimate(self, pending: Collection[str]) -> Work:
         """Counts of the work that the pending cells need, if no checkpoint is there yet."""
         cells = [cell for cell in self.cells if cell.key in pending]
-        trainings = {cell.training.key: cell.training.spec for cell in cells}.values()
+        needed = [cell.training for cell in cells]
+        needed += [cell.surrogate.training for cell in cells if cell.surrogate and cell.surrogate.path is None]
+        trainings = {training.key: training.spec for training in needed}.values()
         steps = sum(spec.meta_steps for spec in trainings)
         episodes = self.run.size("episodes")
         supports = {(cell.training.key, _support_key(cell)) for cell in cells}
-        attacked = sum((cell.support == "adv") + (cell.query == "adv") for cell in cells)
+        attacked = sum((cell.support != "clean") + (cell.query != "clean") for cell in cells)
         return Work(
             len(trainings),
             steps,
@@ -114,11 +150,7 @@ class Grid:
 
 
 def _support_key(cell: Cell) -> str:
-    return cell.spec.attack.model_dump_json() if cell.support == "adv" else "clean"
-
-
-def _numbers(texts: Collection[str]) -> list[float]:
-    return [parse_eps(text).value for text in texts]
+    return cell.support + cell.spec.attack.model_dump_json() if cell.support != "clean" else "clean"
 
 
 def prepare(run: RunSpec, registry: Registry, data_root: Path | None) -> Grid:
@@ -128,13 +160,13 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None) -> Grid:
         BenchError: an unknown plugin or option, data that are missing or too few, or an attack or
             learner that cannot work in this setting.
     """
-    dataset, dataset_spec, dataset_label = _resolve(registry, "dataset", parse_choice(run.dataset), run.profile)
-    learners = [_resolve(registry, "learner", choice, run.profile) for choice in run.choices("learner")]
-    attacks = [_resolve(registry, "attack", _split_eps(choice)[0]) for choice in run.choices("attack")]
-    backbone, backbone_spec, backbone_label = _resolve(
+    dataset, dataset_spec, dataset_label = resolve(registry, "dataset", parse_choice(run.dataset), run.profile)
+    learners = [resolve(registry, "learner", choice, run.profile) for choice in run.choices("learner")]
+    attacks = [resolve(registry, "attack", split_eps(choice)[0]) for choice in run.choices("attack")]
+    backbone, backbone_spec, backbone_label = resolve(
         registry, "backbone", parse_choice(run.backbone or dataset.backbone), run.profile
     )
-    threats = _all_threats(run, dataset, attacks)
+    threats = all_threats(run, dataset, attacks)
     way = _way(run, dataset)
     shot, query = run.size("shot"), run.size("query")
     splits = dataset.load(data_root)
@@ -144,120 +176,64 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None) -> Grid:
     setting = Setting(splits.test.shape, way, shot, query, dataset.loss, backbone.transductive)
     grid = Grid(run, dataset, backbone, splits, setting, {"dataset": dataset_label, "backbone": backbone_label})
     _refuse("backbone", backbone_label, backbone, setting)
-    if run.eps and not {threat.eps.value for threat in threats if not threat.attack.clean} & set(_numbers(run.eps)):
+    if run.eps and not {threat.eps.value for threat in threats if not threat.attack.clean} & set(numbers(run.eps)):
         grid.notes.append(f"--eps {', '.join(run.eps)} is for no attack of this run")
+    base = _base(run, setting, splits, dataset_spec, backbone_spec)
+    if run.checks:
+        grid.battery = _battery(registry)
+    surrogates = _surrogates(registry, grid, base, threats)
+    for learner, spec, label in learners:
+        moved = setting._replace(transductive=setting.transductive or learner.transductive)
+        _refuse("learner", label, learner, moved)
+        for threat in threats:
+            _refuse("attack", threat.label, threat.attack, moved)
+        for training in _trainings(registry, grid, learner, spec, label, base, moved):
+            if training.key not in {other.key for other in grid.trainings}:
+                _add_cells(grid, training, threats, surrogates.get(training.spec.seed))
+    if not grid.cells:
+        left_out = "".join(f"; {note}" for note in grid.notes if "left out" in note)
+        raise BenchError(
+            "nothing to run: an attack needs a scenario in which something is attacked, such as clean/adv; for the "
+            f"accuracy without any (clean/clean), use --attack none{left_out}"
+        )
+    return grid
+
+
+def _base(run: RunSpec, setting: Setting, splits: Splits, dataset: PluginSpec, backbone: PluginSpec) -> dict[str, Any]:
+    """What all trainings of a run share."""
     profile = get_profile(run.profile)
-    base = {
-        "code": core_code(),
-        "dataset": dataset_spec,
+    return {
+        "code": core_code("training"),
+        "dataset": dataset,
         "fingerprint": "+".join(source.fingerprint for source in splits),
-        "backbone": backbone_spec,
-        "way": way,
-        "shot": shot,
-        "query": query,
+        "backbone": backbone,
+        "way": setting.way,
+        "shot": setting.shot,
+        "query": setting.query,
         "meta_steps": run.size("meta_steps"),
         "tasks_per_step": run.size("tasks_per_step"),
         "validations": profile.validations,
         "validation_tasks": profile.validation_tasks,
         "precision": run.precision,
     }
-    for learner, spec, label in learners:
-        moved = setting._replace(transductive=setting.transductive or learner.transductive)
-        _refuse("learner", label, learner, moved)
-        for threat in threats:
-            _refuse("attack", threat.label, threat.attack, moved)
-        for training in _trainings(registry, dataset, learner, spec, label, base, moved, run.seeds):
-            if training.key not in {other.key for other in grid.trainings}:
-                _add_cells(grid, training, threats)
-    if not grid.cells:
-        raise BenchError(
-            "nothing to run: an attack needs a scenario in which something is attacked, such as clean/adv; for the "
-            "accuracy without any (clean/clean), use --attack none"
-        )
-    return grid
 
 
-def _resolve(registry: Registry, kind: str, choice: Choice, profile: str | None = None) -> tuple[Any, PluginSpec, str]:
-    """The plugin with its options, what identifies it, and its label; a profile fills in what was not typed."""
-    cls: type[Plugin] = registry.get(kind, choice.name)
-    options: dict[str, str] = {}
-    if profile is not None:
-        defaults = getattr(get_profile(profile), kind)
-        options = {key: value for key, value in defaults.items() if key in cls.model_fields}
-    plugin = registry.make(kind, choice.name, {**options, **choice.options})
-    dumped = plugin.model_dump(mode="json")
-    spec = PluginSpec(name=choice.name, options=dumped, code=registry.origin(kind, choice.name).identity)
-    standard = {key: info.get_default(call_default_factory=True) for key, info in cls.model_fields.items()}
-    return plugin, spec, spec.label(standard)
-
-
-def _split_eps(choice: Choice) -> tuple[Choice, str | None]:
-    """The choice without the option `eps`, which every attack has and which is not the plugin's own; and that."""
-    options = {key: value for key, value in choice.options.items() if key != "eps"}
-    return Choice(choice.name, options), choice.options.get("eps")
-
-
-def _all_threats(run: RunSpec, dataset: Dataset, attacks: list[tuple[Attack, PluginSpec, str]]) -> list[Threat]:
-    """Every attack at every ε that was typed for it (its own option, else --eps) or at a default, each once."""
-    own = [_split_eps(choice)[1] for choice in run.choices("attack")]
-    _refuse_many_norms(run, dataset, [attack for attack, text in zip(attacks, own, strict=True) if text is None])
-    found: dict[str, Threat] = {}
-    for (attack, spec, label), text in zip(attacks, own, strict=True):
-        given = [parse_eps(eps) for eps in (run.eps if text is None else [text])]
-        for threat in _threats(dataset, attack, spec, label, given):
-            found.setdefault(threat.spec.model_dump_json(), threat)
-    return list(found.values())
-
-
-def _refuse_many_norms(run: RunSpec, dataset: Dataset, attacks: list[tuple[Attack, PluginSpec, str]]) -> None:
-    """Raise when one --eps would be given to attacks of several norms, in which it means different things."""
-    norms = {label: attack for attack, _, label in attacks if not attack.clean}
-    if not run.eps or len({attack.norm for attack in norms.values()}) < 2:
-        return
-    first = next(iter(norms.values())).norm
-    other = next(label for label, attack in norms.items() if attack.norm != first)
-    try:
-        usual = default_eps(dataset, norms[other], other).text
-    except BenchError:
-        usual = "1.0"
-    raise BenchError(
-        f"--eps {', '.join(run.eps)} would go to attacks of several norms, in which it means different things: "
-        f"{', '.join(f'{label} ({attack.norm})' for label, attack in norms.items())}; give eps by attack, as "
-        f"--attack {other}{',' if ':' in other else ':'}eps={usual}"
-    )
-
-
-def _threats(dataset: Dataset, attack: Attack, spec: PluginSpec, label: str, given: list[Epsilon]) -> Iterator[Threat]:
-    if attack.clean:
-        yield Threat(attack, Epsilon(0.0, "0"), AttackSpec(plugin=spec, norm="none", eps=0.0), label)
-        return
-    for eps in {eps.value: eps for eps in given}.values() or [default_eps(dataset, attack, label)]:
-        _check_eps("attack", label, attack, eps)
-        yield Threat(attack, eps, AttackSpec(plugin=spec, norm=attack.norm, eps=eps.value), label)
-
-
-def _check_eps(kind: str, label: str, attack: Attack, eps: Epsilon) -> None:
-    """Raise when the attack cannot work with this ε."""
-    reason = attack.eps_obstacle(eps.value)
-    if reason is not None:
-        meant = attack.norm == "linf" and 1 < eps.value <= 255
-        hint = f"; did you mean {plain(eps.value)}/255?" if meant else ""
-        raise BenchError(f"eps {eps.text} for {kind} '{label}' cannot be: {reason}{hint}")
-
-
-def default_eps(dataset: Dataset, attack: Attack, label: str) -> Epsilon:
-    """ε when nobody typed one: the data set's for the attack's norm, else the attack's own.
-
-    Raises:
-        BenchError: neither has one.
-    """
-    found = dataset.eps.get(attack.norm, attack.default_eps())
-    if found is None:
-        raise BenchError(
-            f"attack '{label}' works in the {attack.norm} norm, for which neither the data set '{dataset.name}' nor "
-            f"the attack has a default eps: give one, as --attack {attack.name}:eps=1.0"
-        )
-    return parse_eps(found)
+def _battery(registry: Registry) -> Battery:
+    """The attacks of the reliability checks."""
+    queries = {"queries": str(BLACK_BOX_QUERIES)}
+    once = {"steps": "1", "random_start": "false"}
+    chosen: dict[str, dict[str, tuple[str, dict[str, str]]]] = {
+        "noise": {"linf": ("noise", {}), "l2": ("noisel2", {})},
+        "one_step": {"linf": ("fgsm", {}), "l2": ("pgdl2", {**once})},
+        "many_steps": {"linf": ("pgd", {}), "l2": ("pgdl2", {})},
+        "black_box": {"linf": ("square", queries), "l2": ("squarel2", queries)},
+    }
+    made: dict[str, Any] = {
+        role: {norm: registry.make("attack", name, options) for norm, (name, options) in by_norm.items()}
+        for role, by_norm in chosen.items()
+    }
+    names = sorted({name for by_norm in chosen.values() for name, _ in by_norm.values()})
+    return Battery(**made, code=" ".join(f"{name} {registry.origin('attack', name).identity}" for name in names))
 
 
 def _way(run: RunSpec, dataset: Dataset) -> int:
@@ -281,59 +257,96 @@ def _refuse(kind: str, label: str, plugin: Any, setting: Setting) -> None:
 
 
 def _trainings(
-    registry: Registry, dataset: Dataset, learner: Learner, spec: PluginSpec, label: str, base: dict[str, Any],
-    setting: Setting, seeds: tuple[int, ...],
+    registry: Registry, grid: Grid, learner: Learner, spec: PluginSpec, label: str, base: dict[str, Any],
+    setting: Setting,
 ) -> Iterator[Training]:  # fmt: skip
+    """The learner at each seed of the run, checked."""
     attack, surrogate = None, None
     wanted = learner.training_attack()
     if wanted is not None:
-        attack = _training_threat(registry, dataset, learner, *wanted)
+        attack = training_threat(registry, grid.dataset, learner, *wanted)
         _refuse("training attack", attack.label, attack.attack, setting)
     wanted_backbone = learner.surrogate_backbone()
     surrogate_spec = None
     if wanted_backbone is not None:
-        surrogate, surrogate_spec, _ = _resolve(registry, "backbone", parse_choice(wanted_backbone, ";"))
+        surrogate, surrogate_spec, _ = resolve(registry, "backbone", parse_choice(wanted_backbone, ";"))
         _refuse("surrogate", surrogate_spec.name, surrogate, setting)
-    for seed in dict.fromkeys(seeds):
+    for seed in dict.fromkeys(grid.run.seeds):
         training = TrainingSpec(
             learner=spec, attack=attack.spec if attack else None, surrogate=surrogate_spec, seed=seed, **base
         )
-        yield Training(training, learner, label, attack, surrogate)
+        yield Training(training, learner, label, grid.backbone, attack, surrogate)
 
 
-def _training_threat(registry: Registry, dataset: Dataset, learner: Learner, text: str, eps: float | None) -> Threat:
-    choice, own = _split_eps(parse_choice(text, ";"))
-    attack, spec, label = _resolve(registry, "attack", choice)
-    if own is not None and eps is not None:
-        raise BenchError(
-            f"learner '{learner.name}' was given two eps for its training attack: {own} in '{text}', and {exact(eps)}; "
-            "give one"
-        )
-    if own is not None:
-        chosen = parse_eps(own)
+def _surrogates(registry: Registry, grid: Grid, base: dict[str, Any], threats: list[Threat]) -> dict[int, Surrogate]:
+    """By seed, the model on which transferred attacks are made.
+
+    Raises:
+        BenchError: it cannot work in this setting, or cannot answer one of the attacks.
+    """
+    text, setting = grid.run.surrogate, grid.setting
+    if text is None:
+        return {}
+    if is_file(text):
+        named = read_named(registry, text)
+        spec = TrainingSpec(**{**base, "backbone": named.spec.backbone}, learner=named.spec.learner, attack=None,
+                            surrogate=None, seed=0)  # fmt: skip
+        training = Training(spec, named.learner, named.label, named.backbone)
+        found = dict.fromkeys(grid.run.seeds, Surrogate(training, named.spec, named.label, named.path))
     else:
-        chosen = default_eps(dataset, attack, label) if eps is None else Epsilon(parse_eps(eps).value, exact(eps))
-    _check_eps("training attack", label, attack, chosen)
-    return Threat(attack, chosen, AttackSpec(plugin=spec, norm=attack.norm, eps=chosen.value), label)
+        learner, learner_spec, label = resolve(registry, "learner", parse_choice(text), grid.run.profile)
+        found = {}
+        for training in _trainings(registry, grid, learner, learner_spec, label, base, setting):
+            spec_of = SurrogateSpec(learner=learner_spec, backbone=base["backbone"], trained=training.key)
+            found[training.spec.seed] = Surrogate(training, spec_of, label)
+    for surrogate in {each.key: each for each in found.values()}.values():
+        training = surrogate.training
+        own = setting._replace(transductive=training.backbone.transductive or training.learner.transductive)
+        _refuse("backbone of the surrogate", surrogate.label, training.backbone, own)
+        _refuse("surrogate", surrogate.label, training.learner, own)
+        for threat in threats:
+            _refuse(f"on the surrogate {surrogate.label}, attack", threat.label, threat.attack, own)
+    return found
 
 
-def _add_cells(grid: Grid, training: Training, threats: list[Threat]) -> None:
+def _add_cells(grid: Grid, training: Training, threats: list[Threat], surrogate: Surrogate | None) -> None:
     grid.trainings.append(training)
     if training.attack is not None:
-        note = f"{training.label} is trained against {training.attack.label} at eps {training.attack.eps.text}"
-        if note not in grid.notes:
-            grid.notes.append(note)
+        grid.note(f"{training.label} is trained against {training.attack.label} at eps {training.attack.eps.text}")
     for threat in threats:
         names = ["clean/clean"] if threat.attack.clean else parse_scenarios(list(grid.run.scenarios))
         for name in names:
             support, query = SCENARIOS[name]
             if (support, query) == ("clean", "clean") and not threat.attack.clean:
                 continue
-            cell = CellSpec(
+            reason = _left_out(name, training, threat, surrogate)
+            if reason is not None:
+                grid.note(f"{threat.label} on {training.label} in {name} is left out: {reason}")
+                continue
+            swept = name in {"clean/adv", "clean/transfer", "poisoned/clean"}
+            sweep = tuple(eps.value for eps in threat.sweep) if swept else ()
+            spec = CellSpec(
                 training=training.spec,
-                attack=threat.spec,
+                code=core_code("evaluation"),
+                attack=threat.spec.model_copy(update={"sweep": sweep}),
                 support=support,
                 query=query,
+                surrogate=surrogate.spec if surrogate is not None and name == TRANSFER else None,
                 episodes=grid.run.size("episodes"),
+                checks=grid.battery.digest if grid.battery is not None else "",
             )
-            grid.cells.append(Cell(cell.digest(), cell, training, threat))
+            grid.cells.append(Cell(spec.digest(), spec, training, threat, surrogate if name == TRANSFER else None))
+
+
+def _left_out(scenario: str, training: Training, threat: Threat, surrogate: Surrogate | None) -> str | None:
+    """Why an attack cannot be in this scenario; None if it can."""
+    if SCENARIOS[scenario][0] == "poisoned" and (not threat.attack.loss_only or threat.attack.per_task):
+        return (
+            "it asks for logits or takes one task at a time, and poisoning goes through the loss of the queries after "
+            "adaptation alone; fgsm, pgd and apgd can"
+        )
+    if scenario == TRANSFER and surrogate is None:
+        return "there is no --surrogate"
+    if scenario == TRANSFER and surrogate is not None and surrogate.key == training.key:
+        return "it is itself the surrogate"
+    return None

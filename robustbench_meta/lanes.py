@@ -27,6 +27,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from robustbench_meta.deaths import how_it_ended
 from robustbench_meta.devices import peak_resident
 from robustbench_meta.errors import BenchError
 
@@ -142,10 +143,9 @@ class Crew(Generic[Item, Result]):
         except (EOFError, ConnectionError):
             process = next(process for process, ours in self._hands if ours is pipe)
             process.join(5)
-            code = process.exitcode
-            how = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
             return False, BenchError(
-                f"a process that shared the work ended {how}; if memory ran out, use fewer: --jobs 1, OMP_NUM_THREADS=1"
+                f"a process that shared the work {how_it_ended(process.exitcode)}; if memory ran out, use fewer: "
+                "--jobs 1, OMP_NUM_THREADS=1"
             )
 
 

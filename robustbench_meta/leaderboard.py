@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from robustbench_meta.checks import flags_between
+from robustbench_meta.comparison import ranks
+from robustbench_meta.curves import curves, write_curves
 from robustbench_meta.files import write_atomically
+from robustbench_meta.samples import Samples
 from robustbench_meta.statistics import mean_and_ci95, worst_decile
 from robustbench_meta.store import Store, unpack
 
@@ -22,10 +26,11 @@ COLUMNS = [
     "attack_ms_per_task", "parameters", "device", "version", "spec_hash",
     "queries", "meta_steps", "tasks_per_step", "training_attack", "training_eps",
     "training_hash", "recipe_hash", "attack_hash", "precision", "peak_memory_mb",
+    "surrogate", "warm_start", "check_ms_per_task", "worst_case_ci95", "rank",
 ]  # fmt: skip
 """The CSV's columns, in order. Accuracies are fractions; `…_ci95` are half-widths of 95 % intervals over episodes."""
 
-TIMINGS = ["train_seconds", "adapt_ms_per_task", "attack_ms_per_task"]
+TIMINGS = ["train_seconds", "adapt_ms_per_task", "attack_ms_per_task", "check_ms_per_task"]
 COSTS = [*TIMINGS, "peak_memory_mb"]
 """The columns that differ from run to run."""
 
@@ -38,6 +43,7 @@ _ORDER = [
     "eps",
     "support",
     "query",
+    "surrogate",
     "learner",
     "attack",
     "recipe_hash",
@@ -50,51 +56,37 @@ _ORDER = [
 def build(store: Store, keys: Collection[str] | None = None) -> pd.DataFrame:
     """One row a record (of these keys only, if any are given), in an order that does not depend on when it was made.
 
-    `worst_case_accuracy` is over the attacks of the rows that are built.
+    `worst_case_accuracy`, `rank` and the flags that come from comparing rows are over the rows that are built.
     """
+    return read(store, keys)[0]
+
+
+def read(store: Store, keys: Collection[str] | None = None) -> tuple[pd.DataFrame, Samples]:
+    """The same rows, with what each episode gave."""
     records = [record for record in store.records() if keys is None or record["key"] in keys]
-    worst = _worst_cases(records)
-    rows = [_row(record, worst[_rivals(record)]) for record in records]
+    samples, flags = Samples(records), flags_between(records)
+    rows = [_row(record, samples, flags.get(record["key"], [])) for record in records]
     frame = pd.DataFrame(rows, columns=COLUMNS)
-    return frame.sort_values(_ORDER, ignore_index=True) if rows else frame
+    frame = frame.sort_values(_ORDER, ignore_index=True) if rows else frame
+    return frame.assign(rank=ranks(frame, samples)), samples
 
 
 def write(store: Store) -> Path:
-    """Write `leaderboard.csv` into the results folder."""
+    """Write `leaderboard.csv` into the results folder, and `curves.csv` beside it if an attack was run at several ε."""
     path = store.root / "leaderboard.csv"
-    frame = build(store)
+    frame, samples = read(store)
     write_atomically(path, lambda part: frame.to_csv(part, index=False, lineterminator="\n"))
+    write_curves(store.root / "curves.csv", curves(frame, samples))
     return path
 
 
-def _rivals(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What rows must share for their attacks to count into one worst case: learner, ε, norm, scenario, episodes."""
-    spec = record["spec"]
-    attack = spec["attack"]
-    return record["training"], attack["norm"], attack["eps"], spec["support"], spec["query"], spec["episodes"]
-
-
-def _worst_cases(records: list[dict[str, Any]]) -> dict[tuple[Any, ...], float]:
-    """Per group of rivals: the share of queries that stay right under every one of its attacks.
-
-    Of an attack whose code was changed, only the newest record counts.
-    """
-    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for record in sorted(records, key=lambda record: (record["written"], record["key"])):
-        plugin = record["spec"]["attack"]["plugin"]
-        newest[*_rivals(record), plugin["name"], json.dumps(plugin["options"], sort_keys=True)] = record
-    survivors: dict[tuple[Any, ...], np.ndarray] = {}
-    for record in newest.values():
-        robust, group = unpack(record["robust"]), _rivals(record)
-        survivors[group] = survivors[group] & robust if group in survivors else robust
-    return {group: float(robust.mean()) for group, robust in survivors.items()}
-
-
-def _row(record: Mapping[str, Any], worst_case: float) -> dict[str, Any]:
+def _row(record: Mapping[str, Any], samples: Samples, flags: Collection[str]) -> dict[str, Any]:
+    """A record's row, but for its rank; `flags` are those that come from comparing it with others."""
     spec, labels, timings = record["spec"], record["labels"], record["timings"]
     clean, robust = unpack(record["clean"]), unpack(record["robust"])
     clean_accuracy, clean_ci95 = mean_and_ci95(clean.mean(1))
     robust_accuracy, robust_ci95 = mean_and_ci95(robust.mean(1))
+    worst_case, worst_case_ci95 = mean_and_ci95(samples.worst(record["key"]))
     return {
         **{name: labels[name] for name in ("dataset", "backbone", "learner", "attack")},
         "way": spec["training"]["way"], "shot": spec["training"]["shot"], "norm": record["norm_layer"],
@@ -105,8 +97,8 @@ def _row(record: Mapping[str, Any], worst_case: float) -> dict[str, Any]:
         "worst_case_accuracy": round(worst_case, 6),
         "attack_success_rate": round(success_rate(clean, robust), 6),
         "worst_decile_accuracy": round(worst_decile(robust.mean(1)), 6),
-        "inference": record["inference"], "flags": " ".join(record["flags"]),
-        **{name: round(timings[name], 3) for name in TIMINGS},
+        "inference": record["inference"], "flags": " ".join(sorted({*record["flags"], *flags})),
+        **{name: round(timings.get(name, 0.0), 3) for name in TIMINGS},
         "parameters": record["parameters"], "device": record["device"],
         "version": record["versions"]["robustbench_meta"], "spec_hash": record["key"],
         "queries": spec["training"]["query"], "meta_steps": spec["training"]["meta_steps"],
@@ -114,8 +106,10 @@ def _row(record: Mapping[str, Any], worst_case: float) -> dict[str, Any]:
         "training_attack": labels["training_attack"], "training_eps": labels["training_eps"],
         "training_hash": record["training"],
         "recipe_hash": _digest({name: value for name, value in spec["training"].items() if name != "seed"}),
-        "attack_hash": _digest(spec["attack"]),
+        "attack_hash": _digest(_attack(spec)),
         "precision": record["precision"], "peak_memory_mb": _peak(record.get("memory") or {}),
+        "surrogate": labels.get("surrogate", "none"), "warm_start": labels.get("warm_start", ""),
+        "worst_case_ci95": round(worst_case_ci95, 6),
     }  # fmt: skip
 
 
@@ -123,6 +117,13 @@ def _peak(memory: Mapping[str, int | None]) -> float:
     """The larger of training's and evaluation's peak in MB of 2²⁰ bytes; NaN where it is not known."""
     known = [count for count in memory.values() if count is not None]
     return round(max(known) / 2**20, 1) if known else float("nan")
+
+
+def _attack(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes two rows rows of one attack: all but the learner, its seed, the scenario and the episodes."""
+    surrogate = spec.get("surrogate") or {}
+    kind = {name: surrogate[name] for name in ("learner", "backbone") if name in surrogate}
+    return {"attack": spec["attack"], "code": spec.get("code"), "surrogate": kind}
 
 
 def _digest(spec: Mapping[str, Any]) -> str:

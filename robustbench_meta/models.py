@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own convention
@@ -23,19 +23,41 @@ Forward = Callable[[Any, Tensor], Tensor]
 
 
 class Network:
-    """A backbone as a pure function of its weights, with the data set's loss, for ONE task."""
+    """A backbone as a pure function of its weights, with the data set's loss, for ONE task.
 
-    def __init__(self, module: nn.Module, loss: LossName, way: int, precision: Precision = "float32") -> None:
+    Args:
+        module: what the backbone built.
+        loss: of the data set.
+        way: number of classes.
+        precision: of the module's layers.
+        support: the images [m, *shape] that a module with `reads_support` is given beside x.
+    """
+
+    def __init__(
+        self, module: nn.Module, loss: LossName, way: int, precision: Precision = "float32",
+        support: Tensor | None = None,
+    ) -> None:  # fmt: skip
         self.module, self.loss_name, self.way, self.precision = module, loss, way, precision
+        self.support = support
+
+    @property
+    def reads_support(self) -> bool:
+        """Whether an adapted model's outputs depend on the support images beside its weights."""
+        return bool(getattr(self.module, "reads_support", False))
+
+    def with_support(self, support: Tensor) -> Network:
+        """The same network, given these support images."""
+        return Network(self.module, self.loss_name, self.way, self.precision, support)
 
     def __call__(self, weights: Weights, x: Tensor) -> Tensor:
         """Outputs [n, outputs]."""
         outputs: Tensor
+        shown = (x,) if self.support is None else (x, self.support)
         if self.precision == "bf16":
             with lowered(x.device):
-                outputs = torch.func.functional_call(self.module, weights, (x,))
+                outputs = torch.func.functional_call(self.module, weights, shown)
             return outputs.to(x.dtype)
-        outputs = torch.func.functional_call(self.module, weights, (x,))
+        outputs = torch.func.functional_call(self.module, weights, shown)
         return outputs
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -48,6 +70,13 @@ class Network:
             return F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none").view(y.shape)
         one_hot = (y[..., None] == torch.arange(logits.shape[-1], device=y.device)).to(logits.dtype)
         return (logits - one_hot).square().mean(-1)
+
+
+class WithSupport(NamedTuple):
+    """What a learner adapted, beside the support images that it was adapted to, for a network that reads them."""
+
+    tree: Any
+    support: Tensor
 
 
 @dataclass(frozen=True)
@@ -80,6 +109,16 @@ class State:
     def kind(self) -> Literal["shared", "own"]:
         """Whether tasks share at least part of it: what decides how to map."""
         return "shared" if None in self.leaves[1] else "own"
+
+    def with_support(self, support: Tensor) -> State:
+        """The same state with support images [tasks, m, *shape] beside what the learner adapted."""
+        bare = self.without_support()
+        dims = WithSupport(bare.dims, 0)  # type: ignore[arg-type]  # dims have the shape of the tree
+        return State(WithSupport(bare.tree, support), dims, self.forward)
+
+    def without_support(self) -> State:
+        """What the learner adapted, without support images beside it."""
+        return State(self.tree.tree, self.dims.tree, self.forward) if isinstance(self.tree, WithSupport) else self
 
     def detach(self) -> State:
         """The same state as data: nothing that is computed from it differentiates into θ."""

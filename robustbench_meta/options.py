@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from decimal import Decimal
+from fractions import Fraction
 from typing import Literal
 
 from robustbench_meta.errors import BenchError, unknown
 
-Part = Literal["clean", "adv"]
+Part = Literal["clean", "adv", "poisoned", "transfer"]
 Precision = Literal["float32", "tf32", "bf16"]
 Compile = Literal["auto", "on", "off"]
 Jobs = int | Literal["auto"]
@@ -19,8 +21,15 @@ SCENARIOS: dict[str, tuple[Part, Part]] = {
     "clean/adv": ("clean", "adv"),
     "adv/clean": ("adv", "clean"),
     "adv/adv": ("adv", "adv"),
+    "poisoned/clean": ("poisoned", "clean"),
+    "poisoned/adv": ("poisoned", "adv"),
+    "clean/transfer": ("clean", "transfer"),
 }
-"""Which of (support, query) is attacked: ADML's four."""
+"""What is done to (support, query).
+
+ADML's four first. `adv` support is made on θ before adaptation, `adv` queries on the adapted model; `poisoned` support
+is made through adaptation, to hurt the clean queries; `transfer` queries are made on another model, the surrogate.
+"""
 
 DEFAULT_LEARNERS = ("maml", "adml")
 DEFAULT_ATTACKS = ("none", "fgsm", "pgd")
@@ -94,6 +103,37 @@ def parse_eps(given: str | float) -> Epsilon:
     if not math.isfinite(value) or value < 0:
         raise BenchError(f"eps '{text}' is {'negative' if value < 0 else 'not finite'}; expected 0 or more")
     return Epsilon(value, "/".join(parts) if len(parts) == 2 else plain(value))
+
+
+_MOST_VALUES = 100
+"""Of a range of ε."""
+
+
+def parse_eps_range(text: str) -> list[str]:
+    """Read `FROM:TO:COUNT` as that many values of ε, evenly spaced, ends included; anything else is one value.
+
+    Ends that are ratios with one denominator (`0:8/255:5`) give ratios.
+
+    Raises:
+        BenchError: not a range, or one that goes nowhere.
+    """
+    if ":" not in text:
+        return [text]
+    parts = [part.strip() for part in text.split(":")]
+    told = f"eps '{text}' is no range; expected FROM:TO:COUNT, such as 0:0.3:7 or 0:8/255:5"
+    if len(parts) != 3 or not (parts[2].isascii() and parts[2].isdigit()):
+        raise BenchError(told)
+    ends, count = [parse_eps(part) for part in parts[:2]], int(parts[2])
+    if not 2 <= count <= _MOST_VALUES or ends[1].value <= ends[0].value:
+        raise BenchError(f"{told}, FROM below TO, and 2 to {_MOST_VALUES} values")
+    exactly = [Fraction(Decimal(above)) / Fraction(Decimal(below or "1"))
+               for above, _, below in (part.partition("/") for part in parts[:2])]  # fmt: skip
+    values = [exactly[0] + (exactly[1] - exactly[0]) * step / (count - 1) for step in range(count)]
+    below = {part.partition("/")[2].strip() for part in parts[:2] if "/" in part}
+    if len(below) == 1 and all("/" in part or not end.value for part, end in zip(parts, ends, strict=False)):
+        whole = below.pop()
+        return [f"{plain(float(value * Fraction(Decimal(whole))))}/{whole}" if value else "0" for value in values]
+    return [plain(float(value)) for value in values]
 
 
 def plain(value: float) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pluggy
 from pydantic import ValidationError
@@ -20,6 +20,7 @@ from robustbench_meta import hookspecs
 from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner, Plugin
 from robustbench_meta.discovery import Origin, Source, code_digest, release_of, sources
 from robustbench_meta.errors import BenchError, PluginError, unknown
+from robustbench_meta.options import Choice
 
 __all__ = ["KINDS", "CollisionError", "Found", "Origin", "Registry", "core_code", "load_registry"]
 
@@ -27,21 +28,24 @@ KINDS: dict[str, type[Plugin]] = {"learner": Learner, "attack": Attack, "dataset
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _NAMED = "lower-case letters, digits, '-', '_' or '.'"
-_CORE = (
-    "engine",
-    "training",
-    "evaluation",
-    "harness",
-    "inner",
-    "tasks",
-    "threat",
-    "seeds",
-    "contracts",
-    "precision",
-    "models",
-    "sharing",
-)
-"""The modules that make the numbers."""
+_CORE = {
+    "training": (
+        "engine",
+        "training",
+        "harness",
+        "inner",
+        "tasks",
+        "threat",
+        "seeds",
+        "contracts",
+        "precision",
+        "models",
+        "sharing",
+        "victims",
+    ),
+    "evaluation": ("evaluation", "trials", "checks"),
+}
+"""The modules that make the numbers: checkpoints, and what else makes a cell's."""
 _BROKEN = (Exception, SystemExit)
 """What a plugin may raise without costing anybody else anything."""
 
@@ -309,9 +313,14 @@ def _check_hooks(module: Any) -> None:
 
 
 @cache
-def core_code() -> str:
-    """What the modules that make the numbers are, and the version of torch: part of what identifies a result."""
-    digest = hashlib.sha256("".join(code_digest(Path(__file__).parent / f"{name}.py") for name in _CORE).encode())
+def core_code(stage: Literal["training", "evaluation"] = "training") -> str:
+    """What the modules that make the numbers are, and the version of torch: part of what identifies a result.
+
+    Args:
+        stage: `training`, what identifies a checkpoint; or `evaluation`, what a cell needs besides.
+    """
+    files = [Path(__file__).parent / f"{name}.py" for name in _CORE[stage]]
+    digest = hashlib.sha256("".join(code_digest(file) for file in files).encode())
     return f"sha256:{digest.hexdigest()[:16]} torch=={release_of('torch')}"
 
 
@@ -334,5 +343,7 @@ def _explain(kind: str, cls: type[Plugin], issue: Any) -> str:
     if issue["type"] == "extra_forbidden":
         return unknown(f"option of {kind} '{cls.name}'", option, cls.model_fields)
     message = issue["msg"].removeprefix("Value error, ")
-    where = f"option '{option}' of {kind} '{cls.name}'" if option else f"{kind} '{cls.name}'"
-    return f"{where} was given {issue['input']!r}: {message[0].lower()}{message[1:]}"
+    message = message[0].lower() + message[1:]
+    if not option:  # options that do not go together
+        return f"{kind} '{Choice(cls.name, issue['input'])}' cannot be: {message}"
+    return f"option '{option}' of {kind} '{cls.name}' was given {issue['input']!r}: {message}"

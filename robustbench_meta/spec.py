@@ -19,10 +19,13 @@ from robustbench_meta.options import (
     exact,
     parse_choice,
     parse_eps,
+    parse_eps_range,
     parse_scenarios,
 )
 from robustbench_meta.profiles import get_profile
 
+TRANSFER = "clean/transfer"
+"""The scenario whose queries are attacked on another model."""
 PROTOCOL = 1
 """Raised whenever the same spec would give other numbers: results of another protocol are not mixed in."""
 
@@ -53,6 +56,10 @@ class RunSpec(BaseModel):
     precision: Precision = "float32"
     compile: Compile = "auto"
     """Whether meta-training goes through torch.compile; decides rounding, as a plan does, and so is in no hash."""
+    surrogate: str | None = None
+    """Of the scenario clean/transfer: a learner, or a checkpoint's file."""
+    checks: bool = True
+    """Whether the reliability checks are made that give the flags."""
 
     @classmethod
     def read(cls, **given: Any) -> RunSpec:
@@ -68,10 +75,18 @@ class RunSpec(BaseModel):
         get_profile(spec.profile)
         for text in [*spec.learners, *spec.attacks, spec.dataset, *([spec.backbone] if spec.backbone else [])]:
             parse_choice(text)
-        for eps in spec.eps:
+        values = [value for eps in spec.eps for value in parse_eps_range(eps)]
+        for eps in values:
             parse_eps(eps)
         parse_scenarios(list(spec.scenarios))
-        return spec
+        if spec.surrogate is None and TRANSFER in spec.scenarios:
+            raise BenchError(
+                f"the scenario {TRANSFER} needs a model on which the attack is made: add --surrogate maml (a learner, "
+                "trained as the others are), or --surrogate FILE.safetensors (a checkpoint)"
+            )
+        if spec.surrogate is not None and not {TRANSFER, "all"} & set(spec.scenarios):
+            raise BenchError(f"--surrogate {spec.surrogate} is for the scenario {TRANSFER}: add --scenario {TRANSFER}")
+        return spec.model_copy(update={"eps": tuple(values)})
 
     def size(self, name: str) -> int:
         """`way`, `shot`, `query`, `meta_steps`, `tasks_per_step` or `episodes`: as typed, or the profile's."""
@@ -121,13 +136,26 @@ class _Hashed(BaseModel):
 
 
 class AttackSpec(BaseModel):
-    """An attack in its threat model. `text` is what tables show for ε; `eps` is the number."""
+    """An attack in its threat model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     plugin: PluginSpec
     norm: str
     eps: float
+    sweep: tuple[float, ...] = ()
+    """The smaller ε through which it came: it began where it had ended at the last of them."""
+
+
+class SurrogateSpec(BaseModel):
+    """The model on which transferred attacks are made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learner: PluginSpec
+    backbone: PluginSpec
+    trained: str
+    """The key of its training, or a digest of the file that it was read from."""
 
 
 class TrainingSpec(_Hashed):
@@ -160,7 +188,12 @@ class CellSpec(_Hashed):
     """One row: a trained learner, an attack, ε and a scenario, on so many test episodes."""
 
     training: TrainingSpec
+    code: str
+    """Of the modules that evaluate and check."""
     attack: AttackSpec
     support: str
     query: str
+    surrogate: SurrogateSpec | None = None
     episodes: int
+    checks: str
+    """What identifies the probes of the reliability checks; empty without checks."""

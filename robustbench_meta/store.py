@@ -20,7 +20,7 @@ from robustbench_meta.files import write_atomically, write_text
 from robustbench_meta.training import Trained
 
 _log = logging.getLogger(__name__)
-SCHEMA = 1
+SCHEMA = 2
 """Version of a record's layout."""
 
 
@@ -78,17 +78,10 @@ class Store:
         if not path.is_file():
             return None
         try:
-            with safe_open(path, framework="pt") as file:
-                told = json.loads(file.metadata()["training"])
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            _log.warning("checkpoint %s is damaged (%s); its learner is trained again", path, error)
+            return read_checkpoint(path, like)
+        except BenchError as error:
+            _log.warning("%s; its learner is trained again", error)
             return None
-        if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in like.items()}:
-            _log.warning("checkpoint %s holds other weights than this learner's; it is trained again", path)
-            return None
-        ordered = {name: weights[name].to(weight.device, weight.dtype) for name, weight in like.items()}
-        return Trained(ordered, **told)
 
     def _record(self, key: str) -> Path:
         return self.root / "records" / f"{key}.json"
@@ -117,6 +110,25 @@ def read_record(path: Path) -> dict[str, Any]:
     if told != (SCHEMA, path.stem):
         raise BenchError(f"record {path} has schema {told[0]} and key {told[1]}; expected {SCHEMA} and {path.stem}")
     return dict(record)
+
+
+def read_checkpoint(path: Path, like: Weights) -> Trained:
+    """θ of a checkpoint's file, on the device and in the dtype of `like`.
+
+    Raises:
+        BenchError: it is damaged, or holds weights of other names or shapes.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = json.loads(file.metadata()["training"])
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+            trained = Trained(weights, **told)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise BenchError(f"checkpoint {path} is damaged ({error})") from error
+    if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in like.items()}:
+        raise BenchError(f"checkpoint {path} holds weights of other names or shapes than this learner's")
+    trained.weights = {name: weights[name].to(weight.device, weight.dtype) for name, weight in like.items()}
+    return trained
 
 
 def is_done(root: Path, key: str) -> bool:

@@ -55,7 +55,7 @@ def make_engine(
     """
     setting, seed = grid.setting, training.spec.seed
     module = _build(
-        grid.backbone, setting.shape, training.learner.outputs(setting.way), seed_from(seed, "init"), device
+        training.backbone, setting.shape, training.learner.outputs(setting.way), seed_from(seed, "init"), device
     )
     network = Network(module, setting.loss, setting.way, training.spec.precision)
     engine = Engine(

@@ -14,16 +14,18 @@ import torch
 from torch import Tensor
 
 from robustbench_meta import __version__
+from robustbench_meta.contracts import Weights
 from robustbench_meta.devices import device_name, peak_memory, reset_peak_memory
-from robustbench_meta.engine import Plan
+from robustbench_meta.engine import Engine, Plan
 from robustbench_meta.errors import BenchError, StorageError
-from robustbench_meta.evaluation import Outcome, episodes, evaluate
+from robustbench_meta.evaluation import Outcome, evaluate, test_episodes
 from robustbench_meta.executors import Hear, Job
 from robustbench_meta.grid import Cell, Grid, Training
 from robustbench_meta.lanes import Lanes
+from robustbench_meta.locking import alone_at
 from robustbench_meta.precision import computing_in
 from robustbench_meta.selfcheck import can_be_vmapped, check_declared, may_be_vmapped
-from robustbench_meta.store import SCHEMA, Store, pack
+from robustbench_meta.store import SCHEMA, Store, pack, read_checkpoint
 from robustbench_meta.training import Trained, make_engine, meta_train
 from robustbench_meta.tuning import compiled_plan, compiles, default_plan, measured_plan
 
@@ -36,7 +38,7 @@ _PACKAGES = ("torch", "torchattacks", "numpy", "pillow", "matplotlib")
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where trainings are done: their grid, the folder of the checkpoints, the device, and threads to share out."""
+    """Where trainings are done: their grid, the folder of the checkpoints, the device, and lanes to share out."""
 
     grid: Grid
     store: Store
@@ -81,6 +83,7 @@ def _do_training(place: Workplace, training: Training, cells: list[Cell], hear: 
             outcomes = evaluate(
                 engine, trained.weights, grid.splits.test.to(device), cells, device,
                 lambda done: hear("evaluation_progress", training=training.title, done=done, total=len(cells) * count),
+                battery=grid.battery, surrogates=_surrogates(place, cells, hear),
             )  # fmt: skip
             memory = {"train_bytes": trained.peak_memory, "test_bytes": _most_memory(place)}
     except StorageError:
@@ -97,6 +100,21 @@ def _do_training(place: Workplace, training: Training, cells: list[Cell], hear: 
             hear("cell_failed", key=cell.key, reason=str(outcome))
         else:
             hear("cell_finished", record=_record(grid, cell, outcome, trained, device, plans, memory))
+
+
+def _surrogates(place: Workplace, cells: list[Cell], hear: Hear) -> dict[str, tuple[Engine, Weights]]:
+    """The models on which these cells' transferred attacks are made, by key: loaded, or trained first."""
+    found = {}
+    for surrogate in {cell.surrogate.key: cell.surrogate for cell in cells if cell.surrogate is not None}.values():
+        vmap = self_check(place, surrogate.training)
+        engine, like = make_engine(place.grid, surrogate.training, place.device, Plan())
+        if surrogate.path is None:
+            weights = _train(place, surrogate.training, vmap, hear).weights
+        else:
+            weights = read_checkpoint(surrogate.path, like).weights
+        engine.plan = default_plan(place.device, 8) if vmap else Plan("loop", "loop", 8)
+        found[surrogate.key] = engine, weights
+    return found
 
 
 def self_check(place: Workplace, training: Training) -> bool:
@@ -126,7 +144,12 @@ def self_check(place: Workplace, training: Training) -> bool:
 
 
 def _train(place: Workplace, training: Training, vmap: bool, hear: Hear) -> Trained:
-    """From the checkpoint, or by meta-training."""
+    """From the checkpoint, or by meta-training, which no other process does at the same time."""
+    with alone_at(place.store.checkpoint(training.key), training.title):
+        return _load_or_train(place, training, vmap, hear)
+
+
+def _load_or_train(place: Workplace, training: Training, vmap: bool, hear: Hear) -> Trained:
     grid, store, device, lanes = place.grid, place.store, place.device, place.lanes
     _, weights = make_engine(grid, training, device, Plan(), lanes)
     trained = store.load_checkpoint(training.key, weights)
@@ -201,7 +224,7 @@ def test_plan(place: Workplace, training: Training, count: int, vmap: bool) -> P
     engine, weights = make_engine(grid, training, device, Plan(), Lanes())
     engine.may_halve = False
     engine.set_mode(training=False)
-    tasks = next(episodes(grid.splits.test.to(device), spec.way, spec.shot, spec.query, most, most))
+    tasks = test_episodes(grid.splits.test.to(device), spec, range(most))
     theta = engine.theta({name: weight.detach() for name, weight in weights.items()})
 
     def work(plan: Plan) -> None:
@@ -229,7 +252,7 @@ def _what(operation: str, grid: Grid, training: Training) -> dict[str, Any]:
 
 
 def _labels(cell: Cell) -> dict[str, str]:
-    """What tables show of the learner, its training attack, the attack and ε."""
+    """What tables show of the learner, its training attack, the attack, ε, and what the attack began from."""
     threat = cell.training.attack
     return {
         "learner": cell.learner,
@@ -237,6 +260,8 @@ def _labels(cell: Cell) -> dict[str, str]:
         "eps": cell.eps,
         "training_attack": threat.label if threat else "none",
         "training_eps": threat.eps.text if threat else "0",
+        "surrogate": cell.surrogate.label if cell.surrogate else "none",
+        "warm_start": cell.threat.sweep[-1].text if cell.spec.attack.sweep else "",
     }
 
 
@@ -247,6 +272,7 @@ def _record(
     """A cell's record: everything that a row needs, and what it takes to check or repeat it. Plain data."""
     training = cell.training
     transductive = grid.setting.transductive or training.learner.transductive
+    certificate = outcome.certificate
     return {
         "schema": SCHEMA,
         "key": cell.key,
@@ -265,9 +291,12 @@ def _record(
             "train_seconds": trained.seconds,
             "adapt_ms_per_task": outcome.adapt_ms_per_task,
             "attack_ms_per_task": outcome.attack_ms_per_task,
+            "check_ms_per_task": outcome.check_ms_per_task,
         },
         "memory": dict(memory),
-        "flags": [],
+        "method": cell.threat.attack.method,
+        "flags": certificate.flags if certificate is not None else ["unchecked"],
+        "checks": certificate.plain() if certificate is not None else None,
         "parameters": trained.parameters,
         "device": device_name(device),
         "precision": training.spec.precision,

@@ -310,7 +310,7 @@ def test_the_table_shows_the_csvs_numbers(ran):
     assert len(csv) == 6
     for _, row in csv[csv["attack"] != "none"].iterrows():
         assert row["eps"] == "8/255"
-        (line,) = [line for line in shown.out.splitlines() if line.startswith(row["learner"] + " ")]
+        (line,) = [line for line in shown.out.splitlines() if re.match(rf"\d +{row['learner']} ", line)]
         assert f"{100 * row['robust_accuracy']:.1f}" in line
 
 

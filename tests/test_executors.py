@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from robustbench_meta import hookimpl, leaderboard, runner
+from robustbench_meta.deaths import how_it_ended
 from robustbench_meta.errors import BenchError, StorageError
 from robustbench_meta.executors import Job, Recipe
 from robustbench_meta.executors.processes import Processes
@@ -139,7 +140,7 @@ def test_trouble_in_one_worker_costs_only_its_own_cells(tmp_path, caplog, capfd)
         )  # fmt: skip
     reasons = {(cell.learner, cell.attack): reason for cell, reason in summary.failed}
     assert sorted(reasons) == [(name, attack) for name in ("ends", "killed", "raises") for attack in ("fgsm", "none")]
-    assert "killed (seed 0) was killed (SIGKILL)" in reasons["killed", "none"]
+    assert "killed (seed 0) was ended by SIGKILL" in reasons["killed", "none"]
     assert "use fewer --jobs" in reasons["killed", "none"]
     assert "ends (seed 0) ended itself with exit code 7" in reasons["ends", "fgsm"]
     assert reasons["raises", "none"] == "learner 'raises (seed 0)' failed: RuntimeError: out of ideas"
@@ -338,6 +339,26 @@ def test_progress_is_told_first_last_and_now_and_then():
     assert heard == [*told, ("evaluation_progress", 5), ("cell_failed", None)]
 
 
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (0, "ended itself with exit code 0"),
+        (7, "ended itself with exit code 7"),
+        (-9, "was ended by SIGKILL"),
+        (-11, "was ended by SIGSEGV"),
+        (-40, "was ended by signal 40"),
+        (None, "does not answer any more"),
+    ],
+)
+def test_how_a_process_ended_is_told_in_words(code, words):
+    assert how_it_ended(code) == words
+
+
+def test_a_signal_without_a_name_is_told_by_its_number():
+    with subprocess.Popen([sys.executable, "-c", f"import os; os.kill(os.getpid(), {signal.SIGRTMIN + 3})"]) as process:
+        assert how_it_ended(process.wait()) == f"was ended by signal {signal.SIGRTMIN + 3}"
+
+
 def test_an_error_of_a_worker_says_where_it_was_raised():
     from robustbench_meta.executors.processes import _error
 
@@ -356,11 +377,11 @@ def test_the_interface_is_plain_data():
 
 
 def test_cores_of_a_worker_that_is_done_go_to_the_others():
-    from robustbench_meta.executors.processes import _Crew
+    from robustbench_meta.executors.processes import _Staff
 
-    crew, shares = _Crew(Recipe(RunSpec(**TINY), None, None, Path(), "cpu"), 5, [], lambda *_, **__: None), []
+    staff, shares = _Staff(Recipe(RunSpec(**TINY), None, None, Path(), "cpu"), 5, [], lambda *_, **__: None), []
     for workers in (8, 5, 2, 1):
-        crew._workers = [None] * workers
-        crew._share_cores()
-        shares.append(crew._lanes.value)
+        staff._workers = [None] * workers
+        staff._share_cores()
+        shares.append(staff._lanes.value)
     assert shares == [1, 1, 2, 5]

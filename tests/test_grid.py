@@ -169,18 +169,18 @@ def test_identity_tells_the_code_and_torch(registry):
     assert spec.code.startswith("sha256:")
     assert spec.code.endswith(f"torch=={torch.__version__.partition('+')[0]}")
     assert "sha256:" in spec.learner.code
-    assert "torchattacks==" in registry.origin("attack", "pgd").identity
+    assert "torchattacks==" in registry.origin("attack", "cw").identity
 
 
 # -- profiles --------------------------------------------------------------------------------------
 
 
 def test_a_profile_sets_options_of_the_data_set_that_were_not_typed(registry):
-    from robustbench_meta.grid import _resolve
     from robustbench_meta.options import parse_choice
+    from robustbench_meta.threats import resolve
 
     def label(kind, text):
-        return _resolve(registry, kind, parse_choice(text), "paper")[2]
+        return resolve(registry, kind, parse_choice(text), "paper")[2]
 
     assert label("dataset", "omniglot") == "omniglot:rotations=true"
     assert label("dataset", "omniglot:rotations=false") == "omniglot"
@@ -197,3 +197,55 @@ def test_an_eps_that_no_attack_takes_is_told(registry):
         assert "--eps 0.1 is for no attack of this run" in grid.notes
     grid = prepare(RunSpec.read(profile="smoke", attacks=("fgsm", "pgd:eps=0.05"), eps=("0.1",)), registry, None)
     assert not [note for note in grid.notes if "no attack" in note]
+
+
+# -- scenarios, surrogates and sweeps --------------------------------------------------------------
+
+
+def scenarios(found):
+    return [(cell.attack, f"{cell.support}/{cell.query}") for cell in found.cells]
+
+
+def test_what_cannot_poison_or_transfer_is_left_out_with_a_note(registry):
+    found = grid(registry, attacks=("fgsm", "square"), scenarios=("all",))
+    names = ["clean/adv", "adv/clean", "adv/adv", "poisoned/clean", "poisoned/adv"]
+    assert scenarios(found) == [("fgsm", name) for name in names] + [("square", name) for name in names[:3]]
+    notes = " ".join(found.notes)
+    assert "square on maml in poisoned/clean is left out: it asks for logits" in notes
+    assert "left out: there is no --surrogate" in notes
+    assert "left out" in told(registry, attacks=("square",), scenarios=("poisoned/clean",))
+
+
+def test_transfer_needs_a_surrogate_and_a_surrogate_its_scenario(registry):
+    assert "add --surrogate maml" in told(registry, attacks=("fgsm",), scenarios=("clean/transfer",))
+    assert "add --scenario clean/transfer" in told(registry, attacks=("fgsm",), surrogate="maml")
+    assert "did you mean" in told(registry, attacks=("fgsm",), scenarios=("clean/transfer",), surrogate="mamll")
+
+
+def test_a_surrogate_is_trained_as_the_learner_of_that_name_would_be_and_is_not_its_own(registry):
+    found = grid(registry, learners=("maml", "protonet"), attacks=("fgsm",), scenarios=("clean/transfer",),
+                 surrogate="maml", seeds=(0, 1))  # fmt: skip
+    assert [(cell.learner, cell.seed) for cell in found.cells] == [("protonet", 0), ("protonet", 1)]
+    own = {each.spec.seed: each.key for each in found.trainings if each.label == "maml"}
+    assert [cell.surrogate.key for cell in found.cells] == [own[0], own[1]]
+    assert [cell.trial.surrogate for cell in found.cells] == [own[0], own[1]]
+    given = {"learners": ("protonet",), "attacks": ("fgsm",), "scenarios": ("clean/transfer",)}
+    assert found.cells[0].key != grid(registry, surrogate="protonet:meta_lr=1", **given).cells[0].key
+
+
+def test_several_eps_are_a_sweep_of_attacks_of_many_steps_in_the_scenarios_that_allow_it(registry):
+    found = grid(registry, attacks=("fgsm", "pgd"), eps=("0:0.2:3",), scenarios=("clean/adv", "adv/adv"))
+    sweeps = {(cell.attack, cell.eps, cell.support): cell.spec.attack.sweep for cell in found.cells}
+    assert sweeps["pgd", "0.2", "clean"] == (0.1,)
+    assert sweeps["pgd", "0.2", "adv"] == sweeps["pgd", "0.1", "clean"] == sweeps["fgsm", "0.2", "clean"] == ()
+    alone = {(cell.eps, cell.support): cell.key for cell in grid(registry, attacks=("pgd",), eps=("0.2",)).cells}
+    key = next(cell.key for cell in found.cells if (cell.attack, cell.eps, cell.support) == ("pgd", "0.2", "clean"))
+    assert alone["0.2", "clean"] != key
+
+
+def test_checks_are_part_of_what_identifies_a_row(registry):
+    with_, without = (grid(registry, attacks=("fgsm",), checks=checks) for checks in (True, False))
+    assert with_.battery is not None
+    assert without.battery is None
+    assert with_.cells[0].key != without.cells[0].key
+    assert with_.cells[0].training.key == without.cells[0].training.key

@@ -322,32 +322,3 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(registry, caplog):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     assert judged_too == pytest.approx(judged)
     assert "going on with 1 tasks" in caplog.text
-
-
-def test_an_attack_too_big_for_memory_is_tried_on_fewer_episodes(registry, monkeypatch):
-    grid = small(registry, learners=("maml",), attacks=("none", "fgsm"))
-    sizes = []
-
-    def run(most):
-        cls = load_registry(None).get("attack", "fgsm")
-        original = cls.perturb
-
-        def perturb(self, model, x, y, threat, random):
-            sizes.append(len(x))
-            if len(x) > most:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return original(self, model, x, y, threat, random)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(cls, "perturb", perturb)
-            engine, weights = make_engine(grid, grid.trainings[0], CPU, Plan(chunk=8))
-            return evaluate(engine, weights, grid.splits.test, grid.cells, CPU)
-
-    plenty, scarce, none = run(8), run(3), run(0)
-    assert max(sizes) == 8
-    for cell in grid.cells:
-        assert (plenty[cell.key].robust == scarce[cell.key].robust).all()
-        if cell.attack == "fgsm":
-            assert "does not fit" in str(none[cell.key])
-        else:
-            assert (none[cell.key].robust == plenty[cell.key].robust).all()

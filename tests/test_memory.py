@@ -100,9 +100,9 @@ def bits(store):
     return {record["labels"]["attack"]: unpack(record["robust"]) for record in store.records()}
 
 
-@pytest.mark.parametrize("operation", ["adapt", "perturb"])
+@pytest.mark.parametrize("operation", ["adapt", "attacked"])
 def test_what_does_not_fit_is_done_in_smaller_chunks(registry, tmp_path, monkeypatch, operation):
-    """Training and evaluation (adapt), and an attack on the test queries (perturb): every episode once, none failed."""
+    """Training and evaluation (adapt), and attacks on the test queries (attacked): every episode once, none failed."""
     run(registry, tmp_path / "plain", tasks_per_step=4)
     seen = hungry(monkeypatch, operation, 2)
     summary, store = run(registry, tmp_path / "tight", tasks_per_step=4)
@@ -115,8 +115,9 @@ def test_what_does_not_fit_is_done_in_smaller_chunks(registry, tmp_path, monkeyp
 
 
 def test_what_does_not_fit_even_one_by_one_fails_its_cells(registry, tmp_path, monkeypatch):
-    seen = hungry(monkeypatch, "perturb", 0)
+    seen = hungry(monkeypatch, "attacked", 0)
     summary, _ = run(registry, tmp_path)
     assert [cell.attack for cell, _ in summary.failed] == ["fgsm"]
+    assert summary.finished == 1, "what needs no attack is not touched by it"
     assert "memory" in summary.failed[0][1]
     assert min(seen) == 1

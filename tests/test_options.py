@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustbench_meta.errors import BenchError
-from robustbench_meta.options import SCENARIOS, Choice, exact, parse_choice, parse_eps, parse_scenarios, plain
+from robustbench_meta.options import (
+    SCENARIOS,
+    Choice,
+    exact,
+    parse_choice,
+    parse_eps,
+    parse_eps_range,
+    parse_scenarios,
+    plain,
+)
 from robustbench_meta.profiles import PROFILES
 from robustbench_meta.spec import RunSpec
 
@@ -97,9 +106,9 @@ def test_what_is_no_eps(typed, told):
     assert f"'{typed}'" in str(caught.value)
 
 
-def test_scenarios_are_admls_four_each_once():
+def test_scenarios_are_admls_four_poisoning_and_transfer_each_once():
     assert parse_scenarios(["all"]) == list(SCENARIOS)
-    assert len(SCENARIOS) == 4
+    assert len(SCENARIOS) == 7
     assert parse_scenarios(["adv/adv", "clean/adv", "adv/adv"]) == ["adv/adv", "clean/adv"]
     with pytest.raises(BenchError, match=r"did you mean 'clean/adv'"):
         parse_scenarios(["clean/advv"])
@@ -145,3 +154,35 @@ def test_repeated_choices_count_once():
 def test_several_names_in_one_option_are_told_to_repeat_it():
     with pytest.raises(BenchError, match=r"'pgd,fgsm' names several at once; repeat the option"):
         parse_choice("pgd,fgsm")
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("0.1", ["0.1"]),
+        ("0:0.3:7", ["0", "0.05", "0.1", "0.15", "0.2", "0.25", "0.3"]),
+        ("0:8/255:5", ["0", "2/255", "4/255", "6/255", "8/255"]),
+        ("1/255:2/255:3", ["1/255", "1.5/255", "2/255"]),
+        ("0.1:8/3:2", ["0.1", "2.666666666667"]),
+    ],
+)
+def test_a_range_of_eps_is_evenly_spaced_and_exact(text, values):
+    assert parse_eps_range(text) == values
+    assert parse_eps_range(values[-1]) == [values[-1]]
+
+
+@pytest.mark.parametrize(
+    "text", ["0:0.3", "0.3:0:4", "0:0.3:1", "0:0.3:x", "0:0.3:101", ":0.3:4", "0:0.3:7:2", "0:a:3"]
+)
+def test_a_range_that_cannot_be_tells_what_would(text):
+    with pytest.raises(BenchError, match="expected"):
+        parse_eps_range(text)
+
+
+@given(st.integers(0, 50), st.integers(1, 50), st.integers(2, 100))
+def test_a_range_has_so_many_values_in_ascending_order(low, more, count):
+    values = [parse_eps(text).value for text in parse_eps_range(f"{low}/255:{low + more}/255:{count}")]
+    assert len(values) == count
+    assert values == sorted(set(values))
+    assert values[0] == pytest.approx(low / 255)
+    assert values[-1] == pytest.approx((low + more) / 255)

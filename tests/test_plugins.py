@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import logging
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 from robustbench_meta import hookimpl, hookspecs
 from robustbench_meta.cli import main
 from robustbench_meta.errors import BenchError, PluginError
+from robustbench_meta.imports import needs
 from robustbench_meta.registry import KINDS, CollisionError, Origin, Registry, load_registry
 
 ROOT = Path(__file__).parent.parent
@@ -151,33 +153,111 @@ def test_a_checkout_runs_its_own_built_in_plugins_not_those_that_are_installed(c
     ]
 
 
-def test_an_edit_in_a_built_in_folder_is_another_identity_for_its_kind_only(checkout):
+PLUGINS = [
+    *("learner maml", "learner adml", "learner aq", "learner protonet", "attack none", "attack fgsm", "attack cw"),
+    *("dataset toy", "backbone conv4", "backbone linear"),
+]
+EDITS = {
+    "plugins/learners/maml.py": {"learner maml", "learner adml", "learner aq"},
+    "plugins/learners/adml.py": {"learner adml"},
+    "plugins/learners/another.py": set(),
+    "plugins/attacks/fgsm.py": {"attack fgsm"},
+    "plugins/attacks/pgd.py": set(),
+    "plugins/attacks/none.py": {"attack none"},
+    "plugins/attacks/torchattacks_mends.py": {"attack cw"},
+    "plugins/backbones/conv4.py": {"backbone conv4"},
+    "robustbench_meta/engine.py": {"training"},
+    "robustbench_meta/evaluation.py": {"evaluation"},
+    "robustbench_meta/cli/show.py": set(),
+}
+"""Which of these plugins, and of the suite's own code for training and evaluation, a file is part of."""
+
+
+def test_an_edit_is_another_identity_for_what_needs_that_module_only(checkout):
     folder, environment = checkout
+    code = f"""
+import json, sys
+sys.path.insert(0, ".")
+from robustbench_meta.registry import core_code, load_registry
 
-    def identities():
-        code = (
-            "import sys; sys.path.insert(0, '.')\n"
-            "from robustbench_meta.registry import core_code, load_registry\n"
-            "loaded = load_registry(local=False)\n"
-            "print(*(loaded.origin(*each).identity.replace(' ', '_') for each in [('learner', 'adml'), "
-            "('attack', 'fgsm'), ('backbone', 'conv4'), ('dataset', 'toy')]), core_code().replace(' ', '_'))"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=folder, env={**environment, "PYTHONPATH": ""},
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        return done.stdout.split()
+def identities():
+    loaded, stages = load_registry(local=False), ["training", "evaluation"]
+    core_code.cache_clear()
+    found = {{name: loaded.origin(*name.split()).identity for name in {PLUGINS}}}
+    return found | {{name: core_code(name) for name in stages}}
 
-    def edit(name):
-        (folder / name).write_text((folder / name).read_text() + "# edited\n")
+for name in {list(EDITS)}:
+    before = identities()
+    with open(name, "a") as file:
+        file.write("# edited\\n")
+    after = identities()
+    print(json.dumps([name, sorted(each for each in before if before[each] != after[each])]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env={**environment, "PYTHONPATH": ""},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = dict(map(json.loads, done.stdout.splitlines()))
+    assert {name: set(changed) for name, changed in found.items()} == EDITS
 
-    first = identities()
-    edit("plugins/learners/maml.py")
-    second = identities()
-    edit("robustbench_meta/engine.py")
-    third = identities()
-    assert [old != new for old, new in zip(first, second, strict=True)] == [True, False, False, False, False]
-    assert [old != new for old, new in zip(second, third, strict=True)] == [False, False, False, False, True]
+
+def test_torchattacks_counts_for_the_attacks_that_run_it_only(registry):
+    identities = {name: registry.origin("attack", name).identity for name in registry.names("attack")}
+    with_it = {name for name, identity in identities.items() if "torchattacks==" in identity}
+    assert {"cw", "deepfool", "torchattacks-pgd"} <= with_it
+    assert not {"fgsm", "pgd", "pgdl2", "none"} & with_it
+    assert all("torchattacks" in registry.origin("attack", name).where for name in with_it)
+
+
+def test_a_built_in_plugin_needs_at_least_what_python_imports_for_it():
+    code = """
+import importlib, json, sys
+from robustbench_meta.discovery import _built_in_modules
+
+found = {}
+for name, _ in list(_built_in_modules()):
+    for each in [each for each in sys.modules if each.startswith("robustbench_meta.plugins.")]:
+        del sys.modules[each]
+    importlib.import_module(name)
+    found[name] = [each for each in sys.modules if each.startswith("robustbench_meta.plugins")]
+print(json.dumps(found))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    imported = json.loads(done.stdout)
+    assert len(imported) > 10
+    for name, modules in imported.items():
+        assert set(modules) <= set(needs(name, "robustbench_meta.plugins", [ROOT / "plugins"]).code), name
+
+
+@pytest.mark.parametrize(
+    ("code", "needed"),
+    [
+        ("import os, kit.one", {"kit", "kit.one"}),
+        ("from . import one", {"kit", "kit.one"}),
+        ("from .one import name", {"kit", "kit.one"}),
+        ("from .deep import part", {"kit", "kit.deep", "kit.deep.part"}),
+        ("from .deep.part import name as other", {"kit", "kit.deep", "kit.deep.part"}),
+        ("from kit.deep import name", {"kit", "kit.deep"}),
+        ("import kit.deep.up", {"kit", "kit.deep", "kit.deep.up", "kit.one"}),
+        ("def later():\n    from .one import name\n    return name", {"kit", "kit.one"}),
+        ("try:\n    from .one import name\nexcept ImportError:\n    pass", {"kit", "kit.one"}),
+        ("from . import chain", {"kit", "kit.chain", "kit.one"}),
+        ("from .main import later", {"kit"}),
+        ("from .... import one\nfrom .nowhere import name\nimport kitten", {"kit"}),
+        ("from .one import name\n1 +", {"kit"}),
+        ("x = 'from .one import name'  # import kit.one", {"kit"}),
+    ],
+)
+def test_what_a_module_needs_is_read_from_its_import_statements(tmp_path, code, needed):
+    put(tmp_path, {
+        "main": code, "one": "name = 1", "chain": "from . import one\nfrom .main import nothing",
+        "__init__": "", "deep/__init__": "", "deep/part": "name = 1", "deep/up": "from ..one import name",
+    })  # fmt: skip
+    found = needs("kit.main", "kit", [tmp_path / "none", tmp_path])
+    assert set(found.code) == needed | {"kit.main"}
+    assert found.code["kit.main"] == code.encode()
+    assert found.others - {"os", "kitten"} == set()
+    assert ("os" in code) == ("os" in found.others)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +272,14 @@ def test_a_ratio_is_read_only_where_a_number_is_wanted(registry, dataset, option
     assert registry.make("learner", "maml", {"alpha": "2/5"}).alpha == 0.4
     assert registry.make("learner", "adml", {"train_eps": "8/255"}).train_eps == 8 / 255
     assert registry.make("attack", "pgd", {"alpha": "2/255"}).alpha == 2 / 255
+
+
+def test_options_that_do_not_go_together_are_shown_as_typed(registry):
+    with pytest.raises(BenchError) as raised:
+        registry.make("attack", "pgd", {"restarts": "3", "random_start": "false"})
+    assert str(raised.value) == (
+        "attack 'pgd:restarts=3,random_start=false' cannot be: restarts without random_start would all be the same one"
+    )
 
 
 def distribution(folder, name, module, files, version="1.0"):

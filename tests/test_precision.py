@@ -189,7 +189,7 @@ def test_attacks_on_bf16_stay_in_their_threat_model(registry, attack):
     """The harness checks; the images are float32 as ever, and are changed."""
     engine, theta, tasks = world(registry, "maml", "bf16")
     plugin = registry.make(
-        "attack", attack, {"n_queries": "20"} if attack == "square" else {"steps": "3"} if attack != "fgsm" else {}
+        "attack", attack, {"queries": "20"} if attack == "square" else {"steps": "3"} if attack != "fgsm" else {}
     )
     state = engine.adapt(engine.theta({name: w.detach() for name, w in theta.items()}), tasks.support)
     threat = ThreatModel(plugin.norm, 0.1 if plugin.norm == "linf" else 1.0)

@@ -58,10 +58,11 @@ def late(folder, body=MINE, name="'late'", file="late"):
 
 @pytest.mark.parametrize(
     "command",
-    ["", "--help", "--version", "run --help", "list --help", "plugins --help", "leaderboard --help", "data --help",
-     "data list --help", "data add --help", "data download --help",
+    ["", "--help", "--version", "run --help", "list --help", "plugins --help", "leaderboard --help", "compare --help",
+     "data --help", "data list --help", "data add --help", "data download --help",
      "run --nonsense", "run --way x", "run --profile quikc", "run --eps much", "run --scenario up", "run -l :::",
-     "lst", "list nonsense", "plugins --nonsense", "leaderboard nowhere", "data download nothing"],
+     "lst", "list nonsense", "plugins --nonsense", "leaderboard nowhere", "compare nowhere",
+     "data download nothing"],
 )  # fmt: skip
 def test_help_and_typing_errors_import_nothing_heavy(command):
     assert imported_by(*command.split()) == set()

@@ -23,7 +23,8 @@ BASE = {
     "device": "cpu", "version": "0.1.0", "spec_hash": "0" * 16,
     "queries": 5, "meta_steps": 600, "tasks_per_step": 8, "training_attack": "none", "training_eps": "0",
     "training_hash": "1" * 16, "recipe_hash": "2" * 16, "attack_hash": "3" * 16,
-    "precision": "float32", "peak_memory_mb": 512.0,
+    "precision": "float32", "peak_memory_mb": 512.0, "surrogate": "none", "warm_start": "", "check_ms_per_task": 0.0,
+    "worst_case_ci95": 0.0198, "rank": None,
 }  # fmt: skip
 CLEAN = {"attack": "none", "threat_norm": "none", "eps": "0", "query": "clean"}
 
@@ -38,6 +39,10 @@ def drawn(leaderboard, width=80, color=False):
     for table in tables(leaderboard, width):
         console.print(table)
     return out.getvalue()
+
+
+def unpadded(text):
+    return re.sub(" +\n", "\n", text)
 
 
 def line(text, start):
@@ -64,8 +69,8 @@ two_learners = frame(
 def test_numbers_stand_in_their_row_and_column():
     text = drawn(two_learners)
     assert line(text, "learner") == ["learner", "clean", "fgsm", "pgd", "worst", "case"]
-    assert line(text, "maml") == ["maml", "85.6", "±1.2", "40.2", "±2.1", "19.8", "±2.1", "19.7"]
-    assert line(text, "adml") == ["adml", "83.0", "±1.2", "67.3", "±2.1", "40.7", "±2.1", "40.1"]
+    assert line(text, "maml") == ["maml", "85.6", "±1.2", "40.2", "±2.1", "19.8", "±2.1", "19.7", "±2.0"]
+    assert line(text, "adml") == ["adml", "83.0", "±1.2", "67.3", "±2.1", "40.7", "±2.1", "40.1", "±2.0"]
     assert "95 % interval over 200 episodes" in " ".join(text.split())
 
 
@@ -192,7 +197,7 @@ def record(key, survives, attack="pgd", code="v1", written="2026-01-01T00:00:00Z
         "labels": {**labels, "training_attack": "none", "training_eps": "0"},
         "clean": pack(np.ones((2, 2), bool)), "robust": pack(np.array(survives, bool)),
         "timings": dict.fromkeys(TIMINGS, 1.0), "precision": "float32", "flags": [], "parameters": 1, "device": "cpu",
-        "versions": {"robustbench_meta": "0"},
+        "versions": {"robustbench_meta": "0"}, "method": "iterative", "episodes_digest": "e" * 16,
     }  # fmt: skip
 
 
@@ -222,10 +227,86 @@ def test_seeds_share_a_recipe_and_edited_learners_do_not():
     assert sorted((row["pgd"].mean, row["pgd"].seeds) for row in board.scores.values()) == [(50, 2), (62.5, 2)]
 
 
-def test_flags_are_shown_with_their_number():
-    text = drawn(frame({"flags": "masking noisy"}, {"learner": "adml"}))
-    assert line(text, "maml")[-1].endswith("!")
-    assert "! maml under fgsm: masking noisy." in text
+def test_flags_are_told_with_the_numbers_that_have_them():
+    text = drawn(
+        frame({"flags": "masked-gradients no-effect"}, {"learner": "adml", "flags": "no-effect"}, {"attack": "pgd"})
+    )
+    assert line(text, "maml")[4].endswith("!")
+    assert "! masked-gradients: maml under fgsm.\n" in unpadded(text)
+    assert "! no-effect: all under fgsm.\n" in unpadded(text)
+    assert "docs/flags.md" in text
+
+
+def test_a_flag_of_all_numbers_is_told_once_and_marks_none():
+    rows = [
+        {"learner": name, "attack": attack, "flags": "smoke"} for name in ("maml", "adml") for attack in ("fgsm", "pgd")
+    ]
+    text = drawn(frame(*rows))
+    assert "All: smoke.\n" in unpadded(text)
+    assert text.count("smoke") == 1
+    assert "!" not in text
+    rows[3]["flags"] = "not-converged smoke"
+    text = drawn(frame(*rows))
+    assert "All: smoke.\n! not-converged: adml under pgd.\n" in unpadded(text)
+    assert text.count("!") == 2, "at the number, and in the line that explains it"
+
+
+def test_a_clean_table_tells_the_flags_of_its_rows():
+    rows = [{**CLEAN, "flags": "smoke"}, {**CLEAN, "learner": "adml", "flags": "random-outputs smoke"}]
+    text = drawn(frame(*rows))
+    assert "All: smoke.\n! random-outputs: adml.\n" in unpadded(text)
+
+
+def test_no_flags_no_pointer():
+    assert "flags" not in drawn(two_learners)
+
+
+def test_ranks_stand_before_the_learners_and_decide_their_order():
+    ranks = {"maml": 3, "adml": 1, "aq": 1}
+    means = {"maml": 0.2, "adml": 0.5, "aq": 0.6}
+    text = drawn(frame(*[{"learner": name, "rank": ranks[name], "robust_accuracy": means[name]} for name in ranks]))
+    shown = [line.split()[:2] for line in text.splitlines() if line[:1].isdigit()]
+    assert shown == [["1", "aq"], ["1", "adml"], ["3", "maml"]]
+    assert "equal # cannot be told apart" in " ".join(text.split())
+
+
+def test_a_learner_without_a_rank_is_last_with_a_dash():
+    rows = [{"attack": "fgsm", "rank": 1}, {"attack": "pgd", "rank": 1}, {"learner": "adml", "attack": "fgsm"}]
+    text = drawn(frame(*rows))
+    assert line(text, "–")[:2] == ["–", "adml"]
+
+
+def test_one_learner_alone_has_no_rank():
+    assert "#" not in drawn(frame({"rank": 1}))
+
+
+def test_a_warm_start_is_told_in_the_name_where_that_is_the_difference():
+    warm = {"warm_start": "0.05", "attack_hash": "4" * 16}
+    (board,) = boards(frame({}, {**warm}, {"attack": "pgd", **warm}))
+    assert board.columns == ["clean", "fgsm", "fgsm (warm)", "pgd", "worst case"]
+
+
+def test_one_number_checked_and_unchecked_is_shown_once():
+    (board,) = boards(frame({"flags": "unchecked", "spec_hash": "0" * 16}, {"spec_hash": "1" * 16, "flags": "smoke"}))
+    assert board.scores["maml"]["fgsm"].seeds == 1
+    assert board.shared == {"smoke"}
+
+
+@pytest.mark.parametrize(
+    ("support", "query", "surrogate", "told"),
+    [
+        ("poisoned", "clean", "none", "poisoned support, clean query"),
+        ("poisoned", "adv", "none", "poisoned support, attacked query"),
+        ("clean", "transfer", "protonet", "clean support, query from protonet"),
+    ],
+)
+def test_titles_word_the_scenario(support, query, surrogate, told):
+    assert f" · {told} · " in drawn(frame({"support": support, "query": query, "surrogate": surrogate}))
+
+
+def test_attacks_of_two_surrogates_are_in_two_tables():
+    rows = [{"query": "transfer", "surrogate": name} for name in ("maml", "protonet")]
+    assert [board.setting["surrogate"] for board in boards(frame(*rows))] == ["maml", "protonet"]
 
 
 LONG = "adml:first_order=true,outer=sequential,alpha_adv=0.2"
@@ -233,7 +314,7 @@ MANY = [
     "fgsm",
     "pgd:steps=40,alpha=0.01",
     "apgd",
-    "square:n_queries=5000",
+    "square:queries=5000",
     "mifgsm",
     "bim",
     "cw",
@@ -253,7 +334,7 @@ def test_tables_fit_and_lose_nothing(width):
     assert max(map(len, text.splitlines())) <= width
     for row in rows:
         assert f"{100 * row['robust_accuracy']:.1f}" in text
-    for name in [*LONG.split(","), "steps=40,", "n_queries=5000", "worst case"]:
+    for name in [*LONG.split(","), "steps=40,", "queries=5000", "worst case"]:
         assert name in text
 
 

@@ -135,12 +135,14 @@ def test_every_attack_of_torchattacks_is_registered():
     }  # fmt: skip
     assert ours == theirs == set(torchattacks.__all__)
     assert set(BRIDGED) <= set(registry.names("attack"))
-    assert {name.lower() for name in theirs} <= set(registry.names("attack"))
-    assert registry.get("attack", "fgsm") is not BRIDGED["torchattacks-fgsm"]
+    for name in ("fgsm", "pgd", "pgdl2", "apgd", "square"):
+        assert registry.get("attack", name) is not BRIDGED[f"torchattacks-{name}"]
     assert all(cls.summary() and cls.source for cls in BRIDGED.values())
 
 
-@pytest.mark.parametrize("name", ["apgd", "apgdt", "fab", "square", "autoattack"])
+@pytest.mark.parametrize(
+    "name", ["torchattacks-apgd", "torchattacks-apgdt", "fab", "torchattacks-square", "autoattack"]
+)
 def test_the_option_norm_drives_the_threat_model(name):
     assert BRIDGED[name]().norm == "linf"
     assert BRIDGED[name](norm="L2").norm == BRIDGED[name](norm="l2").norm == "l2"
@@ -286,7 +288,18 @@ def test_modules_keep_their_modes_and_generators_their_states(steps):
 
 
 @pytest.mark.parametrize(
-    "name", ["torchattacks-pgd", "apgd", "square", "onepixel", "pixle", "autoattack", "spsa", "difgsm", "jitter"]
+    "name",
+    [
+        "torchattacks-pgd",
+        "torchattacks-apgd",
+        "torchattacks-square",
+        "onepixel",
+        "pixle",
+        "autoattack",
+        "spsa",
+        "difgsm",
+        "jitter",
+    ],
 )
 def test_what_is_drawn_depends_on_the_given_randomness_only(task, name):
     victim, x, y = task
@@ -301,7 +314,7 @@ def test_what_is_drawn_depends_on_the_given_randomness_only(task, name):
 
 
 FAST = {
-    "square": {"n_queries": 10},
+    "torchattacks-square": {"n_queries": 10},
     "autoattack": {"version": "rand", "steps": 2},
     "pixle": {"restarts": 2},
     "eadl1": {"binary_search_steps": 2, "max_iterations": 10},
@@ -340,7 +353,7 @@ def test_a_model_without_gradients_is_refused_where_they_are_needed_only():
     y = victim(x).argmax(-1)
     with pytest.raises(BenchError, match=r"'torchattacks-pgd' needs gradients .* such as square"):
         run("torchattacks-pgd", victim, x, y, 0.1)
-    run("square", victim, x, y, 0.1, n_queries=5)
+    run("torchattacks-square", victim, x, y, 0.1, n_queries=5)
 
 
 def setting(shape=(3, 28, 28), way=5, transductive=False):
@@ -352,7 +365,7 @@ def setting(shape=(3, 28, 28), way=5, transductive=False):
     [
         ("torchattacks-pgd", {}, setting(transductive=True), None),
         ("cw", {}, setting(transductive=True), None),
-        ("apgd", {}, setting(transductive=True), "other batches .* transductive"),
+        ("torchattacks-apgd", {}, setting(transductive=True), "other batches .* transductive"),
         ("spsa", {}, setting(transductive=True), "other batches .* transductive"),
         ("multiattack", {}, setting(transductive=True), "other batches .* transductive"),
         ("pifgsm", {}, setting((1, 28, 28)), "3 channels"),
@@ -361,16 +374,16 @@ def setting(shape=(3, 28, 28), way=5, transductive=False):
         ("tifgsm", {}, setting(), None),
         ("difgsm", {}, setting((1, 28, 28)), None),
         ("difgsm", {}, setting((1, 28, 32)), "as high as wide"),
-        ("square", {}, setting((50,)), "as high as wide"),
-        ("square", {"norm": "L2"}, setting((3, 24, 24)), "norm=L2 fails in torchattacks"),
-        ("square", {"norm": "L2"}, setting((3, 32, 32)), None),
+        ("torchattacks-square", {}, setting((50,)), "as high as wide"),
+        ("torchattacks-square", {"norm": "L2"}, setting((3, 24, 24)), "norm=L2 fails in torchattacks"),
+        ("torchattacks-square", {"norm": "L2"}, setting((3, 32, 32)), None),
         ("torchattacks-pgd", {}, setting((50,)), None),
         ("torchattacks-pgd", {}, setting((2, 3, 4, 5)), "not examples of shape"),
-        ("apgdt", {}, setting(way=3), "at least 4 classes .* 3-way"),
+        ("torchattacks-apgdt", {}, setting(way=3), "at least 4 classes .* 3-way"),
         ("autoattack", {}, setting(way=3), "at least 4 classes .* 3-way"),
         ("autoattack", {"version": "rand"}, setting(way=3), None),
-        ("apgd", {"loss": "dlr"}, setting(way=2), "at least 3 classes .* 2-way"),
-        ("apgd", {}, setting(way=2), None),
+        ("torchattacks-apgd", {"loss": "dlr"}, setting(way=2), "at least 3 classes .* 2-way"),
+        ("torchattacks-apgd", {}, setting(way=2), None),
         ("upgd", {"loss": "dlr"}, setting(way=2), "at least 3 classes"),
         ("jsma", {}, setting((3, 84, 84)), "too much memory"),
         ("multiattack", {"attacks": "pgd+tifgsm"}, setting((1, 28, 28)), "tifgsm takes images with 3"),
@@ -396,3 +409,14 @@ def test_an_attack_refuses_what_it_cannot_do_with_the_reason(name, options, wher
 def test_multiattack_takes_bounded_attacks_of_one_norm(attacks, reason):
     with pytest.raises(ValueError, match=reason):
         BRIDGED["multiattack"](attacks=attacks)
+
+
+def test_how_they_search_is_told():
+    """By hand, from torchattacks' source: who draws at random, takes one gradient, or asks for answers only."""
+    other = {
+        "gn": "random", "torchattacks-fgsm": "single-step", "ffgsm": "single-step", "torchattacks-square": "black-box",
+        "onepixel": "black-box", "pixle": "black-box", "spsa": "black-box",
+    }  # fmt: skip
+    assert {name: cls.method for name, cls in BRIDGED.items()} == {
+        name: other.get(name, "iterative") for name in BRIDGED
+    }

@@ -36,13 +36,14 @@ def cache(monkeypatch, tmp_path):
 @pytest.mark.usefixtures("quick_compiler")
 def test_compiled_gradients_are_the_plain_ones(registry, learner, shared, own):
     engine, weights = make_world(registry, learner, ("conv4", {"width": "4", "groups": "2"}))
-    tasks, found = random_tasks(), {}
+    tasks, found, limit = random_tasks(), {}, torch._dynamo.config.recompile_limit
     for compiled in (False, True):
         engine.plan = Plan(shared, own, 5, compiled)
         for _ in range(2):  # the first step of a compiled plan looks at what the learner hands through
             found[compiled] = flat(engine.meta_gradients(weights, tasks)[0][0])
     torch.testing.assert_close(found[True], found[False], rtol=0, atol=1e-9)
     assert engine.compiled
+    assert torch._dynamo.config.recompile_limit == limit, "others may compile in this process, too"
 
 
 def test_a_compiler_that_fails_or_errs_is_warned_of_and_left_out(caplog):

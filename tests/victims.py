@@ -26,6 +26,10 @@ class ModuleVictim:
         logits = self(x)
         return F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none").view(y.shape)
 
+    def fooled(self, x: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self(x).argmax(-1) != y
+
 
 def conv(shape: tuple[int, int, int], way: int, gain: float = 3.0) -> ModuleVictim:
     """A small fixed convolutional network that an ε of 0.1 can fool."""

@@ -13,7 +13,7 @@ from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Attack, Random, Victim
 from robustbench_meta.threat import Norm, ThreatModel
 
-from .fgsm import image_gradient
+from .searching import image_gradient
 
 
 class PGD(Attack):
@@ -27,6 +27,11 @@ class PGD(Attack):
     random_start: bool = Field(True, description="start at a random point of the ε-ball")
     restarts: int = Field(1, ge=1, description="starts; of several, the one that fools, else that of the highest loss")
 
+    @property
+    def loss_only(self) -> bool:
+        """It asks for nothing but the loss."""
+        return True
+
     @model_validator(mode="after")
     def _starts_differ(self) -> Self:
         if self.restarts > 1 and not self.random_start:
@@ -39,16 +44,36 @@ class PGD(Attack):
         Raises:
             BenchError: the model's loss does not depend differentiably on x.
         """
-        if self.restarts == 1:
-            return self._ascend(model, self._start(x, threat, random, model.event), x, y, threat)
-        best, score = x, torch.full_like(y, -torch.inf, dtype=x.dtype)
-        for _ in range(self.restarts):
-            found = self._ascend(model, self._start(x, threat, random, model.event), x, y, threat)
+        return self._search(model, x, y, threat, [self._start(x, threat, random, model.event)], random)
+
+    def perturb_from(
+        self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor
+    ) -> Tensor:
+        """The same, its first start being this one."""
+        return self._search(model, x, y, threat, [start], random)
+
+    def stronger(self) -> Attack | None:
+        """Three times the steps, and a random start more."""
+        restarts = self.restarts + 1 if self.random_start else 1
+        return self.model_copy(update={"steps": 3 * self.steps, "restarts": restarts, "alpha": None})
+
+    def _search(
+        self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, starts: list[Tensor], random: Random
+    ) -> Tensor:
+        """From each start, and random ones until there are `restarts`: the worst for each image."""
+        best, score = None, torch.empty(0)
+        for turn in range(self.restarts):
+            start = starts[turn] if turn < len(starts) else self._start(x, threat, random, model.event)
+            found = self._ascend(model, start, x, y, threat)
+            if self.restarts == 1:
+                return found
             harm = _harm(model, found, y)
-            if model.transductive:  # an image was judged among these neighbours: all of a task, or none
-                harm = harm.mean(-1, keepdim=True).expand_as(harm)
+            if best is None:  # kept where no harm is a number, for the harness to find
+                best, score = found, harm
+                continue
             best = torch.where((harm > score).view(*y.shape, *(1,) * model.event), found, best)
             score = torch.maximum(score, harm)
+        assert best is not None
         return best
 
     def _ascend(self, model: Victim, start: Tensor, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
@@ -105,10 +130,13 @@ def _length(delta: Tensor, event: int) -> Tensor:
 
 
 def _harm(model: Victim, x: Tensor, y: Tensor) -> Tensor:
-    """Larger for a worse image: its loss, and above every loss if the prediction is wrong."""
+    """Larger for a worse image: its loss, and above every loss if it fools the model.
+
+    Of a transductive model all images of a task have one: an image was judged among these neighbours.
+    """
     with torch.no_grad():
-        loss = model.loss(x, y)
-        return loss + torch.where(model(x).argmax(-1) == y, 0.0, 1e6)
+        harm = model.loss(x, y) + torch.where(model.fooled(x, y), 1e6, 0.0)
+    return harm.mean(-1, keepdim=True).expand_as(harm) if model.transductive else harm
 
 
 @hookimpl

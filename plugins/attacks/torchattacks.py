@@ -206,15 +206,16 @@ def bridge(wraps: type[Any], version: str, base: type[TorchAttack] = TorchAttack
     cls.source = f"torchattacks {version}" + (f", {paper.group()}" if paper else "")
     cls.clean = wraps.__name__ == "VANILA"
     cls.wraps, cls.traits = wraps, TRAITS[wraps.__name__]
+    cls.method = cls.traits.method
     return cls
 
 
 def our_name(theirs: str) -> str:
-    """The name under which one of torchattacks' classes is registered; we have our own `fgsm`, `pgd` and `pgdl2`."""
+    """The name under which one of torchattacks' classes is registered: another where we have an attack of our own."""
     return f"torchattacks-{theirs.lower()}" if theirs.upper() in OURS else theirs.lower()
 
 
-OURS = ("FGSM", "PGD", "PGDL2")
+OURS = ("FGSM", "PGD", "PGDL2", "APGD", "APGDT", "SQUARE")
 _BASES: dict[str, type[TorchAttack]] = {"CW": _CW, "DeepFool": _DeepFool, "OnePixel": _OnePixel, "JSMA": _JSMA}
 _BASES |= {"Square": _Square, "AutoAttack": _AutoAttack, "MultiAttack": _MultiAttack, "LGV": _LGV}
 

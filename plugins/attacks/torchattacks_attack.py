@@ -49,7 +49,7 @@ class TorchAttack(Attack):
 
     def least_way(self) -> int:
         """The fewest classes that its loss can do: 3 for DLR, 4 for targeted DLR."""
-        if self.name == "apgdt":
+        if self.wraps.__name__ == "APGDT":
             return 4
         return 3 if getattr(self, "loss", "") == "dlr" else 2
 

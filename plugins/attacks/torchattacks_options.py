@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from robustbench_meta.contracts import Method
 from robustbench_meta.threat import Norm
 
 
@@ -23,6 +24,7 @@ class Traits:
         square: it needs images as high as wide.
         channels: the only number of channels that it can do.
         positive: it is right only for logits above zero.
+        method: how it searches.
     """
 
     norm: Norm = "linf"
@@ -31,17 +33,18 @@ class Traits:
     square: bool = False
     channels: int | None = None
     positive: bool = False
+    method: Method = "iterative"
 
 
 TRAITS: dict[str, Traits] = {
     "VANILA": Traits(),
-    "GN": Traits(),
-    "FGSM": Traits(),
+    "GN": Traits(method="random"),
+    "FGSM": Traits(method="single-step"),
     "BIM": Traits(),
     "RFGSM": Traits(),
     "PGD": Traits(),
     "EOTPGD": Traits(),
-    "FFGSM": Traits(),
+    "FFGSM": Traits(method="single-step"),
     "TPGD": Traits(),
     "MIFGSM": Traits(),
     "UPGD": Traits(positive=True),
@@ -55,7 +58,7 @@ TRAITS: dict[str, Traits] = {
     "SINIFGSM": Traits(),
     "VMIFGSM": Traits(),
     "VNIFGSM": Traits(),
-    "SPSA": Traits(sub_batches=True),
+    "SPSA": Traits(sub_batches=True, method="black-box"),
     "JSMA": Traits(norm="l0", sub_batches=True),
     "EADL1": Traits(norm="l1", minimal=True, positive=True),
     "EADEN": Traits(norm="l2", minimal=True, positive=True),
@@ -66,11 +69,11 @@ TRAITS: dict[str, Traits] = {
     "DeepFool": Traits(norm="l2", minimal=True, sub_batches=True),
     "PGDRSL2": Traits(norm="l2", sub_batches=True),
     "SparseFool": Traits(norm="l0", minimal=True, sub_batches=True),
-    "OnePixel": Traits(norm="l0", sub_batches=True),
-    "Pixle": Traits(norm="l0", minimal=True, sub_batches=True, square=True),
+    "OnePixel": Traits(norm="l0", sub_batches=True, method="black-box"),
+    "Pixle": Traits(norm="l0", minimal=True, sub_batches=True, square=True, method="black-box"),
     "FAB": Traits(minimal=True, sub_batches=True),
     "AutoAttack": Traits(sub_batches=True, square=True),
-    "Square": Traits(sub_batches=True, square=True),
+    "Square": Traits(sub_batches=True, square=True, method="black-box"),
     "MultiAttack": Traits(sub_batches=True),
     "LGV": Traits(),
 }

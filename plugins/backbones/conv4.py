@@ -15,7 +15,7 @@ from robustbench_meta.contracts import Backbone, Setting
 
 
 class BatchStatistics(nn.Module):
-    """Batch norm by the statistics of the batch at hand (Ioffe & Szegedy 2015, algorithm 1), from plain operations.
+    """Batch norm by the statistics of the images at hand (Ioffe & Szegedy 2015, algorithm 1), from plain operations.
 
     Not torch's own: in torch 2.13 its second derivative is wrong under vmap (first derivatives are right),
     so that second-order MAML would follow a wrong gradient without any sign of it.
@@ -26,11 +26,28 @@ class BatchStatistics(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
         self.epsilon = epsilon
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise x [n, channels, height, width] by channel."""
-        centred = x - x.mean((0, 2, 3), keepdim=True)
-        deviation = (centred.square().mean((0, 2, 3), keepdim=True) + self.epsilon).sqrt()
+    def forward(self, x: Tensor, first: int | None = None) -> Tensor:
+        """Normalise x [n, channels, height, width] by channel, by the statistics of the `first` so many, or of all."""
+        centred = x - x[:first].mean((0, 2, 3), keepdim=True)
+        deviation = (centred[:first].square().mean((0, 2, 3), keepdim=True) + self.epsilon).sqrt()
         return centred * (self.weight[:, None, None] / deviation) + self.bias[:, None, None]
+
+
+class SupportNormed(nn.Sequential):
+    """Layers whose batch norms take their statistics from the support set alone, layer by layer.
+
+    So an image's output depends on itself and on the support set, never on the other images that it comes with.
+    """
+
+    reads_support: ClassVar[bool] = True
+
+    def forward(self, x: Tensor, support: Tensor | None = None) -> Tensor:
+        """Outputs of x [n, *shape]; without a support set [m, *shape], by the statistics of x itself."""
+        first = len(x if support is None else support)
+        outputs = x if support is None else torch.cat([support, x])
+        for layer in self:
+            outputs = layer(outputs, first) if isinstance(layer, BatchStatistics) else layer(outputs)
+        return outputs[len(outputs) - len(x) :]
 
 
 class Conv4(Backbone):
@@ -41,11 +58,14 @@ class Conv4(Backbone):
 
     width: int = Field(64, ge=1, description="filters of each block")
     pool: Literal["stride", "max"] = Field("stride", description="halve by strided convolution or by max-pooling")
-    norm: Literal["group", "batch", "layer", "none"] = Field(
-        "group", description="normalisation; batch: of the batch at hand, which makes the model transductive"
+    norm: Literal["group", "batch", "support", "layer", "none"] = Field(
+        "group",
+        description="normalisation; batch: by the statistics of the batch at hand, which makes the model transductive; "
+        "support: by those of the support set, which does not",
     )
     features: Literal["mean", "flat"] | None = Field(
-        None, description="last block: its mean over places, or all of it; none: mean if strided with norm=batch"
+        None,
+        description="last block: its mean over places, or all of it; none: mean if strided with norm=batch or support",
     )
     groups: int = Field(
         8,
@@ -60,7 +80,7 @@ class Conv4(Backbone):
 
     @property
     def transductive(self) -> bool:
-        """Batch statistics make an example's output depend on its batch mates."""
+        """Statistics of the batch at hand make an example's output depend on its batch mates."""
         return self.norm == "batch"
 
     def obstacle(self, setting: Setting) -> str | None:
@@ -95,8 +115,8 @@ class Conv4(Backbone):
     def build(self, shape: tuple[int, ...], outputs: int | None) -> nn.Module:
         """The network. Its features are the last block's mean over places or all of it, as `features` says.
 
-        MAML's code takes the mean where it strides, with batch norm. Norms that centre each example
-        over places would leave the mean little to tell: there, and after max-pooling, all of it is taken.
+        MAML's code takes the mean where it strides, with batch norm; so does norm=support. Norms that centre each
+        example over places would leave the mean little to tell: there, and after max-pooling, all of it is taken.
         """
         layers: list[nn.Module] = []
         channels, height, width = shape
@@ -109,14 +129,14 @@ class Conv4(Backbone):
                 height, width = height // 2, width // 2
             else:
                 height, width = (height + 1) // 2, (width + 1) // 2
-        meant = "mean" if self.pool == "stride" and self.norm == "batch" else "flat"
+        meant = "mean" if self.pool == "stride" and self.norm in {"batch", "support"} else "flat"
         if (self.features or meant) == "mean":
             layers.append(nn.AdaptiveAvgPool2d(1))
             height = width = 1
         layers.append(nn.Flatten())
         if outputs is not None:
             layers.append(nn.Linear(channels * height * width, outputs))
-        return nn.Sequential(*layers)
+        return SupportNormed(*layers) if self.norm == "support" else nn.Sequential(*layers)
 
     def _norm(self, places: int) -> list[nn.Module]:
         """The norm of a map of so many places; a group of a single number would be the same for every image."""
@@ -126,6 +146,7 @@ class Conv4(Backbone):
         make: dict[str, Callable[[], nn.Module]] = {
             "group": lambda: nn.GroupNorm(groups, self.width),
             "batch": lambda: BatchStatistics(self.width),
+            "support": lambda: BatchStatistics(self.width),
             "layer": lambda: nn.GroupNorm(1, self.width),
         }
         return [make[self.norm]()] if self.norm in make else []

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from robustbench_meta import __version__
-from robustbench_meta.cli import data, run, show
+from robustbench_meta.cli import compare, data, run, show
 from robustbench_meta.cli.options import Debug
 from robustbench_meta.errors import BenchError
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.command("run", rich_help_panel="Measure")(run.run)
 app.command("leaderboard", rich_help_panel="Measure")(show.leaderboard)
+app.command("compare", rich_help_panel="Measure")(compare.compare)
 app.command("list", rich_help_panel="What there is")(show.list_plugins)
 app.command("plugins", rich_help_panel="What there is")(show.plugins)
 app.add_typer(data.app, name="data", rich_help_panel="What there is")

@@ -49,11 +49,12 @@ def execute(ready: Ready, results: Path, jobs: Jobs) -> int:
     with showing_progress(registry.manager, err()):
         summary = runner.run(grid, registry, store, device, jobs=jobs, plugins=plugins, data_root=data_root)
     from robustbench_meta import leaderboard  # with pandas, which the first progress need not wait for
-    from robustbench_meta.tables import tables
+    from robustbench_meta.curves import curves
+    from robustbench_meta.tables import curve_tables, tables
 
     path = leaderboard.write(store)
-    frame = leaderboard.build(store, keys)  # the worst case is over the run's own attacks
-    for table in tables(frame, console.width):
+    frame, samples = leaderboard.read(store, keys)  # the worst case is over the run's own attacks
+    for table in [*tables(frame, console.width), *curve_tables(curves(frame, samples), console.width)]:
         console.print(table)
     console.print(outcome(summary, path))
     return len(summary.failed)

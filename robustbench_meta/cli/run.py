@@ -35,8 +35,8 @@ def run(
     eps: Annotated[
         list[str] | None,
         typer.Option(
-            "--eps", metavar="0.1|8/255", rich_help_panel=_COMPARED,
-            help="Bound of the perturbation; pixels lie in 0…1.", show_default="the data set's",
+            "--eps", metavar="0.1|8/255|0:0.3:7", rich_help_panel=_COMPARED,
+            help="Bound of the perturbation; pixels lie in 0…1. FROM:TO:COUNT sweeps.", show_default="the data set's",
         ),
     ] = None,
     scenario: Annotated[
@@ -44,6 +44,13 @@ def run(
         typer.Option(
             "--scenario", metavar="SUPPORT/QUERY", rich_help_panel=_COMPARED,
             help=f"What is attacked: {', '.join(SCENARIOS)} or all.", show_default=", ".join(DEFAULT_SCENARIOS),
+        ),
+    ] = None,
+    surrogate: Annotated[
+        str | None,
+        typer.Option(
+            "--surrogate", metavar="NAME[:…]|FILE", rich_help_panel=_COMPARED,
+            help="Of clean/transfer: the learner, or the checkpoint, on which attacks are made.", show_default="none",
         ),
     ] = None,
     seed: Annotated[
@@ -88,6 +95,12 @@ def run(
     episodes: Annotated[
         int | None, typer.Option(metavar="N", rich_help_panel=_WORK, help="Test tasks that each number rests on.")
     ] = None,
+    checks: Annotated[
+        bool,
+        typer.Option(
+            "--checks/--no-checks", rich_help_panel=_WORK, help="Reliability checks, which give the flags.",
+        ),
+    ] = True,
     jobs: Annotated[
         str,
         typer.Option(metavar="auto|N", rich_help_panel=_WORK, help="Trainings side by side; the numbers are the same."),
@@ -122,7 +135,7 @@ def run(
         learners=tuple(learner or ()), attacks=tuple(attack or ()), dataset=dataset, backbone=backbone,
         way=way, shot=shot, query=query, eps=tuple(eps or ()), scenarios=tuple(scenario or ()), profile=profile,
         meta_steps=meta_steps, tasks_per_step=tasks_per_step, episodes=episodes, seeds=tuple(seed or ()), device=device,
-        precision=precision, compile=compile,
+        precision=precision, compile=compile, surrogate=surrogate, checks=checks,
     )  # fmt: skip
     try:
         with err().status("loading plugins and data …"):

@@ -157,23 +157,24 @@ def leaderboard(
     results: Annotated[Path, typer.Argument(metavar="DIR", help="The results folder. Default: ./results.")] = RESULTS,
     debug: Debug = False,
 ) -> None:
-    """Rebuild leaderboard.csv from the records in a results folder, and show its tables."""
+    """Rebuild leaderboard.csv (and curves.csv, of attacks at several eps) from the records, and show the tables."""
     if not (results / "records").is_dir():
         state = "holds no records" if results.is_dir() else "does not exist"
         raise BenchError(f"the folder {results} {state}; name one that `bench run --results DIR` wrote to")
     from robustbench_meta.cli.console import out
-    from robustbench_meta.leaderboard import build, write
+    from robustbench_meta.curves import curves
+    from robustbench_meta.leaderboard import read, write
     from robustbench_meta.store import Store
-    from robustbench_meta.tables import tables
+    from robustbench_meta.tables import curve_tables, tables
 
     store = Store(results)
-    frame = build(store)
+    frame, samples = read(store)
     if frame.empty:
         raise BenchError(
             f"the folder {results} holds no finished cells yet: `bench run --results {results}` makes some"
         )
     path = write(store)
     console = out()
-    for table in tables(frame, console.width):
+    for table in [*tables(frame, console.width), *curve_tables(curves(frame, samples), console.width)]:
         console.print(table)
     console.print(f"leaderboard: {path}", markup=False)

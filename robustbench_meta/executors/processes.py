@@ -21,6 +21,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from robustbench_meta import errors
+from robustbench_meta.deaths import how_it_ended
 from robustbench_meta.errors import BenchError
 from robustbench_meta.executors import Hear, Job, Recipe
 from robustbench_meta.executors.worker import serve
@@ -39,11 +40,11 @@ class Processes:
 
     def run(self, jobs: Sequence[Job], hear: Hear) -> None:
         """See `Executor.run`."""
-        crew = _Crew(self._recipe, self._cores, jobs, hear)
+        staff = _Staff(self._recipe, self._cores, jobs, hear)
         try:
-            crew.work(self._workers)
+            staff.work(self._workers)
         finally:
-            crew.dismiss()
+            staff.dismiss()
 
 
 class _Worker:
@@ -78,7 +79,7 @@ class _Worker:
         return self.process.exitcode or 0
 
 
-class _Crew:
+class _Staff:
     """The workers of one run, and the jobs that nobody has begun."""
 
     def __init__(self, recipe: Recipe, cores: int, jobs: Sequence[Job], hear: Hear) -> None:
@@ -153,12 +154,12 @@ class _Crew:
     def _bury(self, worker: _Worker) -> None:
         """A worker has died: its job failed, and somebody else does the others."""
         self._workers.remove(worker)
-        death, advice = _death(worker.end())
+        code = worker.end()
+        death = how_it_ended(code)
         if worker.job is not None:
+            reason = f"the process at work on {worker.job.title} {death}: {_advice(code)}"
             for key in [key for key in worker.job.cells if key in worker.open]:
-                self._hear(
-                    "cell_failed", key=key, reason=f"the process at work on {worker.job.title} {death}: {advice}"
-                )
+                self._hear("cell_failed", key=key, reason=reason)
             if len(self._waiting) > sum(not each.ready for each in self._workers):
                 self._hire()
         elif self._workers:
@@ -202,12 +203,10 @@ def _error(kind: str, message: str, trace: str) -> Exception:
     return error
 
 
-def _death(code: int) -> tuple[str, str]:
-    """How a process ended, and what to do."""
+def _advice(code: int) -> str:
+    """What to do about a process that ended so."""
     if code == -getattr(signal, "SIGKILL", 9):
-        advice = "if for want of memory, use fewer --jobs, or lower --tasks-per-step, --query or the width"
-        return "was killed (SIGKILL)", advice
+        return "if for want of memory, use fewer --jobs, or lower --tasks-per-step, --query or the width"
     if code < 0:
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        return f"was ended by {name}", "if nobody sent that, compiled code of a plugin or library crashed"
-    return f"ended itself with exit code {code}", "a plugin must not (sys.exit, os._exit)"
+        return "if nobody sent that, compiled code of a plugin or library crashed"
+    return "a plugin must not (sys.exit, os._exit)"

@@ -1,0 +1,101 @@
+"""Several attacks in turn, the cheapest first, each on what withstands those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from robustbench_meta import hookimpl
+from robustbench_meta.contracts import Attack, Random, Victim
+from robustbench_meta.threat import Norm, ThreatModel
+
+from .apgd import APGD, APGDL2
+from .fgsm import FGSM
+from .pgd import PGD, PGDL2
+from .searching import WorstCase
+from .square import Square, SquareL2, Squares
+
+
+class Auto(Attack):
+    """The worst of FGSM, PGD, Auto-PGD with two losses and Square Attack, each on what withstands those before it."""
+
+    name: ClassVar[str] = "auto"
+    source: ClassVar[str] = "after Croce & Hein 2020, https://arxiv.org/abs/2003.01690"
+
+    steps: int = Field(100, ge=1, description="number of steps of Auto-PGD")
+    queries: int = Field(5000, ge=1, description="queries of Square Attack, for each image")
+
+    _apgd: ClassVar[type[APGD]] = APGD
+    _square: ClassVar[type[Squares]] = Square
+
+    def perturb(self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random) -> Tensor:
+        """For each image of x [tasks, n, *shape] the first that fools; each attack has the draws of a row of its own.
+
+        What the model gets wrong as it is stays as it is. FGSM and PGD see all examples, so that this is never weaker
+        than a row of them, to the last bit.
+
+        Raises:
+            BenchError: the model's loss does not depend differentiably on x.
+        """
+        return self._worst(model, x, y, threat, random, None)
+
+    def perturb_from(
+        self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor
+    ) -> Tensor:
+        """The same, Auto-PGD and Square Attack from this start; what fools there already stays."""
+        return self._worst(model, x, y, threat, random, start)
+
+    def _worst(
+        self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor | None
+    ) -> Tensor:
+        worst = WorstCase(model, x, y, x if start is None else start)
+        for attack in self._cheap():
+            worst.offer(attack.perturb(model, x, y, threat, Random(random.seeds)))
+        for attack in self._strong(model.way, model.event):
+
+            def search(x: Tensor, y: Tensor, random: Random, found: Tensor) -> Tensor:
+                if start is None:
+                    return attack.perturb(model, x, y, threat, random)  # noqa: B023  # called at once
+                return attack.perturb_from(model, x, y, threat, random, found)  # noqa: B023
+
+            worst.go_on(search, Random(random.seeds))
+        return worst.found
+
+    def _cheap(self) -> list[Attack]:
+        """For all examples."""
+        return [FGSM(), PGD()]
+
+    def _strong(self, way: int, event: int) -> list[Attack]:
+        """For what withstands, as far as the number of classes and the shape of an example allow them."""
+        attacks: list[Attack] = [self._apgd(steps=self.steps)]
+        if way >= 3:
+            attacks.append(self._apgd(steps=self.steps, loss="dlr-targeted" if way >= 4 else "dlr"))
+        if event == 3:
+            attacks.append(self._square(queries=self.queries))
+        return attacks
+
+
+class AutoL2(Auto):
+    """The worst of PGD, Auto-PGD with two losses and Square Attack in the L2 norm, one after the other."""
+
+    name: ClassVar[str] = "autol2"
+    _apgd: ClassVar[type[APGD]] = APGDL2
+    _square: ClassVar[type[Squares]] = SquareL2
+
+    @property
+    def norm(self) -> Norm:
+        """L2."""
+        return "l2"
+
+    def _cheap(self) -> list[Attack]:
+        return [PGDL2()]
+
+
+@hookimpl
+def register_attacks(register: Callable[[type[Attack]], None]) -> None:
+    """Bring `auto` and `autol2`."""
+    register(Auto)
+    register(AutoL2)

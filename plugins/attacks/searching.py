@@ -1,0 +1,222 @@
+"""What our searches share: gradients, steps, and going on with the examples that still withstand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustbench_meta.contracts import Random, Victim
+from robustbench_meta.errors import BenchError
+from robustbench_meta.threat import Norm, ThreatModel
+
+Search = Callable[[Tensor, Tensor, Random, Tensor], Tensor]
+"""(x, y, random, the images found so far) → adversarial images, for all examples of a batch or for some."""
+
+
+def gradient_of(attack: str, objective: Tensor, images: Tensor) -> Tensor:
+    """The gradient of the summed objective, in the shape of the images; the attack's name is for the message.
+
+    Raises:
+        BenchError: the objective does not depend differentiably on the images.
+    """
+    summed = objective.sum()
+    gradient = torch.autograd.grad(summed, images, allow_unused=True)[0] if summed.requires_grad else None
+    if gradient is None:
+        raise BenchError(
+            f"attack '{attack}' needs the gradient of the loss with respect to the images, and this model gives none "
+            "(its output does not depend differentiably on them); use an attack that needs no gradient, such as square"
+        )
+    return gradient
+
+
+def image_gradient(attack: str, model: Victim, x: Tensor, y: Tensor) -> Tensor:
+    """∇ₓ of the summed loss, in the shape of x; the attack's name is for the message.
+
+    Raises:
+        BenchError: the model's loss does not depend differentiably on x.
+    """
+    with torch.enable_grad():
+        images = x.detach().clone().requires_grad_()
+        return gradient_of(attack, model.loss(images, y), images)
+
+
+def over_images(values: Tensor, event: int) -> Tensor:
+    """Values of each example, with an axis of length 1 for each axis of one."""
+    return values.reshape(*values.shape, *(1,) * event)
+
+
+def length(delta: Tensor, event: int) -> Tensor:
+    """The L2 norm over the axes of one example, which are kept; scaled, so that no square is zero or infinite."""
+    axes = tuple(range(-event, 0))
+    scale = delta.abs().amax(axes, keepdim=True).clamp_min(torch.finfo(delta.dtype).tiny)
+    return scale * (delta / scale).square().sum(axes, keepdim=True).sqrt()
+
+
+def direction(gradient: Tensor, norm: Norm, event: int) -> Tensor:
+    """Where to step: the sign of the gradient (linf), or the gradient at length 1 (l2); zero where it is zero."""
+    if norm == "linf":
+        return gradient.sign()
+    return gradient / length(gradient, event).clamp_min(torch.finfo(gradient.dtype).tiny)
+
+
+def project(moved: Tensor, x: Tensor, threat: ThreatModel, event: int) -> Tensor:
+    """Into the ε-ball around x (of linf or l2), and then into the pixel range."""
+    delta = moved - x
+    if threat.norm == "linf":
+        return threat.clip(x + delta.clamp(-threat.eps, threat.eps))
+    radius = threat.eps * (1 - ROUNDING)
+    return threat.clip(x + delta * (radius / length(delta, event).clamp_min(max(radius, TINY))))
+
+
+def to_edge(delta: Tensor, x: Tensor, threat: ThreatModel, event: int) -> Tensor:
+    """What x becomes when moved along delta by ε in L2, clipped to the pixel range."""
+    return threat.clip(x + threat.eps * (1 - ROUNDING) * direction(delta, "l2", event))
+
+
+def signs(uniform: Tensor) -> Tensor:
+    """−1 or 1, from what is uniform on [0, 1)."""
+    return 1 - 2 * (uniform < 0.5).to(uniform.dtype)
+
+
+ROUNDING = 1e-6
+"""The part of ε that an L2 search leaves for the rounding of float32."""
+TINY = torch.finfo(torch.float32).tiny
+
+
+class Survivors(NamedTuple):
+    """Some examples of each task, in the same number for all: those that withstand, and repeats of them.
+
+    `which` [tasks, m] says which; of a task with none, m times its first example, of which nothing is kept.
+    """
+
+    withstand: Tensor
+    which: Tensor
+
+    @classmethod
+    def of(cls, withstand: Tensor) -> Survivors | None:
+        """From who withstands [tasks, n]; None if nobody does. It waits for the device."""
+        counts = withstand.sum(1)
+        most = int(counts.max())
+        if most == 0:
+            return None
+        order = (~withstand).long().argsort(dim=1, stable=True)[:, :most]
+        place = torch.arange(most, device=withstand.device)
+        return cls(withstand, torch.where(place < counts[:, None], order, order[:, :1]))
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Theirs of values [tasks, n, …]: [tasks, m, …]."""
+        return gathered(values, self.which)
+
+    def scatter(self, part: Tensor, values: Tensor) -> Tensor:
+        """The values [tasks, n, …], where it is theirs replaced by `part` [tasks, m, …]."""
+        index = self.which.reshape(*self.which.shape, *(1,) * (part.dim() - 2)).expand(part.shape)
+        withstand = self.withstand.reshape(*self.withstand.shape, *(1,) * (part.dim() - 2))
+        return torch.where(withstand, values.scatter(1, index, part), values)
+
+
+def gathered(values: Tensor, index: Tensor) -> Tensor:
+    """Values [tasks, n, …] at index [tasks, m]: [tasks, m, …]."""
+    deep = index.reshape(*index.shape, *(1,) * (values.dim() - 2)).expand(*index.shape, *values.shape[2:])
+    return values.gather(1, deep)
+
+
+class RandomOfSome(Random):
+    """The draws of some examples: drawn for all of a task and then picked, so that they do not depend on the others.
+
+    Args:
+        whole: the randomness of the tasks.
+        index: which examples [tasks, m].
+        count: how many examples a task has.
+    """
+
+    def __init__(self, whole: Random, index: Tensor, count: int) -> None:
+        super().__init__(whole.seeds)
+        self._whole, self._index, self._count = whole, index, count
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Uniform on [0, 1), in the shape of `like` [tasks, m, …]."""
+        return gathered(self._whole.uniform(self._all(like)), self._index)
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal, in the shape of `like` [tasks, m, …]."""
+        return gathered(self._whole.normal(self._all(like)), self._index)
+
+    def _all(self, like: Tensor) -> Tensor:
+        return like.new_empty(like.shape[0], self._count, *like.shape[2:])
+
+
+class Harm(NamedTuple):
+    """How badly images fare: whether they fool, then how large is what the attack wants large.
+
+    Of a transductive model both are means over the task [tasks, 1], for an image was judged among its neighbours.
+    """
+
+    fooled: Tensor
+    value: Tensor
+
+    @classmethod
+    def of(cls, fooled: Tensor, value: Tensor, transductive: bool) -> Harm:
+        """From what each example is worth."""
+        fooled = fooled.to(value.dtype)
+        if transductive:
+            return cls(fooled.mean(-1, keepdim=True), value.mean(-1, keepdim=True))
+        return cls(fooled, value)
+
+    def exceeds(self, other: Harm) -> Tensor:
+        """Where it is the worse one."""
+        return (self.fooled > other.fooled) | ((self.fooled == other.fooled) & (self.value > other.value))
+
+    def or_else(self, other: Harm, chosen: Tensor) -> Harm:
+        """This one where chosen, elsewhere the other one."""
+        return Harm(*(torch.where(chosen, mine, theirs) for mine, theirs in zip(self, other, strict=True)))
+
+
+class WorstCase:
+    """The worst image of each example over several searches, one after the other.
+
+    An example that is fooled keeps its image; searches go on with those that withstand, gathered from each task. A
+    transductive model is shown whole tasks only, and of a task all images are kept that leave the fewest right, or of
+    as many those of the higher mean loss.
+
+    Args:
+        model: under attack.
+        x: the clean images [tasks, n, *shape]; with other leading axes all examples are searched for every time.
+        y: their labels.
+        found: the images to begin with.
+    """
+
+    def __init__(self, model: Victim, x: Tensor, y: Tensor, found: Tensor) -> None:
+        self._model, self._x, self._y, self.found = model, x, y, found
+        self.fooled = model.fooled(found, y)
+        self._harm = self._judge(found, self.fooled) if model.transductive else None
+
+    def offer(self, images: Tensor) -> None:
+        """Images for all examples."""
+        fooled = self._model.fooled(images, self._y)
+        better = ~self.fooled
+        if self._harm is not None:
+            harm = self._judge(images, fooled)
+            chosen = harm.exceeds(self._harm)
+            self._harm, better = harm.or_else(self._harm, chosen), chosen.expand_as(better)
+        self.found = torch.where(over_images(better, self._model.event), images, self.found)
+        self.fooled = torch.where(better, fooled, self.fooled)
+
+    def go_on(self, search: Search, random: Random) -> None:
+        """Search for the examples that withstand, if there are any."""
+        if self._harm is not None or self._y.dim() != 2:
+            self.offer(search(self._x, self._y, random, self.found))
+            return
+        some = Survivors.of(~self.fooled)
+        if some is None:
+            return
+        x, y = some.gather(self._x), some.gather(self._y)
+        images = search(x, y, RandomOfSome(random, some.which, self._y.shape[1]), some.gather(self.found))
+        self.found = some.scatter(images, self.found)
+        self.fooled = some.scatter(self._model.fooled(images, y), self.fooled)
+
+    def _judge(self, images: Tensor, fooled: Tensor) -> Harm:
+        with torch.no_grad():
+            return Harm.of(fooled, self._model.loss(images, self._y), transductive=True)

@@ -1,0 +1,58 @@
+"""`bench compare`: who is better, beyond chance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robustbench_meta.cli.options import RESULTS, Debug
+from robustbench_meta.errors import BenchError
+
+
+def compare(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[A B] [DIR]",
+            help="Two learners as the tables name them, and the results folder. Default: all pairs in ./results.",
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Compare two learners, or all pairs, on the same episodes: differences, intervals, corrected p-values."""
+    first, second, results = _read(what or [])
+    if not (results / "records").is_dir():
+        state = "holds no records" if results.is_dir() else "does not exist"
+        raise BenchError(f"the folder {results} {state}; name one that `bench run --results DIR` wrote to")
+    from robustbench_meta.cli.console import out
+    from robustbench_meta.comparison import duels
+    from robustbench_meta.leaderboard import read
+    from robustbench_meta.store import Store
+    from robustbench_meta.tables import duel_tables
+
+    frame, samples = read(Store(results))
+    if frame.empty:
+        raise BenchError(f"the folder {results} holds no finished cells: `bench run --results {results}` makes some")
+    console = out()
+    for table in duel_tables(duels(frame, samples, first, second), console.width):
+        console.print(table)
+
+
+def _read(what: list[str]) -> tuple[str | None, str | None, Path]:
+    """The two learners, if any, and the folder.
+
+    Raises:
+        BenchError: one word that is no folder, or more than three.
+    """
+    if len(what) == 1 and not Path(what[0]).is_dir():
+        raise BenchError(
+            f"'{what[0]}' is no folder; expected two learners, as in `bench compare maml adml`, a results folder, or "
+            "both (A B DIR)"
+        )
+    if len(what) > 3:
+        raise BenchError(f"got {len(what)} words; expected two learners and a results folder: bench compare A B DIR")
+    if len(what) < 2:
+        return None, None, Path(what[0]) if what else RESULTS
+    return what[0], what[1], Path(what[2]) if len(what) == 3 else RESULTS

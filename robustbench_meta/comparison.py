@@ -1,0 +1,239 @@
+"""Who is better, beyond chance: learners on the same episodes, in pairs, corrected for the number of comparisons."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import pandas as pd
+
+from robustbench_meta.boards import (
+    CLEAN,
+    PLACE,
+    THREAT,
+    attacks_apart,
+    attacks_of,
+    columns_of,
+    groups,
+    learners_apart,
+    once,
+)
+from robustbench_meta.errors import BenchError, unknown
+from robustbench_meta.samples import Sample, Samples
+from robustbench_meta.statistics import Paired, holm, paired, separated, welch
+
+_NO_THREAT = {"support": "clean", "query": "clean", "surrogate": "none", "threat_norm": "none", "eps": "0"}
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two learners in one column: how far the first is ahead, and whether that is more than chance."""
+
+    first: Sample
+    second: Sample
+    paired: Paired
+    """Over the episodes that both saw, each the mean over its learner's seeds."""
+    corrected: float
+    """The p-value over episodes, by Holm's correction for all contrasts that were made together."""
+    seeds_p: float
+    """Welch's p-value over the means of the seeds; NaN unless both have several."""
+
+    @property
+    def ahead(self) -> int:
+        """1: the first is better, −1: the second is, 0: they cannot be told apart."""
+        if not separated(self.corrected, self.seeds_p):
+            return 0
+        return 1 if self.paired.difference > 0 else -1
+
+
+def contrasts(pairs: Sequence[tuple[Sample, Sample]]) -> list[Contrast]:
+    """The contrasts of these pairs, corrected together.
+
+    Raises:
+        ValueError: a pair saw different episodes.
+    """
+    found = []
+    for first, second in pairs:
+        if not pairable(first, second):
+            raise ValueError("two learners on different episodes cannot be paired")
+        result = paired(first.episodes, second.episodes)
+        found.append(Contrast(first, second, result, result.p, welch(first.means, second.means)))
+    corrected = holm([contrast.corrected for contrast in found])
+    return [replace(contrast, corrected=float(p)) for contrast, p in zip(found, corrected, strict=True)]
+
+
+def pairable(first: Sample, second: Sample) -> bool:
+    """Whether two samples are of the same episodes."""
+    return first.digest == second.digest and len(first.episodes) == len(second.episodes)
+
+
+def ranked(samples: Mapping[str, Sample]) -> dict[str, int]:
+    """1 + the number of learners that are significantly better, by learner: equal ranks cannot be told apart."""
+    names = [pair for pair in combinations(samples, 2) if pairable(samples[pair[0]], samples[pair[1]])]
+    ranks = dict.fromkeys(samples, 1)
+    pairs = [(samples[first], samples[second]) for first, second in names]
+    for (first, second), contrast in zip(names, contrasts(pairs), strict=True):
+        if contrast.ahead:
+            ranks[second if contrast.ahead > 0 else first] += 1
+    return ranks
+
+
+def ranks(frame: pd.DataFrame, samples: Samples) -> pd.Series[Any]:
+    """The rank of each row's learner in the table that shows the row, by the table's last column.
+
+    Empty for a learner without a number there, and for clean accuracies that no table has for itself.
+    """
+    found = pd.Series(pd.NA, index=frame.index, dtype="Int64")
+    for rows in groups(frame):
+        attacks, last = attacks_of(rows), columns_of(rows)[-1]
+        parts = {str(name): part for name, part in rows.groupby("learner", sort=False)}
+        taken = {name: samples.of(part, last, attacks) for name, part in parts.items()}
+        for name, rank in ranked({name: sample for name, sample in taken.items() if sample is not None}).items():
+            found.loc[parts[name].index] = rank
+    return found
+
+
+# -- all that a results folder allows to compare -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Duel:
+    """Two learners at one threat: a contrast for each column that both have."""
+
+    setting: Mapping[str, Any]
+    """As of a table of the leaderboard."""
+    first: str
+    second: str
+    contrasts: Mapping[str, Contrast]
+    """By column: clean, an attack, or the worst case."""
+
+
+def duels(frame: pd.DataFrame, samples: Samples, first: str | None = None, second: str | None = None) -> list[Duel]:
+    """All contrasts of two learners of a leaderboard, or of all pairs when none are named; corrected together.
+
+    Args:
+        frame: the leaderboard's rows.
+        samples: of its records.
+        first: a learner as the column `learner` names it, with digits of its recipe's hash (`maml#3f2a`) where the
+            name stands for several versions.
+        second: another one.
+
+    Raises:
+        BenchError: a learner is unknown, or its name stands for several; or there is nothing to compare, and why.
+    """
+    places = [learners_apart(rows) for _, rows in once(frame).groupby(PLACE, sort=False, dropna=False)]
+    wanted = (
+        None if first is None or second is None else (_chosen(frame, places, first), _chosen(frame, places, second))
+    )
+    if wanted is not None and wanted[0] & wanted[1]:
+        raise BenchError(f"'{first}' and '{second}' are the same learner; name two")
+    drafts: list[tuple[dict[str, Any], str, str, dict[str, tuple[Sample, Sample]]]] = []
+    strangers: list[str] = []
+    for rows in places:
+        for one, two in _pairs(rows, wanted):
+            for setting, column, pair in _columns(one, two, samples):
+                names = str(one["learner"].iloc[0]), str(two["learner"].iloc[0])
+                if not pairable(*pair):
+                    strangers.append(f"{names[0]} and {names[1]} under {column}")
+                elif drafts and drafts[-1][:3] == (setting, *names):
+                    drafts[-1][3][column] = pair
+                else:
+                    drafts.append((setting, *names, {column: pair}))
+    if not drafts:
+        raise BenchError(_nothing(frame, places, wanted, strangers, (first, second)))
+    done = iter(contrasts([pair for *_, pairs in drafts for pair in pairs.values()]))
+    return [Duel(setting, one, two, {column: next(done) for column in pairs}) for setting, one, two, pairs in drafts]
+
+
+def _chosen(frame: pd.DataFrame, places: list[pd.DataFrame], typed: str) -> set[str]:
+    """The recipes that a typed learner stands for: at most one in each place.
+
+    Raises:
+        BenchError: there is no such learner, or several of that name.
+    """
+    known = frame.drop_duplicates("recipe_hash")
+    name, digits = typed.strip(), ""
+    if name not in set(known["learner"]) and (told := re.fullmatch(r"(.+?) ?#([0-9a-f]+)", name)):
+        name, digits = told[1], told[2]
+    if name not in set(known["learner"]):
+        raise BenchError(unknown("learner", name, set(known["learner"])))
+    recipes = known.loc[known["learner"] == name, "recipe_hash"]
+    chosen = {str(recipe) for recipe in recipes if str(recipe).startswith(digits)}
+    versions = [
+        sorted(set(rows.loc[rows["recipe_hash"].isin(recipes), "learner"].str.replace(" #", "#"))) for rows in places
+    ]
+    if not chosen:
+        told_of = sorted({version for names in versions for version in names if "#" in version}) or sorted(
+            f"{name}#{recipe[:4]}" for recipe in recipes
+        )
+        raise BenchError(f"no recipe of '{name}' begins with {digits}; there is: {', '.join(told_of)}")
+    for rows, names in zip(places, versions, strict=True):
+        if rows.loc[rows["recipe_hash"].isin(chosen), "recipe_hash"].nunique() > 1:
+            raise BenchError(
+                f"'{typed}' stands for several versions, from before and after an edit: say which by the digits of its "
+                f"recipe_hash, as the tables show them: {' or '.join(names)}"
+            )
+    return chosen
+
+
+def _pairs(rows: pd.DataFrame, wanted: tuple[set[str], set[str]] | None) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+    """The rows of the two learners, or of any two, in one place."""
+    if wanted is not None:
+        one, two = (rows[rows["recipe_hash"].isin(recipes)] for recipes in wanted)
+        if not one.empty and not two.empty:
+            yield one, two
+        return
+    parts = [part for _, part in rows.groupby("recipe_hash", sort=False)]
+    yield from combinations(sorted(parts, key=lambda part: str(part["learner"].iloc[0])), 2)
+
+
+def _columns(
+    one: pd.DataFrame, two: pd.DataFrame, samples: Samples
+) -> Iterator[tuple[dict[str, Any], str, tuple[Sample, Sample]]]:
+    """The setting, column and samples of all that both have: clean first, then each threat's attacks and worst case."""
+    place = {name: one[name].iloc[0] for name in PLACE}
+    pair = samples.of(one, CLEAN, []), samples.of(two, CLEAN, [])
+    if pair[0] is not None and pair[1] is not None:
+        yield {**place, **_NO_THREAT}, CLEAN, (pair[0], pair[1])
+    both = pd.concat([one, two])
+    for _, group in both[both["threat_norm"] != "none"].groupby(THREAT, sort=False, dropna=False):
+        rows = attacks_apart(group)
+        attacks = attacks_of(rows)
+        setting = {**place, **{name: rows[name].iloc[0] for name in THREAT}}
+        mine, theirs = (rows[rows["recipe_hash"] == part["recipe_hash"].iloc[0]] for part in (one, two))
+        for column in columns_of(rows)[1:]:
+            found = samples.of(mine, column, attacks), samples.of(theirs, column, attacks)
+            if found[0] is not None and found[1] is not None:
+                yield setting, column, (found[0], found[1])
+
+
+def _nothing(
+    frame: pd.DataFrame, places: list[pd.DataFrame], wanted: tuple[set[str], set[str]] | None, strangers: list[str],
+    typed: tuple[str | None, str | None],
+) -> str:  # fmt: skip
+    """Why there is nothing to compare."""
+    if strangers:
+        return (
+            f"nothing can be compared: the test episodes differ between {strangers[0]} (their records hold different "
+            "episodes_digest): the data were changed in between; run both again"
+        )
+    if wanted is None:
+        learners = ", ".join(sorted(set(frame["learner"])))
+        return f"nothing can be compared: no two learners share a setting; there is: {learners}"
+    told = []
+    for name, recipes in zip(typed, wanted, strict=True):
+        where = {_place(rows) for rows in places if rows["recipe_hash"].isin(recipes).any()}
+        told.append(f"{name} is in {'; '.join(sorted(where))}")
+    return f"nothing can be compared: the two learners share no setting: {', and '.join(told)}"
+
+
+def _place(rows: pd.DataFrame) -> str:
+    first = rows.iloc[0]
+    return (
+        f"{first['dataset']} {first['way']}-way {first['shot']}-shot, {first['queries']} queries, {first['backbone']}, "
+        f"{first['meta_steps']:,} × {first['tasks_per_step']} meta-steps, {first['episodes']:,} episodes, "
+        f"{first['inference']}, {first['precision']}"
+    )

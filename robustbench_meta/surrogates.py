@@ -1,0 +1,66 @@
+"""Models on which transferred attacks are made: a learner trained as the others are, or a checkpoint's file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from robustbench_meta.contracts import Backbone, Learner
+from robustbench_meta.errors import BenchError
+from robustbench_meta.registry import Registry
+from robustbench_meta.spec import PluginSpec, SurrogateSpec
+
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A checkpoint's file and what it says of itself."""
+
+    path: Path
+    learner: Learner
+    backbone: Backbone
+    spec: SurrogateSpec
+    label: str
+
+
+def is_file(text: str) -> bool:
+    """Whether a surrogate, as typed, is meant as a checkpoint's file."""
+    return text.endswith(SUFFIX)
+
+
+def read_named(registry: Registry, text: str) -> NamedModel:
+    """The learner and backbone of a checkpoint that a run has written (`results/checkpoints/HASH.safetensors`).
+
+    Raises:
+        BenchError: the file is missing, damaged, or not a checkpoint of ours; or its plugins are not here.
+    """
+    path = Path(text)
+    try:
+        data = path.read_bytes()
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["about"])
+        learner, learner_spec = _plugin(registry, "learner", about["learner"])
+        backbone, backbone_spec = _plugin(registry, "backbone", about["backbone"])
+    except OSError as error:
+        raise BenchError(f"--surrogate {text}: cannot be read ({error.strerror or error})") from error
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise BenchError(
+            f"--surrogate {text}: not a checkpoint of robustbench_meta, or damaged ({type(error).__name__}: {error}); "
+            f"expected one from a results folder, such as results/checkpoints/HASH{SUFFIX}"
+        ) from error
+    trained = f"file {hashlib.sha256(data).hexdigest()[:16]}"
+    spec = SurrogateSpec(learner=learner_spec, backbone=backbone_spec, trained=trained)
+    return NamedModel(path, learner, backbone, spec, f"{learner.name} ({path.stem[:8]})")
+
+
+def _plugin(registry: Registry, kind: str, told: Mapping[str, Any]) -> tuple[Any, PluginSpec]:
+    plugin = registry.make(kind, told["name"], told["options"])
+    code = registry.origin(kind, told["name"]).identity
+    return plugin, PluginSpec(name=told["name"], options=plugin.model_dump(mode="json"), code=code)

@@ -1,0 +1,166 @@
+"""The contract of backbones."""
+
+from __future__ import annotations
+
+import math
+import random as python_random
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustbench_meta.contracts import Backbone, Setting
+from robustbench_meta.engine import Engine
+from robustbench_meta.models import Network
+from robustbench_meta.selfcheck import may_be_vmapped
+from robustbench_meta.testing.contract import (
+    Broken,
+    Contract,
+    clause,
+    expect,
+    first_accepted,
+    raised,
+    reason_or_none,
+    seed_all,
+)
+from robustbench_meta.testing.worlds import LOOP, apart, settings, tasks_of
+
+_BUILDS = "builds a network of so many outputs, or of its features"
+_QUIET = "answers alike when it is asked again, in evaluation mode"
+
+
+class BackboneContract(Contract):
+    """Of a backbone: a network as a pure function of its weights."""
+
+    kind = "backbone"
+    plugin: Backbone
+
+    @cached_property
+    def setting(self) -> Setting:
+        """The first setting that the backbone does not refuse."""
+        return first_accepted(self.plugin.obstacle, transductive=self.plugin.transductive)
+
+    def module(self, outputs: int | None = 5, seed: int = 0) -> nn.Module:
+        """A freshly built network."""
+        seed_all(seed)
+        return self.plugin.build(self.setting.shape, outputs)
+
+    def answers_of(self, module: nn.Module, x: Tensor, support: Tensor) -> Tensor:
+        """Outputs; beside a support set where the network reads one."""
+        given = (x, support) if getattr(module, "reads_support", False) else (x,)
+        with torch.no_grad():
+            answers: Tensor = module(*given)
+        return answers
+
+    @cached_property
+    def images(self) -> tuple[Tensor, Tensor]:
+        """Queries and support images of one task."""
+        tasks = tasks_of(self.setting)
+        return tasks.query.x[0], tasks.support.x[0]
+
+    @clause("gives reasons and its norm as the contract has them")
+    def says(self) -> None:
+        """The answers of `obstacle`, `norm_layer`, `transductive`."""
+        for setting in settings():
+            reason_or_none(self.plugin.obstacle(setting), f"obstacle({setting})")
+        norm, transductive = self.plugin.norm_layer, self.plugin.transductive
+        expect(isinstance(norm, str) and bool(norm), f"norm_layer is {norm!r}", "a word for the leaderboard's column")
+        expect(isinstance(transductive, bool), f"transductive is {transductive!r}", "return True or False")
+
+    @clause(_BUILDS)
+    def builds(self) -> None:
+        """In every shape that it does not refuse."""
+        for setting in settings():
+            if setting.way != 5 or setting.loss != "cross_entropy" or self.plugin.obstacle(setting) is not None:
+                continue
+            x = tasks_of(setting).query.x[0]
+            for outputs in (5, 1, None):
+                where = f"for examples of shape {setting.shape} and outputs={outputs}, "
+                try:
+                    module = self.plugin.build(setting.shape, outputs)
+                    expect(isinstance(module, nn.Module), f"{where}build returned {module!r}", "return an nn.Module")
+                    found = self.answers_of(module.eval(), x, x)
+                except Broken:
+                    raise
+                except Exception as error:
+                    raise raised(error, where) from error
+                fits = found.dim() == 2 and len(found) == len(x) and outputs in (None, found.shape[-1])
+                expected = f"[{len(x)}, {'features' if outputs is None else outputs}]"
+                expect(fits, f"{where}{len(x)} examples gave {tuple(found.shape)}", f"give {expected}")
+                expect(bool(found.isfinite().all()), f"{where}outputs are not finite", "look at the initialisation")
+        expect(self.setting.way == 5, "it refuses 5-way tasks", "an architecture should not depend on the way")
+
+    @clause("builds the same network from the same seed of torch", after=(_BUILDS,))
+    def builds_again(self) -> None:
+        """And draws from nothing else."""
+        first = self.module().state_dict()
+        seed_all(0)
+        np.random.seed(1)
+        python_random.seed(1)
+        second = self.plugin.build(self.setting.shape, 5).state_dict()
+        same = first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+        expect(same, "two networks from one seed differ", "draw initial weights from torch's global generator only")
+
+    @clause("keeps no state between calls", after=(_BUILDS,))
+    def keeps_no_state(self) -> None:
+        """No running statistics, in training or evaluation mode."""
+        module, (x, support) = self.module(), self.images
+        for training in (True, False):
+            before = {name: value.clone() for name, value in module.state_dict().items()}
+            self.answers_of(module.train(training), x, support)
+            changed = [name for name, value in module.state_dict().items() if not torch.equal(value, before[name])]
+            expect(not changed, f"a call changed {', '.join(changed)}", "use track_running_stats=False")
+
+    @clause(_QUIET, after=(_BUILDS, "keeps no state between calls"))
+    def is_quiet(self) -> None:
+        """Noise belongs to training mode."""
+        module, found = self.module().eval(), []
+        for seed in (0, 1):
+            seed_all(seed)
+            found.append(self.answers_of(module, *self.images))
+        expect(
+            apart(*found) <= 1e-6, f"outputs of identical calls vary by {apart(*found):.2g} of their size",
+            "draw nothing in evaluation mode (nn.Dropout does so)",
+        )  # fmt: skip
+
+    @clause("answers each image by itself, or declares transductive", after=(_QUIET,))
+    def minds_each_image(self) -> None:
+        """Alone, in another order, and with other neighbours; beside one support set where it reads one."""
+        if self.plugin.transductive:
+            return
+        module, (x, support) = self.module().eval(), self.images
+        whole = self.answers_of(module, x, support)
+        alone = torch.cat([self.answers_of(module, one, support) for one in torch.split(x, 1)])
+        moved = self.answers_of(module, x.flip(0), support).flip(0)
+        beside = self.answers_of(module, torch.cat([x[:1], 1 - x[1:]]), support)[:1]
+        for found, expected, how in (
+            (alone, whole, "when it is shown alone"), (moved, whole, "with the order of the images"),
+            (beside, whole[:1], "when its neighbours change"),
+        ):  # fmt: skip
+            share = apart(found, expected) if found.shape == expected.shape else math.inf
+            expect(
+                share <= 1e-3, f"an image's outputs change by {share:.2g} of their size {how}",
+                "normalise each example by itself, or declare `transductive`",
+            )  # fmt: skip
+
+    @clause("has the same meta-gradient under vmap as in a loop", after=(_QUIET,))
+    def maps(self) -> None:
+        """Of second-order MAML. Where it has not, the engine falls back to the loop: right, and slower."""
+        learner = self.registry.make("learner", "maml", {})
+        module = self.module()
+        engine = Engine(
+            learner, Network(module, "cross_entropy", 5), event=len(self.setting.shape),
+            transductive=self.plugin.transductive, plan=LOOP, training=True,
+        )  # fmt: skip
+        weights: dict[str, Any] = {name: weight.detach().requires_grad_() for name, weight in module.named_parameters()}
+        expect(bool(weights), "it has no weights to learn", "give it parameters")
+        tasks = tasks_of(self.setting._replace(loss="cross_entropy"), tasks=2)
+        engine.meta_gradients(weights, tasks, [0, 0])  # what the loop cannot do is an error of its own
+        expect(
+            may_be_vmapped(engine, weights, tasks),
+            "vmap fails, or gives another second-order gradient than the plain loop",
+            "use plain operations instead of torch's batch and instance norm, and no .item() or branches on values; "
+            "the engine will loop over it otherwise, so leave this clause out if that is fast enough",
+        )

@@ -1,0 +1,220 @@
+"""One trial: who attacks the support set and the queries of test episodes, and which queries then stay right."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustbench_meta.contracts import Attack
+from robustbench_meta.devices import wait
+from robustbench_meta.engine import Engine
+from robustbench_meta.errors import BenchError
+from robustbench_meta.harness import arm
+from robustbench_meta.models import State
+from robustbench_meta.tasks import Batch, TaskBatch
+from robustbench_meta.threat import ThreatModel
+from robustbench_meta.victims import AttackedModel, PoisonedAdaptation, Target
+
+
+@dataclass(frozen=True)
+class Armed:
+    """An attack in its threat model, and the smaller ε through which it is swept: it begins where it ended there."""
+
+    attack: Attack
+    threat: ThreatModel
+    sweep: tuple[float, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The same for what gives the same images."""
+        return f"{self.attack.name}{self.attack.model_dump_json()} {self.threat} {self.sweep}"
+
+    def before(self) -> Armed | None:
+        """The one at the next smaller ε of the sweep."""
+        if not self.sweep:
+            return None
+        return replace(self, threat=replace(self.threat, eps=self.sweep[-1]), sweep=self.sweep[:-1])
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Who attacks what; None: nobody does."""
+
+    support: Armed | None = None
+    """On θ before adaptation (or, where θ alone predicts nothing, on the model adapted to the clean support set)."""
+    query: Armed | None = None
+    """On the adapted model."""
+    poisons: bool = False
+    """Whether the attack on the support set goes through adaptation, to hurt the clean queries."""
+    surrogate: str | None = None
+    """The key of the model on which the attack on the queries is made instead."""
+
+    @property
+    def key(self) -> str:
+        """The same for trials that give the same numbers."""
+        sides = (side.key if side is not None else "" for side in (self.support, self.query))
+        return "|".join([*sides, str(self.poisons), str(self.surrogate)])
+
+
+class Contestant(NamedTuple):
+    """A trained learner: its engine and θ."""
+
+    engine: Engine
+    theta: State
+
+
+class Held(NamedTuple):
+    """What a trial gave on some episodes."""
+
+    correct: Tensor
+    """Whether each query's prediction is right [tasks, queries]."""
+    seconds: float
+    """What its attacks took."""
+
+
+class _Found(NamedTuple):
+    x: Tensor
+    seconds: float
+    fooled: Tensor | None
+    """Whether each image fools the model it was made on; None where nobody goes on from it."""
+
+
+class Arena:
+    """Some test episodes on which trials are held; what several trials need is computed once.
+
+    Args:
+        contestant: the trained learner under test.
+        tasks: the episodes.
+        surrogates: by key, the models on which transferred attacks are made.
+        device: where it all is.
+    """
+
+    def __init__(
+        self, contestant: Contestant, tasks: TaskBatch, surrogates: Mapping[str, Contestant], device: torch.device
+    ) -> None:
+        self.engine, self.theta = contestant
+        self.tasks, self.device = tasks, device
+        self.adapt_seconds, self.adapted_tasks = 0.0, 0
+        self._surrogates = surrogates
+        self._found: dict[str, _Found] = {}
+        self._states: dict[str, tuple[State, float]] = {}
+        self._strangers: dict[str, State] = {}
+        self._held: dict[str, Held] = {}
+
+    @cached_property
+    def adapted(self) -> State:
+        """Adapted to the clean support sets."""
+        return self._adapt(self.tasks.support)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """Of the clean queries, without any attack [tasks, queries, way]."""
+        return self._logits(self.adapted, self.tasks.query.x)
+
+    @cached_property
+    def clean(self) -> Tensor:
+        """Whether each query's prediction is right without any attack [tasks, queries]."""
+        return self.logits.argmax(-1) == self.tasks.query.y
+
+    def victim(self, state: State | None = None) -> AttackedModel:
+        """The model adapted to the clean support sets, or another state, as an attack on the queries sees it."""
+        return AttackedModel(self.engine, state or self.adapted, self.tasks.query.y.shape[1])
+
+    def hold(self, trial: Trial) -> Held:
+        """Which queries stay right, and the seconds that the attacks took.
+
+        Raises:
+            BenchError: an attack failed or left its threat model, or the logits are not finite.
+        """
+        if trial.key not in self._held:
+            self._held[trial.key] = self._hold(trial)
+        return self._held[trial.key]
+
+    def _hold(self, trial: Trial) -> Held:
+        if trial.support is None and trial.query is None:
+            return Held(self.clean, 0.0)
+        of, (state, seconds) = self._state(trial)
+        x = self.tasks.query.x
+        if trial.query is not None:
+            victim: Target = self.victim(state)
+            if trial.surrogate is not None:
+                of, victim = f"surrogate {trial.surrogate}", self._stranger(trial.surrogate)
+            keeps = trial.support is None and trial.surrogate is None
+            found = self._attack(of, victim, self.tasks.query, trial.query, "query", keeps=keeps)
+            x, seconds = found.x, seconds + found.seconds
+        return Held(self._logits(state, x).argmax(-1) == self.tasks.query.y, seconds)
+
+    def _state(self, trial: Trial) -> tuple[str, tuple[State, float]]:
+        """A name of the adapted state, the state, and the seconds that the attack on the support set took."""
+        if trial.support is None:
+            return "clean", (self.adapted, 0.0)
+        of = f"{'poisoned' if trial.poisons else 'adv'} {trial.support.key}"
+        if of not in self._states:
+            support = self.tasks.support
+            if trial.poisons:
+                victim: Target = PoisonedAdaptation(self.engine, self.theta, self.tasks.query)
+            else:
+                target = self.theta if self.engine.learner.theta_predicts else self.adapted
+                victim = AttackedModel(self.engine, target, support.y.shape[1])
+            found = self._attack("poison" if trial.poisons else "theta", victim, support, trial.support, "support")
+            self._states[of] = self._adapt(Batch(found.x, support.y)), found.seconds
+        return of, self._states[of]
+
+    def _stranger(self, key: str) -> AttackedModel:
+        """A surrogate, adapted to the clean support sets."""
+        engine, theta = self._surrogates[key]
+        if key not in self._strangers:
+            engine.batch_seeds(self.engine.seeds)
+            self._strangers[key] = engine.adapt(theta, self.tasks.support)
+        return AttackedModel(engine, self._strangers[key], self.tasks.query.y.shape[1])
+
+    def _attack(self, of: str, victim: Target, batch: Batch, armed: Armed, role: str, *, keeps: bool = False) -> _Found:
+        """The batch attacked; along a sweep each ε begins where the smaller one ended.
+
+        Args:
+            of: names the victim, for what is kept.
+            victim: is attacked.
+            batch: support sets or queries.
+            armed: attacks.
+            role: `support` or `query`.
+            keeps: along a sweep, what fools the model within a smaller ε stays as it is: robust accuracy never rises
+                with ε. Only where each image is judged by itself, on the model that it was made on.
+        """
+        key = f"{role} {of} {armed.key}"
+        if key in self._found:
+            return self._found[key]
+        earlier = armed.before()
+        before = None if earlier is None else self._attack(of, victim, batch, earlier, role, keeps=keeps)
+        started = self.now()
+        start = None if before is None else before.x
+        x = self.engine.attacked(victim, batch, arm(armed.attack, armed.threat), role, start).x
+        keeps = keeps and not victim.transductive
+        if before is not None and before.fooled is not None and keeps:
+            x = torch.where(before.fooled.view(*before.fooled.shape, *(1,) * victim.event), before.x, x)
+        seconds = self.now() - started
+        found = self._found[key] = _Found(x, seconds, victim.fooled(x, batch.y) if keeps else None)
+        return found
+
+    def _adapt(self, support: Batch) -> State:
+        started = self.now()
+        adapted = self.engine.adapt(self.theta, support)
+        self.adapt_seconds += self.now() - started
+        self.adapted_tasks += support.x.shape[0]
+        return adapted
+
+    def _logits(self, state: State, x: Tensor) -> Tensor:
+        logits = self.engine.logits(state, x)
+        if not logits.isfinite().all():
+            raise BenchError(f"learner '{self.engine.learner.name}' gave logits that are not finite")
+        return logits
+
+    def now(self) -> float:
+        """Seconds on a clock, once the device has done what it was told."""
+        wait(self.device)
+        return time.perf_counter()

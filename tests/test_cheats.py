@@ -1,0 +1,117 @@
+"""Planted cheats are flagged or refused, each for its own reason; the honest learner they stand on is not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustbench_meta.checks import FLAGS
+from robustbench_meta.engine import Plan
+from robustbench_meta.errors import BenchError
+from robustbench_meta.evaluation import evaluate
+from robustbench_meta.grid import prepare
+from robustbench_meta.lanes import Lanes
+from robustbench_meta.registry import load_registry
+from robustbench_meta.spec import RunSpec
+from robustbench_meta.store import Store
+from robustbench_meta.training import make_engine, meta_train
+from robustbench_meta.work import Workplace, self_check
+
+CPU = torch.device("cpu")
+EPISODES = 24
+
+
+@pytest.fixture(scope="module")
+def plugins():
+    return load_registry(Path(__file__).parent / "cheats")
+
+
+@pytest.fixture(scope="module")
+def honest(plugins):
+    """θ of a MAML that has learned something."""
+    grid = grid_of(plugins, ("none",))
+    return meta_train(grid, grid.trainings[0], CPU, Plan("vmap", "loop", 4), lanes=Lanes(lambda: 2)).weights
+
+
+def grid_of(plugins, attacks, learner="maml", **given):
+    spec = RunSpec.read(
+        learners=(learner,), attacks=attacks, backbone="conv4:width=16", meta_steps=150, episodes=EPISODES, **given
+    )
+    return prepare(spec, plugins, None)
+
+
+def outcomes(plugins, weights, attacks, learner="maml", **given):
+    """By attack, support and query: the outcome of evaluating a learner with these weights."""
+    grid = grid_of(plugins, attacks, learner, **given)
+    engine, _ = make_engine(grid, grid.trainings[0], CPU, Plan("loop", "loop", 8), Lanes(lambda: 2))
+    found = evaluate(engine, weights, grid.splits.test, grid.cells, CPU, battery=grid.battery)
+    return {cell.attack: found[cell.key] for cell in grid.cells}
+
+
+def flags(outcome):
+    assert not isinstance(outcome, BenchError), outcome
+    return set(outcome.certificate.flags)
+
+
+def test_an_honest_learner_under_honest_attacks_is_flagged_for_its_few_episodes_only(plugins, honest):
+    found = outcomes(plugins, honest, ("none", "fgsm", "pgd", "square:queries=300"))
+    assert {name: flags(outcome) for name, outcome in found.items()} == {name: {"smoke"} for name in found}
+    assert found["none"].robust.mean() > 0.5
+    seen = found["pgd"].certificate.accuracies
+    assert seen["noise"] > seen["single step"] > seen["pgd"] >= seen["pgd, 2 eps"] >= seen["pgd, full range"]
+
+
+@pytest.mark.parametrize(
+    ("cheat", "why"),
+    [
+        ("saturated", {"zero-gradients"}),
+        ("quantised", {"zero-gradients", "masked-gradients"}),
+        ("noisy", {"random-outputs"}),
+        ("softmax", {"probabilities"}),
+        ("masked", {"masked-gradients"}),
+    ],
+)
+def test_a_cheating_learner_is_flagged_for_its_reason(plugins, honest, cheat, why):
+    found = outcomes(plugins, honest, ("fgsm", "pgd"), cheat)
+    for name, outcome in found.items():
+        assert why <= flags(outcome), (name, outcome.certificate)
+    others = {"zero-gradients", "random-outputs", "probabilities", "transductive"} - why
+    assert not flags(found["pgd"]) & others
+
+
+def test_a_learner_that_looks_at_batch_mates_is_refused(plugins, tmp_path):
+    grid = grid_of(plugins, ("pgd",), "peeking")
+    with pytest.raises(BenchError, match="declared inductive, but a query's logits change"):
+        self_check(Workplace(grid, Store(tmp_path), CPU, Lanes()), grid.trainings[0])
+
+
+def test_a_noisy_learner_is_not_refused_for_looking_at_batch_mates(plugins, tmp_path):
+    grid = grid_of(plugins, ("pgd",), "noisy")
+    self_check(Workplace(grid, Store(tmp_path), CPU, Lanes()), grid.trainings[0])
+
+
+def test_an_attack_without_effect_is_flagged(plugins, honest):
+    found = flags(outcomes(plugins, honest, ("idle",))["idle"])
+    assert {"no-effect", "weaker-than-fgsm"} <= found
+
+
+@pytest.mark.parametrize(
+    ("cheat", "reason"),
+    [
+        ("generous", r"linf distance is 0\.101, eps is 0\.1 \(over by 0\.001\)"),
+        ("nan", "NaN or infinite"),
+        ("flipping", "changed the labels in place"),
+        ("untidy", "reseeded torch's generator"),
+        ("reseeding", "reseeded torch's generator"),
+    ],
+)
+def test_an_attack_that_breaks_its_contract_fails_its_cell_alone(plugins, honest, cheat, reason):
+    found = outcomes(plugins, honest, (cheat, "fgsm"))
+    assert isinstance(found[cheat], BenchError)
+    assert f"'{cheat}'" in str(found[cheat])
+    assert re.search(reason, str(found[cheat]))
+    assert not isinstance(found["fgsm"], BenchError)
+    assert set(FLAGS) >= flags(found["fgsm"])

@@ -1,0 +1,206 @@
+"""Checks: each flag on planted results that call for it, and on none that do not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robustbench_meta.checks import (
+    CHECKED,
+    ENOUGH,
+    FLAGS,
+    ClassMeans,
+    Observation,
+    above,
+    certify,
+    flags_between,
+    influence_of_mates,
+    probes,
+    self_test,
+)
+from robustbench_meta.contracts import Random
+from robustbench_meta.grid import prepare
+from robustbench_meta.spec import RunSpec
+from robustbench_meta.store import pack
+from robustbench_meta.threat import ThreatModel
+from robustbench_meta.trials import Armed, Trial
+from tests.worlds import make_world, random_tasks
+
+LINF = ThreatModel("linf", 0.1)
+
+
+def answers(accuracy, episodes=ENOUGH, queries=25, seed=0):
+    """Right or wrong [episodes, queries]; what is right at a lower accuracy is so at a higher one."""
+    return np.random.default_rng(seed).random((episodes, queries)) < accuracy
+
+
+def armed(registry, name="pgd", threat=LINF, **options):
+    return Armed(registry.make("attack", name, options), threat)
+
+
+def flags(
+    registry, robust=0.4, name="pgd", clean=0.9, episodes=ENOUGH, effects=(0.2, 0.3, 0.25), observation=None, **found
+):
+    honest = {
+        "noise": 0.85, "single step": 0.5, "pgd": 0.4, "pgd, 2 eps": 0.1, "pgd, full range": 0.0, "black box": 0.6,
+        "stronger": 0.4,
+    }  # fmt: skip
+    probed = {key.replace("_", " "): value for key, value in found.items()}
+    probed = honest | {"pgd, 2 eps": probed.pop("twice", 0.1), "pgd, full range": probed.pop("full", 0.0)} | probed
+    certificate = certify(
+        Trial(query=armed(registry, name)), answers(clean, episodes), answers(robust, episodes),
+        {key: answers(value, min(episodes, CHECKED)) for key, value in probed.items()},
+        observation or Observation(queries=800),
+        effects=np.array(effects), failed={}, way=5, precision="float32",
+    )  # fmt: skip
+    return certificate.flags
+
+
+def test_a_sound_row_has_no_flag(registry):
+    assert flags(registry) == []
+
+
+@pytest.mark.parametrize(
+    ("seen", "flag"),
+    [
+        ({"effects": (0.0, 0.0, 0.0)}, "no-effect"),
+        ({"effects": (0.1, -0.1, 0.05)}, "no-effect"),
+        ({"robust": 0.88, "pgd": 0.88, "stronger": 0.88, "noise": 0.6}, "weaker-than-noise"),
+        ({"robust": 0.6, "stronger": 0.6}, "weaker-than-fgsm"),
+        ({"stronger": 0.3}, "not-converged"),
+        ({"black_box": 0.2}, "masked-gradients"),
+        ({"twice": 0.6}, "flat-in-eps"),
+        ({"robust": 0.9, "pgd": 0.9, "twice": 0.9, "full": 0.9, "stronger": 0.9}, "flat-in-eps"),
+        ({"twice": 0.4, "full": 0.35}, "robust-at-full-range"),
+        ({"episodes": ENOUGH - 1}, "smoke"),
+        ({"observation": Observation(queries=800, probabilities=800)}, "probabilities"),
+        ({"observation": Observation(queries=800, zero_gradients=9)}, "zero-gradients"),
+        ({"observation": Observation(queries=800, varies=0.01)}, "random-outputs"),
+        ({"observation": Observation(queries=800, mates=0.01)}, "transductive"),
+    ],
+)
+def test_each_flag_where_it_is_called_for(registry, seen, flag):
+    assert flag in flags(registry, **seen)
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        {"stronger": 0.395},  # within the interval
+        {"black_box": 0.4},
+        {"full": 0.2, "twice": 0.35},  # chance
+        {"observation": Observation(queries=800, zero_gradients=8)},  # 1 %
+        {"observation": Observation(queries=800, varies=1e-6, mates=1e-6)},  # rounding
+    ],
+)
+def test_no_flag_at_the_edge(registry, seen):
+    assert flags(registry, **seen) == []
+
+
+def test_a_difference_of_chance_is_flagged_as_seldom_as_its_level_says():
+    """One-sided at 1 %: of 2,000 pairs without a difference about 20, within four standard deviations."""
+    draw = np.random.default_rng(0)
+    called = sum(above(draw.normal(0, 0.1, CHECKED), 0.0) for _ in range(2000))
+    assert abs(called - 20) < 4 * np.sqrt(2000 * 0.01 * 0.99)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=40), st.floats(0.01, 1))
+def test_above_knows_direction(values, shift):
+    data = np.array(values)
+    if above(data, 0.0):
+        assert data.mean() > 0
+        assert above(data + shift, 0.0)
+        assert not above(-data, 0.0)
+
+
+def test_probes_are_for_attacked_rows_with_room_to_attack(registry):
+    battery = prepare(RunSpec.read(profile="smoke", learners=("maml",)), registry, None).battery
+    shape = (1, 28, 28)
+
+    def names(trial):
+        return {probe.name for probe in probes(battery, trial, shape)}
+
+    pgd, none = armed(registry), Trial()
+    assert names(none) == set()
+    assert names(Trial(query=armed(registry, threat=ThreatModel("linf", 0.0)))) == set()
+    assert names(Trial(query=armed(registry, "jsma", ThreatModel("l0", 4.0)))) == set()
+    white = {"pgd", "pgd, 2 eps", "pgd, full range", "black box"}
+    assert names(Trial(query=pgd)) == white | {"noise", "single step", "stronger"}
+    assert names(Trial(query=armed(registry, "fgsm"))) == white | {"noise"}
+    assert names(Trial(query=pgd, surrogate="x")) == {"noise"}  # one step may well transfer better than many
+    assert names(Trial(support=pgd)) == {"noise"}
+    assert names(Trial(support=pgd, poisons=True)) == {"noise", "single step", "stronger"}
+    full = next(p for p in probes(battery, Trial(query=armed(registry, "pgdl2", ThreatModel("l2", 1.0))), shape)
+                if p.name == "pgd, full range")  # fmt: skip
+    assert full.trial.query.threat.eps == pytest.approx(28.0)
+
+
+def test_the_undefended_model_is_the_nearest_class_mean():
+    tasks = random_tasks(way=3, shot=2, query=4)
+    model = ClassMeans(tasks, 3, 3)
+    x = tasks.query.x.flatten(2)
+    for task in range(5):
+        means = torch.stack([tasks.support.x[task].flatten(1)[tasks.support.y[task] == k].mean(0) for k in range(3)])
+        nearest = torch.cdist(x[task], means).argmin(-1)
+        assert torch.equal(model(tasks.query.x)[task].argmax(-1), nearest)
+        assert torch.equal(model.task(task)(tasks.query.x[task]), model(tasks.query.x)[task])
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "square", "bim", "torchattacks-pgd"])
+def test_attacks_that_work_show_it_on_the_undefended_model(registry, name):
+    engine, _ = make_world(registry, "maml", "mlp")
+    options = {"queries": "100"} if name == "square" else {}
+    assert above(self_test(engine, armed(registry, name, **options), random_tasks()).detach().numpy(), 0.0)
+
+
+def test_mates_have_no_influence_on_group_norm_and_some_on_batch_norm(registry):
+    tasks, found = random_tasks(), {}
+    for norm in ("group", "batch"):
+        engine, weights = make_world(registry, "maml", ("conv4", {"norm": norm, "width": "4"}))
+        theta = engine.theta({name: weight.detach() for name, weight in weights.items()})
+        with torch.no_grad():
+            found[norm] = influence_of_mates(engine, theta, tasks.query.x, engine.logits(theta, tasks.query.x))
+    assert found["group"] < 1e-12
+    assert found["batch"] > 1e-3
+
+
+# -- flags that come from rows beside each other ---------------------------------------------------
+
+
+def record(key, method, accuracy, query="adv", training="t", eps=0.1):
+    return {
+        "key": key, "method": method, "training": training, "robust": pack(answers(accuracy, 200)),
+        "spec": {"attack": {"norm": "linf", "eps": eps}, "support": "clean", "query": query, "episodes": 200},
+    }  # fmt: skip
+
+
+def test_a_single_step_alone_is_no_claim():
+    alone = [record("a", "single-step", 0.5), record("n", "random", 0.8)]
+    assert flags_between(alone) == {"a": ["fgsm-alone"], "n": ["fgsm-alone"]}
+    assert flags_between([*alone, record("b", "iterative", 0.3)]) == {}
+    assert flags_between([*alone, record("b", "iterative", 0.3, training="other")]).keys() == {"a", "n"}
+
+
+@pytest.mark.parametrize("other", [("black-box", "adv"), ("iterative", "transfer")])
+def test_a_blind_attack_that_beats_the_white_box_ones_masks_their_gradients(other):
+    white = [record("f", "single-step", 0.6), record("p", "iterative", 0.5)]
+    assert flags_between([*white, record("o", other[0], 0.3, other[1])]) == {
+        "f": ["masked-gradients"], "p": ["masked-gradients"],
+    }  # fmt: skip
+    assert flags_between([*white, record("o", other[0], 0.6, other[1])]) == {}
+
+
+def test_random_draws_of_a_task_are_its_own():
+    assert torch.equal(Random([3]).uniform(torch.zeros(1, 4))[0], Random([1, 3]).uniform(torch.zeros(2, 4))[1])
+
+
+def test_every_flag_has_its_page():
+    from pathlib import Path
+
+    page = (Path(__file__).parent.parent / "docs" / "flags.md").read_text(encoding="utf-8")
+    for flag in FLAGS:
+        assert f"\n## `{flag}`\n" in page, flag

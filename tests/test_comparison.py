@@ -1,0 +1,280 @@
+"""Who is ahead: ranks and `bench compare`, on planted results."""
+
+import re
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from robustbench_meta.boards import boards
+from robustbench_meta.comparison import contrasts, duels, ranked
+from robustbench_meta.errors import BenchError
+from robustbench_meta.leaderboard import build, read, write
+from robustbench_meta.samples import Sample
+from robustbench_meta.store import Store
+from tests.records import answers, clean_record, record, stored
+from tests.test_cli import bench
+
+
+def sample(*by_seed, digest="e"):
+    return Sample({seed: np.asarray(values, float) for seed, values in enumerate(by_seed)}, digest)
+
+
+def near(mean, seed=0):
+    """The accuracies of episodes around a mean."""
+    return answers(mean, seed=seed).mean(1)
+
+
+def two_of_a_kind(tmp_path, **third):
+    """A and B are equal but for chance, C is 20 points ahead."""
+    return stored(
+        tmp_path,
+        record(answers(0.5, seed=1), learner="a"),
+        record(answers(0.5, seed=2), learner="b"),
+        record(answers(0.7, seed=3), learner="c", **third),
+    )
+
+
+# -- contrasts and ranks -----------------------------------------------------------------------------
+
+
+def test_a_contrast_is_scipys_paired_test_of_the_means_over_seeds():
+    one, two = sample(near(0.5, 1), near(0.5, 2)), sample(near(0.55, 3))
+    (contrast,) = contrasts([(one, two)])
+    mean = (one.by_seed[0] + one.by_seed[1]) / 2
+    assert contrast.paired.p == pytest.approx(stats.ttest_rel(mean, two.by_seed[0]).pvalue)
+    assert contrast.corrected == contrast.paired.p, "one comparison needs no correction"
+    assert np.isnan(contrast.seeds_p), "a single seed has no spread"
+
+
+def test_contrasts_are_corrected_for_how_many_there_are():
+    pairs = [(sample(near(0.5, seed)), sample(near(0.52, seed + 10))) for seed in range(4)]
+    together = [contrast.corrected for contrast in contrasts(pairs)]
+    alone = [contrasts([pair])[0].corrected for pair in pairs]
+    assert min(together) == pytest.approx(min(1, 4 * min(alone)))
+    assert all(t >= a for t, a in zip(together, alone, strict=True))
+
+
+def test_seeds_that_scatter_more_than_the_learners_differ_separate_nothing():
+    # Over episodes 8 points are sure; but the seeds of one learner reach from 0.40 to 0.66.
+    lucky = sample(*(near(mean, seed) for seed, mean in enumerate((0.40, 0.66, 0.68))))
+    steady = sample(*(near(mean, seed + 3) for seed, mean in enumerate((0.49, 0.50, 0.51))))
+    (contrast,) = contrasts([(lucky, steady)])
+    assert contrast.corrected < 0.001
+    assert contrast.seeds_p == pytest.approx(stats.ttest_ind(lucky.means, steady.means, equal_var=False).pvalue)
+    assert contrast.ahead == 0
+    (alone,) = contrasts([(sample(lucky.by_seed[1]), sample(steady.by_seed[0]))])
+    assert alone.ahead == 1, "with one seed each, nothing is known of luck"
+
+
+def test_other_episodes_are_never_paired():
+    with pytest.raises(ValueError, match="different episodes"):
+        contrasts([(sample(near(0.5)), sample(near(0.6), digest="other"))])
+
+
+def test_equals_share_a_rank():
+    samples = {"a": sample(near(0.5, 1)), "b": sample(near(0.5, 2)), "c": sample(near(0.7, 3))}
+    assert ranked(samples) == {"a": 2, "b": 2, "c": 1}
+    samples["c"] = sample(near(0.3, 3))
+    assert ranked(samples) == {"a": 1, "b": 1, "c": 3}
+    assert ranked({}) == {}
+
+
+def test_ranks_do_not_compare_what_saw_other_episodes():
+    assert ranked({"a": sample(near(0.2, 1)), "b": sample(near(0.9, 2), digest="other")}) == {"a": 1, "b": 1}
+
+
+def test_the_csv_holds_the_ranks_of_the_tables(tmp_path):
+    store = two_of_a_kind(tmp_path)
+    store.write_record(clean_record(answers(0.9, seed=4), learner="a"))
+    frame = build(store)
+    attacked = frame[frame["attack"] != "none"].set_index("learner")["rank"]
+    assert attacked.to_dict() == {"a": 2, "b": 2, "c": 1}
+    assert frame.loc[frame["attack"] == "none", "rank"].isna().all(), "it stands in the table of the attack"
+    (board,) = boards(frame)
+    assert board.ranks == {"a": 2, "b": 2, "c": 1}
+    assert next(iter(board.scores)) == "c"
+    text = write(store).read_text()
+    assert [line.rsplit(",", 1)[1] for line in text.splitlines()[1:]] == ["", "2", "2", "1"]
+
+
+def test_clean_accuracies_of_learners_that_nothing_attacked_are_ranked(tmp_path):
+    store = stored(tmp_path, *(clean_record(answers(mean), learner=name) for name, mean in (("a", 0.5), ("b", 0.8))))
+    assert build(store).set_index("learner")["rank"].to_dict() == {"a": 2, "b": 1}
+
+
+def test_several_attacks_rank_by_the_worst_case(tmp_path):
+    # Each of a's attacks fails on half of the queries, b's on the same 40 %: per attack a is ahead, in the worst not.
+    half = np.arange(25) < 12
+    a = [np.tile(half, (40, 1)), np.tile(~half, (40, 1))]
+    rng = np.random.default_rng(0)
+    b = [rng.random((40, 25)) < 0.4] * 2
+    records = [
+        record(robust, learner=name, attack=attack)
+        for name, both in (("a", a), ("b", b))
+        for attack, robust in zip(("fgsm", "pgd"), both, strict=True)
+    ]
+    frame = build(stored(tmp_path, *records)).set_index(["learner", "attack"])
+    assert frame["rank"].to_dict() == {("a", "fgsm"): 2, ("a", "pgd"): 2, ("b", "fgsm"): 1, ("b", "pgd"): 1}
+    assert frame.loc[("a", "pgd"), ["worst_case_accuracy", "worst_case_ci95"]].tolist() == [0, 0]
+    mean, low = b[0].mean(), stats.ttest_1samp(b[0].mean(1), 0).confidence_interval(0.95).low
+    found = frame.loc[("b", "fgsm"), ["worst_case_accuracy", "worst_case_ci95"]].tolist()
+    assert found == pytest.approx([mean, mean - low], abs=1e-6)
+
+
+def test_a_learner_that_was_not_under_all_attacks_has_no_rank(tmp_path):
+    store = stored(
+        tmp_path, record(answers(0.5), learner="a"), record(answers(0.5), learner="a", attack="fgsm"),
+        record(answers(0.9), learner="b"),
+    )  # fmt: skip
+    frame = build(store)
+    assert frame.loc[frame["learner"] == "b", "rank"].isna().all()
+    assert (frame.loc[frame["learner"] == "a", "rank"] == 1).all()
+
+
+# -- what can be compared ----------------------------------------------------------------------------
+
+
+def of(store, first=None, second=None):
+    return duels(*read(store), first, second)
+
+
+def test_all_that_both_have_is_compared(tmp_path):
+    store = stored(
+        tmp_path,
+        *(record(answers(0.5, seed=1), learner=name, attack=attack, eps=eps)
+          for name in ("a", "b") for attack in ("fgsm", "pgd") for eps in (0.1, 0.2)),
+        record(answers(0.5, seed=2), learner="a", attack="bim", eps=0.1),
+        record(answers(0.5, seed=2), learner="b", support="adv"),
+    )  # fmt: skip
+    found = {(duel.setting["threat_norm"], duel.setting["eps"]): list(duel.contrasts) for duel in of(store, "a", "b")}
+    assert found == {
+        ("none", "0"): ["clean"],
+        ("linf", "0.1"): ["fgsm", "pgd"],
+        ("linf", "0.2"): ["fgsm", "pgd", "worst case"],
+    }, "at 0.1 there is no worst case: b was not under all attacks that a was under"
+
+
+def test_all_pairs_are_corrected_together(tmp_path):
+    store = two_of_a_kind(tmp_path)
+    found = of(store)
+    assert [(duel.first, duel.second) for duel in found[::2]] == [("a", "b"), ("a", "c"), ("b", "c")]
+    p = {(duel.first, duel.second): duel.contrasts["pgd"] for duel in found[1::2]}
+    assert [contrast.ahead for contrast in p.values()] == [0, -1, -1]
+    (alone,) = (duel.contrasts["pgd"] for duel in of(store, "a", "c") if "pgd" in duel.contrasts)
+    assert p["a", "c"].corrected > alone.corrected, "six comparisons, not two"
+
+
+def test_the_order_of_the_names_is_the_sign(tmp_path):
+    store = two_of_a_kind(tmp_path)
+    there, back = of(store, "a", "c")[1].contrasts["pgd"], of(store, "c", "a")[1].contrasts["pgd"]
+    assert there.paired.difference == pytest.approx(-back.paired.difference)
+    assert (there.ahead, back.ahead) == (-1, 1)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ("mamll", "adml", "unknown learner 'mamll': did you mean 'maml'"),
+        ("adml", "adml", "'adml' and 'adml' are the same learner"),
+        ("maml", "adml", r"'maml' stands for several versions.*maml#[0-9a-f]{4} or maml#[0-9a-f]{4}$"),
+        ("maml#zz", "adml", "unknown learner 'maml#zz'"),
+        ("maml#00000000", "adml", "no recipe of 'maml' begins with 00000000; there is: maml#"),
+        ("adml", "protonet", r"share no setting: adml is in d 2-way.*, and protonet is in other 2-way"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_with_the_reason(tmp_path, first, second, message):
+    store = stored(
+        tmp_path, record(answers(0.5), code="v1"), record(answers(0.6), code="v2"),
+        record(answers(0.6), learner="adml"),
+        record(answers(0.6), learner="protonet", dataset="other"),
+    )  # fmt: skip
+    with pytest.raises(BenchError, match=message):
+        of(store, first, second)
+
+
+def test_two_versions_are_named_by_digits_as_the_tables_show_them(tmp_path):
+    store = stored(tmp_path, record(answers(0.5), code="v1"), record(answers(0.8), code="v2"))
+    (board,) = boards(build(store))
+    first, second = board.scores
+    for name in (str.strip, lambda text: text.replace(" ", "")):
+        found = of(store, name(first), name(second))
+        assert (found[1].first, found[1].second) == (first, second)
+        assert found[1].contrasts["pgd"].ahead == 1
+
+
+def test_other_episodes_are_a_reason(tmp_path):
+    store = stored(tmp_path, record(answers(0.5), learner="a"), record(answers(0.5), learner="b", digest="f" * 16))
+    with pytest.raises(BenchError, match="the test episodes differ between a and b under clean"):
+        of(store, "a", "b")
+
+
+# -- the command -------------------------------------------------------------------------------------
+
+LONG = "adml:first_order=true,outer=sequential,alpha_adv=0.2"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    stored(
+        tmp_path / "results",
+        *(record(answers(mean, seed=seed + 5 * (attack == "pgd")), learner=name, attack=attack, seed=seed)
+          for name, mean in (("maml", 0.3), (LONG, 0.6)) for attack in ("fgsm", "pgd", "square:n_queries=5000")
+          for seed in (0, 1, 2)),
+    )  # fmt: skip
+    return tmp_path / "results"
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_command_tells_differences_and_who_is_ahead(folder, width):
+    shown = bench("compare", LONG, "maml", folder, width=width)
+    assert shown.code == 0, shown.err
+    assert max(map(len, shown.out.splitlines())) <= width
+    frame = build(Store(folder))
+    means = frame.groupby(["learner", "attack"])["robust_accuracy"].mean()
+    difference = 100 * (means[LONG, "pgd"] - means["maml", "pgd"])
+    rows = [line for line in shown.out.splitlines() if line.startswith("pgd ")]
+    assert re.search(rf"\+{difference:.1f} ±\d\.\d +<0.001", " ".join(rows))
+    text = " ".join(shown.out.split())
+    (clean,) = [line for line in shown.out.splitlines() if line.startswith("clean ")]
+    assert "cannot be" in clean, "all clean answers are right"
+    assert "Holm's correction for 5 comparisons, all that are printed" in text
+    assert "± standard deviation between seeds" in text
+    assert f"A {LONG} B maml" in text
+    assert [line.split()[-1] for line in rows] == ["A"], "its name is too long for the column"
+
+
+def test_who_is_ahead_is_told_by_name(tmp_path):
+    two_of_a_kind(tmp_path)
+    shown = bench("compare", tmp_path).out
+    rows = [line.split() for line in shown.splitlines() if line.startswith("pgd ")]
+    assert [" ".join(row[-2:]) if row[-1] == "be" else row[-1] for row in rows] == ["cannot be", "c", "c"]
+    assert "p seeds" not in shown, "there is one seed only"
+    assert "±" not in rows[0][1:3], "and no spread between seeds"
+
+
+def test_without_names_all_pairs_are_compared(folder):
+    assert f"A {LONG} B maml" in " ".join(bench("compare", folder).out.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["maml"], "'maml' is no folder; expected two learners"),
+        (["maml", "adml", "nowhere"], "the folder nowhere does not exist"),
+        (["a", "b", "c", "d"], "got 4 words; expected two learners and a results folder"),
+    ],
+)
+def test_wrong_words_are_told(words, message):
+    shown = bench("compare", *words)
+    assert shown.code == 2
+    assert message in " ".join(shown.err.split())
+
+
+def test_nothing_to_compare_is_an_error(tmp_path):
+    stored(tmp_path / "results", record(answers(0.5)))
+    shown = bench("compare", tmp_path / "results")
+    assert shown.code == 2
+    assert "nothing can be compared: no two learners share a setting; there is: maml" in " ".join(shown.err.split())
+    stored(tmp_path / "empty")
+    assert "holds no finished cells" in " ".join(bench("compare", tmp_path / "empty").err.split())
