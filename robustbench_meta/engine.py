@@ -42,6 +42,9 @@ class Plan:
     own: Mapping = "loop"
     chunk: int = 8
     compiled: bool = False
+    few: int = 0
+    """Logits of so many examples a task, or fewer, are mapped by vmap also where each task has its own weights: there
+    the loop's cost is its calls."""
 
 
 @dataclass
@@ -319,6 +322,8 @@ class Engine:
         forward are.
         """
         mapping = self.plan.shared if state.kind == "shared" else self.plan.own
+        if name == "logits" and batched[0].shape[1] <= self.plan.few:
+            mapping = "vmap"
         in_dims = (state.dims, *(0 for _ in batched))
         if mapping == "vmap":
             mapped = torch.func.vmap(function, in_dims, randomness="different")

@@ -30,6 +30,8 @@ from robustbench_meta.training import Trained, make_engine, meta_train
 from robustbench_meta.tuning import compiled_plan, compiles, default_plan, measured_plan
 
 _log = logging.getLogger(__name__)
+FEW = 8
+"""Of `Plan.few` at test: for the searches that go on with the few examples that withstand."""
 MEASURE_FROM = 100
 """Meta-steps or episodes from which on it pays to measure which plan is fastest."""
 _CHANGED = "code or data changed while the run was under way; give the same command again"
@@ -78,7 +80,8 @@ def _do_training(place: Workplace, training: Training, cells: list[Cell], hear: 
             vmap = self_check(place, training)
             trained = _train(place, training, vmap, hear)
             engine, _ = make_engine(grid, training, device, Plan(), place.lanes)
-            engine.plan = at_test = test_plan(place, training, count, vmap)
+            at_test = test_plan(place, training, count, vmap)
+            engine.plan = at_test = replace(at_test, few=FEW if vmap else 0)
             _forget_memory(place)
             outcomes = evaluate(
                 engine, trained.weights, grid.splits.test.to(device), cells, device,

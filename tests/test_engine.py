@@ -207,3 +207,18 @@ def test_dropout_is_on_in_training_only(registry):
     assert torch.equal(engine.logits(theta, tasks.query.x), engine.logits(theta, tasks.query.x))
     engine.set_mode(training=True)
     assert not torch.equal(engine.logits(theta, tasks.query.x), engine.logits(theta, tasks.query.x))
+
+
+def test_few_examples_are_mapped_by_vmap_with_the_loops_logits(registry):
+    engine, weights = make_world(registry, "maml", ("conv4", {"width": "4"}), plan=Plan("vmap", "loop", 5, few=3))
+    tasks, calls = random_tasks(), []
+    vmap = torch.func.vmap
+    with torch.no_grad():
+        adapted = engine.adapt(engine.theta(weights), tasks.support)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.func, "vmap", lambda *args, **more: calls.append(args) or vmap(*args, **more))
+            whole = engine.logits(adapted, tasks.query.x)
+            assert not calls
+            few = engine.logits(adapted, tasks.query.x[:, :3])
+            assert calls
+    torch.testing.assert_close(few, whole[:, :3])

@@ -297,7 +297,7 @@ def test_auto_is_never_weaker_than_its_parts(seed, eps, transductive):
 
 
 def test_a_stronger_one_of_ours_has_more_steps_or_queries():
-    assert APGD(steps=20, loss="dlr").stronger() == APGD(steps=60, restarts=2, loss="dlr")
+    assert APGD(steps=20, loss="dlr").stronger() == APGD(steps=40, restarts=2, loss="dlr")
     assert type(APGDL2().stronger()) is APGDL2
     assert SquareL2(queries=100).stronger() == SquareL2(queries=200)
     assert Auto().stronger() is Noise().stronger() is FGSM().stronger() is None

@@ -52,8 +52,8 @@ class APGD(Attack):
         return f"its loss {self.loss} needs at least {least} classes, and this task is {setting.way}-way; use loss=ce"
 
     def stronger(self) -> Attack | None:
-        """Three times the steps, and a random start more."""
-        return self.model_copy(update={"steps": 3 * self.steps, "restarts": self.restarts + 1})
+        """Twice the steps, and a random start more."""
+        return self.model_copy(update={"steps": 2 * self.steps, "restarts": self.restarts + 1})
 
     def perturb(self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random) -> Tensor:
         """An image that fools for each of x [tasks, n, *shape], or any other leading axes; else that of highest loss.
