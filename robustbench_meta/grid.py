@@ -289,6 +289,7 @@ def _surrogates(registry: Registry, grid: Grid, base: dict[str, Any], threats: l
         return {}
     if is_file(text):
         named = read_named(registry, text)
+        _refuse("surrogate", text, named, setting)
         spec = TrainingSpec(**{**base, "backbone": named.spec.backbone}, learner=named.spec.learner, attack=None,
                             surrogate=None, seed=0)  # fmt: skip
         training = Training(spec, named.learner, named.label, named.backbone)

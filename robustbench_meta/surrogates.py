@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
-from robustbench_meta.contracts import Backbone, Learner
+from robustbench_meta.contracts import Backbone, Learner, Setting
 from robustbench_meta.errors import BenchError
 from robustbench_meta.registry import Registry
 from robustbench_meta.spec import PluginSpec, SurrogateSpec
@@ -28,6 +29,19 @@ class NamedModel:
     backbone: Backbone
     spec: SurrogateSpec
     label: str
+    way: int
+    """Of the tasks that it was trained for."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of its weights."""
+
+    def obstacle(self, setting: Setting) -> str | None:
+        """Why its weights do not fit this setting; None if they do."""
+        with torch.random.fork_rng(devices=[]):
+            module = self.backbone.build(setting.shape, self.learner.outputs(setting.way))
+        weights = self.learner.init({name: weight.detach() for name, weight in module.named_parameters()})
+        if {name: tuple(weight.shape) for name, weight in weights.items()} == self.shapes:
+            return None
+        return f"its weights are for other tasks (it was trained {self.way}-way) or other images than these"
 
 
 def is_file(text: str) -> bool:
@@ -46,8 +60,10 @@ def read_named(registry: Registry, text: str) -> NamedModel:
         data = path.read_bytes()
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["about"])
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no mapping
         learner, learner_spec = _plugin(registry, "learner", about["learner"])
         backbone, backbone_spec = _plugin(registry, "backbone", about["backbone"])
+        way = int(about["way"])
     except OSError as error:
         raise BenchError(f"--surrogate {text}: cannot be read ({error.strerror or error})") from error
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -57,7 +73,7 @@ def read_named(registry: Registry, text: str) -> NamedModel:
         ) from error
     trained = f"file {hashlib.sha256(data).hexdigest()[:16]}"
     spec = SurrogateSpec(learner=learner_spec, backbone=backbone_spec, trained=trained)
-    return NamedModel(path, learner, backbone, spec, f"{learner.name} ({path.stem[:8]})")
+    return NamedModel(path, learner, backbone, spec, f"{learner.name} ({path.stem[:8]})", way, shapes)
 
 
 def _plugin(registry: Registry, kind: str, told: Mapping[str, Any]) -> tuple[Any, PluginSpec]:

@@ -249,3 +249,53 @@ def test_checks_are_part_of_what_identifies_a_row(registry):
     assert without.battery is None
     assert with_.cells[0].key != without.cells[0].key
     assert with_.cells[0].training.key == without.cells[0].training.key
+
+
+# -- a checkpoint's file as the surrogate ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(registry, tmp_path_factory):
+    """Of a smoke-size MAML."""
+    from robustbench_meta.runner import run
+    from robustbench_meta.store import Store
+
+    folder = tmp_path_factory.mktemp("surrogate")
+    run(grid(registry, attacks=("none",), checks=False), registry, Store(folder), torch.device("cpu"))
+    return next((folder / "checkpoints").glob("*.safetensors"))
+
+
+def transfer(registry, file, **given):
+    return grid(registry, learners=("protonet",), attacks=("fgsm",), scenarios=("clean/transfer",),
+                surrogate=str(file), **given)  # fmt: skip
+
+
+def test_a_checkpoints_file_is_a_surrogate_whatever_the_backbone_of_the_run(registry, checkpoint):
+    found = transfer(registry, checkpoint, backbone="conv4:width=4", seeds=(0, 1))
+    assert [cell.surrogate.training.learner.name for cell in found.cells] == ["maml", "maml"]
+    assert found.cells[0].surrogate.path == checkpoint
+    assert found.cells[0].surrogate.training.backbone.width == 8
+    assert len({cell.key for cell in found.cells}) == 2
+
+
+@pytest.mark.parametrize(
+    ("spoil", "given", "reason"),
+    [
+        (lambda data: data, {"way": 3}, "other tasks (it was trained 5-way)"),
+        (lambda data: data[:100], {}, "damaged"),
+        (lambda data: b"", {}, "damaged"),
+        (lambda data: data.replace(b'"maml', b'"naml', 1).replace(b"maml", b"naml"), {}, "unknown learner 'naml'"),
+    ],
+    ids=["another way", "cut off", "empty", "an unknown learner"],
+)
+def test_a_file_that_does_not_fit_is_refused_before_any_training(registry, checkpoint, tmp_path, spoil, given, reason):
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(spoil(checkpoint.read_bytes()))
+    with pytest.raises(BenchError) as caught:
+        transfer(registry, file, **given)
+    assert reason in str(caught.value)
+
+
+def test_a_surrogates_file_that_is_not_there_is_told(registry, tmp_path):
+    with pytest.raises(BenchError, match="cannot be read"):
+        transfer(registry, tmp_path / "none.safetensors")
