@@ -105,7 +105,10 @@ def groups(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 
 def once(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows without those that tell again what another does, which was checked."""
+    """The rows without those that tell again what another does: the first checked one stays, else the first.
+
+    The leaderboard has the newest of them first.
+    """
     same = [*PLACE, *THREAT, "learner", "recipe_hash", "attack", "attack_hash", "seed"]
     unchecked = frame["flags"].fillna("").str.split().map(lambda flags: "unchecked" in flags)
     kept = frame.assign(unchecked=unchecked).sort_values("unchecked", kind="stable").drop_duplicates(same)

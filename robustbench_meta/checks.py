@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -36,11 +36,13 @@ SURE = 0.01
 """One-sided level at which a difference in pairs counts, between a row and a probe."""
 BLACK_BOX_QUERIES = 200
 """Of the square attack that no white-box attack may be weaker than."""
+_ROUNDING = 1e-9
+"""Differences of accuracies below this are none."""
 _MOST_ZEROS = 0.01
 """The share of the queries whose input gradient may be zero or not finite."""
-_VARIES = {"float32": 1e-4, "tf32": 1e-3, "bf16": 1e-2}
+VARIES = {"float32": 1e-4, "tf32": 1e-3, "bf16": 1e-2}
 """By precision: how far apart two identical calls may be, as a share of the largest logit."""
-_MATES = {"float32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}
+MATES = {"float32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}
 """The same for a query's logits among other queries, whose batch is computed in another order."""
 
 FLAGS: dict[str, str] = {
@@ -78,6 +80,23 @@ class Battery:
         return hashlib.sha256(self.code.encode()).hexdigest()[:16]
 
 
+def assemble(make: Callable[[str, dict[str, str]], Attack], code: Callable[[str], str]) -> Battery:
+    """The battery, from what makes an attack of a name and options, and tells its code."""
+
+    def chosen(linf: tuple[str, dict[str, str]], l2: tuple[str, dict[str, str]]) -> dict[Norm, Attack]:
+        names.extend([linf[0], l2[0]])
+        return {"linf": make(*linf), "l2": make(*l2)}
+
+    names: list[str] = []
+    queries = {"queries": str(BLACK_BOX_QUERIES)}
+    noise = chosen(("noise", {}), ("noisel2", {}))
+    one_step = chosen(("fgsm", {}), ("pgdl2", {"steps": "1", "random_start": "false"}))
+    many_steps = chosen(("pgd", {}), ("pgdl2", {}))
+    black_box = chosen(("square", queries), ("squarel2", queries))
+    told = " ".join(f"{name} {code(name)}" for name in sorted(set(names)))
+    return Battery(noise, one_step, many_steps, black_box, told)
+
+
 class Probe(NamedTuple):
     """A trial that a row is held against."""
 
@@ -107,11 +126,11 @@ def probes(battery: Battery, trial: Trial, shape: Sequence[int]) -> list[Probe]:
 def _baselines(battery: Battery, trial: Trial, armed: Armed) -> Iterator[Probe]:
     """Noise and a single step in the place of the row's last attack."""
     norm = armed.threat.norm
-    if armed.attack.method == "random":
+    if armed.attack.how() == "random":
         return
     yield Probe("noise", _instead(trial, battery.noise[norm]))
     misled = trial.surrogate is not None or (trial.query is None and not trial.poisons)
-    if armed.attack.method == "iterative" and not misled:
+    if armed.attack.how() == "iterative" and not misled:
         yield Probe("single step", _instead(trial, battery.one_step[norm]))
 
 
@@ -166,34 +185,27 @@ class Observation:
         """The flags of the model itself."""
         found = {
             "probabilities": 2 * self.probabilities > self.queries,
-            "random-outputs": self.varies > _VARIES[precision],
-            "transductive": self.varies <= _VARIES[precision] and self.mates > _MATES[precision],
+            "random-outputs": self.varies > VARIES[precision],
+            "transductive": self.varies <= VARIES[precision] and self.mates > MATES[precision],
             "zero-gradients": self.zero_gradients > _MOST_ZEROS * self.queries,
         }
         return [name for name, seen in found.items() if seen]
 
 
-def observe(arena: Arena, *, mates: bool) -> Observation:
-    """Look at the model on the arena's clean queries.
-
-    Args:
-        arena: adapted models and their queries.
-        mates: whether to look for an influence of other queries, too; that takes a call for each query.
-    """
+def observe(arena: Arena) -> Observation:
+    """Look at the model on the arena's clean queries."""
     x, y, logits = arena.tasks.query.x, arena.tasks.query.y, arena.logits
-    scale = float(logits.abs().max().clamp_min(1e-6))
     seen = Observation(queries=y.numel(), probabilities=int(_probabilities(logits).sum()))
-    seen.varies = float((arena.engine.logits(arena.adapted, x) - logits).abs().max()) / scale
+    seen.varies = variation(arena.engine, arena.adapted, x, logits)
     seen.zero_gradients = _zero_gradients(arena.victim(), x, y)
-    if mates:
-        seen.mates = influence_of_mates(arena.engine, arena.adapted, x, logits)
+    seen.mates = influence_of_mates(arena.engine, arena.adapted, x, logits)
     return seen
 
 
 def influence_of_mates(engine: Engine, state: State, x: Tensor, logits: Tensor) -> float:
     """The largest change of a query's logits when it is alone, permuted, or a mate is another image.
 
-    As a share of the largest logit; x [tasks, n, *shape], logits [tasks, n, way] of the whole batch.
+    As a share of the largest logit of its task; x [tasks, n, *shape], logits [tasks, n, way] of the whole batch.
     """
     n = x.shape[1]
     order = torch.arange(n, device=x.device).flip(0)
@@ -204,8 +216,18 @@ def influence_of_mates(engine: Engine, state: State, x: Tensor, logits: Tensor) 
         engine.logits(state, x[:, order])[:, order] - logits,
         (engine.logits(state, changed) - logits)[:, 1:],
     ]
-    largest = max(float(difference.abs().max()) for difference in differences if difference.numel())
-    return largest / float(logits.abs().max().clamp_min(1e-6))
+    return max(_largest_change(difference, logits) for difference in differences if difference.numel())
+
+
+def variation(engine: Engine, state: State, x: Tensor, logits: Tensor) -> float:
+    """The largest change of the logits when the same call is made again, as a share of the largest of its task."""
+    return _largest_change(engine.logits(state, x) - logits, logits)
+
+
+def _largest_change(difference: Tensor, logits: Tensor) -> float:
+    """Over tasks, the largest difference as a share of the task's largest logit."""
+    shares = difference.abs().flatten(1).amax(1) / logits.abs().flatten(1).amax(1).clamp_min(1e-6)
+    return float(shares.max())
 
 
 def _probabilities(logits: Tensor) -> Tensor:
@@ -381,11 +403,13 @@ def _compared(
         yield "weaker-than-noise"
     if "single step" in probed and above(own - probed["single step"], 0.0):
         yield "weaker-than-fgsm"
-    if "stronger" in probed and abs(float((own - probed["stronger"]).mean())) > _half_width(robust.mean(1)):
-        yield "not-converged"
+    if "stronger" in probed:
+        gained = own - probed["stronger"]
+        if above(gained, 0.0) and float(gained.mean()) > _half_width(robust.mean(1)):
+            yield "not-converged"
     if "black box" in probed and trial.query is not None:
         worst = found["pgd"].copy()
-        if trial.query.attack.method in {"single-step", "iterative"}:
+        if trial.query.attack.how() in {"single-step", "iterative"}:
             worst &= robust[: len(worst)]
         if above(worst.mean(1) - probed["black box"], 0.0):
             yield "masked-gradients"
@@ -398,13 +422,17 @@ def _compared(
             yield "robust-at-full-range"
 
 
-def above(values: np.ndarray, bound: float) -> bool:
-    """Whether the mean over episodes is above a bound, surely: one-sided t-test at `SURE`."""
-    if len(values) < 2:
+def above(values: np.ndarray, bound: float, level: float = SURE) -> bool:
+    """Whether the mean over episodes is above a bound, surely: a one-sided t-test.
+
+    Values that are all the same, but for rounding, have no variance to test with: then by the sign test, for which
+    seven episodes are the fewest at 1 %.
+    """
+    if len(values) < 2 or float(values.mean()) <= bound:
         return False
-    if float(np.ptp(values)) == 0:
-        return bool(values[0] > bound)
-    return bool(stats.ttest_1samp(values, bound, alternative="greater").pvalue < SURE)
+    if float(np.ptp(values)) < _ROUNDING:
+        return float(values.mean()) > bound + _ROUNDING and bool(0.5 ** len(values) < level)
+    return bool(stats.ttest_1samp(values, bound, alternative="greater").pvalue < level)
 
 
 def _half_width(values: np.ndarray) -> float:
@@ -426,14 +454,14 @@ def flags_between(records: Collection[Mapping[str, Any]]) -> dict[str, list[str]
         if all(record["method"] in {"single-step", "random"} for record in white):
             for record in white:
                 found.setdefault(record["key"], []).append("fgsm-alone")
+        others = [record for record in group if record not in white or record["method"] == "black-box"]
         gradient = [record for record in white if record["method"] in {"single-step", "iterative"}]
-        others = [
-            record for record in group if record["spec"]["query"] == "transfer" or record["method"] == "black-box"
-        ]
-        if not gradient or not others or group[0]["spec"]["attack"]["eps"] == 0:
+        iterative = any(record["method"] == "iterative" for record in gradient)
+        if not iterative or group[0]["spec"]["query"] == "clean" or group[0]["spec"]["attack"]["eps"] == 0:
             continue
         worst = np.logical_and.reduce([unpack(record["robust"]) for record in gradient]).mean(1)
-        if any(above(worst - unpack(record["robust"]).mean(1), 0.0) for record in others):
+        level = SURE / max(len(others), 1)
+        if any(above(worst - unpack(record["robust"]).mean(1), 0.0, level) for record in others):
             for record in gradient:
                 found.setdefault(record["key"], []).append("masked-gradients")
     return found

@@ -238,6 +238,10 @@ class Attack(Plugin):
     """How it searches. What a number of it can show depends on this: one gradient, or noise, show no robustness, and
     an attack that asks for no gradient beats one that does only where gradients mislead."""
 
+    def how(self) -> Method:
+        """`method`, or what the options make of it."""
+        return self.method
+
     @property
     def loss_only(self) -> bool:
         """True if it asks the model for `loss` and `fooled` only, never for logits.

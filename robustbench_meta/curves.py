@@ -76,17 +76,25 @@ def curves(frame: pd.DataFrame, samples: Samples) -> list[Curve]:
 
 
 def _runs(rows: pd.DataFrame, samples: Samples) -> Iterator[dict[float, str]]:
-    """The records of each curve, by ε: those that stand alone, then each sweep that no longer one contains."""
+    """The records of each curve, by ε: those that stand alone, then each sweep that no longer one contains.
+
+    The first ε of a sweep is a record without a sweep, and so is ε = 0. Such records make no curve of what is left of
+    a sweep: beside one, two more must stand alone.
+    """
     newest: dict[tuple[float, ...], str] = {}
     for key in sorted(rows["spec_hash"], key=lambda key: (samples.written(key), key)):
         newest[samples.path(key)] = key
-    alone = {path[-1]: key for path, key in newest.items() if len(path) == 1}
-    yield dict(sorted(alone.items()))
-    for path in sorted(newest):
-        contained = any(len(other) > len(path) and other[: len(path)] == path for other in newest)
-        if len(path) > 1 and not contained:
-            steps = [path[: length + 1] for length in range(len(path))]
-            yield {step[-1]: newest[step] for step in steps if step in newest}
+    sweeps = [
+        path for path in sorted(newest)
+        if len(path) > 1 and not any(len(other) > len(path) and other[: len(path)] == path for other in newest)
+    ]  # fmt: skip
+    alone = {path[-1]: key for path, key in sorted(newest.items()) if len(path) == 1}
+    if not sweeps or len(alone.keys() - {0.0, *(path[0] for path in sweeps)}) > 1:
+        yield alone
+    zero = {eps: key for eps, key in alone.items() if eps == 0}
+    for path in sweeps:
+        steps = [path[: length + 1] for length in range(len(path))]
+        yield zero | {step[-1]: newest[step] for step in steps if step in newest}
 
 
 def _curve(rows: pd.DataFrame, learner: str, attack: str, points: Mapping[float, str], samples: Samples) -> Curve:

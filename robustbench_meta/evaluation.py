@@ -130,6 +130,8 @@ class _Evaluation:
             for key, trial in self.trials.items()
         }
         self.given_up: set[str] = set()
+        self.fits = self.count
+        """As many episodes at a time as have not been too many so far."""
         step, checked = engine.plan.chunk, min(CHECKED, self.count)
         bounds = sorted({*range(0, checked, step), *range(checked, self.count, step), self.count})
         self.portions = [range(*pair) for pair in pairwise(bounds)]
@@ -193,14 +195,16 @@ class _Evaluation:
             self.report(self.portions[parts - 1].stop * len(self.cells))
 
     def _chunks(self, engine: Engine, places: range) -> list[_Chunk]:
-        """All cells on these episodes; in halves if they do not fit in the device's memory together."""
-        try:
-            return [self._chunk(engine, places)]
-        except torch.OutOfMemoryError:
-            if len(places) == 1:
-                raise
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        """All cells on these episodes; in halves, from now on, if they do not fit in the device's memory together."""
+        if len(places) <= self.fits:
+            try:
+                return [self._chunk(engine, places)]
+            except torch.OutOfMemoryError:
+                if len(places) == 1:
+                    raise
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.fits = len(places) // 2
         half = len(places) // 2
         return self._chunks(engine, places[:half]) + self._chunks(engine, places[half:])
 
@@ -246,7 +250,7 @@ class _Evaluation:
 
     def _check(self, arena: Arena, chunk: _Chunk, places: range) -> None:
         """The probes of all cells, the self-tests of their attacks, and a look at the model."""
-        chunk.observation = observe(arena, mates=places.start == 0)
+        chunk.observation = observe(arena)
         effects: dict[str, Tensor | BenchError] = {}
         for key, trial in self.trials.items():
             if chunk.cells[key].failure is not None:
@@ -271,7 +275,7 @@ def _self_tested(arena: Arena, armed: Armed) -> Tensor | BenchError:
 def _tested(trial: Trial) -> Armed | None:
     """The attack that must show an effect on an undefended model, without a sweep; None: noise, or nothing to see."""
     armed = trial.query or trial.support
-    if armed is None or armed.threat.eps == 0 or armed.attack.method == "random" or armed.attack.clean:
+    if armed is None or armed.threat.eps == 0 or armed.attack.how() == "random" or armed.attack.clean:
         return None
     return Armed(armed.attack, armed.threat)
 

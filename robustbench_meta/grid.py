@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robustbench_meta.checks import BLACK_BOX_QUERIES, Battery
+from robustbench_meta.checks import Battery, assemble
 from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner, Setting
 from robustbench_meta.errors import BenchError
 from robustbench_meta.options import SCENARIOS, parse_choice, parse_scenarios
@@ -16,7 +16,6 @@ from robustbench_meta.registry import Registry, core_code
 from robustbench_meta.spec import TRANSFER, CellSpec, PluginSpec, RunSpec, SurrogateSpec, TrainingSpec
 from robustbench_meta.surrogates import is_file, read_named
 from robustbench_meta.tasks import Splits, check_disjoint_classes
-from robustbench_meta.threat import ThreatModel
 from robustbench_meta.threats import Threat, all_threats, numbers, resolve, split_eps, training_threat
 from robustbench_meta.trials import Armed, Trial
 
@@ -39,6 +38,11 @@ class Training:
         return self.spec.digest()
 
     @property
+    def transductive(self) -> bool:
+        """Whether predictions of one query depend on the others, by what its learner and its backbone declare."""
+        return self.learner.transductive or self.backbone.transductive
+
+    @property
     def title(self) -> str:
         """For messages: the learner and the seed."""
         return f"{self.label} (seed {self.spec.seed})"
@@ -52,6 +56,8 @@ class Surrogate:
     spec: SurrogateSpec
     label: str
     path: Path | None = None
+    of: str | None = None
+    """Of a file: the key of the training that wrote it."""
 
     @property
     def key(self) -> str:
@@ -79,16 +85,9 @@ class Cell:
     @property
     def trial(self) -> Trial:
         """Who attacks what."""
-        attack = self.threat.attack
-        if attack.clean:
-            return Trial()
-        armed = Armed(attack, ThreatModel(attack.norm, self.threat.eps.value), self.spec.attack.sweep)
-        return Trial(
-            armed if self.support != "clean" else None,
-            armed if self.query != "clean" else None,
-            poisons=self.support == "poisoned",
-            surrogate=self.surrogate.key if self.surrogate is not None else None,
-        )
+        surrogate = self.surrogate.key if self.surrogate is not None else None
+        armed = Armed(self.threat.attack, self.threat.model, self.spec.attack.sweep)
+        return Trial.of(armed, self.spec.support, self.spec.query, surrogate)
 
 
 class Work(NamedTuple):
@@ -180,7 +179,10 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None) -> Grid:
         grid.notes.append(f"--eps {', '.join(run.eps)} is for no attack of this run")
     base = _base(run, setting, splits, dataset_spec, backbone_spec)
     if run.checks:
-        grid.battery = _battery(registry)
+        grid.battery = assemble(
+            lambda name, options: registry.make("attack", name, options),
+            lambda name: registry.origin("attack", name).identity,
+        )
     surrogates = _surrogates(registry, grid, base, threats)
     for learner, spec, label in learners:
         moved = setting._replace(transductive=setting.transductive or learner.transductive)
@@ -216,24 +218,6 @@ def _base(run: RunSpec, setting: Setting, splits: Splits, dataset: PluginSpec, b
         "validation_tasks": profile.validation_tasks,
         "precision": run.precision,
     }
-
-
-def _battery(registry: Registry) -> Battery:
-    """The attacks of the reliability checks."""
-    queries = {"queries": str(BLACK_BOX_QUERIES)}
-    once = {"steps": "1", "random_start": "false"}
-    chosen: dict[str, dict[str, tuple[str, dict[str, str]]]] = {
-        "noise": {"linf": ("noise", {}), "l2": ("noisel2", {})},
-        "one_step": {"linf": ("fgsm", {}), "l2": ("pgdl2", {**once})},
-        "many_steps": {"linf": ("pgd", {}), "l2": ("pgdl2", {})},
-        "black_box": {"linf": ("square", queries), "l2": ("squarel2", queries)},
-    }
-    made: dict[str, Any] = {
-        role: {norm: registry.make("attack", name, options) for norm, (name, options) in by_norm.items()}
-        for role, by_norm in chosen.items()
-    }
-    names = sorted({name for by_norm in chosen.values() for name, _ in by_norm.values()})
-    return Battery(**made, code=" ".join(f"{name} {registry.origin('attack', name).identity}" for name in names))
 
 
 def _way(run: RunSpec, dataset: Dataset) -> int:
@@ -293,16 +277,18 @@ def _surrogates(registry: Registry, grid: Grid, base: dict[str, Any], threats: l
         spec = TrainingSpec(**{**base, "backbone": named.spec.backbone}, learner=named.spec.learner, attack=None,
                             surrogate=None, seed=0)  # fmt: skip
         training = Training(spec, named.learner, named.label, named.backbone)
-        found = dict.fromkeys(grid.run.seeds, Surrogate(training, named.spec, named.label, named.path))
+        found = dict.fromkeys(grid.run.seeds, Surrogate(training, named.spec, named.label, named.path, named.of))
     else:
         learner, learner_spec, label = resolve(registry, "learner", parse_choice(text), grid.run.profile)
         found = {}
         for training in _trainings(registry, grid, learner, learner_spec, label, base, setting):
-            spec_of = SurrogateSpec(learner=learner_spec, backbone=base["backbone"], trained=training.key)
+            spec_of = SurrogateSpec(
+                learner=learner_spec, backbone=base["backbone"], trained=training.key, recipe=training.spec.recipe()
+            )
             found[training.spec.seed] = Surrogate(training, spec_of, label)
     for surrogate in {each.key: each for each in found.values()}.values():
         training = surrogate.training
-        own = setting._replace(transductive=training.backbone.transductive or training.learner.transductive)
+        own = setting._replace(transductive=training.transductive)
         _refuse("backbone of the surrogate", surrogate.label, training.backbone, own)
         _refuse("surrogate", surrogate.label, training.learner, own)
         for threat in threats:
@@ -348,6 +334,6 @@ def _left_out(scenario: str, training: Training, threat: Threat, surrogate: Surr
         )
     if scenario == TRANSFER and surrogate is None:
         return "there is no --surrogate"
-    if scenario == TRANSFER and surrogate is not None and surrogate.key == training.key:
+    if scenario == TRANSFER and surrogate is not None and training.key in (surrogate.key, surrogate.of):
         return "it is itself the surrogate"
     return None

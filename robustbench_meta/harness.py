@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random as python_random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from robustbench_meta.contracts import Attack, Random, Victim
 from robustbench_meta.errors import BenchError, ViolationError
+from robustbench_meta.tasks import Batch
 from robustbench_meta.threat import Doubts, ThreatModel
 from robustbench_meta.victims import Perturbation, Target
 
@@ -29,35 +31,87 @@ def arm(attack: Attack, threat: ThreatModel, doubts: Doubts | None = None) -> Pe
     def perturb(model: Target, x: Tensor, y: Tensor, random: Random, start: Tensor | None = None) -> Tensor:
         if attack.clean:
             return x
-        y = y.clone()  # labels may be an expanded view, which nobody can write into
-        guarded = [("its images", x), ("the labels", y), *(("the model's weights", each) for each in model.tensors())]
-        versions = [tensor._version for _, tensor in guarded]
-        modules = list(model.modules())
-        modes = [module.training for module in modules]
-        with _fenced(x.device), torch.enable_grad():
-            try:
-                x_adv = _run(attack, model, x, y, threat, random, start)
-            finally:
-                moved = [module for module, mode in zip(modules, modes, strict=True) if module.training != mode]
-                for module in moved:
-                    module.training = not module.training
-        for (what, tensor), version in zip(guarded, versions, strict=True):
-            if tensor._version != version:
-                raise ViolationError(f"attack '{attack.name}' changed {what} in place; it must work on copies")
-        if moved:
-            raise ViolationError(
-                f"attack '{attack.name}' left {len(moved)} of the model's {len(modules)} modules in another mode "
-                "(training or evaluation); it must leave them as they were"
-            )
+        guard = _Guard(attack.name, model, doubts)
+        given = Batch(
+            x.detach().clone(), y.clone()
+        )  # what it is given is its own to spoil, and is looked at afterwards
+        begin = None if start is None else start.detach().clone()
+        with _fenced(x.device), guard, torch.enable_grad():
+            x_adv = _run(attack, model, given, threat, random, begin)
+            guard.compare([("its images", given.x, x), ("the labels", given.y, y)])
         threat.verify(attack.name, x_adv, x, model.event, doubts)
         return x_adv
 
     return perturb
 
 
+class _Guard:
+    """What an attack must leave as it is: compared when it is over, and given back as it was, however it ended.
+
+    Args:
+        attack: its name, for messages.
+        model: its weights, buffers, and the modes of its modules.
+        doubts: where given, changed values are noted there, to be judged later: on a GPU, to compare is to wait.
+    """
+
+    def __init__(self, attack: str, model: Target, doubts: Doubts | None) -> None:
+        self._attack, self._doubts = attack, doubts
+        self._modules = list(model.modules())
+        self._modes = [module.training for module in self._modules]
+        self._live = list({id(tensor): tensor for tensor in model.tensors()}.values())
+        self._kept = [tensor.detach().clone() for tensor in self._live]
+
+    def __enter__(self) -> _Guard:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        moved = [each for each, mode in zip(self._modules, self._modes, strict=True) if each.training != mode]
+        for module in moved:
+            module.training = not module.training
+        pairs = list(zip(self._live, self._kept, strict=True))
+        if self._doubts is None:
+            changed = [(live, kept) for live, kept in pairs if bool(_differs(live, kept))]
+            with torch.no_grad():
+                for live, kept in changed:
+                    live.copy_(kept)
+            if changed:
+                raise self._changed("the model's weights") from error
+        if error is not None:
+            return
+        if self._doubts is not None:
+            self.compare([("the model's weights", *pair) for pair in pairs])
+        if moved:
+            raise ViolationError(
+                f"attack '{self._attack}' left {len(moved)} of the model's {len(self._modules)} modules in another "
+                "mode (training or evaluation); it must leave them as they were"
+            )
+
+    def compare(self, pairs: Sequence[tuple[str, Tensor, Tensor]]) -> None:
+        """Raise, or note for later, unless each tensor is what it was: (what it is, as it is, as it was)."""
+        if self._doubts is not None:
+            for what, live, kept in pairs:
+                self._doubts.suspect(self._changed(what), _differs(live, kept))
+            return
+        for what, live, kept in pairs:
+            if bool(_differs(live, kept)):
+                raise self._changed(what)
+
+    def _changed(self, what: str) -> ViolationError:
+        return ViolationError(f"attack '{self._attack}' changed {what} in place; it must work on copies")
+
+
+def _differs(live: Tensor, kept: Tensor) -> Tensor:
+    """Whether any value is another one; NaN is NaN. Stays on the device."""
+    now = live.detach()
+    return ((now != kept) & ~(now.isnan() & kept.isnan())).any()
+
+
 def _run(
-    attack: Attack, model: Target, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor | None
+    attack: Attack, model: Target, given: Batch, threat: ThreatModel, random: Random, start: Tensor | None
 ) -> Tensor:
+    x, y = given
     try:
         if not attack.per_task:
             return _once(attack, model, x, y, threat, random, start)
@@ -82,11 +136,10 @@ def _once(
 ) -> Tensor:
     """One call of the attack, with the global generators seeded; it may draw from them, and may not reseed them."""
     seed = _seed_all(random)
-    x = x.detach()
     if start is None:
         found = _tensor(attack, attack.perturb(model, x, y, threat, random))
     else:
-        found = _tensor(attack, attack.perturb_from(model, x, y, threat, random, start.detach()))
+        found = _tensor(attack, attack.perturb_from(model, x, y, threat, random, start))
     if torch.initial_seed() != seed:
         raise ViolationError(
             f"attack '{attack.name}' reseeded torch's generator, so that its draws are not the run's: it must draw "

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from robustbench_meta.boards import numbered
 from robustbench_meta.checks import flags_between
 from robustbench_meta.comparison import ranks
 from robustbench_meta.curves import curves, write_curves
 from robustbench_meta.files import write_atomically
-from robustbench_meta.samples import Samples
+from robustbench_meta.samples import Samples, surrogate_of
 from robustbench_meta.statistics import mean_and_ci95, worst_decile
 from robustbench_meta.store import Store, unpack
 
@@ -49,12 +50,16 @@ _ORDER = [
     "recipe_hash",
     "attack_hash",
     "seed",
-    "spec_hash",
+    "episodes",
 ]
+"""Rows that agree in all of it tell the same cell; the newest of them comes first."""
 
 
 def build(store: Store, keys: Collection[str] | None = None) -> pd.DataFrame:
     """One row a record (of these keys only, if any are given), in an order that does not depend on when it was made.
+
+    But of several records of one cell, with and without checks, the newest comes first. `surrogate` has the first
+    digits of a hash behind a name that stands for several models.
 
     `worst_case_accuracy`, `rank` and the flags that come from comparing rows are over the rows that are built.
     """
@@ -67,7 +72,12 @@ def read(store: Store, keys: Collection[str] | None = None) -> tuple[pd.DataFram
     samples, flags = Samples(records), flags_between(records)
     rows = [_row(record, samples, flags.get(record["key"], [])) for record in records]
     frame = pd.DataFrame(rows, columns=COLUMNS)
-    frame = frame.sort_values(_ORDER, ignore_index=True) if rows else frame
+    if rows:
+        models = [_digest(surrogate_of(record["spec"])) for record in records]
+        frame["surrogate"] = numbered(frame.assign(model=models), "surrogate", "model")
+        dated = frame.assign(written=[record["written"] for record in records])
+        ascending = [*([True] * len(_ORDER)), False, True]
+        frame = dated.sort_values([*_ORDER, "written", "spec_hash"], ascending=ascending, ignore_index=True)[COLUMNS]
     return frame.assign(rank=ranks(frame, samples)), samples
 
 
@@ -121,9 +131,7 @@ def _peak(memory: Mapping[str, int | None]) -> float:
 
 def _attack(spec: Mapping[str, Any]) -> dict[str, Any]:
     """What makes two rows rows of one attack: all but the learner, its seed, the scenario and the episodes."""
-    surrogate = spec.get("surrogate") or {}
-    kind = {name: surrogate[name] for name in ("learner", "backbone") if name in surrogate}
-    return {"attack": spec["attack"], "code": spec.get("code"), "surrogate": kind}
+    return {"attack": spec["attack"], "code": spec.get("code"), "surrogate": surrogate_of(spec)}
 
 
 def _digest(spec: Mapping[str, Any]) -> str:

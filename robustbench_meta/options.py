@@ -150,7 +150,7 @@ def exact(value: float) -> str:
 
 
 def parse_scenarios(given: list[str]) -> list[str]:
-    """Read scenarios (support/query, each clean or adv), or `all`.
+    """Read scenarios (support/query, of `SCENARIOS`), or `all`.
 
     Raises:
         BenchError: an unknown scenario.

@@ -43,7 +43,7 @@ _CORE = {
         "sharing",
         "victims",
     ),
-    "evaluation": ("evaluation", "trials", "checks"),
+    "evaluation": ("evaluation", "trials", "checks", "threats", "surrogates"),
 }
 """The modules that make the numbers: checkpoints, and what else makes a cell's."""
 _BROKEN = (Exception, SystemExit)

@@ -104,29 +104,49 @@ class Samples:
         return np.asarray(correct.mean(1), dtype=np.float64)
 
 
+def surrogate_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells the models apart on which a row's attack was made; empty if it was made on the learner itself.
+
+    Learner and backbone, and of a file its content: the seeds of a surrogate that the run trained are one model.
+    """
+    found: dict[str, Any] = dict(spec.get("surrogate") or {})
+    if not str(found.get("trained", "")).startswith("file "):
+        found.pop("trained", None)
+    return found
+
+
 def _rivals(record: Mapping[str, Any]) -> tuple[Any, ...]:
     """What rows share whose attacks count into one worst case: learner, ε, norm, scenario, surrogate, episodes."""
     spec = record["spec"]
     attack = spec["attack"]
-    surrogate = record["labels"].get("surrogate", "none")
     return (
         record["training"],
         attack["norm"],
         attack["eps"],
         spec["support"],
         spec["query"],
-        surrogate,
+        json.dumps(surrogate_of(spec), sort_keys=True),
         spec["episodes"],
     )
+
+
+def _age(record: Mapping[str, Any]) -> tuple[str, str]:
+    """Sorts records from the oldest on."""
+    return record["written"], record["key"]
 
 
 def _worst_cases(records: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], np.ndarray]:
     """Per group of rivals: which queries stay right under every one of its attacks [episodes, queries].
 
-    Of an attack whose code was changed, only the newest record counts.
+    Of an attack whose code was changed, only the newest record counts; of one cell with and without checks, the
+    newest with them.
     """
+    shown: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for record in sorted(records, key=lambda record: ("unchecked" not in record["flags"], *_age(record))):
+        same = json.dumps([record["spec"]["attack"], record["spec"].get("code")], sort_keys=True)
+        shown[*_rivals(record), same] = record
     newest: dict[tuple[Any, ...], Mapping[str, Any]] = {}
-    for record in sorted(records, key=lambda record: (record["written"], record["key"])):
+    for record in sorted(shown.values(), key=_age):
         attack = record["spec"]["attack"]
         told = attack["plugin"]["name"], attack["plugin"]["options"], attack.get("sweep", [])
         newest[*_rivals(record), json.dumps(told, sort_keys=True)] = record

@@ -156,6 +156,8 @@ class SurrogateSpec(BaseModel):
     backbone: PluginSpec
     trained: str
     """The key of its training, or a digest of the file that it was read from."""
+    recipe: str = ""
+    """Of its training, what is the same for all seeds; empty for a file."""
 
 
 class TrainingSpec(_Hashed):
@@ -182,6 +184,10 @@ class TrainingSpec(_Hashed):
     seed: int
     precision: Precision = "float32"
     """Of the training, and of all that is evaluated with it."""
+
+    def recipe(self) -> str:
+        """The digest, but for the seed."""
+        return self.model_copy(update={"seed": 0}).digest()
 
 
 class CellSpec(_Hashed):

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from robustbench_meta.contracts import Backbone, Learner, Setting
 from robustbench_meta.errors import BenchError
 from robustbench_meta.registry import Registry
-from robustbench_meta.spec import PluginSpec, SurrogateSpec
+from robustbench_meta.spec import PluginSpec, SurrogateSpec, TrainingSpec
 
 SUFFIX = ".safetensors"
 
@@ -33,9 +34,14 @@ class NamedModel:
     """Of the tasks that it was trained for."""
     shapes: Mapping[str, tuple[int, ...]]
     """Of its weights."""
+    of: str | None
+    """The key of the training that wrote it; None if another version did."""
 
     def obstacle(self, setting: Setting) -> str | None:
-        """Why its weights do not fit this setting; None if they do."""
+        """Why it cannot work in this setting, or its weights do not fit; None if it can."""
+        reason = self.backbone.obstacle(setting) or self.learner.obstacle(setting)
+        if reason is not None:
+            return reason
         with torch.random.fork_rng(devices=[]):
             module = self.backbone.build(setting.shape, self.learner.outputs(setting.way))
         weights = self.learner.init({name: weight.detach() for name, weight in module.named_parameters()})
@@ -71,9 +77,22 @@ def read_named(registry: Registry, text: str) -> NamedModel:
             f"--surrogate {text}: not a checkpoint of robustbench_meta, or damaged ({type(error).__name__}: {error}); "
             f"expected one from a results folder, such as results/checkpoints/HASH{SUFFIX}"
         ) from error
-    trained = f"file {hashlib.sha256(data).hexdigest()[:16]}"
+    trained = file_digest(data)
     spec = SurrogateSpec(learner=learner_spec, backbone=backbone_spec, trained=trained)
-    return NamedModel(path, learner, backbone, spec, f"{learner.name} ({path.stem[:8]})", way, shapes)
+    label = f"{learner.name} ({trained.split()[1][:8]})"
+    return NamedModel(path, learner, backbone, spec, label, way, shapes, _training_key(about))
+
+
+def file_digest(data: bytes) -> str:
+    """What identifies a checkpoint's file, by its content."""
+    return f"file {hashlib.sha256(data).hexdigest()[:16]}"
+
+
+def _training_key(about: Mapping[str, Any]) -> str | None:
+    try:
+        return TrainingSpec.model_validate(about).digest()
+    except ValidationError:
+        return None
 
 
 def _plugin(registry: Registry, kind: str, told: Mapping[str, Any]) -> tuple[Any, PluginSpec]:

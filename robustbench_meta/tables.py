@@ -136,6 +136,8 @@ def _caption(board: Board, wide: bool, ranked: bool) -> str:
         lines.append(
             "#: 1 + how many learners are significantly better in the last column; equal # cannot be told apart."
         )
+        if board.seeds == 1:
+            lines.append("Ranks rest on one training each: its luck is not in them.")
     if wide and len(board.columns) > 1:
         lines.append("Success: of the attack that turned most right answers wrong. Worst 10 %: of the episodes.")
     return "\n".join([" ".join(lines), *_doubts(board)])

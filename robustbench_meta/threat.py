@@ -101,22 +101,32 @@ class ThreatModel:
 
 
 class Doubts:
-    """The largest excess of each attack so far, kept on the device until somebody has time to wait for it."""
+    """What is to be judged of attacks, kept on the device until somebody has time to wait for it."""
 
     def __init__(self) -> None:
         self._noted: dict[tuple[ThreatModel, str], Tensor] = {}
+        self._suspected: dict[str, tuple[ViolationError, Tensor]] = {}
 
     def note(self, threat: ThreatModel, attack: str, excess: Tensor) -> None:
-        """Keep the larger one; NaN stays."""
+        """Keep the largest excess of each attack; NaN stays."""
         before = self._noted.get((threat, attack))
         self._noted[threat, attack] = excess if before is None else torch.maximum(before, excess)
+
+    def suspect(self, violation: ViolationError, guilty: Tensor) -> None:
+        """Keep a violation that was one if `guilty`, a boolean on the device, turns out to be true."""
+        _, before = self._suspected.get(str(violation), (violation, None))
+        self._suspected[str(violation)] = violation, guilty if before is None else before | guilty
 
     def settle(self) -> None:
         """Judge what was noted since the last time.
 
         Raises:
-            ViolationError: an attack left its threat model.
+            ViolationError: an attack left its threat model, or changed what it must not touch.
         """
         noted, self._noted = self._noted, {}
+        suspected, self._suspected = self._suspected, {}
+        for violation, guilty in suspected.values():
+            if bool(guilty):
+                raise violation
         for (threat, attack), excess in noted.items():
             threat.judge(attack, excess)

@@ -12,6 +12,7 @@ from robustbench_meta.options import Choice, Epsilon, exact, parse_choice, parse
 from robustbench_meta.profiles import get_profile
 from robustbench_meta.registry import Registry
 from robustbench_meta.spec import AttackSpec, PluginSpec, RunSpec
+from robustbench_meta.threat import ThreatModel
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class Threat:
     label: str
     sweep: tuple[Epsilon, ...] = ()
     """The smaller ε at which the same attack runs, above 0, in ascending order; empty if it gains nothing by them."""
+
+    @property
+    def model(self) -> ThreatModel:
+        """What its images must stay within."""
+        return ThreatModel(self.attack.norm, self.eps.value)
 
 
 def resolve(registry: Registry, kind: str, choice: Choice, profile: str | None = None) -> tuple[Any, PluginSpec, str]:
@@ -60,7 +66,7 @@ def all_threats(run: RunSpec, dataset: Dataset, attacks: list[tuple[Attack, Plug
 
 def _sweep(threat: Threat, others: Collection[Threat]) -> tuple[Epsilon, ...]:
     """The smaller ε of the same attack, where it searches step by step."""
-    if threat.attack.method not in {"iterative", "black-box"} or threat.attack.clean:
+    if threat.attack.how() not in {"iterative", "black-box"} or threat.attack.clean:
         return ()
     same = [other.eps for other in others if other.spec.plugin == threat.spec.plugin]
     smaller = {eps.value: eps for eps in same if 0 < eps.value < threat.eps.value}

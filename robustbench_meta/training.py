@@ -21,7 +21,7 @@ from robustbench_meta.models import Network
 from robustbench_meta.seeds import seed_from
 from robustbench_meta.sharing import Judged
 from robustbench_meta.tasks import TaskSource
-from robustbench_meta.threat import Doubts, ThreatModel
+from robustbench_meta.threat import Doubts
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -60,13 +60,13 @@ def make_engine(
     network = Network(module, setting.loss, setting.way, training.spec.precision)
     engine = Engine(
         training.learner, network, event=len(setting.shape),
-        transductive=setting.transductive or training.learner.transductive, plan=plan, training=True,
+        transductive=training.transductive, plan=plan, training=True,
         lanes=lanes if lanes is not None and device.type == "cpu" else Lanes(),
     )  # fmt: skip
     if training.attack is not None:
         threat = training.attack
         engine.doubts = Doubts() if device.type == "cuda" else None  # a CPU need not wait
-        engine.attack = arm(threat.attack, ThreatModel(threat.attack.norm, threat.eps.value), engine.doubts)
+        engine.attack = arm(threat.attack, threat.model, engine.doubts)
     if training.surrogate is not None:
         separate = _build(training.surrogate, setting.shape, setting.way, seed_from(seed, "surrogate"), device)
         engine.surrogate_network = Network(separate, setting.loss, setting.way, training.spec.precision)

@@ -55,6 +55,16 @@ class Trial:
     surrogate: str | None = None
     """The key of the model on which the attack on the queries is made instead."""
 
+    @classmethod
+    def of(cls, armed: Armed, support: str, query: str, surrogate: str | None = None) -> Trial:
+        """The trial of a scenario: what is done to support and query, as `options.SCENARIOS` tells."""
+        if armed.attack.clean:
+            return cls()
+        return cls(
+            armed if support != "clean" else None, armed if query != "clean" else None,
+            poisons=support == "poisoned", surrogate=surrogate if query == "transfer" else None,
+        )  # fmt: skip
+
     @property
     def key(self) -> str:
         """The same for trials that give the same numbers."""

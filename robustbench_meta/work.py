@@ -20,12 +20,13 @@ from robustbench_meta.engine import Engine, Plan
 from robustbench_meta.errors import BenchError, StorageError
 from robustbench_meta.evaluation import Outcome, evaluate, test_episodes
 from robustbench_meta.executors import Hear, Job
-from robustbench_meta.grid import Cell, Grid, Training
+from robustbench_meta.grid import Cell, Grid, Surrogate, Training
 from robustbench_meta.lanes import Lanes
 from robustbench_meta.locking import alone_at
 from robustbench_meta.precision import computing_in
 from robustbench_meta.selfcheck import can_be_vmapped, check_declared, may_be_vmapped
 from robustbench_meta.store import SCHEMA, Store, pack, read_checkpoint
+from robustbench_meta.surrogates import file_digest
 from robustbench_meta.training import Trained, make_engine, meta_train
 from robustbench_meta.tuning import compiled_plan, compiles, default_plan, measured_plan
 
@@ -82,11 +83,15 @@ def _do_training(place: Workplace, training: Training, cells: list[Cell], hear: 
             engine, _ = make_engine(grid, training, device, Plan(), place.lanes)
             at_test = test_plan(place, training, count, vmap)
             engine.plan = at_test = replace(at_test, few=FEW if vmap else 0)
+            surrogates = _surrogates(place, cells, hear)
+            cells = [cell for cell in cells if cell.surrogate is None or cell.surrogate.key in surrogates]
+            if not cells:
+                return
             _forget_memory(place)
             outcomes = evaluate(
                 engine, trained.weights, grid.splits.test.to(device), cells, device,
                 lambda done: hear("evaluation_progress", training=training.title, done=done, total=len(cells) * count),
-                battery=grid.battery, surrogates=_surrogates(place, cells, hear),
+                battery=grid.battery, surrogates=surrogates,
             )  # fmt: skip
             memory = {"train_bytes": trained.peak_memory, "test_bytes": _most_memory(place)}
     except StorageError:
@@ -106,18 +111,34 @@ def _do_training(place: Workplace, training: Training, cells: list[Cell], hear: 
 
 
 def _surrogates(place: Workplace, cells: list[Cell], hear: Hear) -> dict[str, tuple[Engine, Weights]]:
-    """The models on which these cells' transferred attacks are made, by key: loaded, or trained first."""
+    """The models on which these cells' transferred attacks are made, by key: loaded, or trained first.
+
+    One that cannot be had fails the cells that want it.
+    """
     found = {}
     for surrogate in {cell.surrogate.key: cell.surrogate for cell in cells if cell.surrogate is not None}.values():
-        vmap = self_check(place, surrogate.training)
-        engine, like = make_engine(place.grid, surrogate.training, place.device, Plan())
-        if surrogate.path is None:
-            weights = _train(place, surrogate.training, vmap, hear).weights
-        else:
-            weights = read_checkpoint(surrogate.path, like).weights
-        engine.plan = default_plan(place.device, 8) if vmap else Plan("loop", "loop", 8)
-        found[surrogate.key] = engine, weights
+        try:
+            found[surrogate.key] = _surrogate(place, surrogate, hear)
+        except StorageError:
+            raise
+        except Exception as error:  # as of a learner
+            _log.debug("surrogate %s failed", surrogate.label, exc_info=True)
+            for cell in cells:
+                if cell.surrogate is not None and cell.surrogate.key == surrogate.key:
+                    hear("cell_failed", key=cell.key, reason=f"surrogate: {_reason(surrogate.training, error)}")
     return found
+
+
+def _surrogate(place: Workplace, surrogate: Surrogate, hear: Hear) -> tuple[Engine, Weights]:
+    training = surrogate.training
+    vmap = self_check(place, training)
+    engine, like = make_engine(place.grid, training, place.device, Plan())
+    engine.plan = default_plan(place.device, 8) if vmap else Plan("loop", "loop", 8)
+    if surrogate.path is None:
+        return engine, _train(place, training, vmap, hear).weights
+    if file_digest(surrogate.path.read_bytes()) != surrogate.key:
+        raise BenchError(f"{surrogate.path} is another file than when the run began; give the same command again")
+    return engine, read_checkpoint(surrogate.path, like).weights
 
 
 def self_check(place: Workplace, training: Training) -> bool:
@@ -129,7 +150,7 @@ def self_check(place: Workplace, training: Training) -> bool:
     grid, spec = place.grid, training.spec
     engine, weights = make_engine(grid, training, place.device, Plan(), place.lanes)
     tasks = grid.splits.train.to(place.device).sample([0], spec.way, spec.shot, spec.query, 2)
-    who = f"{training.label} on {grid.labels['backbone']}"
+    who = f"{training.label} on {training.spec.backbone.name}"
     engine.network.precision = "float32"  # what is computed is checked, not how it is rounded
     with computing_in("float32", place.device):
         check_declared(engine, weights, tasks, who)
@@ -297,7 +318,7 @@ def _record(
             "check_ms_per_task": outcome.check_ms_per_task,
         },
         "memory": dict(memory),
-        "method": cell.threat.attack.method,
+        "method": cell.threat.attack.how(),
         "flags": certificate.flags if certificate is not None else ["unchecked"],
         "checks": certificate.plain() if certificate is not None else None,
         "parameters": trained.parameters,

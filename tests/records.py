@@ -10,16 +10,26 @@ from robustbench_meta.store import SCHEMA, Store, pack
 
 def record(robust, *, clean=None, learner="maml", attack="pgd", eps=0.1, seed=0, code="v1", attack_code="v1", core="c",
            way=2, sweep=(), support="clean", query="adv", surrogate="none", norm="linf", digest="e" * 16,
-           written="2026-01-01T00:00:00Z", flags=(), dataset="d", method="iterative"):  # fmt: skip
-    """A record of `robust`, booleans [episodes, queries]; clean answers are all right unless given."""
+           written="2026-01-01T00:00:00Z", flags=(), dataset="d", method="iterative", trained=None, checks="",
+           surrogate_code="v1"):  # fmt: skip
+    """A record of `robust`, booleans [episodes, queries]; clean answers are all right unless given.
+
+    `surrogate` is the label; `trained` its training's key (by default one of each seed), or `file DIGEST`.
+    """
     robust = np.asarray(robust, bool)
     clean = np.ones_like(robust) if clean is None else np.asarray(clean, bool)
     training = {"learner": {"name": learner, "options": {}, "code": code}, "dataset": dataset, "way": way, "shot": 1}
     training |= {"query": 1, "meta_steps": 10, "tasks_per_step": 4, "seed": seed}
     plugin = {"name": attack, "options": {}, "code": attack_code}
+    model = {
+        "learner": {"name": surrogate.split()[0], "options": {}, "code": surrogate_code},
+        "backbone": {"name": "b", "options": {}, "code": "v1"},
+        "trained": f"key {seed}" if trained is None else trained,
+    }  # fmt: skip
     spec = {
         "training": training, "attack": {"plugin": plugin, "norm": norm, "eps": eps, "sweep": list(sweep)},
-        "support": support, "query": query, "episodes": len(robust), "surrogate": None, "code": core, "checks": "",
+        "support": support, "query": query, "episodes": len(robust), "code": core, "checks": checks,
+        "surrogate": None if surrogate == "none" else model,
     }  # fmt: skip
     labels = {
         "dataset": dataset, "backbone": "b", "learner": learner, "attack": attack, "eps": f"{eps:g}",

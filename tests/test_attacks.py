@@ -169,6 +169,30 @@ def test_more_restarts_fool_at_least_as_many_and_never_with_a_lower_loss():
     assert not torch.equal(one, five)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_of_several_starts_the_worst_of_each_image_is_kept(norm):
+    """By hand: whether it fools, then its loss, however large the losses of those that fool are."""
+    victim, x, y = batch(3)
+    threat, options = ThreatModel(norm, 0.05 if norm == "linf" else 0.3), {"steps": 2, "alpha": 0.02}
+    random = Random([1, 2, 3])
+    one = (PGD if norm == "linf" else PGDL2)(**options)
+    runs = [one.perturb(victim, x, y, threat, random) for _ in range(4)]
+    losses = torch.stack([victim.loss(found, y) + 100.0 * victim.fooled(found, y) for found in runs]).double()
+    expected = torch.stack(runs).gather(0, losses.argmax(0).view(1, TASKS, -1, 1, 1, 1).expand(1, *x.shape))[0]
+    found = pgd(victim, x, y, threat.eps, norm, seeds=[1, 2, 3], restarts=4, **options)
+    assert victim.fooled(found, y).any()
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "how"),
+    [({"steps": 1}, "single-step"), ({"steps": 1, "restarts": 2}, "iterative"), ({}, "iterative")],
+)
+def test_one_step_once_is_a_single_step_by_whatever_name(options, how):
+    assert PGD(**options).how() == PGDL2(**options).how() == how
+    assert FGSM().how() == "single-step"
+
+
 def test_where_there_is_no_gradient_pgd_l2_stays():
     weight = torch.zeros(2, 4)
     x, y = torch.rand(1, 3, 4), torch.zeros(1, 3, dtype=torch.int64)

@@ -105,6 +105,7 @@ def test_an_attack_without_effect_is_flagged(plugins, honest):
         ("nan", "NaN or infinite"),
         ("flipping", "changed the labels in place"),
         ("untidy", "reseeded torch's generator"),
+        ("moody", "in another mode"),
         ("reseeding", "reseeded torch's generator"),
     ],
 )

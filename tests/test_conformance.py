@@ -277,6 +277,13 @@ class NoReason(Signed):
         return setting.transductive or None
 
 
+class SaysHowInItsOwnWords(Signed):
+    """Searches as no other does."""
+
+    def how(self):
+        return "thorough"
+
+
 class StrongerElsewhere(Signed):
     """Its stronger version is another one's."""
 
@@ -339,6 +346,7 @@ ATTACKS = {
     NeedsThreeClasses: ("works in the settings that it does not refuse", "2-way .* raised RuntimeError"),
     RefusesAll: ("works in the settings that it does not refuse", "refuses every setting: not in the mood"),
     NoReason: (_ANSWERS, "returned True"), StrongerElsewhere: (_ANSWERS, "works in l2"),
+    SaysHowInItsOwnWords: (_ANSWERS, r"how\(\) returned 'thorough'"),
     HasAnEps: (_SAYS, "option 'eps'"), TellsNothing: (_SAYS, "'tries' has no description"),
     CannotBeTyped: ("its options survive JSON and the command line", "typed as .* is refused"),
     Thaws: ("is frozen: its options cannot be changed once it is made", "'tries' could be set"),
@@ -406,6 +414,20 @@ class Detaches(MAML):
     def adapt(self, model, state, support, *, alpha=None, **_):
         adapted = super().adapt(model, state, support)
         return {name: weight + (adapted[name] - weight).detach() for name, weight in state.items()}
+
+
+class CutsTheSupportOff(MAML):
+    """Adapts to images that are cut off: meta-training does not notice, poisoning is blind."""
+
+    def adapt(self, model, state, support, *, alpha=None, **_):
+        return super().adapt(model, state, Batch(support.x.detach(), support.y))
+
+
+class HalvesTheSlope(MAML):
+    """Half of what the support images do is cut off."""
+
+    def adapt(self, model, state, support, *, alpha=None, **_):
+        return super().adapt(model, state, Batch((support.x + support.x.detach()) / 2, support.y))
 
 
 class LearnsNothing(MAML):
@@ -476,6 +498,8 @@ def unpicklable():
 
 _TASKS = "gives the same again for the same seed, whatever came before"
 _OBJECTIVE = "its objective gives a finite loss for each task"
+_SLOPE = "its meta-gradient is the slope of its objective"
+_POISONED = "gives support poisoning the true gradient of the queries' loss"
 LEARNERS = {
     Probabilities: ("gives logits, not probabilities", "sum to 1"),
     LooksAtMates: ("answers each query by itself, or declares transductive", "when it is asked alone"),
@@ -484,7 +508,8 @@ LEARNERS = {
     KeepsCount: (_TASKS, "equal calls"),
     OneLoss: (_OBJECTIVE, r"the shape \(\) for 3 tasks"),
     ComparesTasks: ("its objective depends on each task by itself", "with the other tasks"),
-    Detaches: ("its meta-gradient is the slope of its objective", "rises by .* by its gradient"),
+    CutsTheSupportOff: (_POISONED, "no gradient in the support images.*gradient_step, or do not detach"),
+    HalvesTheSlope: (_POISONED, "the queries' loss rises by .* by its gradient"),
     LearnsNothing: ("meta-training changes θ, and keeps it finite", "does not require grad"),
     AsksForAnAttack: (_OBJECTIVE, r"define training_attack\(self\)"),
     NamesNobody: ("names only plugins that there are", "unknown attack 'fgms': did you mean 'fgsm'"),
@@ -744,8 +769,14 @@ def test_a_check_tells_its_own_clause_only_and_reads_as_one():
         checks[_INSIDE]()
 
 
+def test_a_detached_inner_gradient_breaks_meta_training_and_poisoning():
+    with pytest.raises(ContractError, match=r"objective rises by .* by its gradient") as caught:
+        verify(Detaches(), registry=FOUND)
+    assert [told.split(": ")[0] for told in caught.value.broken] == [_SLOPE, _POISONED]
+
+
 def test_first_order_on_purpose_can_be_left_out():
-    verify(Detaches(), registry=FOUND, leave_out=["its meta-gradient is the slope of its objective"])
+    verify(Detaches(), registry=FOUND, leave_out=[_SLOPE, _POISONED])
     with pytest.raises(BenchError, match="unknown clause to leave out 'slope'"):
         verify(Detaches(), registry=FOUND, leave_out=["slope"])
 

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 
 import pandas as pd
 import pytest
 import torch
 
 from robustbench_meta import leaderboard, runner
+from robustbench_meta.contracts import Random
 from robustbench_meta.devices import peak_memory, reset_peak_memory, wait
 from robustbench_meta.engine import Plan
 from robustbench_meta.evaluation import Outcome, evaluate
+from robustbench_meta.harness import arm
+from robustbench_meta.plugins.attacks.apgd import APGD, APGDL2
+from robustbench_meta.plugins.attacks.auto import Auto, AutoL2
+from robustbench_meta.plugins.attacks.pgd import PGD, PGDL2
+from robustbench_meta.plugins.attacks.square import Square, SquareL2
 from robustbench_meta.precision import computing_in
 from robustbench_meta.spec import RunSpec
 from robustbench_meta.store import Store, unpack
 from robustbench_meta.tasks import Batch, TaskBatch
+from robustbench_meta.threat import ThreatModel
 from robustbench_meta.training import _optimizer, _step, make_engine
+from robustbench_meta.victims import PoisonedAdaptation
+from tests.victims import ModuleVictim, conv, images
 from tests.worlds import flat, make_world, random_tasks
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none")
@@ -108,6 +118,90 @@ def test_a_lower_precision_is_lower_and_close(registry, precision, most):
     assert 0 < apart < most
 
 
+# -- attacks -----------------------------------------------------------------------------------------
+
+
+def under_attack(device, dtype=torch.float64):
+    """A small network, and 18 images in 3 tasks, of which it gets 2 wrong as they are."""
+    shape, way = (3, 8, 8), 5
+    victim, x = conv(shape, way), images(shape, 18).view(3, 6, *shape)
+    y = victim(x).argmax(-1)
+    y[0, :2] = (y[0, :2] + 1) % way
+    return ModuleVictim(victim.module.to(device, dtype), shape, way), x.to(device, dtype), y.to(device)
+
+
+def within(attack):
+    return ThreatModel(attack.norm, 0.06 if attack.norm == "linf" else 0.4)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD(restarts=2), PGDL2(restarts=2), APGD(steps=12), APGD(steps=6, loss="dlr-targeted"), APGDL2(steps=12),
+        Square(queries=120), SquareL2(queries=120), Auto(steps=6, queries=60), AutoL2(steps=6, queries=60),
+    ],
+    ids=lambda attack: attack.name + getattr(attack, "loss", ""),
+)  # fmt: skip
+def test_an_attack_finds_what_it_finds_on_the_cpu_in_float64(attack):
+    """The draws are the CPU's; images may differ in pixels that do not count, what they are worth may not."""
+    judge, clean, labels = under_attack(CPU)
+    found = []
+    for device in (CPU, CUDA):
+        victim, x, y = under_attack(device)
+        adversarial = attack.perturb(victim, x, y, within(attack), Random([1, 2, 3]))
+        assert (adversarial.device, adversarial.dtype) == (device, torch.float64)
+        found.append(adversarial.cpu())
+    within(attack).verify(attack.name, found[1], clean, 3)
+    there, here = ((judge.fooled(each, labels), judge.loss(each, labels)) for each in found)
+    assert here[0].sum() > judge.fooled(clean, labels).sum()
+    assert torch.equal(here[0], there[0])
+    torch.testing.assert_close(here[1], there[1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("plan", [Plan("vmap", "vmap", 5), Plan("loop", "loop", 2)], ids=["vmap", "loop"])
+@pytest.mark.parametrize(("learner", "options"), [("maml", {"first_order": "true"}), ("protonet", {})])
+@pytest.mark.parametrize("attack", [PGD(), APGDL2(steps=12)], ids=lambda attack: attack.name)
+def test_poison_is_as_strong_as_the_cpus_in_float64(registry, attack, learner, options, plan):
+    tasks, losses = random_tasks(), []
+
+    def poisoner(device):
+        engine, theta = make_world(registry, learner, ("conv4", {"width": "4", "norm": "none"}), plan=plan, **options)
+        episodes = tasks
+        if device == CUDA:
+            engine, theta, episodes = on_cuda(engine, theta, tasks)
+        engine.set_mode(training=False)
+        engine.batch_seeds(range(5))
+        return engine, PoisonedAdaptation(engine, engine.theta(theta), episodes.query), episodes.support
+
+    _, judge, clean = poisoner(CPU)
+    for device in (CPU, CUDA):
+        engine, victim, support = poisoner(device)
+        with computing_in("float32", device):
+            poisoned = engine.attacked(victim, support, arm(attack, within(attack)), "support")
+        assert torch.equal(poisoned.y, support.y)
+        with torch.no_grad():
+            losses.append(judge.loss(poisoned.x.cpu(), clean.y)[:, 0])
+    with torch.no_grad():
+        before = judge.loss(clean.x, clean.y)[:, 0]
+    assert (losses[1] > before).all()
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-8)
+
+
+def test_rows_of_strong_attacks_and_of_poison_are_the_same_again_and_close_to_the_cpus(registry, tmp_path):
+    given = {
+        "learners": ("maml",), "attacks": ("apgd:steps=5", "square:queries=60", "auto:steps=3,queries=20"),
+        "scenarios": ("clean/adv", "poisoned/clean"),
+    }  # fmt: skip
+    first, again = (run(registry, tmp_path / name, **given) for name in ("first", "again"))
+    pd.testing.assert_frame_equal(untimed(again), untimed(first), check_exact=True)
+    here = {record["key"]: record for record in first.records()}
+    there = {record["key"]: record for record in run(registry, tmp_path / "cpu", CPU, **given).records()}
+    assert len(here) == 4, "square and auto ask for logits: they cannot poison"
+    assert here.keys() == there.keys()
+    for key, record in here.items():  # poisoning amplifies rounding more than an attack on queries does
+        assert (unpack(record["robust"]) == unpack(there[key]["robust"])).mean() > 0.8, record["labels"]
+
+
 # -- memory ------------------------------------------------------------------------------------------
 
 
@@ -194,3 +288,44 @@ def test_a_meta_step_does_not_wait(registry, learner):
         step(0)  # cuDNN and cuBLAS wake up, and Adam makes its state
         with nobody_waits():
             step(1)
+
+
+def waits(call):
+    """How often the CPU waits for the GPU in a call."""
+    wait(CUDA)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("called a synchronizing" in str(each.message) for each in told)
+
+
+def test_a_wait_is_seen():
+    numbers = torch.arange(3, device=CUDA)
+    assert waits(lambda: numbers + 1) == 0
+    assert waits(lambda: numbers.sum().item()) == 1
+
+
+@pytest.mark.parametrize(
+    ("few", "many", "most"),
+    [
+        (PGD(steps=2, restarts=2), PGD(steps=20, restarts=2), 0), (PGDL2(steps=2), PGDL2(steps=20), 0),
+        (APGD(steps=5), APGD(steps=40), 2), (APGD(steps=5, loss="dlr"), APGD(steps=40, loss="dlr"), 2),
+        (APGDL2(steps=5), APGDL2(steps=40), 2), (Square(queries=10), Square(queries=50), 2),
+        (SquareL2(queries=10), SquareL2(queries=50), 2),
+    ],
+    ids=lambda given: getattr(given, "name", None),
+)  # fmt: skip
+def test_no_step_of_an_attack_waits(few, many, most):
+    """To find out who withstands, and at the end whether the loss was a number; not for each step or query."""
+    victim, x, y = under_attack(CUDA, torch.float32)
+    threat = ThreatModel(few.norm, 0.2 * within(few).eps)
+
+    def waited(attack):
+        return waits(lambda: attack.perturb(victim, x, y, threat, Random([1, 2, 3])))
+
+    waited(few), waited(many)  # cuDNN and cuBLAS wake up, and the bumps of SquareL2 are made
+    assert waited(few) == waited(many) <= most

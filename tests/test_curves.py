@@ -95,6 +95,47 @@ def test_a_sweep_alone_begins_with_its_first_eps(tmp_path):
     assert (curve.attack, curve.eps) == ("pgd (warm)", ("0", "0.1", "0.2"))
 
 
+def test_a_sweep_from_zero_is_one_curve(tmp_path):
+    # As of --eps 0:0.2:3: no ε is warm-started from 0, so that the first one above it has no sweep.
+    cold = record(right(9, 9), eps=0.0), record(right(6, 6), eps=0.1)
+    (curve,) = of(stored(tmp_path, *cold, record(right(3, 3), eps=0.2, sweep=[0.1])))
+    assert (curve.attack, curve.eps) == ("pgd (warm)", ("0", "0.1", "0.2"))
+    assert [curve.accuracy(point)[0] for point in range(3)] == pytest.approx([0.9, 0.6, 0.3])
+
+
+@pytest.mark.parametrize("zero", [(), (0.0,)], ids=["clean", "eps 0"])
+@pytest.mark.parametrize("steps", [2, 3, 5])
+def test_a_sweep_that_grew_is_one_curve(tmp_path, zero, steps):
+    eps = [0.1, 0.2, 0.3, 0.4, 0.5][:steps]
+    cold = [record(right(9, 9), eps=value) for value in (*zero, eps[0])]
+    warm = [record(right(9 - n, 9), eps=eps[n], sweep=eps[:n]) for n in range(1, steps)]
+    (curve,) = of(stored(tmp_path, *cold, *warm))
+    assert curve.eps == ("0", *(f"{value:g}" for value in eps))
+
+
+def test_beside_a_sweep_a_single_independent_eps_makes_no_curve_and_two_make_one(tmp_path):
+    sweep = [
+        record(right(9, 9), eps=0.0), record(right(6, 6), eps=0.1), record(right(3, 3), eps=0.2, sweep=[0.1]),
+    ]  # fmt: skip
+    independent = record(right(5, 5), eps=0.2)
+    (curve,) = of(stored(tmp_path / "one", *sweep, independent))
+    assert (curve.attack, curve.accuracy(2)[0]) == ("pgd (warm)", pytest.approx(0.3))
+    found = of(stored(tmp_path / "two", *sweep, independent, record(right(4, 4), eps=0.3)))
+    told = {curve.attack: [round(curve.accuracy(point)[0], 6) for point in range(len(curve.eps))] for curve in found}
+    assert told == {"pgd": [0.9, 0.6, 0.5, 0.4], "pgd (warm)": [0.9, 0.6, 0.3]}
+
+
+def test_curves_on_two_files_of_one_name_are_never_one(tmp_path):
+    transfer = {"query": "transfer", "surrogate": "maml"}
+    store = stored(
+        tmp_path, *(record(right(count, count), eps=eps, trained=f"file {name}", **transfer)
+                    for name, counts in (("a", (6, 4)), ("b", (3, 1)))
+                    for count, eps in zip(counts, (0.1, 0.2), strict=True)),
+    )  # fmt: skip
+    values = [[round(curve.accuracy(point)[0], 6) for point in range(3)] for curve in of(store)]
+    assert sorted(values) == [[1, 0.3, 0.1], [1, 0.6, 0.4]]
+
+
 def test_of_two_versions_of_the_same_point_the_newest_counts(tmp_path):
     old = record(right(1, 1), eps=0.1)
     new = record(right(7, 7), eps=0.1, core="edited", written="2026-01-02T00:00:00Z")

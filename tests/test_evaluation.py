@@ -230,3 +230,50 @@ def test_an_attack_out_of_memory_ends_its_cell_only():
     found = outcomes(small(registry, attacks=("fgsm", "hungry"), learners=("maml",), scenarios=("clean/adv",)))
     assert "memory" in str(found["maml", "hungry", "clean", "adv"])
     assert isinstance(found["maml", "fgsm", "clean", "adv"], Outcome)
+
+
+def _spoil_images(self, model, x, y, threat, rng):
+    x.data.copy_(1 - x)
+    return x
+
+
+def _spoil_weights(self, model, x, y, threat, rng):
+    for tensor in model.tensors():
+        tensor.data.mul_(0)
+    return x.clone()
+
+
+def _spoil_and_fail(self, model, x, y, threat, rng):
+    x.numpy()[:] = 0.5
+    _spoil_weights(self, model, x, y, threat, rng)
+    raise RuntimeError("and away")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_spoil_images, "changed its images in place"),
+        (_spoil_weights, "changed the model's weights in place"),
+        (_spoil_and_fail, "changed the model's weights in place"),
+    ],
+)
+@pytest.mark.parametrize("scenario", ["clean/adv", "adv/adv", "poisoned/clean"])
+def test_what_an_attack_spoils_behind_autograds_back_is_noticed_and_costs_no_other_row(
+    registry, spoil, message, scenario
+):
+    from dataclasses import replace
+
+    grid = small(registry, learners=("maml",), attacks=("none", "fgsm", "pgd:steps=2"), scenarios=(scenario,))
+    honest = outcomes(grid)
+    spoiler = planted(spoil, loss_only=property(lambda self: True))
+    first = next(cell for cell in grid.cells if cell.attack == "fgsm")
+    grid.cells.remove(first)
+    bad = replace(first, key="spoiled", threat=replace(first.threat, attack=spoiler, label="spoiler"))
+    grid.cells[:] = [bad, *grid.cells]
+    found = outcomes(grid, plan=Plan("loop", "loop", 4))
+    told = found.pop(("maml", "spoiler", first.support, first.query))
+    assert isinstance(told, ViolationError)
+    assert message in str(told)
+    for key, outcome in found.items():
+        assert np.array_equal(outcome.clean, honest[key].clean)
+        assert (outcome.robust == honest[key].robust).mean() > 0.97, key  # plans differ in rounding

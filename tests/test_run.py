@@ -154,3 +154,48 @@ def test_a_learner_without_weights_is_just_evaluated(registry, tmp_path):
     [record] = store.records()
     assert record["parameters"] == 0
     assert unpack(record["clean"]).mean() > 0.3
+
+
+# -- transfer ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def transductive(registry, tmp_path_factory):
+    """A checkpoint of a MAML with batch norm."""
+    folder = tmp_path_factory.mktemp("batch norm")
+    run(registry, folder, learners=("maml",), attacks=("none",), backbone="conv4:norm=batch,width=4", checks=False)
+    return next((folder / "checkpoints").glob("*.safetensors"))
+
+
+def test_a_checkpoint_of_another_backbone_and_norm_serves_as_surrogate(registry, transductive, tmp_path):
+    given = {"attacks": ("fgsm",), "scenarios": ("clean/adv", "clean/transfer"), "surrogate": str(transductive)}
+    summary, store = run(registry, tmp_path, **given)
+    assert (summary.finished, summary.failed) == (4, [])
+    frame = leaderboard.build(store)
+    assert set(frame["inference"]) == {"inductive"}
+    [surrogate] = set(frame.loc[frame["query"] == "transfer", "surrogate"])
+    assert surrogate.startswith("maml (")
+    white = frame[frame["query"] == "adv"].set_index("learner")["robust_accuracy"]
+    transferred = frame[frame["query"] == "transfer"].set_index("learner")["robust_accuracy"]
+    assert (white <= transferred).all()
+
+
+def test_a_surrogate_that_fails_costs_the_transferred_cells_only(registry, transductive, tmp_path):
+    """The file changes between the making of the grid and its reading."""
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(transductive.read_bytes())
+    spec = {**SMALL, "attacks": ("fgsm",), "scenarios": ("clean/adv", "clean/transfer"), "surrogate": str(copy)}
+    grid = runner.prepare(RunSpec.read(**spec), registry, None)
+    copy.write_bytes(transductive.read_bytes() + b" ")
+    summary = runner.run(grid, registry, Store(tmp_path / "results"), CPU)
+    assert summary.finished == 2
+    assert {cell.query for cell, _ in summary.failed} == {"transfer"}
+    assert all("another file than when the run began" in reason for _, reason in summary.failed)
+
+
+def test_a_learners_own_checkpoint_is_not_its_surrogate(registry, done):
+    for file in (done.root / "checkpoints").glob("*.safetensors"):
+        spec = {**SMALL, "attacks": ("fgsm",), "scenarios": ("clean/transfer",), "surrogate": str(file)}
+        grid = runner.prepare(RunSpec.read(**spec), registry, None)
+        assert len(grid.cells) == 1
+        assert any("it is itself the surrogate" in note for note in grid.notes)

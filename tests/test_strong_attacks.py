@@ -303,6 +303,12 @@ def test_a_stronger_one_of_ours_has_more_steps_or_queries():
     assert Auto().stronger() is Noise().stronger() is FGSM().stronger() is None
 
 
+def test_auto_pgd_of_one_step_is_a_single_step():
+    assert APGD(steps=1).how() == APGDL2(steps=1, loss="dlr").how() == "single-step"
+    assert APGD(steps=1, restarts=2).how() == APGD().how() == Auto(steps=1).how() == "iterative"
+    assert Square(queries=1).how() == "black-box"
+
+
 # ---- what they ask of the model
 
 

@@ -6,12 +6,16 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from robustbench_meta.boards import boards
 from robustbench_meta.leaderboard import COLUMNS, TIMINGS, build
 from robustbench_meta.store import pack
 from robustbench_meta.tables import tables
+from tests.records import record as planted
+from tests.records import stored
 
 BASE = {
     "dataset": "glyphs", "way": 5, "shot": 1, "backbone": "conv4:width=32", "norm": "group", "learner": "maml",
@@ -307,6 +311,108 @@ def test_titles_word_the_scenario(support, query, surrogate, told):
 def test_attacks_of_two_surrogates_are_in_two_tables():
     rows = [{"query": "transfer", "surrogate": name} for name in ("maml", "protonet")]
     assert [board.setting["surrogate"] for board in boards(frame(*rows))] == ["maml", "protonet"]
+
+
+def counted(*right):
+    """Answers in which that many of ten queries are right, an episode each."""
+    return np.arange(10) < np.array(right)[:, None]
+
+
+FILE = {"query": "transfer", "surrogate": "maml (abcdef01)"}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"trained": "file 1"}, {"trained": "file 0", "surrogate_code": "v2"}, {"trained": "file 1", "attack": "fgsm"}],
+    ids=str,
+)
+def test_two_surrogates_of_one_label_are_never_mixed(tmp_path, other):
+    first, second = planted(counted(8, 8), trained="file 0", **FILE), planted(counted(3, 1), **FILE, **other)
+    rows = build(stored(tmp_path, first, second)).set_index("spec_hash")
+    assert rows["worst_case_accuracy"].to_dict() == {first["key"]: 0.8, second["key"]: 0.2}
+    assert rows["attack_hash"].nunique() == rows["surrogate"].nunique() == 2
+    assert all(re.fullmatch(r"maml \(abcdef01\) #[0-9a-f]{4}", label) for label in rows["surrogate"])
+    shown = [board.scores["maml"][board.columns[-1]].mean for board in boards(rows.reset_index())]
+    assert sorted(shown) == pytest.approx([20, 80])
+
+
+def test_the_worst_case_is_over_the_attacks_on_one_surrogate(tmp_path):
+    # On each file fgsm and pgd fail on other queries: 7 and 3 of ten stay right, not the 0 of all four.
+    low, high = np.arange(10) < 3, np.arange(10) >= 3
+    answers = {("fgsm", "0"): high, ("pgd", "0"): high, ("fgsm", "1"): low, ("pgd", "1"): low | (np.arange(10) == 9)}
+    records = [
+        planted(np.tile(right, (2, 1)), attack=attack, trained=f"file {name}", **FILE)
+        for (attack, name), right in answers.items()
+    ]
+    rows = build(stored(tmp_path, *records))
+    assert sorted(rows["worst_case_accuracy"]) == [0.3, 0.3, 0.7, 0.7]
+    assert (rows["worst_case_accuracy"] <= rows["robust_accuracy"]).all()
+    found = [board.scores["maml"] for board in boards(rows)]
+    assert sorted(scores["worst case"].mean for scores in found) == pytest.approx([30, 70])
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["fgsm", "pgd"]), st.sampled_from(["file 0", "file 1", None]), st.integers(0, 1),
+            st.lists(st.booleans(), min_size=6, max_size=6),
+        ),
+        min_size=1, max_size=10, unique_by=lambda case: case[:3],
+    )
+)  # fmt: skip
+def test_no_row_vanishes_and_no_worst_case_is_above_the_row(cases):
+    records = [
+        planted(np.reshape(robust, (2, 3)), attack=attack, trained=trained, seed=seed, **FILE)
+        for attack, trained, seed, robust in cases
+    ]
+    rows = built(*records)
+    assert sorted(rows["spec_hash"]) == sorted(record["key"] for record in records)
+    assert (rows["worst_case_accuracy"] <= rows["robust_accuracy"]).all()
+    shown = [
+        score for board in boards(rows) for scores in board.scores.values() for name, score in scores.items()
+        if name not in {"clean", "worst case"}
+    ]  # fmt: skip
+    assert sum(score.seeds for score in shown) == len(records)
+
+
+def test_seeds_of_a_trained_surrogate_are_averaged(tmp_path):
+    told = {"query": "transfer", "surrogate": "aq"}
+    rows = build(stored(tmp_path, *(planted(counted(5 + seed, 5 + seed), seed=seed, **told) for seed in (0, 2))))
+    (board,) = boards(rows)
+    assert board.setting["surrogate"] == "aq"
+    assert (board.scores["maml"]["pgd"].mean, board.scores["maml"]["pgd"].seeds) == (60, 2)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_several_records_of_one_cell_the_newest_checked_one_is_shown(tmp_path, turned):
+    # In both orders of their hashes: the three differ in what checked them only.
+    days = {"old": "2026-01-01", "new": "2026-01-02", "": "2026-01-03"}
+    if turned:
+        days |= {"old": "2026-01-02", "new": "2026-01-01"}
+    records = {
+        checks: planted(
+            counted(count, count), checks=checks, written=f"{days[checks]}T00:00:00Z",
+            flags=["smoke"] if checks else ["unchecked"],
+        )
+        for checks, count in (("old", 5), ("new", 6), ("", 7))
+    }  # fmt: skip
+    fgsm = planted(counted(9, 9), attack="fgsm")
+    rows = build(stored(tmp_path, *records.values(), fgsm))
+    (board,) = boards(rows)
+    newest = "old" if turned else "new"
+    mean = {"old": 50, "new": 60}[newest]
+    assert board.scores["maml"]["pgd"].mean == board.scores["maml"]["worst case"].mean == mean
+    assert list(rows.columns) == COLUMNS
+    mine = rows.loc[rows["attack"] == "pgd", "spec_hash"].tolist()
+    assert mine == [record["key"] for record in sorted(records.values(), key=lambda each: each["written"])[::-1]]
+
+
+def test_a_single_training_is_told_beside_the_ranks():
+    told = "Ranks rest on one training each: its luck is not in them."
+    rows = [{"learner": name, "rank": 1, "seed": seed} for name in ("maml", "adml") for seed in (0, 1)]
+    assert told in " ".join(drawn(frame(*rows[::2])).split())
+    assert told not in " ".join(drawn(frame(*rows)).split())
+    assert told not in drawn(frame(rows[0]), 200)
 
 
 LONG = "adml:first_order=true,outer=sequential,alpha_adv=0.2"

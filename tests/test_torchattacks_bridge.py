@@ -411,6 +411,45 @@ def test_multiattack_takes_bounded_attacks_of_one_norm(attacks, reason):
         BRIDGED["multiattack"](attacks=attacks)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "how"),
+    [
+        ("bim", {"steps": 1}, "single-step"),
+        ("bim", {}, "iterative"),
+        ("pifgsm", {"num_iter_set": 1}, "single-step"),
+        ("torchattacks-apgd", {"steps": 1}, "single-step"),
+        ("torchattacks-apgd", {"steps": 1, "n_restarts": 2}, "iterative"),
+        ("onepixel", {"steps": 1}, "black-box"),
+        ("autoattack", {"steps": 1}, "iterative"),
+        ("autoattack", {"steps": 1, "version": "rand"}, "single-step"),
+        ("multiattack", {}, "iterative"),
+        ("multiattack", {"attacks": "fgsm+ffgsm"}, "single-step"),
+        ("multiattack", {"attacks": "gn+fgsm"}, "single-step"),
+        ("multiattack", {"attacks": "gn+gn"}, "random"),
+        ("multiattack", {"attacks": "square+fgsm"}, "iterative"),
+        ("multiattack", {"attacks": "square+spsa"}, "black-box"),
+    ],
+)
+def test_what_the_options_make_of_how_they_search_is_told(name, options, how):
+    assert BRIDGED[name](**options).how() == how
+
+
+def test_a_stronger_one_has_three_times_the_steps_of_their_usual_size():
+    assert BRIDGED["bim"](steps=4, alpha=0.1).stronger() == BRIDGED["bim"](steps=12)
+    assert BRIDGED["cw"](steps=20, c=2).stronger() == BRIDGED["cw"](steps=60, c=2)
+    fab = BRIDGED["fab"]
+    assert fab(norm="L2").stronger() == fab(norm="L2", steps=30)
+
+
+def test_who_has_no_stronger_version_is_known():
+    """By hand, from the table of options: no steps to multiply, one step only, answers only, or pixels counted."""
+    without = {
+        "vanila", "gn", "torchattacks-fgsm", "ffgsm", "spsa", "jsma", "eadl1", "eaden", "pifgsm", "pifgsmpp",
+        "sparsefool", "onepixel", "pixle", "torchattacks-square", "multiattack", "lgv",
+    }  # fmt: skip
+    assert {name for name in BRIDGED if BRIDGED[name]().stronger() is None} == without
+
+
 def test_how_they_search_is_told():
     """By hand, from torchattacks' source: who draws at random, takes one gradient, or asks for answers only."""
     other = {

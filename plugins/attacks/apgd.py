@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from robustbench_meta import hookimpl
-from robustbench_meta.contracts import Attack, Random, Setting, Victim
+from robustbench_meta.contracts import Attack, Method, Random, Setting, Victim
 from robustbench_meta.errors import BenchError
 from robustbench_meta.threat import Norm, ThreatModel
 
@@ -43,6 +43,10 @@ class APGD(Attack):
     def loss_only(self) -> bool:
         """It asks for nothing but the loss, unless another is chosen."""
         return self.loss == "ce"
+
+    def how(self) -> Method:
+        """A single step, if it takes only one."""
+        return "single-step" if self.steps == self.restarts == 1 else self.method
 
     def obstacle(self, setting: Setting) -> str | None:
         """DLR compares the first and the third logit, targeted DLR the first, third and fourth."""

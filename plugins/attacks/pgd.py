@@ -10,10 +10,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from robustbench_meta import hookimpl
-from robustbench_meta.contracts import Attack, Random, Victim
+from robustbench_meta.contracts import Attack, Method, Random, Victim
 from robustbench_meta.threat import Norm, ThreatModel
 
-from .searching import image_gradient
+from .searching import Harm, direction, image_gradient, over_images, project
 
 
 class PGD(Attack):
@@ -31,6 +31,10 @@ class PGD(Attack):
     def loss_only(self) -> bool:
         """It asks for nothing but the loss."""
         return True
+
+    def how(self) -> Method:
+        """A single step, if it takes only one."""
+        return "single-step" if self.steps == self.restarts == 1 else self.method
 
     @model_validator(mode="after")
     def _starts_differ(self) -> Self:
@@ -61,27 +65,29 @@ class PGD(Attack):
         self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, starts: list[Tensor], random: Random
     ) -> Tensor:
         """From each start, and random ones until there are `restarts`: the worst for each image."""
-        best, score = None, torch.empty(0)
+        best: tuple[Tensor, Harm] | None = None
         for turn in range(self.restarts):
             start = starts[turn] if turn < len(starts) else self._start(x, threat, random, model.event)
             found = self._ascend(model, start, x, y, threat)
             if self.restarts == 1:
                 return found
-            harm = _harm(model, found, y)
-            if best is None:  # kept where no harm is a number, for the harness to find
-                best, score = found, harm
+            with torch.no_grad():
+                harm = Harm.of(model.fooled(found, y), model.loss(found, y), model.transductive)
+            if best is None:
+                best = found, harm
                 continue
-            best = torch.where((harm > score).view(*y.shape, *(1,) * model.event), found, best)
-            score = torch.maximum(score, harm)
+            worse = harm.exceeds(best[1])
+            best = torch.where(over_images(worse, model.event), found, best[0]), harm.or_else(best[1], worse)
         assert best is not None
-        return best
+        return best[0]
 
     def _ascend(self, model: Victim, start: Tensor, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
         alpha = 2.5 * threat.eps / self.steps if self.alpha is None else self.alpha
         found = start
         for _ in range(self.steps):
             gradient = image_gradient(self.name, model, found, y)
-            found = self._project(found + alpha * self._direction(gradient, model.event), x, threat, model.event)
+            step = alpha * direction(gradient, threat.norm, model.event)
+            found = project(found + step, x, threat, model.event)
         return found
 
     def _start(self, x: Tensor, threat: ThreatModel, random: Random, event: int) -> Tensor:
@@ -90,12 +96,6 @@ class PGD(Attack):
     def _draw(self, x: Tensor, threat: ThreatModel, random: Random, event: int) -> Tensor:
         """Uniform in the ball."""
         return threat.clip(x + threat.eps * (2 * random.uniform(x) - 1))
-
-    def _direction(self, gradient: Tensor, event: int) -> Tensor:
-        return gradient.sign()
-
-    def _project(self, moved: Tensor, x: Tensor, threat: ThreatModel, event: int) -> Tensor:
-        return threat.clip(x + (moved - x).clamp(-threat.eps, threat.eps))
 
 
 class PGDL2(PGD):
@@ -111,32 +111,7 @@ class PGDL2(PGD):
     def _draw(self, x: Tensor, threat: ThreatModel, random: Random, event: int) -> Tensor:
         """A random direction, and a distance uniform on [0, ε]."""
         radius = random.uniform(x.flatten(-event)[..., :1]).view(*x.shape[:-event], *(1,) * event)
-        return threat.clip(x + threat.eps * radius * self._direction(random.normal(x), event))
-
-    def _direction(self, gradient: Tensor, event: int) -> Tensor:
-        """The gradient at length 1; zero where it is zero."""
-        exact = gradient.double()  # the square of a small float32 is zero
-        return (exact / _length(exact, event).clamp_min(torch.finfo(exact.dtype).tiny)).to(gradient.dtype)
-
-    def _project(self, moved: Tensor, x: Tensor, threat: ThreatModel, event: int) -> Tensor:
-        delta = (moved - x).double()
-        shrink = (threat.eps / _length(delta, event).clamp_min(threat.eps)) if threat.eps > 0 else 0.0
-        return threat.clip(x + (delta * shrink).to(x.dtype))
-
-
-def _length(delta: Tensor, event: int) -> Tensor:
-    """The L2 norm over the axes of one example, which are kept."""
-    return delta.square().sum(tuple(range(-event, 0)), keepdim=True).sqrt()
-
-
-def _harm(model: Victim, x: Tensor, y: Tensor) -> Tensor:
-    """Larger for a worse image: its loss, and above every loss if it fools the model.
-
-    Of a transductive model all images of a task have one: an image was judged among these neighbours.
-    """
-    with torch.no_grad():
-        harm = model.loss(x, y) + torch.where(model.fooled(x, y), 1e6, 0.0)
-    return harm.mean(-1, keepdim=True).expand_as(harm) if model.transductive else harm
+        return threat.clip(x + threat.eps * radius * direction(random.normal(x), "l2", event))
 
 
 @hookimpl

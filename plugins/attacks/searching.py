@@ -76,6 +76,12 @@ def to_edge(delta: Tensor, x: Tensor, threat: ThreatModel, event: int) -> Tensor
     return threat.clip(x + threat.eps * (1 - ROUNDING) * direction(delta, "l2", event))
 
 
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """The logit of the right class less the largest other one, in the shape of y."""
+    own = logits.gather(-1, y[..., None])[..., 0]
+    return own - logits.scatter(-1, y[..., None], -torch.inf).amax(-1)
+
+
 def signs(uniform: Tensor) -> Tensor:
     """−1 or 1, from what is uniform on [0, 1)."""
     return 1 - 2 * (uniform < 0.5).to(uniform.dtype)
@@ -112,9 +118,11 @@ class Survivors(NamedTuple):
 
     def scatter(self, part: Tensor, values: Tensor) -> Tensor:
         """The values [tasks, n, …], where it is theirs replaced by `part` [tasks, m, …]."""
-        index = self.which.reshape(*self.which.shape, *(1,) * (part.dim() - 2)).expand(part.shape)
-        withstand = self.withstand.reshape(*self.withstand.shape, *(1,) * (part.dim() - 2))
-        return torch.where(withstand, values.scatter(1, index, part), values)
+        count = values.shape[1]
+        place = torch.arange(self.which.shape[1], device=values.device)
+        target = torch.where(place < self.withstand.sum(1)[:, None], self.which, count)  # repeats: behind the last one
+        index = target.reshape(*target.shape, *(1,) * (part.dim() - 2)).expand(part.shape)
+        return torch.cat([values, values[:, :1]], 1).scatter(1, index, part)[:, :count]
 
 
 def gathered(values: Tensor, index: Tensor) -> Tensor:

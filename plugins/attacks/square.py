@@ -14,9 +14,10 @@ from torch import Tensor
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Attack, Method, Random, Setting, Victim
+from robustbench_meta.devices import send
 from robustbench_meta.threat import Norm, ThreatModel
 
-from .searching import Harm, Survivors, WorstCase, direction, over_images, signs, to_edge
+from .searching import Harm, Survivors, WorstCase, direction, margin, over_images, signs, to_edge
 
 BLOCK = 50
 """After so many queries those that are fooled are left out; so many queries' draws are made at once."""
@@ -192,11 +193,9 @@ class SquareL2(Squares):
 
 
 def _judge(model: Victim, images: Tensor, y: Tensor) -> Harm:
-    """By the margin: the largest logit of a wrong class less that of the right one."""
+    """The less the margin, the worse."""
     logits = model(images)
-    own = logits.gather(-1, y[..., None])[..., 0]
-    rival = logits.scatter(-1, y[..., None], -torch.inf).amax(-1)
-    return Harm.of(logits.argmax(-1) != y, rival - own, model.transductive)
+    return Harm.of(logits.argmax(-1) != y, -margin(logits, y), model.transductive)
 
 
 def _worse(these: Tensor, harm: Harm, those: Tensor, known: Harm, event: int) -> tuple[Tensor, Harm]:
@@ -231,11 +230,16 @@ def _odd(side: int, most: int) -> int:
 
 def _turned(side: int, uniform: Tensor) -> Tensor:
     """The bump [..., side, side], on its side where the draw [...,  1, 1] says so."""
-    bump = _bump(side).to(uniform.device, uniform.dtype)
+    bump = _bump_on(side, uniform.device, uniform.dtype)
     return torch.where(uniform < 0.5, bump, bump.T)
 
 
 @lru_cache
+def _bump_on(side: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The bump where it is needed: it goes there once, not with every query."""
+    return send(_bump(side).to(dtype), device)
+
+
 def _bump(side: int) -> Tensor:
     """A pyramid up beside a pyramid down (eq. 2, figure 4), of length 1."""
     up, down = _pyramid(side // 2, side), _pyramid(side - side // 2, side)

@@ -14,7 +14,7 @@ from pydantic import Field, create_model, field_validator
 from torch import Tensor
 
 from robustbench_meta import hookimpl
-from robustbench_meta.contracts import Attack, Setting
+from robustbench_meta.contracts import Attack, Method, Setting
 from robustbench_meta.errors import BenchError, unknown
 from robustbench_meta.hookspecs import Register
 from robustbench_meta.threat import Norm
@@ -112,6 +112,10 @@ class _AutoAttack(_Square):
         100, ge=1, description="number of steps of APGD, APGDT and FAB (the paper: 100; torchattacks: 10)"
     )
 
+    def how(self) -> Method:
+        """It always searches for long, but for `version=rand` of one step: the others end with Square Attack."""
+        return super().how() if getattr(self, "version", "standard") == "rand" else self.method
+
     def least_way(self) -> int:
         """The targeted DLR loss needs 4 classes, DLR 3."""
         return 3 if getattr(self, "version", "standard") == "rand" else 4
@@ -153,6 +157,13 @@ class _MultiAttack(TorchAttack):
     def norm(self) -> Norm:
         """The norm of its attacks."""
         return self.parts[0].norm
+
+    def how(self) -> Method:
+        """As its attacks do, if all that do not only draw search alike."""
+        searches = {attack.how() for attack in self.parts} - {"random"}
+        if not searches:
+            return "random"
+        return searches.pop() if len(searches) == 1 else "iterative"
 
     def obstacle(self, setting: Setting) -> str | None:
         """Its own, or the first of its attacks'."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_meta.contracts import Attack, Random, Setting, Victim
+from robustbench_meta.contracts import Attack, Method, Random, Setting, Victim
 from robustbench_meta.errors import BenchError
 from robustbench_meta.threat import TOLERANCE, Norm, ThreatModel
 
@@ -38,6 +38,20 @@ class TorchAttack(Attack):
     def sub_batches(self) -> bool:
         """True if the model sees other batches than the task's."""
         return self.traits.sub_batches
+
+    def how(self) -> Method:
+        """A single step, if it would take many and is told to take one, once."""
+        steps = getattr(self, "steps", getattr(self, "num_iter_set", None))
+        once = steps == getattr(self, "n_restarts", 1) == 1
+        return "single-step" if once and self.method == "iterative" else self.method
+
+    def stronger(self) -> Attack | None:
+        """Three times the steps, of their usual size; None where it has no option `steps`, or pixels are counted."""
+        steps = getattr(self, "steps", None)
+        if steps is None or self.method != "iterative" or self.norm not in {"linf", "l2"}:
+            return None
+        usual = {"alpha": None} if hasattr(self, "alpha") else {}
+        return self.model_copy(update={"steps": 3 * steps, **usual})
 
     def default_eps(self) -> float | str | None:
         """A usual ε for its norm."""

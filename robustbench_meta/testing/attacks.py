@@ -220,15 +220,16 @@ class AttackContract(Contract):
 
     @clause("gives reasons, threat models and stronger versions of itself as the contract has them")
     def answers(self) -> None:
-        """The answers of `obstacle`, `eps_obstacle`, `default_eps`, `norm`, `method`, `stronger`."""
+        """The answers of `obstacle`, `eps_obstacle`, `default_eps`, `norm`, `method`, `how`, `stronger`."""
         attack = self.plugin
         expect(
             attack.norm in get_args(Norm), f"norm is {attack.norm!r}", f"expected one of {', '.join(get_args(Norm))}"
         )
         expect(
-            attack.method in get_args(Method), f"method is {attack.method!r}",
+            {attack.method, attack.how()} <= set(get_args(Method)),
+            f"method is {attack.method!r}, how() returned {attack.how()!r}",
             f"expected one of {', '.join(get_args(Method))}",
-        )  # fmt: skip
+        )
         for transductive in (False, True):
             for setting in settings(transductive=transductive):
                 reason_or_none(attack.obstacle(setting), f"obstacle({setting})")
@@ -365,13 +366,13 @@ class AttackContract(Contract):
     @clause("asks for a gradient only if its method says so", after=(_RUNS,))
     def means_its_method(self) -> None:
         """What calls itself black-box or random shall work where a model has no gradient."""
-        if self.plugin.method not in ("black-box", "random") or self.plugin.clean:
+        if self.plugin.how() not in ("black-box", "random") or self.plugin.clean:
             return
         tasks = tasks_of(self.setting)
         blind = Onlooker(self.victim(self.setting, tasks), gradient=False)
         trial = attempt(self.plugin, blind, tasks.query, self.middle)
         if trial.error is not None:
-            where = f"it declares the method '{self.plugin.method}', and on a model without gradient "
+            where = f"it declares the method '{self.plugin.how()}', and on a model without gradient "
             raise Broken(raised(trial.error, where).seen, "ask for no gradient, or declare another `method`")
 
     @clause("works through the loss alone, if it declares loss_only", after=(_RUNS, _RETURNS, _INSIDE))
@@ -413,7 +414,7 @@ class AttackContract(Contract):
         if self.plugin.clean:
             expect(torch.equal(found, x), "it declares `clean` and changed images", "return x, or do not declare clean")
             return
-        if self.plugin.method == "random":
+        if self.plugin.how() == "random":
             expect(not torch.equal(found, x), "it returned the images that it was given", "return what it drew")
             return
         before, after = margin(victim, x, y), margin(victim, found, y)

@@ -33,6 +33,7 @@ from robustbench_meta.testing.contract import (
     seed_all,
 )
 from robustbench_meta.testing.worlds import LOOP, VMAP, apart, at, engine_of, settings, tasks_of, vector
+from robustbench_meta.victims import PoisonedAdaptation
 
 _NAMES = "names only plugins that there are"
 _RUNS = "adapts and predicts in the settings that it does not refuse"
@@ -44,6 +45,7 @@ _ALONE = "its objective depends on each task by itself"
 _LEARNS = "meta-training changes θ, and keeps it finite"
 _REPEATS = "gives the same again for the same seed, whatever came before"
 _OBJECTIVE = "its objective gives a finite loss for each task"
+_POISONED = "gives support poisoning the true gradient of the queries' loss"
 _BACKBONES = ("mlp:width=8,depth=1", "conv4:width=8")
 STEPS = 3
 
@@ -335,12 +337,10 @@ class LearnerContract(Contract):
 
         A learner written for one precision only is not asked.
         """
-        try:
-            engine, weights, tasks = self.world(dtype=torch.float64)
-            with torch.no_grad():
-                self._one(engine, weights, tasks)
-        except Exception:  # it knows float32 only
+        exact = self._exact_world()
+        if exact is None:
             return
+        engine, weights, tasks = exact
         if not weights:
             return
         engine.set_mode(training=True)
@@ -364,6 +364,49 @@ class LearnerContract(Contract):
                         f"along a random direction the objective rises by {slope:.6g}, by its gradient {found:.6g}",
                         "look for detach, .data, no_grad or in-place changes; if it is meant, leave this clause out",
                     )
+
+    @clause(_POISONED, after=(_LOGITS, _QUIET))
+    def can_be_poisoned(self) -> None:
+        """The gradient that support poisoning climbs, by central differences in float64.
+
+        A learner written for one precision only is not asked.
+        """
+        exact = self._exact_world()
+        if exact is None:
+            return
+        engine, weights, tasks = exact
+        victim = PoisonedAdaptation(engine, _data(engine, weights), tasks.query)
+        remedy = (
+            "build inner steps on robustbench_meta.inner.gradient_step, or do not detach under inner.differentiable(); "
+            "where the derivative is zero or undefined, leave this clause out"
+        )
+        x, y = tasks.support.x.clone().requires_grad_(), tasks.support.y
+        loss = victim.loss(x, y).sum()
+        (gradient,) = torch.autograd.grad(loss, x, allow_unused=True) if loss.requires_grad else (None,)
+        if gradient is None:
+            raise Broken("after adaptation the loss of the queries has no gradient in the support images", remedy)
+        step = 1e-7
+        for seed in range(2):
+            draw = torch.Generator().manual_seed(seed)
+            direction = torch.randn(x.shape, generator=draw, dtype=x.dtype)
+            with torch.no_grad():
+                above, below = (victim.loss(x + side * step * direction, y).sum() for side in (1, -1))
+            slope, found = float(above - below) / (2 * step), float((gradient * direction).sum())
+            expect(
+                abs(found - slope) <= 1e-4 * abs(slope) + 1e-6,
+                f"along a random direction of the support images the queries' loss rises by {slope:.6g}, by its "
+                f"gradient {found:.6g}", remedy,
+            )  # fmt: skip
+
+    def _exact_world(self) -> tuple[Engine, Weights, TaskBatch] | None:
+        """The world in float64; None if the learner knows float32 only."""
+        try:
+            engine, weights, tasks = self.world(dtype=torch.float64)
+            with torch.no_grad():
+                self._one(engine, weights, tasks)
+        except Exception:  # a plugin may raise anything
+            return None
+        return engine, weights, tasks
 
     @clause(_LEARNS, after=(_OBJECTIVE, _TOUCHES))
     def learns(self) -> None:

@@ -55,6 +55,17 @@ class Untidy(Attack):
         return x.clone()
 
 
+class Moody(Attack):
+    """Leaves the model in training mode."""
+
+    name = "moody"
+
+    def perturb(self, model, x, y, threat, random):
+        for module in model.modules():
+            module.train()
+        return x.clone()
+
+
 class Reseeding(Attack):
     """Reseeds the generator."""
 
@@ -67,5 +78,5 @@ class Reseeding(Attack):
 
 @hookimpl
 def register_attacks(register):
-    for attack in (Idle, Generous, NotANumber, Flipping, Untidy, Reseeding):
+    for attack in (Idle, Generous, NotANumber, Flipping, Untidy, Moody, Reseeding):
         register(attack)
