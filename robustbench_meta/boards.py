@@ -17,6 +17,10 @@ PLACE = [
 """What learners must share to be compared at all."""
 THREAT = ["support", "query", "surrogate", "threat_norm", "eps"]
 """What their attacks must share besides."""
+OF_THE_MODEL = frozenset({
+    "probabilities", "random-outputs", "zero-gradients", "masked-gradients", "flat-in-eps", "robust-at-full-range",
+})  # fmt: skip
+"""Flags of the model or its gradients: from the row of any attack they reach the worst case as well."""
 _EXTRAS = {"success": ("attack_success_rate", max), "worst 10 %": ("worst_decile_accuracy", min)}
 
 
@@ -28,10 +32,17 @@ class Score:
     spread: float
     seeds: int
     flags: frozenset[str] = frozenset()
+    black_box: float = math.nan
+    """What the black-box probe left, in percent, where gradients are masked and it left less; else NaN."""
 
     def text(self) -> str:
         """The mean as shown; what is bold is decided on this."""
-        return "–" if math.isnan(self.mean) else f"{self.mean:.1f}"
+        return "–" if math.isnan(self.mean) else shown(self.mean)
+
+
+def shown(points: float) -> str:
+    """A percentage or points, as every table shows them: by the six decimals that the CSV has of the fraction."""
+    return f"{round(points, 4):.1f}"
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,17 @@ class Board:
                 for flag in sorted(row[column].flags - self.shared):
                     found.setdefault(flag, {}).setdefault(column, []).append(name)
         return dict(sorted(found.items()))
+
+    def throughout(self, flag: str) -> list[str]:
+        """The learners that have a flag under every attack and at the worst case."""
+        judged = [column for column in self.columns if column != CLEAN]
+        if WORST not in judged:
+            return []
+        return [name for name, row in self.scores.items() if all(flag in row[column].flags for column in judged)]
+
+    def searched(self, name: str) -> float:
+        """What the black-box probe left of a learner whose gradients are masked, in percent; NaN: nothing to tell."""
+        return min((score.black_box for score in self.scores[name].values() if score.black_box >= 0), default=math.nan)
 
     def measured(self, column: str) -> list[str]:
         """The learners with a number in that column."""
@@ -165,7 +187,7 @@ def under(rows: pd.DataFrame, column: str, attacks: list[str]) -> pd.DataFrame:
 def _board(rows: pd.DataFrame) -> Board:
     columns = columns_of(rows)
     parts = {str(name): part for name, part in rows.groupby("learner", sort=False)}
-    scores = {name: _scores(part, columns) for name, part in parts.items()}
+    scores = {name: scores_of(part, columns) for name, part in parts.items()}
     ranks = {name: int(part["rank"].iloc[0]) for name, part in parts.items() if part["rank"].notna().iloc[0]}
     ordered = sorted(
         scores, key=lambda name: (ranks.get(name, math.inf), -_or_last(scores[name][columns[-1]].mean), name)
@@ -190,22 +212,37 @@ def numbered(rows: pd.DataFrame, name: str, version: str) -> pd.Series[str]:
 _NUMBERS = {CLEAN: ("clean_accuracy", "clean_ci95"), WORST: ("worst_case_accuracy", "worst_case_ci95")}
 
 
-def _scores(rows: pd.DataFrame, columns: list[str]) -> dict[str, Score]:
-    """A learner's numbers: clean, under each attack, and the worst case."""
+def scores_of(rows: pd.DataFrame, columns: list[str]) -> dict[str, Score]:
+    """A learner's numbers: clean, under each attack, and the worst case.
+
+    The worst case has the flags of the model from any of its attacks, and those that all of its attacks have.
+    """
     attacks = [name for name in columns if name not in {CLEAN, WORST}]
     scores = {}
     for column in columns:
         part = under(rows, column, attacks)
         accuracy, ci95 = _NUMBERS.get(column, ("robust_accuracy", "robust_ci95"))
-        flagged = column in attacks or not attacks
-        scores[column] = _score(part[accuracy], part[ci95], _flags(part) if flagged else frozenset())
+        flags: frozenset[str] = _flags(part) if column in attacks or not attacks else frozenset()
+        if column == WORST and not part.empty:
+            whole = rows[rows["seed"].isin(part.index)]
+            each = [_flags(under(whole, attack, attacks)) for attack in attacks]
+            flags = frozenset.intersection(*each) | (frozenset.union(*each) & OF_THE_MODEL)
+        searched = _searched(part) if column in attacks else math.nan
+        scores[column] = _score(part[accuracy], part[ci95], flags, searched)
     return scores
 
 
-def _score(means: pd.Series[float], intervals: pd.Series[float], flags: frozenset[str]) -> Score:
+def _searched(rows: pd.DataFrame) -> float:
+    """What the black-box probe left, in percent, over the rows that it shows to be masked; NaN if it shows none."""
+    masked = rows["flags"].fillna("").str.split().map(lambda flags: "masked-gradients" in flags).astype(bool)
+    found = rows[masked & (rows["black_box_accuracy"] < rows["robust_accuracy"])]
+    return 100 * float(found["black_box_accuracy"].mean())
+
+
+def _score(means: pd.Series[float], intervals: pd.Series[float], flags: frozenset[str], searched: float) -> Score:
     """The mean over seeds, with the interval of the one seed or the standard deviation between several."""
     spread = float(intervals.iloc[0]) if len(means) == 1 else float(means.std(ddof=1))  # NaN for none at all
-    return Score(100 * float(means.mean()), 100 * spread, len(means), flags)
+    return Score(100 * float(means.mean()), 100 * spread, len(means), flags, searched)
 
 
 def _flags(rows: pd.DataFrame) -> frozenset[str]:
@@ -215,7 +252,7 @@ def _flags(rows: pd.DataFrame) -> frozenset[str]:
 def _extras(rows: pd.DataFrame) -> dict[str, str]:
     found = {}
     if rows["threat_norm"].iloc[0] != "none":
-        found = {name: f"{100 * choose(rows[column]):.1f}" for name, (column, choose) in _EXTRAS.items()}
+        found = {name: shown(100 * choose(rows[column])) for name, (column, choose) in _EXTRAS.items()}
     seconds = rows.drop_duplicates("seed")["train_seconds"].mean()
     return {**found, "trained": f"{seconds:,.0f} s"}
 

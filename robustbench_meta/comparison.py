@@ -14,12 +14,15 @@ from robustbench_meta.boards import (
     CLEAN,
     PLACE,
     THREAT,
+    Board,
+    Score,
     attacks_apart,
     attacks_of,
     columns_of,
     groups,
     learners_apart,
     once,
+    scores_of,
 )
 from robustbench_meta.errors import BenchError, unknown
 from robustbench_meta.samples import Sample, Samples
@@ -109,6 +112,17 @@ class Duel:
     second: str
     contrasts: Mapping[str, Contrast]
     """By column: clean, an attack, or the worst case."""
+    scores: Mapping[str, tuple[Score, Score]]
+    """By column: the two's numbers as the leaderboard shows them, with their flags."""
+
+    @property
+    def board(self) -> Board:
+        """The two as a table of the leaderboard, of the columns that both have."""
+        rows = {
+            name: {column: pair[which] for column, pair in self.scores.items()}
+            for which, name in enumerate((self.first, self.second))
+        }
+        return Board(self.setting, list(self.scores), rows, {})
 
 
 def duels(frame: pd.DataFrame, samples: Samples, first: str | None = None, second: str | None = None) -> list[Duel]:
@@ -130,22 +144,25 @@ def duels(frame: pd.DataFrame, samples: Samples, first: str | None = None, secon
     )
     if wanted is not None and wanted[0] & wanted[1]:
         raise BenchError(f"'{first}' and '{second}' are the same learner; name two")
-    drafts: list[tuple[dict[str, Any], str, str, dict[str, tuple[Sample, Sample]]]] = []
+    drafts: list[tuple[dict[str, Any], str, str, dict[str, tuple[Sample, Sample]], dict[str, tuple[Score, Score]]]] = []
     strangers: list[str] = []
     for rows in places:
         for one, two in _pairs(rows, wanted):
-            for setting, column, pair in _columns(one, two, samples):
+            for setting, column, pair, scores in _columns(one, two, samples):
                 names = str(one["learner"].iloc[0]), str(two["learner"].iloc[0])
                 if not pairable(*pair):
                     strangers.append(f"{names[0]} and {names[1]} under {column}")
                 elif drafts and drafts[-1][:3] == (setting, *names):
-                    drafts[-1][3][column] = pair
+                    drafts[-1][3][column], drafts[-1][4][column] = pair, scores
                 else:
-                    drafts.append((setting, *names, {column: pair}))
+                    drafts.append((setting, *names, {column: pair}, {column: scores}))
     if not drafts:
         raise BenchError(_nothing(frame, places, wanted, strangers, (first, second)))
-    done = iter(contrasts([pair for *_, pairs in drafts for pair in pairs.values()]))
-    return [Duel(setting, one, two, {column: next(done) for column in pairs}) for setting, one, two, pairs in drafts]
+    done = iter(contrasts([pair for *_, pairs, _ in drafts for pair in pairs.values()]))
+    return [
+        Duel(setting, one, two, {column: next(done) for column in pairs}, scores)
+        for setting, one, two, pairs, scores in drafts
+    ]
 
 
 def _chosen(frame: pd.DataFrame, places: list[pd.DataFrame], typed: str) -> set[str]:
@@ -192,22 +209,30 @@ def _pairs(rows: pd.DataFrame, wanted: tuple[set[str], set[str]] | None) -> Iter
 
 def _columns(
     one: pd.DataFrame, two: pd.DataFrame, samples: Samples
-) -> Iterator[tuple[dict[str, Any], str, tuple[Sample, Sample]]]:
-    """The setting, column and samples of all that both have: clean first, then each threat's attacks and worst case."""
+) -> Iterator[tuple[dict[str, Any], str, tuple[Sample, Sample], tuple[Score, Score]]]:
+    """The setting, column, samples and numbers of all that both have: clean, then each threat's attacks, worst case."""
     place = {name: one[name].iloc[0] for name in PLACE}
     pair = samples.of(one, CLEAN, []), samples.of(two, CLEAN, [])
     if pair[0] is not None and pair[1] is not None:
-        yield {**place, **_NO_THREAT}, CLEAN, (pair[0], pair[1])
+        yield {**place, **_NO_THREAT}, CLEAN, (pair[0], pair[1]), (_clean(one), _clean(two))
     both = pd.concat([one, two])
     for _, group in both[both["threat_norm"] != "none"].groupby(THREAT, sort=False, dropna=False):
         rows = attacks_apart(group)
         attacks = attacks_of(rows)
         setting = {**place, **{name: rows[name].iloc[0] for name in THREAT}}
         mine, theirs = (rows[rows["recipe_hash"] == part["recipe_hash"].iloc[0]] for part in (one, two))
-        for column in columns_of(rows)[1:]:
+        columns = columns_of(rows)
+        first, second = scores_of(mine, columns), scores_of(theirs, columns)
+        for column in columns[1:]:
             found = samples.of(mine, column, attacks), samples.of(theirs, column, attacks)
             if found[0] is not None and found[1] is not None:
-                yield setting, column, (found[0], found[1])
+                yield setting, column, (found[0], found[1]), (first[column], second[column])
+
+
+def _clean(rows: pd.DataFrame) -> Score:
+    """A learner's clean accuracy, with the flags of its rows without attack."""
+    alone = scores_of(rows[rows["threat_norm"] == "none"], [CLEAN])[CLEAN]
+    return replace(scores_of(rows, [CLEAN])[CLEAN], flags=alone.flags)
 
 
 def _nothing(

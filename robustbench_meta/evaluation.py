@@ -125,10 +125,11 @@ class _Evaluation:
         self.surrogates = {key: (other, _data(theta)) for key, (other, theta) in surrogates.items()}
         self.spec, self.count = cells[0].training.spec, cells[0].spec.episodes
         self.trials: dict[str, Trial] = {cell.key: cell.trial for cell in cells}
-        self.probes: dict[str, list[Probe]] = {
-            key: probes(battery, trial, source.shape) if battery is not None else []
-            for key, trial in self.trials.items()
-        }
+        self.broken: dict[str, BenchError] = {}
+        """Cells whose attack cannot even say what it is checked with."""
+        self.probes: dict[str, list[Probe]] = {key: [] for key in self.trials}
+        if battery is not None:
+            self.probes = {key: self._probes(battery, key, trial) for key, trial in self.trials.items()}
         self.given_up: set[str] = set()
         self.fits = self.count
         """As many episodes at a time as have not been too many so far."""
@@ -137,6 +138,15 @@ class _Evaluation:
         self.portions = [range(*pair) for pair in pairwise(bounds)]
         """Of the episodes; those that are checked are in none with others."""
         assert len(self.trials) == len(cells), "two cells with one key"
+
+    def _probes(self, battery: Battery, key: str, trial: Trial) -> list[Probe]:
+        try:
+            return probes(battery, trial, self.source.shape)
+        except Exception as error:  # an attack is a plugin: its `how` or `stronger` may raise anything
+            self.broken[key] = BenchError(
+                f"an attack failed to say what it is checked with (`stronger`, `how`): {type(error).__name__}: {error}"
+            )
+            return []
 
     def run(self) -> dict[str, Outcome | BenchError]:
         self.engine.set_mode(training=False)
@@ -151,6 +161,8 @@ class _Evaluation:
         return {cell.key: self._outcome(cell, chunks, observation) for cell in self.cells}
 
     def _outcome(self, cell: Cell, chunks: list[_Chunk], observation: Observation) -> Outcome | BenchError:
+        if cell.key in self.broken:
+            return self.broken[cell.key]
         tallies = [chunk.cells[cell.key] for chunk in chunks]
         failure = next((tally.failure for tally in tallies if tally.failure is not None), None)
         if failure is not None:
@@ -273,9 +285,9 @@ def _self_tested(arena: Arena, armed: Armed) -> Tensor | BenchError:
 
 
 def _tested(trial: Trial) -> Armed | None:
-    """The attack that must show an effect on an undefended model, without a sweep; None: noise, or nothing to see."""
+    """The attack that must show an effect on an undefended model, without a sweep; None: there is nothing to see."""
     armed = trial.query or trial.support
-    if armed is None or armed.threat.eps == 0 or armed.attack.how() == "random" or armed.attack.clean:
+    if armed is None or armed.threat.eps == 0 or armed.attack.clean:
         return None
     return Armed(armed.attack, armed.threat)
 

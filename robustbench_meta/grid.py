@@ -193,10 +193,12 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None) -> Grid:
             if training.key not in {other.key for other in grid.trainings}:
                 _add_cells(grid, training, threats, surrogates.get(training.spec.seed))
     if not grid.cells:
-        left_out = "".join(f"; {note}" for note in grid.notes if "left out" in note)
+        left_out = [note for note in grid.notes if "left out" in note]
+        if left_out:
+            raise BenchError(f"nothing to run: {'; '.join(left_out)}")
         raise BenchError(
             "nothing to run: an attack needs a scenario in which something is attacked, such as clean/adv; for the "
-            f"accuracy without any (clean/clean), use --attack none{left_out}"
+            "accuracy without any (clean/clean), use --attack none"
         )
     return grid
 

@@ -27,7 +27,7 @@ COLUMNS = [
     "attack_ms_per_task", "parameters", "device", "version", "spec_hash",
     "queries", "meta_steps", "tasks_per_step", "training_attack", "training_eps",
     "training_hash", "recipe_hash", "attack_hash", "precision", "peak_memory_mb",
-    "surrogate", "warm_start", "check_ms_per_task", "worst_case_ci95", "rank",
+    "surrogate", "warm_start", "check_ms_per_task", "worst_case_ci95", "rank", "black_box_accuracy",
 ]  # fmt: skip
 """The CSV's columns, in order. Accuracies are fractions; `…_ci95` are half-widths of 95 % intervals over episodes."""
 
@@ -119,8 +119,14 @@ def _row(record: Mapping[str, Any], samples: Samples, flags: Collection[str]) ->
         "attack_hash": _digest(_attack(spec)),
         "precision": record["precision"], "peak_memory_mb": _peak(record.get("memory") or {}),
         "surrogate": labels.get("surrogate", "none"), "warm_start": labels.get("warm_start", ""),
-        "worst_case_ci95": round(worst_case_ci95, 6),
+        "worst_case_ci95": round(worst_case_ci95, 6), "black_box_accuracy": _probed(record, "black box"),
     }  # fmt: skip
+
+
+def _probed(record: Mapping[str, Any], probe: str) -> float:
+    """What a probe left right on the episodes that it saw; NaN where it was not run."""
+    accuracies = (record.get("checks") or {}).get("accuracies", {})
+    return float(accuracies.get(probe, "nan"))
 
 
 def _peak(memory: Mapping[str, int | None]) -> float:

@@ -63,7 +63,10 @@ class Samples:
         return self._accuracies(unpack(self._records[key]["robust"]))
 
     def worst(self, key: str) -> np.ndarray:
-        """Share of the queries that stay right under every attack of this learner, ε and scenario [episodes]."""
+        """Share of the queries that stay right under every attack of this learner, ε and scenario [episodes].
+
+        With clean support they must be right without any as well: the unchanged query is in every attack's reach.
+        """
         return self._accuracies(self._survivors[_rivals(self._records[key])])
 
     def series(self, key: str) -> str:
@@ -138,6 +141,8 @@ def _age(record: Mapping[str, Any]) -> tuple[str, str]:
 def _worst_cases(records: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], np.ndarray]:
     """Per group of rivals: which queries stay right under every one of its attacks [episodes, queries].
 
+    With clean support the weights are those without attack, and each threat model holds the unchanged query: one that
+    is wrong without attack is never right. Other support makes other weights, of which that is not known.
     Of an attack whose code was changed, only the newest record counts; of one cell with and without checks, the
     newest with them.
     """
@@ -153,5 +158,7 @@ def _worst_cases(records: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], 
     survivors: dict[tuple[Any, ...], np.ndarray] = {}
     for record in newest.values():
         robust, group = unpack(record["robust"]), _rivals(record)
+        if record["spec"]["support"] == "clean":
+            robust = robust & unpack(record["clean"])
         survivors[group] = survivors[group] & robust if group in survivors else robust
     return survivors

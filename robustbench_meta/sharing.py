@@ -6,7 +6,6 @@ What is drawn depends on the order of the pieces, so that those that draw go one
 from __future__ import annotations
 
 import mmap
-import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,12 +13,12 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from robustbench_meta.contracts import Weights
 from robustbench_meta.lanes import Crew, Lanes
+from robustbench_meta.seeds import random_states
 from robustbench_meta.tasks import Batch, TaskBatch
 
 if TYPE_CHECKING:
@@ -71,15 +70,9 @@ def share_out(
 
 
 def _watched(work: Callable[[Item], Result], item: Item) -> tuple[Result, bool]:
-    before = _random_states()
+    before = random_states()
     result = work(item)
-    return result, _random_states() != before
-
-
-def _random_states() -> tuple[object, ...]:
-    """What changes when a global generator of the CPU (torch's, numpy's, Python's) is drawn from."""
-    numpy_state: Any = np.random.get_state()
-    return torch.get_rng_state().numpy().tobytes(), numpy_state[1].tobytes(), numpy_state[2:], random.getstate()
+    return result, random_states() != before
 
 
 def _counted(results: Iterable[Result], done: Callable[[int], None] | None, before: int = 0) -> Iterator[Result]:

@@ -131,8 +131,13 @@ class _Hashed(BaseModel):
 
     def digest(self) -> str:
         """16 hexadecimal digits that change with anything that may change the numbers."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest_of(self.model_dump(mode="json"))
+
+
+def digest_of(plain: Any) -> str:
+    """16 hexadecimal digits of plain data, however its keys are ordered."""
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class AttackSpec(BaseModel):

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from robustbench_meta.contracts import Weights
 from robustbench_meta.errors import BenchError, StorageError
 from robustbench_meta.files import write_atomically, write_text
+from robustbench_meta.spec import digest_of
 from robustbench_meta.training import Trained
 
 _log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class Store:
         if not path.is_file():
             return None
         try:
-            return read_checkpoint(path, like)
+            return read_checkpoint(path, like, key)
         except BenchError as error:
             _log.warning("%s; its learner is trained again", error)
             return None
@@ -112,19 +113,26 @@ def read_record(path: Path) -> dict[str, Any]:
     return dict(record)
 
 
-def read_checkpoint(path: Path, like: Weights) -> Trained:
+def read_checkpoint(path: Path, like: Weights, key: str | None = None) -> Trained:
     """θ of a checkpoint's file, on the device and in the dtype of `like`.
 
+    Args:
+        path: the file.
+        like: the weights that it should hold.
+        key: the training that it should be of; None: any.
+
     Raises:
-        BenchError: it is damaged, or holds weights of other names or shapes.
+        BenchError: it is damaged, of another training, or holds weights of other names or shapes.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            told = json.loads(file.metadata()["training"])
+            told, about = (json.loads(file.metadata()[part]) for part in ("training", "about"))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
             trained = Trained(weights, **told)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise BenchError(f"checkpoint {path} is damaged ({error})") from error
+    if key is not None and digest_of(about) != key:
+        raise BenchError(f"checkpoint {path} is of another training than its name says")
     if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in like.items()}:
         raise BenchError(f"checkpoint {path} holds weights of other names or shapes than this learner's")
     trained.weights = {name: weights[name].to(weight.device, weight.dtype) for name, weight in like.items()}

@@ -52,7 +52,7 @@ class NamedModel:
 
 def is_file(text: str) -> bool:
     """Whether a surrogate, as typed, is meant as a checkpoint's file."""
-    return text.endswith(SUFFIX)
+    return text.endswith(SUFFIX) or Path(text).is_file()
 
 
 def read_named(registry: Registry, text: str) -> NamedModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from robustbench_meta.boards import CLEAN, PLACE, WORST, Board, Score, boards
+from robustbench_meta.boards import CLEAN, PLACE, WORST, Board, Score, boards, shown
+from robustbench_meta.checks import BLACK_BOX_QUERIES
 from robustbench_meta.comparison import Contrast, Duel
 from robustbench_meta.curves import SCENE, Curve
-from robustbench_meta.samples import Sample
 from robustbench_meta.statistics import Paired
 
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 _SIDES = {"clean": "clean", "adv": "attacked", "poisoned": "poisoned"}
+_POINTER = "What the flags mean: docs/flags.md."
 _WIDE = 120
 _GAP = 3
 """Blanks between two columns."""
@@ -89,16 +90,17 @@ def _chunks(
 def _cell(board: Board, score: Score, column: str) -> Text:
     """`85.3 ±1.2`, the best of the column in bold, `!` where the number is flagged, `*` where seeds are missing."""
     scores = [row[column] for row in board.scores.values()]
-    digits = max((len(f"{other.spread:.1f}") for other in scores if not math.isnan(other.spread)), default=0)
+    digits = max((len(shown(other.spread)) for other in scores if not math.isnan(other.spread)), default=0)
     text = Text(score.text(), style="bold" if score.text() == board.best(column) else "")
     if digits:
         alone = math.isnan(score.spread) or (_fewer(score, board) and score.seeds == 1)
-        text.append(("" if alone else f" ±{score.spread:.1f}").ljust(digits + 2), style="not bold dim")
-    if any(other.flags - board.shared or _fewer(other, board) for other in scores):
-        text.append(
-            "!" if score.flags - board.shared else "*" if _fewer(score, board) else " ", style="not bold yellow"
-        )
-    return text
+        text.append(("" if alone else f" ±{shown(score.spread)}").ljust(digits + 2), style="not bold dim")
+    room = max(len(_mark(board, other)) for other in scores)
+    return text.append(_mark(board, score).ljust(room), style="not bold yellow")
+
+
+def _mark(board: Board, score: Score) -> str:
+    return ("!" if score.flags - board.shared else "") + ("*" if _fewer(score, board) else "")
 
 
 def _fewer(score: Score, board: Board) -> bool:
@@ -131,29 +133,56 @@ def _caption(board: Board, wide: bool, ranked: bool) -> str:
         if any(_fewer(score, board) for row in board.scores.values() for score in row.values()):
             lines.append("* rests on fewer seeds.")
     if WORST in board.columns:
-        lines.append("Worst case: right under every attack of the table.")
+        lines.append(_worst_told(board.setting, "right under every attack of the table"))
+        if any(_fewer(row[WORST], board) for row in board.scores.values()):
+            lines.append("With * it is over the seeds that saw all attacks: the other columns have more.")
     if ranked:
         lines.append(
             "#: 1 + how many learners are significantly better in the last column; equal # cannot be told apart."
         )
-        if board.seeds == 1:
-            lines.append("Ranks rest on one training each: its luck is not in them.")
+        trained = {board.scores[name][board.columns[-1]].seeds for name in board.ranks}
+        if 1 in trained:
+            some = " where a learner has one seed" if len(trained) > 1 else ""
+            lines.append(f"Ranks rest on one training each{some}: its luck is not in them.")
     if wide and len(board.columns) > 1:
         lines.append("Success: of the attack that turned most right answers wrong. Worst 10 %: of the episodes.")
     return "\n".join([" ".join(lines), *_doubts(board)])
 
 
+def _worst_told(setting: Mapping[str, Any], told: str) -> str:
+    """What the worst case is; attacked support makes other weights, of which no unattacked answer is known."""
+    return f"Worst case: {told}, and without any." if setting["support"] == "clean" else f"Worst case: {told}."
+
+
 def _doubts(board: Board) -> list[str]:
-    """The flags: those that all numbers share at once, the others with the numbers that have them."""
-    lines = [f"All: {', '.join(sorted(board.shared))}."] if board.shared else []
+    """The flags: those that all numbers share at once, the others with the numbers that have them; where to read on."""
+    lines = [f"All: {', '.join(sorted(board.shared))}{_searches(board, board.shared)}."] if board.shared else []
     for flag, columns in board.doubts().items():
-        told = [
-            f"all under {column}" if set(names) == set(board.measured(column)) and len(names) > 1
-            else ", ".join(name if column == CLEAN else f"{name} under {column}" for name in names)
-            for column, names in columns.items()
-        ]  # fmt: skip
-        lines.append(f"! {flag}: {', '.join(told)}.")
-    return [*lines, "What the flags mean: docs/flags.md."] if lines else []
+        throughout = board.throughout(flag)
+        told = list(throughout)
+        for column, flagged in columns.items():
+            names = [name for name in flagged if name not in throughout]
+            if len(names) > 1 and set(names) == set(board.measured(column)):
+                told.append(f"all under {column}")
+            else:
+                told += [name if column == CLEAN else f"{name} under {column}" for name in names]
+        lines.append(f"! {flag}: {', '.join(told)}{_searches(board, {flag})}.")
+    return [*lines, _POINTER] if lines else []
+
+
+def _searches(board: Board, flags: Collection[str]) -> str:
+    """Behind masked gradients: what the probe without gradients left, of each learner where it left less."""
+    if "masked-gradients" not in flags:
+        return ""
+    left = {name: board.searched(name) for name in board.scores}
+    told = {name: f"{shown(points)} %" for name, points in left.items() if not math.isnan(points)}
+    if not told:
+        return ""
+    flagged = [
+        name for name, row in board.scores.items() if any("masked-gradients" in score.flags for score in row.values())
+    ]
+    each = ", ".join(points if len(flagged) == 1 else f"{points} of {name}" for name, points in told.items())
+    return f" (a {BLACK_BOX_QUERIES}-query search leaves {each})"
 
 
 # -- comparisons ---------------------------------------------------------------------------------------
@@ -172,9 +201,10 @@ def _duel_drawn(duel: Duel, width: int, luck: bool) -> RenderableType:
     rows = duel.contrasts
     first = {"under": {column: folded(column, 14) for column in rows}}
     room = 12 if width < _WIDE else 40
+    board = duel.board
     cells = {
-        "A": {column: _share(contrast.first) for column, contrast in rows.items()},
-        "B": {column: _share(contrast.second) for column, contrast in rows.items()},
+        "A": _shares(board, {column: duel.scores[column][0] for column in rows}),
+        "B": _shares(board, {column: duel.scores[column][1] for column in rows}),
         "A − B": {column: _difference(contrast.paired) for column, contrast in rows.items()},
         "p": {column: Text(_p(contrast.corrected)) for column, contrast in rows.items()},
     }
@@ -188,19 +218,26 @@ def _duel_drawn(duel: Duel, width: int, luck: bool) -> RenderableType:
     ]
     for chunk in _chunks(first, cells, width):
         parts += [_table(first, {column: cells[column] for column in chunk}), Text("")]
-    return Group(*parts)
+    doubts = "\n".join(_doubts(board)[:-1])
+    return Group(*parts, *([Text(doubts, style="dim"), Text("")] if doubts else []))
 
 
-def _share(sample: Sample) -> Text:
-    """`66.9`, of several seeds with the standard deviation between them."""
-    text = Text(f"{100 * sample.mean:.1f}")
-    return text if math.isnan(sample.spread) else text.append(f" ±{100 * sample.spread:.1f}", style="dim")
+def _shares(board: Board, scores: Mapping[str, Score]) -> dict[str, Text]:
+    """`66.9`, of several seeds with the standard deviation between them; `!` where the number is flagged."""
+    flagged = {column: bool(score.flags - board.shared) for column, score in scores.items()}
+    found = {}
+    for column, score in scores.items():
+        text = Text(score.text())
+        if score.seeds > 1:
+            text.append(f" ±{shown(score.spread)}", style="dim")
+        found[column] = text.append(("!" if flagged[column] else " ") * any(flagged.values()), style="yellow")
+    return found
 
 
 def _difference(result: Paired) -> Text:
     points = 100 * result.difference
     text = Text(f"{points:+.1f}".replace("-", "−") if abs(points) >= 0.05 else "0.0", style="bold")
-    return text if math.isnan(result.ci95) else text.append(f" ±{100 * result.ci95:.1f}", style="not bold dim")
+    return text if math.isnan(result.ci95) else text.append(f" ±{shown(100 * result.ci95)}", style="not bold dim")
 
 
 def _p(value: float) -> str:
@@ -230,8 +267,18 @@ def _duel_caption(found: Sequence[Duel], count: int, spread: bool, luck: bool) -
         lines.append("p seeds: Welch's t-test over the means of the seeds; – where one learner has a single seed.")
     needs = "p is" if not luck else "p, and p seeds where there is one, are"
     lines.append(f"Ahead: the better one if {needs} below 0.05.")
-    if any(WORST in duel.contrasts for duel in found):
-        lines.append("Worst case: right under every attack that the two were under.")
+    worst = {_worst_told(duel.setting, "right under every attack that the two were under"): None
+             for duel in found if WORST in duel.contrasts}  # fmt: skip
+    lines += worst if len(worst) < 2 else [
+        "Worst case: right under every attack that the two were under, and, with clean support, without any."
+    ]  # fmt: skip
+    seeds = [min(len(contrast.first.by_seed), len(contrast.second.by_seed))
+             for duel in found for contrast in duel.contrasts.values()]  # fmt: skip
+    if 1 in seeds:
+        some = " where a learner has one seed" if spread else ""
+        lines.append(f"Comparisons rest on one training each{some}: its luck is not in p.")
+    if any(_doubts(duel.board) for duel in found):
+        lines.append(_POINTER)
     return " ".join(lines)
 
 
@@ -257,7 +304,7 @@ def _curves_drawn(group: list[Curve], width: int) -> RenderableType:
     seeds = max(map(len, rows.values()))
     cells = {
         f"ε = {eps}": {
-            row: Text(f"{100 * np.mean([curve.accuracy(point)[0] for curve in curves]):.1f}")
+            row: Text(shown(100 * float(np.mean([curve.accuracy(point)[0] for curve in curves]))))
             for row, curves in rows.items()
         }
         for point, eps in enumerate(group[0].eps)
@@ -274,8 +321,8 @@ def _area(curves: list[Curve], seeds: int) -> Text:
     areas = [curve.area for curve in curves]
     means = np.array([mean for mean, _ in areas])
     spread = areas[0][1] if seeds == 1 else float(means.std(ddof=1)) if len(means) > 1 else math.nan
-    text = Text(f"{100 * means.mean():.1f}", style="bold")
-    text.append("" if math.isnan(spread) else f" ±{100 * spread:.1f}", style="not bold dim")
+    text = Text(shown(100 * float(means.mean())), style="bold")
+    text.append("" if math.isnan(spread) else f" ±{shown(100 * spread)}", style="not bold dim")
     return text.append("*" if len(means) < seeds else "", style="not bold yellow")
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from robustbench_meta import __version__
+from robustbench_meta.checks import unchecked
 from robustbench_meta.contracts import Weights
 from robustbench_meta.devices import device_name, peak_memory, reset_peak_memory
 from robustbench_meta.engine import Engine, Plan
@@ -319,7 +320,7 @@ def _record(
         },
         "memory": dict(memory),
         "method": cell.threat.attack.how(),
-        "flags": certificate.flags if certificate is not None else ["unchecked"],
+        "flags": certificate.flags if certificate is not None else unchecked(cell.spec.episodes),
         "checks": certificate.plain() if certificate is not None else None,
         "parameters": trained.parameters,
         "device": device_name(device),

@@ -11,10 +11,11 @@ from robustbench_meta.store import SCHEMA, Store, pack
 def record(robust, *, clean=None, learner="maml", attack="pgd", eps=0.1, seed=0, code="v1", attack_code="v1", core="c",
            way=2, sweep=(), support="clean", query="adv", surrogate="none", norm="linf", digest="e" * 16,
            written="2026-01-01T00:00:00Z", flags=(), dataset="d", method="iterative", trained=None, checks="",
-           surrogate_code="v1"):  # fmt: skip
+           surrogate_code="v1", probed=None):  # fmt: skip
     """A record of `robust`, booleans [episodes, queries]; clean answers are all right unless given.
 
-    `surrogate` is the label; `trained` its training's key (by default one of each seed), or `file DIGEST`.
+    `surrogate` is the label; `trained` its training's key (by default one of each seed), or `file DIGEST`;
+    `probed` the accuracies of the checks' probes, by name.
     """
     robust = np.asarray(robust, bool)
     clean = np.ones_like(robust) if clean is None else np.asarray(clean, bool)
@@ -43,6 +44,7 @@ def record(robust, *, clean=None, learner="maml", attack="pgd", eps=0.1, seed=0,
         "clean": pack(clean), "robust": pack(robust), "timings": dict.fromkeys(TIMINGS, 1.0), "precision": "float32",
         "flags": list(flags), "parameters": 1, "device": "cpu", "versions": {"robustbench_meta": "0"},
         "method": method, "episodes_digest": digest,
+        "checks": None if probed is None else {"accuracies": probed},
     }  # fmt: skip
 
 

@@ -152,7 +152,9 @@ def test_an_attack_leaves_no_trace_in_the_random_states(registry):
 
     engine, weights = make_world(registry, "maml", "mlp")
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
-    engine.perturb(engine.theta(weights), random_tasks().query, arm(planted(draw), ThreatModel("linf", 0.05)))
+    engine.perturb(
+        engine.theta(weights), random_tasks().query, arm(planted(draw, per_task=True), ThreatModel("linf", 0.05))
+    )
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
     assert np.array_equal(np.random.get_state()[1], before[2])
@@ -161,7 +163,7 @@ def test_an_attack_leaves_no_trace_in_the_random_states(registry):
 def test_an_attack_that_draws_without_asking_is_reproducible_all_the_same(registry):
     engine, weights = make_world(registry, "maml", "mlp")
     attack = arm(
-        planted(lambda s, m, x, y, t, r: (x + (torch.rand_like(x) - 0.5) * t.eps).clamp(0, 1)),
+        planted(lambda s, m, x, y, t, r: (x + (torch.rand_like(x) - 0.5) * t.eps).clamp(0, 1), per_task=True),
         ThreatModel("linf", 0.05),
     )
     query = random_tasks().query
@@ -277,3 +279,27 @@ def test_what_an_attack_spoils_behind_autograds_back_is_noticed_and_costs_no_oth
     for key, outcome in found.items():
         assert np.array_equal(outcome.clean, honest[key].clean)
         assert (outcome.robust == honest[key].robust).mean() > 0.97, key  # plans differ in rounding
+
+
+@pytest.mark.parametrize("draw", [torch.rand_like, lambda x: float(np.random.rand())])
+def test_an_attack_that_draws_for_several_tasks_at_once_is_told_to_use_its_own_randomness(registry, draw):
+    engine, weights = make_world(registry, "maml", "mlp")
+    attack = arm(planted(lambda s, m, x, y, t, r: x + 0 * draw(x)), ThreatModel("linf", 0.05))
+    with pytest.raises(ViolationError, match="draw from `random`, or declare per_task"):
+        engine.perturb(engine.theta(weights), random_tasks().query, attack)
+
+
+def test_an_attack_whose_stronger_raises_fails_its_cell_alone(registry):
+    from dataclasses import replace
+
+    def stronger(self):
+        raise ValueError("oops")
+
+    grid = prepare(RunSpec.read(profile="smoke", learners=("maml",), attacks=("fgsm", "pgd:steps=2")), registry, None)
+    poor = planted(lambda s, m, x, y, t, r: x.clone(), stronger=stronger)
+    first = grid.cells[0]
+    grid.cells[0] = replace(first, key="poor", threat=replace(first.threat, attack=poor))
+    engine, weights = make_engine(grid, grid.trainings[0], CPU, Plan(chunk=4))
+    found = evaluate(engine, weights, grid.splits.test, grid.cells, CPU, battery=grid.battery)
+    assert "oops" in str(found["poor"])
+    assert isinstance(found[grid.cells[1].key], Outcome)

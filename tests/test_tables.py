@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from robustbench_meta.boards import boards
+from robustbench_meta.boards import OF_THE_MODEL, boards
+from robustbench_meta.checks import FLAGS
 from robustbench_meta.leaderboard import COLUMNS, TIMINGS, build
 from robustbench_meta.store import pack
 from robustbench_meta.tables import tables
@@ -28,7 +29,7 @@ BASE = {
     "queries": 5, "meta_steps": 600, "tasks_per_step": 8, "training_attack": "none", "training_eps": "0",
     "training_hash": "1" * 16, "recipe_hash": "2" * 16, "attack_hash": "3" * 16,
     "precision": "float32", "peak_memory_mb": 512.0, "surrogate": "none", "warm_start": "", "check_ms_per_task": 0.0,
-    "worst_case_ci95": 0.0198, "rank": None,
+    "worst_case_ci95": 0.0198, "rank": None, "black_box_accuracy": np.nan,
 }  # fmt: skip
 CLEAN = {"attack": "none", "threat_norm": "none", "eps": "0", "query": "clean"}
 
@@ -236,7 +237,8 @@ def test_flags_are_told_with_the_numbers_that_have_them():
         frame({"flags": "masked-gradients no-effect"}, {"learner": "adml", "flags": "no-effect"}, {"attack": "pgd"})
     )
     assert line(text, "maml")[4].endswith("!")
-    assert "! masked-gradients: maml under fgsm.\n" in unpadded(text)
+    assert line(text, "maml")[-1].endswith("!"), "the worst case is made of it"
+    assert "! masked-gradients: maml under fgsm, maml under worst case.\n" in unpadded(text)
     assert "! no-effect: all under fgsm.\n" in unpadded(text)
     assert "docs/flags.md" in text
 
@@ -259,6 +261,50 @@ def test_a_clean_table_tells_the_flags_of_its_rows():
     rows = [{**CLEAN, "flags": "smoke"}, {**CLEAN, "learner": "adml", "flags": "random-outputs smoke"}]
     text = drawn(frame(*rows))
     assert "All: smoke.\n! random-outputs: adml.\n" in unpadded(text)
+
+
+def test_a_doubt_of_the_model_under_every_attack_is_told_by_its_name_alone():
+    both = [{"learner": name, "attack": attack} for name in ("maml", "adml") for attack in ("fgsm", "pgd")]
+    rows = [{**row, "flags": "zero-gradients" if row["learner"] == "maml" else ""} for row in both]
+    text = drawn(frame(*rows))
+    assert "! zero-gradients: maml.\n" in unpadded(text)
+    assert text.count("!") == 4, "fgsm, pgd and the worst case, and the line"
+
+
+@pytest.mark.parametrize(("flags", "worst"), [(["", "no-effect"], set()), (["no-effect"] * 2, {"no-effect"})])
+def test_one_weak_attack_is_no_doubt_of_the_worst_case_but_all_of_them_are(flags, worst):
+    rows = [{"attack": attack, "flags": flag} for attack, flag in zip(("fgsm", "pgd"), flags, strict=True)]
+    (board,) = boards(frame(*rows))
+    assert board.scores["maml"]["worst case"].flags == worst
+
+
+def test_the_worst_case_has_the_flags_of_the_seeds_that_it_rests_on():
+    rows = [{"attack": "fgsm"}, {"attack": "pgd"}, {"attack": "fgsm", "seed": 1, "flags": "random-outputs"}]
+    (board,) = boards(frame(*rows))
+    assert board.scores["maml"]["fgsm"].flags == {"random-outputs"}
+    assert board.scores["maml"]["worst case"].flags == frozenset()
+
+
+def test_what_casts_doubt_on_models_are_flags():
+    assert set(FLAGS) > OF_THE_MODEL
+
+
+def test_masked_gradients_tell_what_the_black_box_probe_left(tmp_path):
+    probed = {"row": 0.9, "black box": 0.25}
+    records = [
+        planted(counted(9, 9), learner="c-sign", flags=["masked-gradients"], probed=probed),
+        planted(counted(2, 2), learner="maml", probed={"row": 0.2, "black box": 0.1}),
+    ]
+    rows = build(stored(tmp_path, *records))
+    assert rows.set_index("learner")["black_box_accuracy"].to_dict() == {"c-sign": 0.25, "maml": 0.1}
+    told = "! masked-gradients: c-sign under pgd (a 200-query search leaves 25.0 %)."
+    assert told in " ".join(drawn(rows).split())
+    both = drawn(rows.assign(flags="masked-gradients"))
+    assert "All: masked-gradients (a 200-query search leaves 25.0 % of c-sign, 10.0 % of maml)." in " ".join(
+        both.split()
+    )
+    rows["black_box_accuracy"] = [0.95, 0.1]
+    assert "search" not in drawn(rows), "it left more than the row"
 
 
 def test_no_flags_no_pointer():
@@ -316,6 +362,44 @@ def test_attacks_of_two_surrogates_are_in_two_tables():
 def counted(*right):
     """Answers in which that many of ten queries are right, an episode each."""
     return np.arange(10) < np.array(right)[:, None]
+
+
+def mixed(right, wrong):
+    """Two episodes of ten queries, of which the first are right and those listed are not."""
+    return np.tile((np.arange(10) < right) & ~np.isin(np.arange(10), wrong), (2, 1))
+
+
+@pytest.mark.parametrize(
+    ("scenario", "expected"),
+    [({}, 0.4), ({"query": "transfer", "surrogate": "aq"}, 0.4), ({"support": "adv"}, 0.7),
+     ({"support": "poisoned", "query": "clean"}, 0.7)],
+)  # fmt: skip
+def test_what_is_wrong_without_attack_is_not_right_in_the_worst_case(tmp_path, scenario, expected):
+    # Without attack five of ten are right; the attacks leave eight, but for one each.
+    clean = mixed(5, [])
+    records = [planted(mixed(8, [0]), clean=clean, **scenario)]
+    records.append(planted(mixed(8, []), clean=clean, attack="fgsm", **scenario))
+    rows = build(stored(tmp_path, *records))
+    assert rows["worst_case_accuracy"].tolist() == pytest.approx([expected] * 2)
+    told = "Worst case: right under every attack of the table"
+    text = " ".join(drawn(rows).split())
+    assert (f"{told}, and without any." in text) == (expected == 0.4)
+    assert f"{told}, and without any." in text or f"{told}." in text
+
+
+@given(
+    st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=3),
+    st.lists(st.booleans(), min_size=6, max_size=6),
+)
+def test_no_worst_case_is_above_the_clean_accuracy(answers, clean):
+    clean = np.reshape(clean, (2, 3))
+    rows = built(
+        *(
+            planted(np.reshape(robust, (2, 3)), clean=clean, attack=f"a{number}")
+            for number, robust in enumerate(answers)
+        )
+    )
+    assert (rows["worst_case_accuracy"] <= rows["clean_accuracy"]).all()
 
 
 FILE = {"query": "transfer", "surrogate": "maml (abcdef01)"}
@@ -413,6 +497,22 @@ def test_a_single_training_is_told_beside_the_ranks():
     assert told in " ".join(drawn(frame(*rows[::2])).split())
     assert told not in " ".join(drawn(frame(*rows)).split())
     assert told not in drawn(frame(rows[0]), 200)
+
+
+def test_a_worst_case_of_fewer_seeds_is_marked_and_told():
+    rows = [{"attack": "fgsm", "seed": seed, "rank": 1} for seed in (0, 1)] + [{"attack": "pgd", "rank": 1}]
+    rows += [{**row, "learner": "adml"} for row in rows]
+    rows += [{"attack": "pgd", "rank": 1, "seed": 1, "learner": "adml"}]
+    text = drawn(frame(*rows))
+    assert line(text, "1   maml")[-1] == "*"
+    text = " ".join(text.split())
+    assert "With * it is over the seeds that saw all attacks: the other columns have more." in text
+    assert "Ranks rest on one training each where a learner has one seed: its luck is not in them." in text
+
+
+def test_a_number_may_be_flagged_and_rest_on_fewer_seeds():
+    rows = [{"attack": "fgsm", "seed": seed} for seed in (0, 1)] + [{"attack": "pgd", "flags": "flat-in-eps"}]
+    assert line(drawn(frame(*rows)), "maml")[-1].endswith("!*")
 
 
 LONG = "adml:first_order=true,outer=sequential,alpha_adv=0.2"

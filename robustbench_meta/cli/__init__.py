@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
 from typing import Annotated
@@ -69,6 +70,9 @@ def bench(
 def main(arguments: list[str] | None = None) -> None:
     """The command `bench`; exits with 0, 1 (a cell failed, or a bug), 2 (bad input or environment) or 130 (Ctrl-C)."""
     given = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # ε and ∞ are no reason to lose a run where they cannot be printed
     try:
         app(given, prog_name="bench")
     except Exception as error:  # the last stop of whatever went wrong: told in one message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -44,15 +45,26 @@ def _read(what: list[str]) -> tuple[str | None, str | None, Path]:
     """The two learners, if any, and the folder.
 
     Raises:
-        BenchError: one word that is no folder, or more than three.
+        BenchError: one word that is no folder, a learner and a folder, or more than three words.
     """
     if len(what) == 1 and not Path(what[0]).is_dir():
         raise BenchError(
             f"'{what[0]}' is no folder; expected two learners, as in `bench compare maml adml`, a results folder, or "
             "both (A B DIR)"
         )
+    if len(what) == 2 and _folder(what[1]):
+        raise BenchError(
+            f"'{what[1]}' is a folder: name two learners, then the folder, as in `bench compare {what[0]} adml "
+            f"{what[1]}`; or the folder alone, for all pairs"
+        )
     if len(what) > 3:
         raise BenchError(f"got {len(what)} words; expected two learners and a results folder: bench compare A B DIR")
     if len(what) < 2:
         return None, None, Path(what[0]) if what else RESULTS
     return what[0], what[1], Path(what[2]) if len(what) == 3 else RESULTS
+
+
+def _folder(word: str) -> bool:
+    """Whether a word is meant as a folder: it exists, and is a path or holds records."""
+    path = Path(word)
+    return path.is_dir() and (os.sep in word or word in {".", ".."} or (path / "records").is_dir())
