@@ -57,9 +57,9 @@ class PGD(Attack):
         return self._search(model, x, y, threat, [start], random)
 
     def stronger(self) -> Attack | None:
-        """Three times the steps, and a random start more."""
+        """Twice the steps, and a random start more."""
         restarts = self.restarts + 1 if self.random_start else 1
-        return self.model_copy(update={"steps": 3 * self.steps, "restarts": restarts, "alpha": None})
+        return self.model_copy(update={"steps": 2 * self.steps, "restarts": restarts, "alpha": None})
 
     def _search(
         self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, starts: list[Tensor], random: Random
