@@ -1,4 +1,4 @@
-"""The evaluation of one learner: no attack, FGSM and PGD-20 in all scenarios, against a loop over episodes."""
+"""The evaluation of one learner: no attack, FGSM and PGD-20 in ADML's scenarios, against a loop over episodes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Correct = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """{none, FGSM, PGD-20} × all scenarios, over 200 episodes."""
+    """{none, FGSM, PGD-20} × ADML's four scenarios, over 200 episodes."""
 
     name: str = "evaluation"
     group: str = "evaluation"
@@ -75,8 +75,8 @@ class Evaluation:
 
     def _problem(self, settings: Settings, lanes: Lanes | None = None) -> Problem:
         return Problem.make(
-            settings.device, lanes=lanes, learners=("maml",), episodes=_count(settings), scenarios=("all",),
-            meta_steps=3 if settings.quick else 40,
+            settings.device, lanes=lanes, learners=("maml",), episodes=_count(settings),
+            scenarios=("clean/adv", "adv/clean", "adv/adv"), meta_steps=3 if settings.quick else 40,
             attacks=("none", "fgsm", f"pgd:steps={PGD_STEPS},alpha={PGD_ALPHA},random_start=false"),
         )  # fmt: skip
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from robustbench_meta.contracts import Attack, Random, Victim
 from robustbench_meta.errors import BenchError, ViolationError
-from robustbench_meta.seeds import random_states
 from robustbench_meta.tasks import Batch
 from robustbench_meta.threat import Doubts, ThreatModel
 from robustbench_meta.victims import Perturbation, Target
@@ -135,13 +134,8 @@ def _run(
 def _once(
     attack: Attack, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor | None
 ) -> Tensor:
-    """One call of the attack, with the global generators seeded.
-
-    It may not reseed them; and drawing from them is for attacks that take one task at a time, for the draws of several
-    tasks at once would depend on which these are.
-    """
+    """One call of the attack, with the global generators seeded; it may draw from them, and may not reseed them."""
     seed = _seed_all(random)
-    before = random_states()
     if start is None:
         found = _tensor(attack, attack.perturb(model, x, y, threat, random))
     else:
@@ -150,11 +144,6 @@ def _once(
         raise ViolationError(
             f"attack '{attack.name}' reseeded torch's generator, so that its draws are not the run's: it must draw "
             "from `random`, or fork the generator around what seeds itself (torch.random.fork_rng)"
-        )
-    if not attack.per_task and random_states() != before:
-        raise ViolationError(
-            f"attack '{attack.name}' drew from a global generator (torch's, numpy's or Python's) for several tasks at "
-            "once, so that a task's draws depend on the others: draw from `random`, or declare per_task = True"
         )
     return found
 

@@ -281,14 +281,6 @@ def test_what_an_attack_spoils_behind_autograds_back_is_noticed_and_costs_no_oth
         assert (outcome.robust == honest[key].robust).mean() > 0.97, key  # plans differ in rounding
 
 
-@pytest.mark.parametrize("draw", [torch.rand_like, lambda x: float(np.random.rand())])
-def test_an_attack_that_draws_for_several_tasks_at_once_is_told_to_use_its_own_randomness(registry, draw):
-    engine, weights = make_world(registry, "maml", "mlp")
-    attack = arm(planted(lambda s, m, x, y, t, r: x + 0 * draw(x)), ThreatModel("linf", 0.05))
-    with pytest.raises(ViolationError, match="draw from `random`, or declare per_task"):
-        engine.perturb(engine.theta(weights), random_tasks().query, attack)
-
-
 def test_an_attack_whose_stronger_raises_fails_its_cell_alone(registry):
     from dataclasses import replace
 
