@@ -14,10 +14,12 @@ PYTHON ?=
 PLUGINS := plugins/__init__.py plugins/learners plugins/attacks plugins/datasets plugins/backbones
 SOURCES := robustbench_meta $(PLUGINS) benchmarks examples tests .ci cli.py
 TYPED := $(VENV)/typed
+PINS := constraints.txt
+INSTALL := $(BIN)/python -m pip install -qq --constraint $(PINS) --editable
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types docs tests format wheel clean
+.PHONY: help setup run test lint types docs audit tests format wheel constraints clean
 
 help:  ## show this
 	@grep -hE '^[a-z]+:.*  ## ' Makefile | sed -E 's/^([a-z]+):.*  ## /  make \1\t/' | expand -t 16
@@ -31,7 +33,7 @@ run: $(VENV)/.run  ## bench run $(ARGS): by default MAML and ADML against FGSM a
 bench: $(VENV)/.bench  ## measure speed against other libraries; ARGS as of `python -m benchmarks --help`
 	$(BIN)/python -m benchmarks $(ARGS)
 
-test: lint types docs tests  ## everything: lint, types, docs, tests
+test: lint types docs audit tests  ## everything: lint, types, docs, audit, tests
 
 lint: $(VENV)/.dev  ## ruff: style and format
 	$(BIN)/ruff check $(SOURCES)
@@ -48,6 +50,12 @@ types: $(VENV)/.dev  ## mypy, strict
 docs: $(VENV)/.dev  ## the docs say what the code does: links, commands, hooks
 	$(BIN)/pytest tests/test_docs.py
 
+audit: $(VENV)/.dev  ## known vulnerabilities among the pinned versions; skipped, with the reason, without network
+	@test $(VENV)/audit/.done -nt constraints-audit.txt || { $(BIN)/python -m venv --clear $(VENV)/audit && \
+	  $(VENV)/audit/bin/python -m pip install -qq --constraint constraints-audit.txt pip-audit && \
+	  touch $(VENV)/audit/.done; } || rm -rf $(VENV)/audit
+	$(BIN)/python .ci/audit.py --pip-audit $(VENV)/audit/bin/pip-audit $(PINS) constraints-audit.txt
+
 tests: $(VENV)/.dev  ## pytest, on JOBS processes (default: all cores)
 	$(BIN)/pytest -n $(JOBS) --ignore tests/test_docs.py
 
@@ -57,6 +65,10 @@ format: $(VENV)/.dev  ## ruff, changing files
 
 wheel: $(VENV)/.dev  ## dist/: the sdist, and the wheel that is built from it
 	$(BIN)/python -m build
+
+constraints: $(VENV)/.python  ## pin all dependencies anew, to what pip chooses today; needs Python 3.11
+	$(BIN)/python -m pip install -qq packaging
+	$(BIN)/python .ci/pin.py
 
 clean:  ## remove .venv and what was built; results stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -72,14 +84,14 @@ $(VENV)/.python:
 	"$$python" -m venv --clear $(VENV)
 	@touch $@
 
-$(VENV)/.run: $(VENV)/.python pyproject.toml
-	$(BIN)/python -m pip install -qq --editable .
+$(VENV)/.run: $(VENV)/.python pyproject.toml $(PINS)
+	$(INSTALL) .
 	@touch $@
 
-$(VENV)/.bench: $(VENV)/.python pyproject.toml
-	$(BIN)/python -m pip install -qq --editable '.[bench]'
+$(VENV)/.bench: $(VENV)/.python pyproject.toml $(PINS)
+	$(INSTALL) '.[bench]'
 	@touch $@ $(VENV)/.run
 
-$(VENV)/.dev: $(VENV)/.python pyproject.toml
-	$(BIN)/python -m pip install -qq --editable '.[dev]'
+$(VENV)/.dev: $(VENV)/.python pyproject.toml $(PINS)
+	$(INSTALL) '.[dev]'
 	@touch $@ $(VENV)/.run

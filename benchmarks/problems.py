@@ -23,7 +23,7 @@ from robustbench_meta.grid import Grid, Training, prepare
 from robustbench_meta.lanes import Lanes
 from robustbench_meta.registry import Registry, load_registry
 from robustbench_meta.spec import RunSpec
-from robustbench_meta.store import Store
+from robustbench_meta.shelf import Folder
 from robustbench_meta.tasks import Batch, TaskBatch
 from robustbench_meta.training import make_engine
 
@@ -120,7 +120,7 @@ class Problem:
     @contextmanager
     def _workplace(self) -> Iterator[product.Workplace]:
         with tempfile.TemporaryDirectory() as folder:
-            yield product.Workplace(self.grid, Store(Path(folder)), self.device, self.engine.lanes)
+            yield product.Workplace(self.grid, Folder(Path(folder)), self.device, self.engine.lanes)
 
     def gradient(self) -> Tensor:
         """Our meta-gradient, end to end."""

@@ -14,6 +14,7 @@ from scipy.integrate import trapezoid
 from robustbench_meta.boards import PLACE, learners_apart, numbered
 from robustbench_meta.files import write_atomically
 from robustbench_meta.samples import Samples
+from robustbench_meta.spreadsheets import harmless_frame
 from robustbench_meta.statistics import mean_and_ci95
 
 SCENE = ["support", "query", "surrogate", "threat_norm"]
@@ -130,4 +131,4 @@ def write_curves(path: Path, found: Sequence[Curve]) -> None:
     if not found:
         path.unlink(missing_ok=True)
         return
-    write_atomically(path, lambda part: to_frame(found).to_csv(part, index=False, lineterminator="\n"))
+    write_atomically(path, lambda part: harmless_frame(to_frame(found)).to_csv(part, index=False, lineterminator="\n"))

@@ -24,8 +24,12 @@ except ImportError:  # Windows
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def choose_device(text: str) -> torch.device:
+def choose_device(text: str, *, here: bool = True) -> torch.device:
     """Read auto | cpu | cuda | cuda:i; auto takes CUDA when there is one.
+
+    Args:
+        text: as typed.
+        here: False if another machine computes, which may have a CUDA device where this one has none.
 
     Raises:
         BenchError: not one of these, or a CUDA device that this machine or this build of torch has not.
@@ -37,6 +41,8 @@ def choose_device(text: str) -> torch.device:
     match = re.fullmatch(r"cuda(?::(\d+))?", text)
     if match is None:
         raise BenchError(f"--device '{text}' is not a device; expected auto, cpu, cuda or cuda:0, cuda:1, …")
+    if not torch.cuda.is_available() and not here:
+        return torch.device(text)
     if not torch.cuda.is_available():
         why = (
             f"this build of torch ({torch.__version__}) has no CUDA support: install a CUDA build"

@@ -6,11 +6,14 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import logging
+import os
 import pkgutil
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +26,7 @@ from robustbench_meta.imports import needs
 FOLDERS = ("learners", "attacks", "datasets", "backbones")
 """Of the built-in plugins, one a kind."""
 _BUILT_IN = "robustbench_meta.plugins"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,16 +56,46 @@ def sources(folder: Path | None = None, *, local: bool = True) -> Iterator[Sourc
         local: False for none of them.
 
     Raises:
-        PluginError: the named folder does not exist.
+        PluginError: the named folder does not exist, or was named although none is wanted.
     """
+    if folder is not None and not local:
+        raise PluginError(f"--plugins {folder} and --no-local-plugins exclude each other: leave one of them out")
     for name, identity in _built_in_modules():
         yield Source(Origin("built-in", name, identity), partial(importlib.import_module, name))
     for entry in _entry_points():
         label = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "entry point"
         identity = f"{label} {entry.value}{_editable_digest(entry)}"
         yield Source(Origin("installed", f"{label} ({entry.value})", identity), entry.load)
-    for path in _local_files(folder) if local else []:
+    files = _local_files(folder) if local else []
+    if files:
+        _warn_of_others(folder or Path("plugins"), files)
+    for path in files:
         yield _local(path)
+
+
+def _warn_of_others(folder: Path, files: Sequence[Path]) -> None:
+    """Plugins are code that runs as the user: tell who else may write it, where the system knows owners."""
+    if not hasattr(os, "getuid"):
+        return
+    for path in (folder, *files):
+        try:
+            status = path.stat()
+        except OSError:
+            continue
+        if status.st_mode & stat.S_IWOTH:
+            reason = "every user of this machine may write it"
+        elif status.st_uid not in (0, os.getuid()):
+            reason = f"it belongs to another user (number {status.st_uid})"
+        else:
+            continue
+        _warn(f"{path} holds plugins, which are code that runs as you, and {reason}; to load none: --no-local-plugins")
+        return
+
+
+@cache
+def _warn(message: str) -> None:
+    """Once a process."""
+    _log.warning("%s", message)
 
 
 def _local(path: Path) -> Source:

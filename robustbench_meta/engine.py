@@ -234,6 +234,7 @@ class Engine:
         items: Sequence[Item],
         done: Callable[[int], None] | None = None,
         crew: CrewFor[Item, Result] | None = None,
+        found: Callable[[Item, Result], None] | None = None,
     ) -> list[Result]:
         """`work` on each item, on as many lanes as there are; results in the order of the items.
 
@@ -245,11 +246,12 @@ class Engine:
             items: what to work on.
             done: told how many items are finished.
             crew: who works, if not processes that are forked for this.
+            found: told each item and its result, unless something was drawn for it.
         """
         results, self._draws = share_out(
             lambda item: work(self.fresh(), item), items,
             lanes=1 if self.plan.compiled else self.lanes.count(), draws=self._draws, done=done,
-            crew=crew or (lambda lanes, watched: Crew(watched, lanes, self.lanes)),
+            found=found, crew=crew or (lambda lanes, watched: Crew(watched, lanes, self.lanes)),
         )  # fmt: skip
         return results
 

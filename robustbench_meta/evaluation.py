@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from robustbench_meta.checks import (
-    CHECKED,
-    SELF_TESTED,
-    Battery,
-    Certificate,
-    Observation,
-    Probe,
-    certify,
-    observe,
-    probes,
-    self_test,
-)
+from robustbench_meta.checks import Certificate, certify
 from robustbench_meta.contracts import Weights
 from robustbench_meta.engine import Engine
 from robustbench_meta.errors import BenchError
 from robustbench_meta.grid import Cell
+from robustbench_meta.keeping import Notebook
+from robustbench_meta.lanes import DeathError
+from robustbench_meta.observation import Observation, observe
+from robustbench_meta.parts import Chunk, Found, Tally
+from robustbench_meta.probes import CHECKED, Battery, Probe, probes
 from robustbench_meta.seeds import seed_from
 from robustbench_meta.spec import TrainingSpec
 from robustbench_meta.tasks import TaskBatch, TaskSource
 from robustbench_meta.trials import Arena, Armed, Contestant, Trial
+from robustbench_meta.undefended import SELF_TESTED, self_test
+from robustbench_meta.whereabouts import Whereabouts
 
 
 @dataclass
@@ -53,33 +51,6 @@ class Outcome:
     """None where the run was told to skip the checks."""
 
 
-@dataclass
-class _Tally:
-    """What one trial has gathered on one chunk of episodes, or why it failed."""
-
-    correct: Tensor | None = None
-    seconds: float = 0.0
-    effect: Tensor | BenchError | None = None
-    """Of the self-test, by episode, or why it failed; None where there was none."""
-    failure: BenchError | None = None
-
-
-@dataclass
-class _Chunk:
-    """What one chunk of episodes gave."""
-
-    noted: bytes
-    """What goes into the digest of the episodes."""
-    clean: Tensor | None = None
-    cells: dict[str, _Tally] = field(default_factory=dict)
-    probes: dict[str, _Tally] = field(default_factory=dict)
-    """By the key of their trial."""
-    observation: Observation = field(default_factory=Observation)
-    adapt_seconds: float = 0.0
-    adapted_tasks: int = 0
-    check_seconds: float = 0.0
-
-
 def test_episodes(source: TaskSource, spec: TrainingSpec, places: Sequence[int]) -> TaskBatch:
     """The test episodes of these places (0, 1, …): the same ones for every learner, attack and seed."""
     seeds = [seed_from("episodes", "test", place) for place in places]
@@ -96,6 +67,8 @@ def evaluate(
     *,
     battery: Battery | None = None,
     surrogates: Mapping[str, tuple[Engine, Weights]] | None = None,
+    notebook: Notebook | None = None,
+    watch: Callable[[Whereabouts], AbstractContextManager[None]] | None = None,
 ) -> dict[str, Outcome | BenchError]:
     """Evaluate the cells of one training on the same episodes, by key; a cell that fails costs no other.
 
@@ -108,8 +81,15 @@ def evaluate(
         report: told how many episodes of all cells are done.
         battery: of the probes; None for no checks.
         surrogates: by key, the engine and θ of the models on which transferred attacks are made.
+        notebook: has what was found before, and keeps what is found, also when this is stopped.
+        watch: is shown where the evaluation is, as long as it runs.
+
+    Raises:
+        DeathError: a process that shared the work died, at no cell in particular.
     """
-    return _Evaluation(engine, weights, source, cells, device, report, battery, surrogates or {}).run()
+    evaluation = _Evaluation(engine, weights, source, cells, device, report, battery, surrogates or {}, notebook)
+    with watch(evaluation.whereabouts) if watch is not None else nullcontext():
+        return evaluation.run()
 
 
 class _Evaluation:
@@ -118,8 +98,9 @@ class _Evaluation:
     def __init__(
         self, engine: Engine, weights: Weights, source: TaskSource, cells: list[Cell], device: torch.device,
         report: Callable[[int], None] | None, battery: Battery | None,
-        surrogates: Mapping[str, tuple[Engine, Weights]],
+        surrogates: Mapping[str, tuple[Engine, Weights]], notebook: Notebook | None,
     ) -> None:  # fmt: skip
+        self.notebook = notebook
         self.engine, self.source, self.cells, self.device, self.report = engine, source, cells, device, report
         self.weights, self.battery = _data(weights), battery
         self.surrogates = {key: (other, _data(theta)) for key, (other, theta) in surrogates.items()}
@@ -137,6 +118,7 @@ class _Evaluation:
         bounds = sorted({*range(0, checked, step), *range(checked, self.count, step), self.count})
         self.portions = [range(*pair) for pair in pairwise(bounds)]
         """Of the episodes; those that are checked are in none with others."""
+        self.whereabouts = Whereabouts(len(self.portions), list(self.trials))
         assert len(self.trials) == len(cells), "two cells with one key"
 
     def _probes(self, battery: Battery, key: str, trial: Trial) -> list[Probe]:
@@ -152,15 +134,62 @@ class _Evaluation:
         self.engine.set_mode(training=False)
         for engine, _ in self.surrogates.values():
             engine.set_mode(training=False)
+        known = self.notebook.found(self._tells_all) if self.notebook is not None else {}
         with torch.no_grad():
-            parts = self.engine.share_out(self._chunks, self.portions, self._tell)
-        chunks = [chunk for part in parts for chunk in part]
+            self._find_out(known)
+        chunks = [chunk for portion in self.portions for chunk in known[_bounds(portion)]]
         observation = Observation()
         for each in chunks:
             observation.merge(each.observation)
         return {cell.key: self._outcome(cell, chunks, observation) for cell in self.cells}
 
-    def _outcome(self, cell: Cell, chunks: list[_Chunk], observation: Observation) -> Outcome | BenchError:
+    def _find_out(self, known: Found) -> None:
+        """Evaluate the portions that are not known yet. A cell that kills the process at work on it fails."""
+
+        def found(portion: range, chunks: list[Chunk]) -> None:
+            known[_bounds(portion)] = chunks
+            if self.notebook is not None:
+                self.notebook.note(_bounds(portion), chunks)
+
+        def done(count: int) -> None:
+            if self.report is not None:
+                left = sum(map(len, todo[count:]))
+                self.report((self.count - left) * len(self.cells))
+
+        while todo := [portion for portion in self.portions if _bounds(portion) not in known]:
+            try:
+                results = self.engine.share_out(self._chunks, todo, done, found=found)
+                known.update(zip(map(_bounds, todo), results, strict=True))
+            except DeathError as death:
+                self._bury(death)
+            finally:
+                if self.notebook is not None:
+                    self.notebook.flush()
+
+    def _bury(self, death: DeathError) -> None:
+        """The cell at which a process died fails; the others are gone on with.
+
+        Raises:
+            DeathError: it was at none.
+        """
+        where = next((at for at, portion in enumerate(self.portions) if portion == death.item), None)
+        culprit = self.whereabouts.cell(where) if where is not None else None
+        if where is None or culprit is None:
+            raise death
+        self.whereabouts.leave(where)
+        self.broken[culprit] = BenchError(f"while this cell was under way, {death}")
+        self.given_up.add(culprit)
+
+    def _tells_all(self, start: int, chunk: Chunk) -> bool:
+        """Whether a chunk that was kept, of the portion that begins there, has all that is asked for."""
+        if not set(self.trials) <= set(chunk.cells):
+            return False
+        if self.battery is None or start >= CHECKED:
+            return True
+        whole = [key for key in self.trials if chunk.cells[key].failure is None]
+        return all(probe.key in chunk.probes for key in whole for _, probe in self.probes[key])
+
+    def _outcome(self, cell: Cell, chunks: list[Chunk], observation: Observation) -> Outcome | BenchError:
         if cell.key in self.broken:
             return self.broken[cell.key]
         tallies = [chunk.cells[cell.key] for chunk in chunks]
@@ -183,7 +212,7 @@ class _Evaluation:
         )  # fmt: skip
 
     def _certificate(
-        self, cell: Cell, chunks: list[_Chunk], observation: Observation, clean: np.ndarray, robust: np.ndarray
+        self, cell: Cell, chunks: list[Chunk], observation: Observation, clean: np.ndarray, robust: np.ndarray
     ) -> Certificate:
         found, failed = {}, {}
         for name, trial in self.probes[cell.key]:
@@ -202,11 +231,7 @@ class _Evaluation:
             way=self.spec.way, precision=self.spec.precision,
         )  # fmt: skip
 
-    def _tell(self, parts: int) -> None:
-        if self.report is not None:
-            self.report(self.portions[parts - 1].stop * len(self.cells))
-
-    def _chunks(self, engine: Engine, places: range) -> list[_Chunk]:
+    def _chunks(self, engine: Engine, places: range) -> list[Chunk]:
         """All cells on these episodes; in halves, from now on, if they do not fit in the device's memory together."""
         if len(places) <= self.fits:
             try:
@@ -220,7 +245,7 @@ class _Evaluation:
         half = len(places) // 2
         return self._chunks(engine, places[:half]) + self._chunks(engine, places[half:])
 
-    def _chunk(self, engine: Engine, places: range) -> _Chunk:
+    def _chunk(self, engine: Engine, places: range) -> Chunk:
         """All cells on one chunk of episodes, then the probes if it is one of the first.
 
         Raises:
@@ -232,9 +257,10 @@ class _Evaluation:
             key: Contestant(other, other.theta(_data(theta))) for key, (other, theta) in self.surrogates.items()
         }
         arena = Arena(Contestant(engine, engine.theta(self.weights)), tasks, strangers, self.device)
-        chunk = _Chunk(_noted(tasks))
+        chunk = Chunk(_noted(tasks))
         for key, trial in self.trials.items():
-            chunk.cells[key] = self._held(arena, trial, key)
+            with self._at(places, key):
+                chunk.cells[key] = self._held(arena, trial, key)
         chunk.clean = arena.clean if any(tally.failure is None for tally in chunk.cells.values()) else None
         chunk.adapt_seconds, chunk.adapted_tasks = arena.adapt_seconds, arena.adapted_tasks
         if self.battery is not None and chunk.clean is not None and places.start < CHECKED:
@@ -243,38 +269,46 @@ class _Evaluation:
             chunk.check_seconds = arena.now() - started
         return chunk
 
-    def _held(self, arena: Arena, trial: Trial, key: str) -> _Tally:
+    def _held(self, arena: Arena, trial: Trial, key: str) -> Tally:
         """One trial; one that has failed on other episodes is not tried again."""
         try:
             if key in self.given_up:
                 raise BenchError("it failed on other episodes")
-            return _Tally(*arena.hold(trial))
+            return Tally(*arena.hold(trial))
         except BenchError as failure:
             self.given_up.add(key)
-            return _Tally(failure=failure)
+            return Tally(failure=failure)
         except torch.OutOfMemoryError:
             if arena.tasks.tasks > 1:
                 raise
             name = " and ".join(f"'{side.attack.name}'" for side in (trial.support, trial.query) if side is not None)
-            return _Tally(
-                failure=BenchError(f"attack {name} on one task at a time does not fit in the device's memory")
-            )
+            return Tally(failure=BenchError(f"attack {name} on one task at a time does not fit in the device's memory"))
 
-    def _check(self, arena: Arena, chunk: _Chunk, places: range) -> None:
+    def _check(self, arena: Arena, chunk: Chunk, places: range) -> None:
         """The probes of all cells, the self-tests of their attacks, and a look at the model."""
         chunk.observation = observe(arena)
         effects: dict[str, Tensor | BenchError] = {}
         for key, trial in self.trials.items():
             if chunk.cells[key].failure is not None:
                 continue
-            for _, probe in self.probes[key]:
-                if probe.key not in chunk.probes:
-                    chunk.probes[probe.key] = self._held(arena, probe, probe.key)
-            armed = _tested(trial)
-            if armed is not None and places.start < SELF_TESTED:
-                if armed.key not in effects:
-                    effects[armed.key] = _self_tested(arena, armed)
-                chunk.cells[key].effect = effects[armed.key]
+            with self._at(places, key):
+                for _, probe in self.probes[key]:
+                    if probe.key not in chunk.probes:
+                        chunk.probes[probe.key] = self._held(arena, probe, probe.key)
+                armed = _tested(trial)
+                if armed is not None and places.start < SELF_TESTED:
+                    if armed.key not in effects:
+                        effects[armed.key] = _self_tested(arena, armed)
+                    chunk.cells[key].effect = effects[armed.key]
+
+    def _at(self, places: range, key: str) -> AbstractContextManager[None]:
+        """Inside, this process is at that cell."""
+        starts = [portion.start for portion in self.portions]
+        return self.whereabouts.at(bisect_right(starts, places.start) - 1, key)
+
+
+def _bounds(portion: range) -> tuple[int, int]:
+    return portion.start, portion.stop
 
 
 def _self_tested(arena: Arena, armed: Armed) -> Tensor | BenchError:

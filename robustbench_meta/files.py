@@ -1,17 +1,27 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, also after the power went."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from robustbench_meta.errors import StorageError
 
+_STALE_SECONDS = 3600.0
+"""The age from which on a temporary file is taken to be that of a process that was killed."""
+FULL = {errno.ENOSPC, errno.EDQUOT}
+"""What the system says when there is no room."""
+
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step.
+
+    When this returns, the file survives a crash of the machine, as far as its disk keeps its word.
 
     Raises:
         StorageError: the folder cannot be written, or the disk is full; `path` is as it was.
@@ -29,12 +39,38 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+        _sync_folder(path.parent)
     except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
-        ) from error
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> StorageError:
+    """The message for a file that cannot be written."""
+    what = "free some space" if error.errno in FULL else "see to it that this folder can be written, or choose another"
+    return StorageError(
+        f"cannot write {path}: {error.strerror or error}; {what}, then give the same command again: "
+        "what was finished is kept"
+    )
 
 
 def write_text(path: Path, text: str) -> None:
     """Write text, in UTF-8, with a line's end."""
     path.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def remove_stale_parts(folder: Path) -> None:
+    """Remove the temporary files that processes left which were killed while they wrote."""
+    with contextlib.suppress(OSError):
+        for part in folder.glob(".*.part"):
+            if time.time() - part.stat().st_mtime > _STALE_SECONDS:
+                part.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Write down that a name in the folder has changed, where the system can."""
+    with contextlib.suppress(OSError):  # neither Windows nor all network file systems can
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

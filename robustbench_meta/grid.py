@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robustbench_meta.checks import Battery, assemble
 from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner, Setting
 from robustbench_meta.errors import BenchError
 from robustbench_meta.options import SCENARIOS, parse_choice, parse_scenarios
+from robustbench_meta.probes import Battery, assemble
 from robustbench_meta.profiles import get_profile
 from robustbench_meta.registry import Registry, core_code
 from robustbench_meta.spec import TRANSFER, CellSpec, PluginSpec, RunSpec, SurrogateSpec, TrainingSpec
@@ -129,12 +129,23 @@ class Grid:
         """The cells of one training."""
         return [cell for cell in self.cells if cell.training is training]
 
-    def estimate(self, pending: Collection[str]) -> Work:
-        """Counts of the work that the pending cells need, if no checkpoint is there yet."""
+    def needed(self, pending: Collection[str]) -> list[Training]:
+        """The trainings that the pending cells need, surrogates' among them."""
         cells = [cell for cell in self.cells if cell.key in pending]
         needed = [cell.training for cell in cells]
         needed += [cell.surrogate.training for cell in cells if cell.surrogate and cell.surrogate.path is None]
-        trainings = {training.key: training.spec for training in needed}.values()
+        return list({training.key: training for training in needed}.values())
+
+    def estimate(self, pending: Collection[str], missing: Collection[str] | None = None) -> Work:
+        """Counts of the work that the pending cells need.
+
+        Args:
+            pending: their keys.
+            missing: the keys of the trainings of which there is no checkpoint; None: of none of them there is.
+        """
+        cells = [cell for cell in self.cells if cell.key in pending]
+        needed = [each for each in self.needed(pending) if missing is None or each.key in missing]
+        trainings = [training.spec for training in needed]
         steps = sum(spec.meta_steps for spec in trainings)
         episodes = self.run.size("episodes")
         supports = {(cell.training.key, _support_key(cell)) for cell in cells}
@@ -152,8 +163,14 @@ def _support_key(cell: Cell) -> str:
     return cell.support + cell.spec.attack.model_dump_json() if cell.support != "clean" else "clean"
 
 
-def prepare(run: RunSpec, registry: Registry, data_root: Path | None) -> Grid:
+def prepare(run: RunSpec, registry: Registry, data_root: Path | None, splits: Splits | None = None) -> Grid:
     """Resolve a run into its grid.
+
+    Args:
+        run: what was asked for.
+        registry: the plugins.
+        data_root: where data sets are.
+        splits: the data, if they need not be loaded.
 
     Raises:
         BenchError: an unknown plugin or option, data that are missing or too few, or an attack or
@@ -168,7 +185,7 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None) -> Grid:
     threats = all_threats(run, dataset, attacks)
     way = _way(run, dataset)
     shot, query = run.size("shot"), run.size("query")
-    splits = dataset.load(data_root)
+    splits = splits if splits is not None else dataset.load(data_root)
     check_disjoint_classes(splits)
     for source in splits:
         source.check(way, shot, query)

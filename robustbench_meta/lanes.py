@@ -33,6 +33,15 @@ from robustbench_meta.errors import BenchError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class DeathError(BenchError):
+    """A process that shared the work died."""
+
+    item: Any = None
+    """What it was at work on."""
+
+
 _PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: which signal a process gets when its parent is gone."""
 
@@ -97,7 +106,7 @@ class Crew(Generic[Item, Result]):
         """The results in the order of the items; the first item that fails (in that order) raises its error here.
 
         Raises:
-            BenchError: a process died.
+            DeathError: a process died.
         """
         if not self._hands:
             raise BenchError("these processes have been dismissed")
@@ -110,7 +119,10 @@ class Crew(Generic[Item, Result]):
             while index not in results:
                 ready = wait(list(busy))
                 for pipe in [pipe for pipe in busy if pipe in ready]:
-                    results[busy.pop(pipe)] = answer = self._take(pipe)
+                    at = busy.pop(pipe)
+                    results[at] = answer = self._take(pipe)
+                    if isinstance(answer[1], DeathError):
+                        answer[1].item = items[at]
                     if answer[0]:
                         self._give(pipe, waiting, busy)
                     else:
@@ -143,7 +155,7 @@ class Crew(Generic[Item, Result]):
         except (EOFError, ConnectionError):
             process = next(process for process, ours in self._hands if ours is pipe)
             process.join(5)
-            return False, BenchError(
+            return False, DeathError(
                 f"a process that shared the work {how_it_ended(process.exitcode)}; if memory ran out, use fewer: "
                 "--jobs 1, OMP_NUM_THREADS=1"
             )
@@ -220,8 +232,8 @@ class _Listening(logging.Handler):
 
 def _serve(work: Callable[[Any], Any], pipe: Connection, others: Sequence[Connection], parent: int) -> None:
     """The life of a copy."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that was forked
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):  # these are for the process that was forked
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

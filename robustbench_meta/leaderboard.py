@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 
 from robustbench_meta.boards import numbered
-from robustbench_meta.checks import flags_between
 from robustbench_meta.comparison import ranks
 from robustbench_meta.curves import curves, write_curves
 from robustbench_meta.files import write_atomically
+from robustbench_meta.neighbours import flags_between
 from robustbench_meta.samples import Samples, surrogate_of
+from robustbench_meta.spreadsheets import harmless_frame
 from robustbench_meta.statistics import mean_and_ci95, worst_decile
 from robustbench_meta.store import Store, unpack
 
@@ -84,9 +85,10 @@ def read(store: Store, keys: Collection[str] | None = None) -> tuple[pd.DataFram
 def write(store: Store) -> Path:
     """Write `leaderboard.csv` into the results folder, and `curves.csv` beside it if an attack was run at several ε."""
     path = store.root / "leaderboard.csv"
-    frame, samples = read(store)
-    write_atomically(path, lambda part: frame.to_csv(part, index=False, lineterminator="\n"))
-    write_curves(store.root / "curves.csv", curves(frame, samples))
+    with store.locks.alone("leaderboard"):  # else another run, which read the records earlier, might write later
+        frame, samples = read(store)
+        write_atomically(path, lambda part: harmless_frame(frame).to_csv(part, index=False, lineterminator="\n"))
+        write_curves(store.root / "curves.csv", curves(frame, samples))
     return path
 
 

@@ -1,53 +1,134 @@
-"""One process at a time makes a file that several may want; the others wait for it."""
+"""Who works on what, among several runs on one results folder: locks that end with their holder."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
+import tempfile
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import filelock
 
+from robustbench_meta.errors import StorageError
+from robustbench_meta.files import FULL, cannot_write
+
 _log = logging.getLogger(__name__)
-PATIENCE_SECONDS = 1.0
-"""How long a process waits before it says so."""
+LEASE = "ROBUSTBENCH_META_LOCKS"
+"""The environment variable that, set to `lease`, has locks be leases also where the system has its own."""
+LEASE_SECONDS = 30.0
+"""How long nobody has heard of the holder of a lease before it is taken for dead; it tells thrice as often."""
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
-@contextlib.contextmanager
-def alone_at(path: Path, who: str) -> Iterator[None]:
-    """Inside, no other process is inside for the same path.
+class Locks:
+    """Locks by name, in a folder; the same for all processes that use the folder, on any machine.
 
-    The lock is the system's, on a hidden file beside `path` that stays there; it is given back however its holder
-    ends. On file systems that have none, nobody waits, and a warning says so once.
+    They are the system's (flock): however its holder ends, the lock is free. On file systems without these a lock is
+    a lease: a file that its holder touches every ten seconds, and that another may take when it was not touched for
+    thirty, by the clock of who waits.
 
     Args:
-        path: the file to be made or read.
-        who: wants it, in the message that tells of a long wait.
+        folder: of the lock files; made when first needed.
     """
-    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
-    locked = _lock(lock, path, who)
-    try:
-        yield
-    finally:
-        if locked:
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._held: dict[str, tuple[filelock.BaseFileLock, int]] = {}
+        self._tried: dict[str, filelock.BaseFileLock] = {}
+        """Of leases: what was seen of their holder so far."""
+
+    def take(self, name: str) -> bool:
+        """Take a lock if nobody else has it; one that this object holds already is held once more.
+
+        Raises:
+            StorageError: the lock's file cannot be written.
+        """
+        if name in self._held:
+            lock, count = self._held[name]
+            self._held[name] = lock, count + 1
+            return True
+        path = self._folder / f"{name}.lock"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock = self._tried.pop(name) if name in self._tried else self._lock(path)
+            if not _taken(lock):
+                self._tried[name] = lock
+                return False
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        except filelock.LeaseSettingsMismatch as error:
+            raise StorageError(
+                f"another version of this program is at work in {self._folder.parent}: {error}"
+            ) from error
+        self._held[name] = lock, 1
+        return True
+
+    def give_back(self, name: str) -> None:
+        """Hold a lock once less."""
+        lock, count = self._held.pop(name)
+        if count > 1:
+            self._held[name] = lock, count - 1
+            return
+        with contextlib.suppress(OSError):  # it ends with this process at the latest
             lock.release()
 
+    def give_back_all(self) -> None:
+        """Hold no lock any more."""
+        for name in list(self._held):
+            lock, _ = self._held[name]
+            self._held[name] = lock, 1
+            self.give_back(name)
 
-def _lock(lock: filelock.BaseFileLock, path: Path, who: str) -> bool:
+    @contextlib.contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Inside, no other process is inside for the same name; wait for it."""
+        while not self.take(name):
+            time.sleep(0.05)
+        try:
+            yield
+        finally:
+            self.give_back(name)
+
+    def _lock(self, path: Path) -> filelock.BaseFileLock:
+        if _hard_locks(self._folder):
+            return filelock.FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
+        return filelock.SoftFileLease(
+            path.with_suffix(".lease"), lease_duration=LEASE_SECONDS, heartbeat_interval=LEASE_SECONDS / 3, timeout=0,
+            thread_local=False,
+        )  # fmt: skip
+
+
+def _taken(lock: filelock.BaseFileLock) -> bool:
     try:
-        with contextlib.suppress(filelock.Timeout):
-            lock.acquire(timeout=PATIENCE_SECONDS)
-            return True
-        _log.warning("%s waits for another process, which is making the same file: %s", who, path)
-        lock.acquire(poll_interval=0.2)
+        lock.acquire(blocking=False)
         return True
-    except (OSError, NotImplementedError) as error:
-        _tell_unlocked(path.parent, getattr(error, "strerror", None) or str(error))
+    except filelock.Timeout:
         return False
 
 
 @cache
-def _tell_unlocked(folder: Path, reason: str) -> None:
-    _log.warning("%s: files cannot be locked there (%s); two processes may do the same work", folder, reason)
+def _hard_locks(folder: Path) -> bool:
+    """Whether the file system has locks of its own."""
+    if os.environ.get(LEASE) == "lease":
+        return False
+    handle, path = tempfile.mkstemp(prefix=".probe-", suffix=".lock", dir=folder)
+    os.close(handle)
+    try:
+        with filelock.FileLock(path, timeout=0, fallback_to_soft=False):
+            return True
+    except (OSError, NotImplementedError) as error:
+        number = getattr(error, "errno", None)
+        if number in FULL or (number is not None and number not in _NO_LOCKS):
+            raise
+        _log.warning(
+            "%s: its file system has no locks (%s): several runs in it tell by leases who does what", folder.parent,
+            getattr(error, "strerror", None) or error,
+        )  # fmt: skip
+        return False
+    finally:
+        Path(path).unlink(missing_ok=True)

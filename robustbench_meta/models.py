@@ -72,6 +72,12 @@ class Network:
         return (logits - one_hot).square().mean(-1)
 
 
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """The logit of the right class less the largest other one, in the shape of y; logits [..., way]."""
+    own = logits.gather(-1, y[..., None])[..., 0]
+    return own - logits.scatter(-1, y[..., None], -torch.inf).amax(-1)
+
+
 class WithSupport(NamedTuple):
     """What a learner adapted, beside the support images that it was adapted to, for a network that reads them."""
 

@@ -173,3 +173,32 @@ def parse_jobs(text: str) -> Jobs:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise BenchError(f"--jobs '{text}' cannot be; expected auto, or a number of trainings side by side, 1 or more")
     return int(text)
+
+
+def parse_seconds(option: str, text: str | None) -> float | None:
+    """Read a length of time: `90`, `90s`, `10m` or `2h`; None stays None.
+
+    Raises:
+        BenchError: not one of these, or not above 0.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if not 0 < seconds < math.inf:
+        raise BenchError(f"{option} was given '{text}': expected seconds, or a time such as 90s, 10m or 2h")
+    return seconds
+
+
+def chosen_executor(executor: str, ray_address: str | None) -> str:
+    """The executor as typed, with the address that was given for itself.
+
+    Raises:
+        BenchError: an address, and another executor than Ray.
+    """
+    if ray_address is None:
+        return executor
+    choice = parse_choice(executor)
+    if choice.name not in {"local", "ray"} or "address" in choice.options:
+        raise BenchError(f"--ray-address {ray_address} does not go with --executor {executor}: use --executor ray")
+    return str(Choice("ray", {**choice.options, "address": ray_address}))

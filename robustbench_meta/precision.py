@@ -28,7 +28,7 @@ _NEWER = ("", ".cuda.matmul", ".cudnn.conv", ".cudnn.rnn", ".mkldnn.matmul", ".m
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:
-    """Say so if a device cannot compute in a precision.
+    """Say so if a device cannot compute in a precision; of a CUDA device of another machine nothing is known here.
 
     Raises:
         BenchError: tf32 without CUDA, or a GPU too old for tf32 or bf16.
@@ -38,7 +38,7 @@ def check_precision(precision: Precision, device: torch.device) -> None:
             f"--precision tf32 was given, and the device is {device}; tf32 needs a CUDA device of compute capability "
             "8.0 or more: use --precision float32 (or bf16), or --device cuda"
         )
-    if precision != "float32" and device.type == "cuda":
+    if precision != "float32" and device.type == "cuda" and torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability(device)
         if major < 8:
             raise BenchError(

@@ -43,7 +43,17 @@ _CORE = {
         "sharing",
         "victims",
     ),
-    "evaluation": ("evaluation", "trials", "checks", "threats", "surrogates"),
+    "evaluation": (
+        "evaluation",
+        "trials",
+        "observation",
+        "probes",
+        "undefended",
+        "checks",
+        "statistics",
+        "threats",
+        "surrogates",
+    ),
 }
 """The modules that make the numbers: checkpoints, and what else makes a cell's."""
 _BROKEN = (Exception, SystemExit)

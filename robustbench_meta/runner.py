@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from robustbench_meta.cores import available_cores
-from robustbench_meta.executors import Executor, Recipe
-from robustbench_meta.executors.in_process import InProcess
-from robustbench_meta.executors.processes import Processes
-from robustbench_meta.executors.schedule import jobs_of, side_by_side
+from robustbench_meta.desk import Desk, Summary
+from robustbench_meta.executors import Policy, Recipe
+from robustbench_meta.executors.choice import choose
+from robustbench_meta.executors.schedule import tasks_of
 from robustbench_meta.grid import Cell, Grid, Training, Work, prepare
-from robustbench_meta.options import Jobs
 from robustbench_meta.precision import check_precision
 from robustbench_meta.registry import Registry
-from robustbench_meta.store import Store, is_trained
+from robustbench_meta.stopping import Stop
+from robustbench_meta.store import Store
 
-__all__ = ["Cell", "Grid", "Summary", "Training", "Work", "prepare", "run"]
-
-
-@dataclass
-class Summary:
-    """What became of a run's cells."""
-
-    finished: int = 0
-    skipped: int = 0
-    failed: list[tuple[Cell, str]] = field(default_factory=list)
+__all__ = ["Cell", "Grid", "Policy", "Summary", "Training", "Work", "prepare", "run"]
 
 
 def run(
@@ -37,10 +24,12 @@ def run(
     registry: Registry,
     store: Store,
     device: torch.device,
+    policy: Policy | None = None,
     *,
-    jobs: Jobs = 1,
     plugins: Path | None = None,
+    local_plugins: bool = True,
     data_root: Path | None = None,
+    stop: Stop | None = None,
 ) -> Summary:
     """Compute the cells of a grid that the store does not hold yet; a cell that fails costs no other.
 
@@ -51,55 +40,46 @@ def run(
         registry: the plugins that hear the events.
         store: where records and checkpoints go.
         device: what computes.
-        jobs: how many trainings are done side by side. More than one go to processes of their own, which
-            make the grid again; a script that asks for this needs `if __name__ == "__main__":`.
-        plugins: where `registry` found local plugins, for those processes.
-        data_root: where `grid` found its data, for those processes.
+        policy: how.
+        plugins: where `registry` found local plugins, for other processes.
+        local_plugins: whether it looked for any.
+        data_root: where `grid` found its data, for other processes.
+        stop: whether to stop.
 
     Raises:
-        BenchError: the device has not the grid's precision.
+        Stopped: `stop` was told; what was finished, and most of what was under way, is kept.
+        BenchError: the device has not the grid's precision, or the executor is not to be had.
+        StorageError: something cannot be written.
     """
+    policy = policy or Policy()
     check_precision(grid.run.precision, device)
-    desk = _Desk(grid, registry, store)
-    pending = [cell.key for cell in grid.cells if not store.has(cell.key)]
-    desk.summary.skipped = len(grid.cells) - len(pending)
+    keys = [cell.key for cell in grid.cells]
+    if policy.fresh:
+        store.forget(keys, [training.key for training in grid.needed(keys)])
+    pending = [key for key in keys if not store.has(key)]
+    failed = {} if policy.retry_failed else {key: why for key in pending if (why := store.failure(key)) is not None}
+    todo = [key for key in pending if key not in failed]
+    for key in todo:
+        store.forget_failure(key)
     about = grid.run.model_dump(mode="json")
-    registry.tell("run_started", run=about, cells=len(pending))
-    todo, cores = jobs_of(grid, pending, lambda key: is_trained(store.root, key)), available_cores()
-    workers = side_by_side(jobs, todo, device, cores)
-    executor: Executor = InProcess(grid, store, device, cores)
-    if workers > 1:
-        executor = Processes(Recipe(grid.run, plugins, data_root, store.root, str(device)), workers, cores)
-    executor.run(todo, desk.hear)
-    registry.tell("run_finished", run=about, finished=desk.summary.finished, failed=len(desk.summary.failed))
-    return desk.summary
-
-
-class _Desk:
-    """Where all events of the work arrive: writes records, keeps count, calls the hooks."""
-
-    def __init__(self, grid: Grid, registry: Registry, store: Store) -> None:
-        self._cells = {cell.key: cell for cell in grid.cells}
-        self._registry, self._store = registry, store
-        self.summary = Summary()
-
-    def hear(self, event: str, /, **facts: Any) -> None:
-        """See `Executor.run`."""
-        if event == "cell_finished":
-            self._finished(**facts)
-        elif event == "cell_failed":
-            self._failed(**facts)
-        else:
-            self._registry.tell(event, **facts)
-
-    def _finished(self, record: Mapping[str, Any]) -> None:
-        self._store.write_record(record)
-        self.summary.finished += 1
-        self._registry.tell("cell_finished", record=record)
-
-    def _failed(self, key: str, reason: str) -> None:
-        cell = self._cells[key]
-        self.summary.failed.append((cell, reason))
-        self._registry.tell(
-            "cell_failed", cell=cell.spec.model_dump(mode="json"), training=cell.training.title, reason=reason
-        )
+    registry.tell("run_started", run=about, cells=len(todo))
+    tasks, slots = tasks_of(grid, todo, store.has_checkpoint), 1
+    if tasks:
+        recipe = Recipe(grid.run, plugins, data_root, store.root, str(device), local_plugins)
+        executor = choose(policy, recipe, grid, store, tasks, device)
+        slots = executor.slots
+    trainings = len({task.training for task in tasks})
+    if slots > trainings > 0:
+        tasks = tasks_of(grid, todo, store.has_checkpoint, bundles=-(-slots // trainings))
+    desk = Desk(grid, registry, store, tasks, stop=stop, cell_timeout=policy.cell_timeout)
+    desk.summary.skipped = len(keys) - len(pending)
+    desk.summary.failed_before = [(cell, failed[cell.key]) for cell in grid.cells if cell.key in failed]
+    try:
+        if tasks:
+            executor.run(desk)
+        store.tidy(training.key for training in grid.needed(keys))
+    finally:
+        store.locks.give_back_all()
+    summary = desk.summary
+    registry.tell("run_finished", run=about, finished=summary.finished, failed=len(summary.failed))
+    return summary

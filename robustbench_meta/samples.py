@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from robustbench_meta.boards import CLEAN, WORST, under
-from robustbench_meta.store import unpack
+from robustbench_meta.records import unpack
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Samples:
     def path(self, key: str) -> tuple[float, ...]:
         """The ε of a record, after the smaller ones through which its attack came there."""
         attack = self._records[key]["spec"]["attack"]
-        return *attack.get("sweep", ()), attack["eps"]
+        return *attack["sweep"], attack["eps"]
 
     def written(self, key: str) -> str:
         """When the record was written, as text that sorts."""
@@ -112,9 +112,11 @@ def surrogate_of(spec: Mapping[str, Any]) -> dict[str, Any]:
 
     Learner and backbone, and of a file its content: the seeds of a surrogate that the run trained are one model.
     """
-    found: dict[str, Any] = dict(spec.get("surrogate") or {})
-    if not str(found.get("trained", "")).startswith("file "):
-        found.pop("trained", None)
+    if spec["surrogate"] is None:
+        return {}
+    found: dict[str, Any] = dict(spec["surrogate"])
+    if not found["trained"].startswith("file "):
+        del found["trained"]
     return found
 
 
@@ -148,12 +150,12 @@ def _worst_cases(records: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], 
     """
     shown: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for record in sorted(records, key=lambda record: ("unchecked" not in record["flags"], *_age(record))):
-        same = json.dumps([record["spec"]["attack"], record["spec"].get("code")], sort_keys=True)
+        same = json.dumps([record["spec"]["attack"], record["spec"]["code"]], sort_keys=True)
         shown[*_rivals(record), same] = record
     newest: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for record in sorted(shown.values(), key=_age):
         attack = record["spec"]["attack"]
-        told = attack["plugin"]["name"], attack["plugin"]["options"], attack.get("sweep", [])
+        told = attack["plugin"]["name"], attack["plugin"]["options"], attack["sweep"]
         newest[*_rivals(record), json.dumps(told, sort_keys=True)] = record
     survivors: dict[tuple[Any, ...], np.ndarray] = {}
     for record in newest.values():

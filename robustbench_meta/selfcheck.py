@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from robustbench_meta.checks import MATES, VARIES, influence_of_mates, variation
 from robustbench_meta.contracts import Weights
 from robustbench_meta.engine import Engine, Plan
 from robustbench_meta.errors import BenchError
 from robustbench_meta.lanes import Lanes
+from robustbench_meta.observation import MATES, VARIES, influence_of_mates, variation
 from robustbench_meta.sharing import Judged
 from robustbench_meta.tasks import Batch, TaskBatch
 
@@ -77,13 +78,14 @@ def check_declared(engine: Engine, weights: Weights, tasks: TaskBatch, who: str)
     with torch.no_grad():
         theta = probe.theta({name: weight.detach() for name, weight in weights.items()})
         adapted = probe.adapt(theta, tasks.support)
-        whole = probe.logits(adapted, tasks.query.x)
+        answers = partial(probe.logits, adapted)
+        whole = answers(tasks.query.x)
         expected = (*tasks.query.y.shape, engine.network.way)
         if whole.shape != expected:
             raise BenchError(f"{who}: logits are {tuple(whole.shape)}; expected {expected}, [tasks, queries, way]")
         # of outputs that vary by themselves nothing can be told from differences: they are flagged later
-        drawn = variation(probe, adapted, tasks.query.x, whole) > VARIES["float32"]
-        apart = 0.0 if drawn else influence_of_mates(probe, adapted, tasks.query.x, whole)
+        drawn = variation(answers, tasks.query.x, whole) > VARIES["float32"]
+        apart = 0.0 if drawn else max(influence_of_mates(answers, tasks.query.x, whole).values())
     probe.set_mode(training=True)
     if apart > MATES["float32"] and not engine.transductive:
         raise BenchError(

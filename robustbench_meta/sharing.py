@@ -45,6 +45,7 @@ CrewFor = Callable[[int, Callable[[Item], tuple[Result, bool]]], AbstractContext
 def share_out(
     work: Callable[[Item], Result], items: Sequence[Item], *, lanes: int, draws: bool | None,
     crew: CrewFor[Item, Result], done: Callable[[int], None] | None = None,
+    found: Callable[[Item, Result], None] | None = None,
 ) -> tuple[list[Result], bool | None]:  # fmt: skip
     """The results in the order of the items, and what is known of `draws` now.
 
@@ -55,18 +56,29 @@ def share_out(
         draws: whether the work is known to draw from a global generator; None: not yet seen.
         crew: gives who works where there are several.
         done: told how many items are finished.
+        found: told each item and its result as soon as both are there, unless something was drawn for it.
     """
+
+    def told(item: Item, result: Result, drew: bool) -> Result:
+        if found is not None and not drew:
+            found(item, result)
+        return result
+
     lanes, results, rest = min(lanes, len(items)), list[Result](), list(items)
     if lanes > 1 and draws is None:  # the first one shows whether anything is drawn
-        result, draws = _watched(work, rest.pop(0))
-        results += _counted([result], done)
+        result, draws = _watched(work, rest[0])
+        results += _counted([told(rest.pop(0), result, draws)], done)
     if lanes > 1 and not draws:
         with crew(lanes, partial(_watched, work)) as hands:
-            found = list(_counted(hands.map(rest), done, len(results)))
-        if not any(drew for _, drew in found):
-            return results + [result for result, _ in found], draws
+            answers = ((told(item, *each), each[1]) for item, each in zip(rest, hands.map(rest), strict=True))
+            gathered = list(_counted(answers, done, len(results)))
+        if not any(drew for _, drew in gathered):
+            return results + [result for result, _ in gathered], draws
         draws = True
-    return results + list(_counted(map(work, rest), done, len(results))), draws
+    if found is None:
+        return results + list(_counted(map(work, rest), done, len(results))), draws
+    alone = (told(item, *_watched(work, item)) for item in rest)
+    return results + list(_counted(alone, done, len(results))), draws
 
 
 def _watched(work: Callable[[Item], Result], item: Item) -> tuple[Result, bool]:

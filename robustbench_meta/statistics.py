@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.special import comb, stdtr, stdtrit
-from scipy.stats import ttest_ind_from_stats
+from scipy.stats import ttest_1samp, ttest_ind_from_stats
 
 LEVEL = 0.05
 """Two learners whose p-values are below it are told apart."""
+SURE = 0.01
+"""One-sided level at which the mean of differences in pairs counts as above 0: a flag rests on it."""
 _ROUNDING = 1e-9
 """Accuracies that differ by less are equal: shares of fewer than 10⁶ queries differ by more."""
 
@@ -31,6 +33,19 @@ def worst_decile(values: Sequence[float] | np.ndarray) -> float:
     """Mean of the worst tenth of the episodes (at least one)."""
     data = np.sort(np.asarray(values, dtype=np.float64))
     return float(data[: max(1, round(data.size / 10))].mean())
+
+
+def above(values: np.ndarray, bound: float, level: float = SURE) -> bool:
+    """Whether the mean over episodes is above a bound, surely: a one-sided t-test.
+
+    Values that are all the same, but for rounding, have no variance to test with: then by the sign test, for which
+    seven episodes are the fewest at 1 %.
+    """
+    if len(values) < 2 or float(values.mean()) <= bound:
+        return False
+    if float(np.ptp(values)) < _ROUNDING:
+        return float(values.mean()) > bound + _ROUNDING and bool(0.5 ** len(values) < level)
+    return bool(ttest_1samp(values, bound, alternative="greater").pvalue < level)
 
 
 class Paired(NamedTuple):

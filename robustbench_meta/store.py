@@ -1,142 +1,183 @@
-"""Run records and checkpoints on disk: one atomic, versioned file each."""
+"""A results folder: records, checkpoints, what is under way, and what failed; one atomic, checked file each."""
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-
-from robustbench_meta.contracts import Weights
+from robustbench_meta.checkpoints import check_checkpoint, checkpoint_name, state_name
 from robustbench_meta.errors import BenchError, StorageError
-from robustbench_meta.files import write_atomically, write_text
-from robustbench_meta.spec import digest_of
-from robustbench_meta.training import Trained
+from robustbench_meta.files import FULL, cannot_write, remove_stale_parts, write_atomically, write_text
+from robustbench_meta.locking import Locks
+from robustbench_meta.parts import part_name, read_part
+from robustbench_meta.records import SCHEMA, DamagedError, pack, read_record, record_text, unpack
+from robustbench_meta.shelf import Folder
+
+__all__ = ["SCHEMA", "Store", "is_done", "is_trained", "pack", "read_record", "unpack"]
 
 _log = logging.getLogger(__name__)
-SCHEMA = 2
-"""Version of a record's layout."""
+_FOLDERS = ("records", "checkpoints", "progress", "failures")
 
 
 class Store:
-    """A results folder: `records/`, `checkpoints/` and the leaderboards derived from them.
+    """A results folder, and the leaderboards derived from it.
+
+    Args:
+        root: the folder.
+        write: False to look only; then nothing is made, moved or checked to be writable.
 
     Raises:
         StorageError: the folder cannot be made or written.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, *, write: bool = True) -> None:
+        self.root, self._writes = root, write
+        self.shelf = Folder(root)
+        self.locks = Locks(root / ".locks")
         self._warned: set[Path] = set()
+        if write:
+            self._make()
+
+    def _make(self) -> None:
         try:
+            for part in ("", *_FOLDERS):
+                (self.root / part).mkdir(parents=True, exist_ok=True)
+                remove_stale_parts(self.root / part)
             for part in ("records", "checkpoints"):
-                (root / part).mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryFile(dir=root / part):
+                with tempfile.TemporaryFile(dir=self.root / part):
                     pass
         except OSError as error:
+            advice = "free some space" if error.errno in FULL else "choose a folder that you may write"
             raise StorageError(
-                f"--results {root}: cannot write there ({error.strerror or error}); choose a folder that you may write"
+                f"--results {self.root}: cannot write there ({error.strerror or error}); {advice}"
             ) from error
 
     def has(self, key: str) -> bool:
-        """Whether that cell's record is there, and whole; a damaged one is as good as missing, and is warned of."""
+        """Whether that cell's record is there, and whole; a damaged one is set aside.
+
+        Raises:
+            StorageError: it cannot be read, or a newer version wrote it.
+        """
         return self._record(key).is_file() and self._read(self._record(key)) is not None
 
     def write_record(self, record: Mapping[str, Any]) -> None:
-        """Write one cell's record."""
-        text = json.dumps(record, indent=1, sort_keys=True)
-        write_atomically(self._record(record["key"]), lambda part: write_text(part, text))
+        """Write one cell's record; it has failed no longer, if it had."""
+        text, key = record_text(record), record["key"]
+        write_atomically(self._record(key), lambda part: write_text(part, text))
+        self.forget_failure(key)
 
     def records(self) -> list[dict[str, Any]]:
         """All records that are whole, in the order of their keys; the others are warned of."""
-        read = (self._read(path) for path in sorted((self.root / "records").glob("*.json")))
-        return [record for record in read if record is not None]
+        found = []
+        for path in sorted((self.root / "records").glob("[!.]*.json")):
+            try:
+                record = self._read(path)
+            except StorageError as error:
+                self._warn_once(path, f"{error}; it is left out")
+                continue
+            if record is not None:
+                found.append(record)
+        return found
 
-    def checkpoint(self, key: str) -> Path:
-        """Where a training's checkpoint is or will be."""
-        return _checkpoint(self.root, key)
-
-    def save_checkpoint(self, key: str, trained: Trained, about: Mapping[str, Any]) -> None:
-        """Write θ with what it is and how it came about."""
-        told = {name: value for name, value in vars(trained).items() if name != "weights"}
-        metadata = {"schema": str(SCHEMA), "about": json.dumps(about), "training": json.dumps(told, sort_keys=True)}
-        weights = {name: weight.detach().cpu().contiguous() for name, weight in trained.weights.items()}
-        write_atomically(self.checkpoint(key), lambda part: _write_bytes(part, save(weights, metadata)))
-
-    def load_checkpoint(self, key: str, like: Weights) -> Trained | None:
-        """θ of a training, on the device and in the dtype of `like`; None if there is no checkpoint that fits.
-
-        A damaged one is warned of, and will be written anew.
-        """
-        path = self.checkpoint(key)
-        if not path.is_file():
-            return None
+    def has_checkpoint(self, key: str) -> bool:
+        """Whether a training's checkpoint is there, and whole; a damaged one is set aside."""
+        data = self.shelf.read(checkpoint_name(key))
+        if data is None:
+            return False
         try:
-            return read_checkpoint(path, like, key)
+            check_checkpoint(data, key)
         except BenchError as error:
-            _log.warning("%s; its learner is trained again", error)
-            return None
+            self._set_aside(self.root / checkpoint_name(key), f"checkpoint {self.root / checkpoint_name(key)}: {error}")
+            return False
+        return True
+
+    def write_failure(self, key: str, failure: Mapping[str, Any]) -> None:
+        """Note that a cell failed, and why."""
+        text = json.dumps({"key": key, **failure}, indent=1, sort_keys=True)
+        write_atomically(self._failure(key), lambda part: write_text(part, text))
+
+    def failure(self, key: str) -> str | None:
+        """Why a cell failed when it was last tried; None if it did not, or was not."""
+        try:
+            told = json.loads(self._failure(key).read_text(encoding="utf-8"))
+            return str(told["reason"]) if told["key"] == key else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None  # a damaged note is none: the cell is tried again
+
+    def forget_failure(self, key: str) -> None:
+        """The cell is to be tried again, or has not failed this time."""
+        try:
+            self._failure(key).unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(self._failure(key), error) from error
+
+    def forget(self, cells: Iterable[str], trainings: Iterable[str]) -> None:
+        """Remove all that is kept of these cells and trainings.
+
+        Raises:
+            StorageError: it cannot be removed.
+        """
+        for key in cells:
+            self.shelf.remove(f"records/{key}.json")
+            self.forget_failure(key)
+        for key in trainings:
+            for name in (checkpoint_name(key), state_name(key), *self.shelf.names(part_name(key))):
+                self.shelf.remove(name)
+
+    def tidy(self, trainings: Iterable[str]) -> None:
+        """Remove what was under way of these trainings and is of no use any more: a killed run may have left it."""
+        for key in trainings:
+            if (self.root / checkpoint_name(key)).is_file():
+                self.shelf.remove(state_name(key))
+            for name in self.shelf.names(part_name(key)):
+                if all(self._record(cell).is_file() for cell in self._cells_of(name, key)):
+                    self.shelf.remove(name)
+
+    def _cells_of(self, part: str, training: str) -> set[str]:
+        """The cells that a part of an evaluation tells of; none if it is damaged."""
+        try:
+            found = read_part(self.shelf.read(part) or b"", training)
+        except StorageError:
+            return set()
+        return {cell for chunks in found.values() for chunk in chunks for cell in chunk.cells}
 
     def _record(self, key: str) -> Path:
         return self.root / "records" / f"{key}.json"
 
+    def _failure(self, key: str) -> Path:
+        return self.root / "failures" / f"{key}.json"
+
     def _read(self, path: Path) -> dict[str, Any] | None:
         try:
             return read_record(path)
-        except BenchError as error:
-            if path not in self._warned:
-                self._warned.add(path)
-                _log.warning("%s: it is left out; if its cell is asked for, it is computed again", error)
+        except DamagedError as error:
+            self._set_aside(path, str(error))
             return None
 
+    def _set_aside(self, path: Path, what: str) -> None:
+        """Move a damaged file out of the way, and say so; where nothing is written, leave it and say so once."""
+        if not self._writes:
+            self._warn_once(path, f"{what}: it is left out; if its cell is asked for, it is computed again")
+            return
+        place = self.root / "damaged" / f"{time.strftime('%Y%m%d-%H%M%S')}-{path.name}"
+        try:
+            place.parent.mkdir(exist_ok=True)
+            path.replace(place)
+        except FileNotFoundError:
+            return  # another process has set it aside
+        except OSError as error:
+            raise cannot_write(place, error) from error
+        _log.warning("%s: it was set aside as %s, and is computed again if it is asked for", what, place)
 
-def read_record(path: Path) -> dict[str, Any]:
-    """One record.
-
-    Raises:
-        BenchError: it is damaged, of another schema, or not the cell that its name says.
-    """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BenchError(f"record {path} is damaged ({error})") from error
-    told = (record.get("schema"), record.get("key")) if isinstance(record, dict) else (None, None)
-    if told != (SCHEMA, path.stem):
-        raise BenchError(f"record {path} has schema {told[0]} and key {told[1]}; expected {SCHEMA} and {path.stem}")
-    return dict(record)
-
-
-def read_checkpoint(path: Path, like: Weights, key: str | None = None) -> Trained:
-    """θ of a checkpoint's file, on the device and in the dtype of `like`.
-
-    Args:
-        path: the file.
-        like: the weights that it should hold.
-        key: the training that it should be of; None: any.
-
-    Raises:
-        BenchError: it is damaged, of another training, or holds weights of other names or shapes.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            told, about = (json.loads(file.metadata()[part]) for part in ("training", "about"))
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-            trained = Trained(weights, **told)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise BenchError(f"checkpoint {path} is damaged ({error})") from error
-    if key is not None and digest_of(about) != key:
-        raise BenchError(f"checkpoint {path} is of another training than its name says")
-    if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in like.items()}:
-        raise BenchError(f"checkpoint {path} holds weights of other names or shapes than this learner's")
-    trained.weights = {name: weights[name].to(weight.device, weight.dtype) for name, weight in like.items()}
-    return trained
+    def _warn_once(self, path: Path, message: str) -> None:
+        if path not in self._warned:
+            self._warned.add(path)
+            _log.warning("%s", message)
 
 
 def is_done(root: Path, key: str) -> bool:
@@ -150,24 +191,4 @@ def is_done(root: Path, key: str) -> bool:
 
 def is_trained(root: Path, key: str) -> bool:
     """Whether a results folder holds that training's checkpoint; touches nothing, and does not look inside."""
-    return _checkpoint(root, key).is_file()
-
-
-def _checkpoint(root: Path, key: str) -> Path:
-    return root / "checkpoints" / f"{key}.safetensors"
-
-
-def pack(correct: np.ndarray) -> dict[str, Any]:
-    """Booleans [episodes, queries] as text: base64 of their bits, row after row."""
-    return {"shape": list(correct.shape), "bits": base64.b64encode(np.packbits(correct).tobytes()).decode()}
-
-
-def unpack(packed: Mapping[str, Any]) -> np.ndarray:
-    """The booleans [episodes, queries] that `pack` was given."""
-    rows, columns = packed["shape"]
-    bits = np.frombuffer(base64.b64decode(packed["bits"]), dtype=np.uint8)
-    return np.unpackbits(bits, count=rows * columns).astype(bool).reshape(rows, columns)
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
+    return (root / checkpoint_name(key)).is_file()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 
+from robustbench_meta.checkpoints import weights_of
 from robustbench_meta.contracts import Backbone, Learner, Setting
-from robustbench_meta.errors import BenchError
+from robustbench_meta.errors import BenchError, StorageError
 from robustbench_meta.registry import Registry
 from robustbench_meta.spec import PluginSpec, SurrogateSpec, TrainingSpec
 
@@ -64,17 +63,17 @@ def read_named(registry: Registry, text: str) -> NamedModel:
     path = Path(text)
     try:
         data = path.read_bytes()
-        with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["about"])
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no mapping
+        weights, about = weights_of(data)
+        shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
         learner, learner_spec = _plugin(registry, "learner", about["learner"])
         backbone, backbone_spec = _plugin(registry, "backbone", about["backbone"])
         way = int(about["way"])
     except OSError as error:
         raise BenchError(f"--surrogate {text}: cannot be read ({error.strerror or error})") from error
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (StorageError, KeyError, TypeError, ValueError) as error:
+        why = str(error) if isinstance(error, StorageError) else f"{type(error).__name__}: {error}"
         raise BenchError(
-            f"--surrogate {text}: not a checkpoint of robustbench_meta, or damaged ({type(error).__name__}: {error}); "
+            f"--surrogate {text}: not a checkpoint of robustbench_meta, or damaged ({why}); "
             f"expected one from a results folder, such as results/checkpoints/HASH{SUFFIX}"
         ) from error
     trained = file_digest(data)

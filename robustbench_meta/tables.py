@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from robustbench_meta.boards import CLEAN, PLACE, WORST, Board, Score, boards, shown
-from robustbench_meta.checks import BLACK_BOX_QUERIES
-from robustbench_meta.comparison import Contrast, Duel
 from robustbench_meta.curves import SCENE, Curve
-from robustbench_meta.statistics import Paired
+from robustbench_meta.drawing import WIDE, draw, folded, portions, title
+from robustbench_meta.probes import BLACK_BOX_QUERIES
 
-_NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
-_SIDES = {"clean": "clean", "adv": "attacked", "poisoned": "poisoned"}
-_POINTER = "What the flags mean: docs/flags.md."
-_WIDE = 120
-_GAP = 3
-"""Blanks between two columns."""
+POINTER = "What the flags mean: docs/flags.md."
+"""Below a table with flags."""
 
 
 def tables(frame: pd.DataFrame, width: int = 80) -> list[RenderableType]:
@@ -49,42 +41,12 @@ def _drawn(board: Board, width: int) -> RenderableType:
     first = {"learner": names}
     if len(names) > 1 and board.ranks:
         first = {"#": {name: str(board.ranks.get(name, "–")) for name in names}, **first}
-    chunks = list(_chunks(first, cells | more, width))
-    wide = width >= _WIDE and len(chunks) == 1
+    whole = list(portions(first, cells | more, width))
+    wide = width >= WIDE and len(whole) == 1
     parts: list[RenderableType] = [Text(line, style="bold") for line in title(board.setting)]
-    for chunk in chunks if wide else _chunks(first, cells, width):
-        parts += [_table(first, {column: (cells | more)[column] for column in chunk}), Text("")]
+    for chunk in whole if wide else portions(first, cells, width):
+        parts += [draw(first, {column: (cells | more)[column] for column in chunk}), Text("")]
     return Group(*parts[:-1], Text(_caption(board, wide, "#" in first), style="dim"), Text(""))
-
-
-def _table(first: Mapping[str, Mapping[str, str]], cells: Mapping[str, Mapping[str, Text]]) -> Table:
-    """A table whose first columns say what each row is."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold", show_edge=False)
-    for column in first:
-        table.add_column(column, no_wrap=True)
-    for column in cells:
-        table.add_column(folded(column, 12), justify="right", no_wrap=True)
-    for row in next(iter(first.values())):
-        named = (Text(shown[row]) for shown in first.values())
-        table.add_row(*named, *(column[row] for column in cells.values()))
-    return table
-
-
-def _chunks(
-    first: Mapping[str, Mapping[str, str]], cells: Mapping[str, Mapping[str, Text]], width: int
-) -> Iterator[list[str]]:
-    """The columns in portions that fit beside the first ones."""
-    beside = sum(max(_widest(text) for text in [column, *shown.values()]) + _GAP for column, shown in first.items())
-    chunk: list[str] = []
-    used = beside - _GAP
-    for column, texts in cells.items():
-        need = _GAP + max(_widest(folded(column, 12)), *(_widest(text.plain) for text in texts.values()))
-        if chunk and used + need > width:
-            yield chunk
-            chunk, used = [], beside - _GAP
-        chunk.append(column)
-        used += need
-    yield chunk
 
 
 def _cell(board: Board, score: Score, column: str) -> Text:
@@ -107,22 +69,6 @@ def _fewer(score: Score, board: Board) -> bool:
     return 0 < score.seeds < board.seeds
 
 
-def title(told: Mapping[str, Any]) -> list[str]:
-    """Two lines: the data, tasks and recipe; the threat model, what is attacked, and the inference."""
-    first = f"{told['dataset']} · {told['way']}-way {told['shot']}-shot · {told['backbone']}"
-    first += f" · {told['meta_steps']:,} meta-steps"
-    if told["precision"] != "float32":
-        first += f" · {told['precision']}"
-    inference = f"{told['inference']} ({'no' if told['norm'] == 'none' else told['norm']} norm)"
-    if told["threat_norm"] == "none":
-        return [first, f"no attack · {inference}"]
-    query = f"{_SIDES[told['query']]} query" if told["query"] != "transfer" else f"query from {told['surrogate']}"
-    sides = f"{_SIDES[told['support']]} support, {query}"
-    threat = _NORMS.get(told["threat_norm"], told["threat_norm"])
-    eps = f"ε = {told['eps']}" if "eps" in told else "over ε"
-    return [first, f"{threat} {eps} · {sides} · {inference}"]
-
-
 def _caption(board: Board, wide: bool, ranked: bool) -> str:
     episodes = board.setting["episodes"]
     if board.seeds == 1:
@@ -133,7 +79,7 @@ def _caption(board: Board, wide: bool, ranked: bool) -> str:
         if any(_fewer(score, board) for row in board.scores.values() for score in row.values()):
             lines.append("* rests on fewer seeds.")
     if WORST in board.columns:
-        lines.append(_worst_told(board.setting, "right under every attack of the table"))
+        lines.append(worst_told(board.setting, "right under every attack of the table"))
         if any(_fewer(row[WORST], board) for row in board.scores.values()):
             lines.append("With * it is over the seeds that saw all attacks: the other columns have more.")
     if ranked:
@@ -146,15 +92,15 @@ def _caption(board: Board, wide: bool, ranked: bool) -> str:
             lines.append(f"Ranks rest on one training each{some}: its luck is not in them.")
     if wide and len(board.columns) > 1:
         lines.append("Success: of the attack that turned most right answers wrong. Worst 10 %: of the episodes.")
-    return "\n".join([" ".join(lines), *_doubts(board)])
+    return "\n".join([" ".join(lines), *doubts(board)])
 
 
-def _worst_told(setting: Mapping[str, Any], told: str) -> str:
+def worst_told(setting: Mapping[str, Any], told: str) -> str:
     """What the worst case is; attacked support makes other weights, of which no unattacked answer is known."""
     return f"Worst case: {told}, and without any." if setting["support"] == "clean" else f"Worst case: {told}."
 
 
-def _doubts(board: Board) -> list[str]:
+def doubts(board: Board) -> list[str]:
     """The flags: those that all numbers share at once, the others with the numbers that have them; where to read on."""
     lines = [f"All: {', '.join(sorted(board.shared))}{_searches(board, board.shared)}."] if board.shared else []
     for flag, columns in board.doubts().items():
@@ -167,7 +113,7 @@ def _doubts(board: Board) -> list[str]:
             else:
                 told += [name if column == CLEAN else f"{name} under {column}" for name in names]
         lines.append(f"! {flag}: {', '.join(told)}{_searches(board, {flag})}.")
-    return [*lines, _POINTER] if lines else []
+    return [*lines, POINTER] if lines else []
 
 
 def _searches(board: Board, flags: Collection[str]) -> str:
@@ -183,103 +129,6 @@ def _searches(board: Board, flags: Collection[str]) -> str:
     ]
     each = ", ".join(points if len(flagged) == 1 else f"{points} of {name}" for name, points in told.items())
     return f" (a {BLACK_BOX_QUERIES}-query search leaves {each})"
-
-
-# -- comparisons ---------------------------------------------------------------------------------------
-
-
-def duel_tables(found: Sequence[Duel], width: int = 80) -> list[RenderableType]:
-    """A table for each two learners and threat, a row a column of the leaderboard; then what it all means."""
-    contrasts = [contrast for duel in found for contrast in duel.contrasts.values()]
-    spread = any(len(sample.by_seed) > 1 for contrast in contrasts for sample in (contrast.first, contrast.second))
-    luck = any(not math.isnan(contrast.seeds_p) for contrast in contrasts)
-    drawn = [_duel_drawn(duel, width, luck) for duel in found]
-    return [*drawn, Text(_duel_caption(found, len(contrasts), spread, luck), style="dim")]
-
-
-def _duel_drawn(duel: Duel, width: int, luck: bool) -> RenderableType:
-    rows = duel.contrasts
-    first = {"under": {column: folded(column, 14) for column in rows}}
-    room = 12 if width < _WIDE else 40
-    board = duel.board
-    cells = {
-        "A": _shares(board, {column: duel.scores[column][0] for column in rows}),
-        "B": _shares(board, {column: duel.scores[column][1] for column in rows}),
-        "A − B": {column: _difference(contrast.paired) for column, contrast in rows.items()},
-        "p": {column: Text(_p(contrast.corrected)) for column, contrast in rows.items()},
-    }
-    if luck:
-        cells["p seeds"] = {column: Text(_p(contrast.seeds_p)) for column, contrast in rows.items()}
-    cells["ahead"] = {column: Text(folded(_ahead(duel, contrast, room), room)) for column, contrast in rows.items()}
-    parts: list[RenderableType] = [Text(line, style="bold") for line in title(duel.setting)]
-    parts += [
-        Text.assemble((f"{letter} ", "bold"), name)
-        for letter, name in zip("AB", (duel.first, duel.second), strict=True)
-    ]
-    for chunk in _chunks(first, cells, width):
-        parts += [_table(first, {column: cells[column] for column in chunk}), Text("")]
-    doubts = "\n".join(_doubts(board)[:-1])
-    return Group(*parts, *([Text(doubts, style="dim"), Text("")] if doubts else []))
-
-
-def _shares(board: Board, scores: Mapping[str, Score]) -> dict[str, Text]:
-    """`66.9`, of several seeds with the standard deviation between them; `!` where the number is flagged."""
-    flagged = {column: bool(score.flags - board.shared) for column, score in scores.items()}
-    found = {}
-    for column, score in scores.items():
-        text = Text(score.text())
-        if score.seeds > 1:
-            text.append(f" ±{shown(score.spread)}", style="dim")
-        found[column] = text.append(("!" if flagged[column] else " ") * any(flagged.values()), style="yellow")
-    return found
-
-
-def _difference(result: Paired) -> Text:
-    points = 100 * result.difference
-    text = Text(f"{points:+.1f}".replace("-", "−") if abs(points) >= 0.05 else "0.0", style="bold")
-    return text if math.isnan(result.ci95) else text.append(f" ±{shown(100 * result.ci95)}", style="not bold dim")
-
-
-def _p(value: float) -> str:
-    if math.isnan(value):
-        return "–"
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _ahead(duel: Duel, contrast: Contrast, room: int) -> str:
-    """The better learner by its name, or by its letter where names are long."""
-    if not contrast.ahead:
-        return "cannot be told apart"
-    letters = max(len(duel.first), len(duel.second)) > room
-    first, second = ("A", "B") if letters else (duel.first, duel.second)
-    return first if contrast.ahead > 0 else second
-
-
-def _duel_caption(found: Sequence[Duel], count: int, spread: bool, luck: bool) -> str:
-    episodes = sorted({int(duel.setting["episodes"]) for duel in found})
-    lines = [
-        "A, B: accuracy in %" + ("; ± standard deviation between seeds, where there are several." if spread else "."),
-        "A − B: in points, mean over the same episodes; ± half of its 95 % interval over "
-        + f"{' or '.join(f'{number:,}' for number in episodes)} episodes.",
-        f"p: paired t-test over episodes, by Holm's correction for {count:,} comparisons, all that are printed.",
-    ]
-    if luck:
-        lines.append("p seeds: Welch's t-test over the means of the seeds; – where one learner has a single seed.")
-    needs = "p is" if not luck else "p, and p seeds where there is one, are"
-    lines.append(f"Ahead: the better one if {needs} below 0.05.")
-    worst = {_worst_told(duel.setting, "right under every attack that the two were under"): None
-             for duel in found if WORST in duel.contrasts}  # fmt: skip
-    lines += worst if len(worst) < 2 else [
-        "Worst case: right under every attack that the two were under, and, with clean support, without any."
-    ]  # fmt: skip
-    seeds = [min(len(contrast.first.by_seed), len(contrast.second.by_seed))
-             for duel in found for contrast in duel.contrasts.values()]  # fmt: skip
-    if 1 in seeds:
-        some = " where a learner has one seed" if spread else ""
-        lines.append(f"Comparisons rest on one training each{some}: its luck is not in p.")
-    if any(_doubts(duel.board) for duel in found):
-        lines.append(_POINTER)
-    return " ".join(lines)
 
 
 # -- curves over ε -------------------------------------------------------------------------------------
@@ -311,8 +160,8 @@ def _curves_drawn(group: list[Curve], width: int) -> RenderableType:
     }
     cells["area"] = {row: _area(curves, seeds) for row, curves in rows.items()}
     parts: list[RenderableType] = [Text(line, style="bold") for line in title(group[0].told)]
-    for chunk in _chunks(places, cells, width):
-        parts += [_table(places, {column: cells[column] for column in chunk}), Text("")]
+    for chunk in portions(places, cells, width):
+        parts += [draw(places, {column: cells[column] for column in chunk}), Text("")]
     return Group(*parts[:-1], Text(_curve_caption(group[0], seeds), style="dim"), Text(""))
 
 
@@ -336,17 +185,3 @@ def _curve_caption(curve: Curve, seeds: int) -> str:
         f"± standard deviation of {seeds} seeds ({episodes} each); * rests on fewer seeds."
     )  # fmt: skip
     return " ".join(lines)
-
-
-def folded(label: str, width: int) -> str:
-    """A label broken after ':' and ',' and at blanks, where it is longer than `width`."""
-    lines = [""]
-    for piece in re.findall(r"[^:, ]+[:, ]*|[:, ]+", label):
-        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
-            lines.append("")
-        lines[-1] += piece
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _widest(text: str) -> int:
-    return max(len(line) for line in text.split("\n"))

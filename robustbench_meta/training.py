@@ -1,21 +1,22 @@
-"""Meta-training: the loop, the choice of the checkpoint on validation tasks, and its file."""
+"""Meta-training: the loop, the choice of the checkpoint on validation tasks, and going on where it was left."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict
 
 import torch
 from torch import nn
 
+from robustbench_meta.checkpoints import Trained, TrainingState
 from robustbench_meta.contracts import Weights
 from robustbench_meta.devices import wait
 from robustbench_meta.engine import Engine, Plan
 from robustbench_meta.errors import BenchError
 from robustbench_meta.grid import Grid, Training
 from robustbench_meta.harness import arm
+from robustbench_meta.keeping import Keeper
 from robustbench_meta.lanes import Lanes
 from robustbench_meta.models import Network
 from robustbench_meta.seeds import seed_from
@@ -24,26 +25,6 @@ from robustbench_meta.tasks import TaskSource
 from robustbench_meta.threat import Doubts
 
 Report = Callable[[int, dict[str, float]], None]
-
-
-@dataclass
-class Trained:
-    """A meta-trained learner: θ, how it came about, and what it cost."""
-
-    weights: Weights
-    seconds: float = 0.0
-    chosen_step: int = 0
-    plan: dict[str, Any] = field(default_factory=dict)
-    """How the engine mapped over tasks: it decides the rounding."""
-    history: list[dict[str, float]] = field(default_factory=list)
-    """At each validation: step, training loss and accuracy, validation loss and accuracy."""
-    peak_memory: int | None = None
-    """Bytes, as `devices.peak_memory` tells them."""
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers θ has."""
-        return sum(weight.numel() for weight in self.weights.values())
 
 
 def make_engine(
@@ -105,30 +86,54 @@ def meta_train(
     plan: Plan,
     report: Report | None = None,
     lanes: Lanes | None = None,
+    keeper: Keeper | None = None,
+    state: TrainingState | None = None,
 ) -> Trained:
     """Meta-train a learner on the training split; keep the θ that does best on the validation tasks.
 
     The criterion is the accuracy of the queries that the learner's own objective judges (for ADML:
     attacked and clean ones), at the inner steps of the test. Test tasks are never seen.
+
+    Args:
+        grid: the run.
+        training: what to train.
+        device: where.
+        plan: how to map over tasks.
+        report: told the step, and the numbers of the last validation.
+        lanes: of the CPU.
+        keeper: keeps the state now and then; None: nobody does.
+        state: what to go on from, to the same numbers bit for bit; None: from the beginning.
+
+    Raises:
+        Stopped: the keeper was told to stop, and has the state.
+        BenchError: the weights diverged, or an attack did what it must not.
     """
     engine, weights = make_engine(grid, training, device, plan, lanes)
     if not weights:  # nothing to learn, as with prototypes in pixel space
         return Trained(weights, plan=asdict(plan))
     try:
-        return _steps(engine, weights, grid, training, device, report)
+        return _steps(engine, weights, grid, training, device, report, keeper, state)
     finally:
         engine.dismiss()
 
 
 def _steps(
-    engine: Engine, weights: Weights, grid: Grid, training: Training, device: torch.device, report: Report | None
-) -> Trained:
+    engine: Engine, weights: Weights, grid: Grid, training: Training, device: torch.device, report: Report | None,
+    keeper: Keeper | None, state: TrainingState | None,
+) -> Trained:  # fmt: skip
     spec = training.spec
     optimizer = _optimizer(training, weights)
     rates = [group["lr"] for group in optimizer.param_groups]
-    trained, best, started = Trained(weights), -1.0, time.perf_counter()
+    trained, best, done = Trained(weights), -1.0, 0
+    if state is not None:
+        trained, best, done, engine.judged = state.trained, state.best, state.step, state.judged
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.copy_(state.weights[name])
+        optimizer.load_state_dict(state.optimizer)
+    started = time.perf_counter() - trained.seconds
     source, validation = grid.splits.train.to(device), grid.splits.validation.to(device)
-    for step in range(1, spec.meta_steps + 1):
+    for step in range(done + 1, spec.meta_steps + 1):
         tasks = source.sample(
             [seed_from(spec.seed, "train", step)], spec.way, spec.shot, spec.query, spec.tasks_per_step
         )
@@ -154,6 +159,14 @@ def _steps(
                 trained.weights = {name: weight.detach().clone() for name, weight in weights.items()}
         if report is not None:
             report(step, trained.history[-1] if trained.history else {})
+        if keeper is not None and keeper.wants(step, spec.meta_steps):
+            if engine.doubts is not None:
+                engine.doubts.settle()
+            wait(device)
+            trained.seconds = time.perf_counter() - started
+            keeper.keep(TrainingState(
+                step, weights, optimizer.state_dict(), trained, best, engine.judged, engine.plan,
+            ))  # fmt: skip
     wait(device)
     trained.seconds = time.perf_counter() - started
     trained.plan = asdict(engine.plan)

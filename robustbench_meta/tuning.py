@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import filelock
 import torch
@@ -51,7 +51,46 @@ def default_plan(device: torch.device, tasks: int) -> Plan:
     return Plan("vmap", "loop", min(8, (tasks + 1) // 2))
 
 
-def measured_plan(what: Mapping[str, Any], device: torch.device, tasks: int, work: Callable[[Plan], object]) -> Plan:
+class Book(Protocol):
+    """Remembers the plans that were chosen, as text by name."""
+
+    def read(self, name: str) -> str | None:
+        """What was written under that name; None if nothing was."""
+        ...
+
+    def settle(self, name: str, text: str) -> str:
+        """Write it, unless somebody was faster; what all are to use from now on."""
+        ...
+
+
+class CacheBook:
+    """The book of this machine, in the cache folder."""
+
+    def read(self, name: str) -> str | None:
+        """See `Book.read`."""
+        with contextlib.suppress(OSError, ValueError):
+            return self._path(name).read_text(encoding="utf-8")
+        return None
+
+    def settle(self, name: str, text: str) -> str:
+        """See `Book.settle`."""
+        path = self._path(name)
+        with contextlib.suppress(OSError, BenchError):  # a cache that cannot be written costs a measurement, not a run
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(path.with_suffix(".lock"), timeout=10):
+                if (earlier := self.read(name)) is not None and _plan(earlier) is not None:
+                    return earlier
+                write_atomically(path, lambda part: write_text(part, text))
+        return text
+
+    @staticmethod
+    def _path(name: str) -> Path:
+        return cache_dir() / "plans" / f"{name}.json"
+
+
+def measured_plan(
+    what: Mapping[str, Any], device: torch.device, tasks: int, work: Callable[[Plan], object], book: Book
+) -> Plan:
     """The fastest plan for `work` on up to `tasks` tasks, from memory if this was measured before.
 
     Args:
@@ -59,13 +98,15 @@ def measured_plan(what: Mapping[str, Any], device: torch.device, tasks: int, wor
         device: where it runs.
         tasks: the most tasks that are there at a time.
         work: does a typical piece of work with a plan, in this thread; its results are thrown away.
+        book: remembers.
     """
-    return _remembered(what, device, tasks, lambda: _fastest(device, tasks, work))
+    return _remembered(book, what, device, tasks, lambda: _fastest(device, tasks, work))
 
 
 def compiled_plan(
-    what: Mapping[str, Any], device: torch.device, tasks: int, plan: Plan, work: Callable[[Plan], Tensor], steps: int
-) -> Plan:
+    what: Mapping[str, Any], device: torch.device, tasks: int, plan: Plan, work: Callable[[Plan], Tensor], steps: int,
+    book: Book,
+) -> Plan:  # fmt: skip
     """The plan, compiled if that is faster and the run long enough to pay for it; from memory if measured before.
 
     Args:
@@ -75,6 +116,7 @@ def compiled_plan(
         plan: the fastest plan that is not compiled.
         work: as in `measured_plan`; gives its result as one vector.
         steps: how often the work will be done.
+        book: remembers.
     """
 
     def choose() -> tuple[Plan, dict[str, float]]:
@@ -85,7 +127,7 @@ def compiled_plan(
         timings = {plan: seconds, compiled: _time(device, compiled, work) if compiles(plan, work) else math.inf}
         return _best(timings, plan, device), _told(timings)
 
-    return _remembered({**what, "plan": asdict(plan), "steps": steps}, device, tasks, choose)
+    return _remembered(book, {**what, "plan": asdict(plan), "steps": steps}, device, tasks, choose)
 
 
 def compiles(plan: Plan, work: Callable[[Plan], Tensor]) -> bool:
@@ -104,25 +146,22 @@ def compiles(plan: Plan, work: Callable[[Plan], Tensor]) -> bool:
 
 
 def _remembered(
-    what: Mapping[str, Any], device: torch.device, tasks: int, choose: Callable[[], tuple[Plan, dict[str, float]]]
-) -> Plan:
-    path = cache_dir() / "plans" / f"{_digest(what, device, tasks)}.json"
-    if (known := _read(path)) is not None:
+    book: Book, what: Mapping[str, Any], device: torch.device, tasks: int,
+    choose: Callable[[], tuple[Plan, dict[str, float]]],
+) -> Plan:  # fmt: skip
+    name = _digest(what, device, tasks)
+    if (known := _plan(book.read(name))) is not None:
         return known
     plan, timings = choose()
     text = json.dumps({"plan": asdict(plan), "milliseconds": timings, "what": dict(what)}, indent=1)
-    with contextlib.suppress(OSError, BenchError):  # a cache that cannot be written costs a measurement, not a run
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(path.with_suffix(".lock"), timeout=10):
-            if (earlier := _read(path)) is not None:  # another process was faster: all shall use the same plan
-                return earlier
-            write_atomically(path, lambda part: write_text(part, text))
-    return plan
+    return _plan(book.settle(name, text)) or plan  # another process may have been faster: all shall use the same plan
 
 
-def _read(path: Path) -> Plan | None:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return Plan(**json.loads(path.read_text(encoding="utf-8"))["plan"])
+def _plan(text: str | None) -> Plan | None:
+    """The plan that a text tells; None if it tells none."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        plan = Plan(**json.loads(text or "")["plan"])
+        return plan if plan.chunk >= 1 else None
     return None
 
 

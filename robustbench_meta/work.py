@@ -1,108 +1,161 @@
-"""One training and its cells: checked, meta-trained or loaded, evaluated, and their records; in any process."""
+"""One task: a learner checked and meta-trained, or its cells evaluated, with their records; in any process."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import platform
+import threading
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustbench_meta import __version__
+from robustbench_meta.checkpoints import Trained, checkpoint_bytes, checkpoint_name, read_checkpoint, read_file
 from robustbench_meta.checks import unchecked
 from robustbench_meta.contracts import Weights
 from robustbench_meta.devices import device_name, peak_memory, reset_peak_memory
 from robustbench_meta.engine import Engine, Plan
 from robustbench_meta.errors import BenchError, StorageError
 from robustbench_meta.evaluation import Outcome, evaluate, test_episodes
-from robustbench_meta.executors import Hear, Job
+from robustbench_meta.executors import Hear, Task
 from robustbench_meta.grid import Cell, Grid, Surrogate, Training
+from robustbench_meta.keeping import Keeper, Notebook
 from robustbench_meta.lanes import Lanes
-from robustbench_meta.locking import alone_at
 from robustbench_meta.precision import computing_in
+from robustbench_meta.records import SCHEMA, pack
 from robustbench_meta.selfcheck import can_be_vmapped, check_declared, may_be_vmapped
-from robustbench_meta.store import SCHEMA, Store, pack, read_checkpoint
+from robustbench_meta.shelf import Shelf
+from robustbench_meta.stopping import Stop, Stopped
 from robustbench_meta.surrogates import file_digest
-from robustbench_meta.training import Trained, make_engine, meta_train
-from robustbench_meta.tuning import compiled_plan, compiles, default_plan, measured_plan
+from robustbench_meta.training import make_engine, meta_train
+from robustbench_meta.tuning import Book, CacheBook, compiled_plan, compiles, default_plan, measured_plan
+from robustbench_meta.whereabouts import Whereabouts
 
 _log = logging.getLogger(__name__)
 FEW = 8
 """Of `Plan.few` at test: for the searches that go on with the few examples that withstand."""
 MEASURE_FROM = 100
 """Meta-steps or episodes from which on it pays to measure which plan is fastest."""
+WATCH_SECONDS = 1.0
+"""Between two reports of which cells are under way."""
 _CHANGED = "code or data changed while the run was under way; give the same command again"
 _PACKAGES = ("torch", "torchattacks", "numpy", "pillow", "matplotlib")
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where trainings are done: their grid, the folder of the checkpoints, the device, and lanes to share out."""
+    """Where tasks are done."""
 
     grid: Grid
-    store: Store
+    shelf: Shelf
+    """Of checkpoints and of what is under way."""
     device: torch.device
     lanes: Lanes
+    stop: Stop = field(default_factory=Stop)
+    book: Book = field(default_factory=CacheBook)
+    """Of the plans that were chosen before."""
+    watches: bool = False
+    """Whether somebody wants to be told which cells are under way."""
+    mappable: dict[str, bool] = field(default_factory=dict)
+    """What is known of trainings, by key: whether they may be vmapped."""
+
+    def training(self, key: str) -> Training | None:
+        """The training of that key, a surrogate's among them."""
+        surrogates = [cell.surrogate.training for cell in self.grid.cells if cell.surrogate is not None]
+        return next((each for each in [*self.grid.trainings, *surrogates] if each.key == key), None)
 
 
-def do_job(place: Workplace, job: Job, hear: Hear) -> None:
-    """Train (or load) one learner and evaluate its cells; a cell that fails costs no other.
+def do_task(place: Workplace, task: Task, hear: Hear) -> None:
+    """Meta-train one learner, or evaluate some of its cells; a cell that fails costs no other.
 
-    The checkpoint is written here, into the results folder, which all workers must see; the records are told, and
-    the one who hears them writes them.
+    Checkpoints and what is under way are written here, to the shelf; records are told, and the one who hears them
+    writes them.
 
     Args:
         place: where.
-        job: which training, and which of its cells.
-        hear: see `Executor.run`.
+        task: what.
+        hear: is told the events of `Desk.hear`.
 
     Raises:
-        StorageError: the checkpoint cannot be written.
+        Stopped: it was told to stop; what can be resumed is kept.
+        StorageError: something cannot be written.
     """
-    training = next((each for each in place.grid.trainings if each.key == job.training), None)
-    cells = [cell for cell in place.grid.cells if cell.key in set(job.cells)]
-    if training is None or len(cells) < len(job.cells):
-        for key in job.cells:
-            hear("cell_failed", key=key, reason=_CHANGED)
-    else:
-        _do_training(place, training, cells, hear)
-
-
-def _do_training(place: Workplace, training: Training, cells: list[Cell], hear: Hear) -> None:
-    grid, device = place.grid, place.device
-    hear("training_progress", training=training.title, step=0, steps=training.spec.meta_steps, metrics={})
-    count = cells[0].spec.episodes
+    training = place.training(task.training)
+    cells = [cell for cell in place.grid.cells if cell.key in set(task.cells)]
+    if training is None or len(cells) < len(task.cells):
+        if not task.cells:
+            hear("training_failed", key=task.training, reason=_CHANGED, lasting=False)
+        for key in task.cells:
+            hear("cell_failed", key=key, reason=_CHANGED, lasting=False)
+        return
+    place.stop.check()
     try:
-        with computing_in(training.spec.precision, device):
-            vmap = self_check(place, training)
-            trained = _train(place, training, vmap, hear)
-            engine, _ = make_engine(grid, training, device, Plan(), place.lanes)
-            at_test = test_plan(place, training, count, vmap)
-            engine.plan = at_test = replace(at_test, few=FEW if vmap else 0)
-            surrogates = _surrogates(place, cells, hear)
-            cells = [cell for cell in cells if cell.surrogate is None or cell.surrogate.key in surrogates]
-            if not cells:
-                return
-            _forget_memory(place)
-            outcomes = evaluate(
-                engine, trained.weights, grid.splits.test.to(device), cells, device,
-                lambda done: hear("evaluation_progress", training=training.title, done=done, total=len(cells) * count),
-                battery=grid.battery, surrogates=surrogates,
-            )  # fmt: skip
-            memory = {"train_bytes": trained.peak_memory, "test_bytes": _most_memory(place)}
-    except StorageError:
+        with computing_in(training.spec.precision, place.device):
+            if task.cells:
+                _evaluate(place, training, cells, hear)
+            else:
+                _train(place, training, hear)
+    except (StorageError, Stopped):
         raise
     except Exception as error:  # a learner is a plugin, and may raise anything: its cells fail, the grid goes on
         _log.debug("%s failed", training.title, exc_info=True)
-        for cell in cells:
-            hear("cell_failed", key=cell.key, reason=_reason(training, error))
+        if not task.cells:
+            hear("training_failed", key=task.training, reason=_reason(training, error))
+        for key in task.cells:
+            hear("cell_failed", key=key, reason=_reason(training, error))
+
+
+def _train(place: Workplace, training: Training, hear: Hear) -> None:
+    """Meta-train, from the beginning or from where it was left, and write the checkpoint."""
+    steps, keeper = training.spec.meta_steps, Keeper(place.shelf, training.key, place.stop)
+    state = keeper.state(place.device)
+    done = state.step if state is not None else 0
+    hear("training_progress", training=training.title, step=done, steps=steps, metrics={})
+    plan = state.plan if state is not None else train_plan(place, training, self_check(place, training))
+    _forget_memory(place)
+    trained = meta_train(
+        place.grid, training, place.device, plan,
+        lambda step, metrics: hear(
+            "training_progress", training=training.title, step=step, steps=steps, metrics=metrics),
+        place.lanes, keeper, state,
+    )  # fmt: skip
+    trained.peak_memory = _most_memory(place)
+    about = training.spec.model_dump(mode="json")
+    place.shelf.write(checkpoint_name(training.key), checkpoint_bytes(trained, about))
+    keeper.forget()
+    hear("trained", key=training.key)
+
+
+def _evaluate(place: Workplace, training: Training, cells: list[Cell], hear: Hear) -> None:
+    grid, device, count = place.grid, place.device, cells[0].spec.episodes
+    hear("evaluation_progress", training=training.title, done=0, total=len(cells) * count)
+    vmap = self_check(place, training)
+    engine, like = make_engine(grid, training, device, Plan(), place.lanes)
+    trained = _checkpoint(place, training, like)
+    engine.plan = at_test = test_plan(place, training, count, vmap)
+    surrogates = _surrogates(place, cells, hear)
+    cells = [cell for cell in cells if cell.surrogate is None or cell.surrogate.key in surrogates]
+    if not cells:
         return
+    _forget_memory(place)
+    notebook = Notebook(place.shelf, training.key, [cell.key for cell in cells])
+    with place.stop.at_once():
+        outcomes = evaluate(
+            engine, trained.weights, grid.splits.test.to(device), cells, device,
+            lambda done: hear("evaluation_progress", training=training.title, done=done, total=len(cells) * count),
+            battery=grid.battery, surrogates=surrogates, notebook=notebook,
+            watch=partial(_telling, hear) if place.watches else None,
+        )  # fmt: skip
+    memory = {"train_bytes": trained.peak_memory, "test_bytes": _most_memory(place)}
     plans = {"train": trained.plan, "test": asdict(at_test)}
+    hear("pages", names=notebook.pages)
     for cell in cells:
         outcome = outcomes[cell.key]
         if isinstance(outcome, BenchError):
@@ -111,16 +164,51 @@ def _do_training(place: Workplace, training: Training, cells: list[Cell], hear: 
             hear("cell_finished", record=_record(grid, cell, outcome, trained, device, plans, memory))
 
 
+def _checkpoint(place: Workplace, training: Training, like: Weights) -> Trained:
+    data = place.shelf.read(checkpoint_name(training.key))
+    if data is None:
+        raise BenchError(f"the checkpoint of {training.title} is gone; give the same command again")
+    try:
+        return read_checkpoint(data, like, training.key)
+    except BenchError as error:
+        raise BenchError(
+            f"the checkpoint {checkpoint_name(training.key)} of {training.title} cannot be used: {error}; "
+            "remove it and add --retry-failed, or use --fresh"
+        ) from error
+
+
+@contextlib.contextmanager
+def _telling(hear: Hear, whereabouts: Whereabouts) -> Iterator[None]:
+    """Inside, which cells are under way is told whenever it changes in this process, and once a second."""
+    over = threading.Event()
+
+    def now() -> None:
+        hear("at", cells=whereabouts.under_way())
+
+    def tell() -> None:
+        while not over.wait(WATCH_SECONDS):
+            now()
+
+    whereabouts.moved = now
+    thread = threading.Thread(target=tell, name="tell which cells are under way", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def _surrogates(place: Workplace, cells: list[Cell], hear: Hear) -> dict[str, tuple[Engine, Weights]]:
-    """The models on which these cells' transferred attacks are made, by key: loaded, or trained first.
+    """The models on which these cells' transferred attacks are made, by key.
 
     One that cannot be had fails the cells that want it.
     """
     found = {}
     for surrogate in {cell.surrogate.key: cell.surrogate for cell in cells if cell.surrogate is not None}.values():
         try:
-            found[surrogate.key] = _surrogate(place, surrogate, hear)
-        except StorageError:
+            found[surrogate.key] = _surrogate(place, surrogate, cells[0].spec.episodes)
+        except (StorageError, Stopped):
             raise
         except Exception as error:  # as of a learner
             _log.debug("surrogate %s failed", surrogate.label, exc_info=True)
@@ -130,16 +218,17 @@ def _surrogates(place: Workplace, cells: list[Cell], hear: Hear) -> dict[str, tu
     return found
 
 
-def _surrogate(place: Workplace, surrogate: Surrogate, hear: Hear) -> tuple[Engine, Weights]:
+def _surrogate(place: Workplace, surrogate: Surrogate, count: int) -> tuple[Engine, Weights]:
     training = surrogate.training
     vmap = self_check(place, training)
     engine, like = make_engine(place.grid, training, place.device, Plan())
-    engine.plan = default_plan(place.device, 8) if vmap else Plan("loop", "loop", 8)
+    engine.plan = test_plan(place, training, count, vmap)
     if surrogate.path is None:
-        return engine, _train(place, training, vmap, hear).weights
-    if file_digest(surrogate.path.read_bytes()) != surrogate.key:
+        return engine, _checkpoint(place, training, like).weights
+    data = read_file(surrogate.path)
+    if file_digest(data) != surrogate.key:
         raise BenchError(f"{surrogate.path} is another file than when the run began; give the same command again")
-    return engine, read_checkpoint(surrogate.path, like).weights
+    return engine, read_checkpoint(data, like).weights
 
 
 def self_check(place: Workplace, training: Training) -> bool:
@@ -148,6 +237,12 @@ def self_check(place: Workplace, training: Training) -> bool:
     Raises:
         BenchError: it is not what it declares.
     """
+    if training.key not in place.mappable:
+        place.mappable[training.key] = _self_check(place, training)
+    return place.mappable[training.key]
+
+
+def _self_check(place: Workplace, training: Training) -> bool:
     grid, spec = place.grid, training.spec
     engine, weights = make_engine(grid, training, place.device, Plan(), place.lanes)
     tasks = grid.splits.train.to(place.device).sample([0], spec.way, spec.shot, spec.query, 2)
@@ -166,30 +261,6 @@ def self_check(place: Workplace, training: Training) -> bool:
         "mapping by a plain loop, which is right and slower", who,
     )  # fmt: skip
     return False
-
-
-def _train(place: Workplace, training: Training, vmap: bool, hear: Hear) -> Trained:
-    """From the checkpoint, or by meta-training, which no other process does at the same time."""
-    with alone_at(place.store.checkpoint(training.key), training.title):
-        return _load_or_train(place, training, vmap, hear)
-
-
-def _load_or_train(place: Workplace, training: Training, vmap: bool, hear: Hear) -> Trained:
-    grid, store, device, lanes = place.grid, place.store, place.device, place.lanes
-    _, weights = make_engine(grid, training, device, Plan(), lanes)
-    trained = store.load_checkpoint(training.key, weights)
-    if trained is None:
-        steps, plan = training.spec.meta_steps, train_plan(place, training, vmap)
-        _forget_memory(place)
-        trained = meta_train(
-            grid, training, device, plan,
-            lambda step, metrics: hear(
-                "training_progress", training=training.title, step=step, steps=steps, metrics=metrics),
-            lanes,
-        )  # fmt: skip
-        trained.peak_memory = _most_memory(place)
-        store.save_checkpoint(training.key, trained, training.spec.model_dump(mode="json"))
-    return trained
 
 
 def _forget_memory(place: Workplace) -> None:
@@ -230,15 +301,20 @@ def train_plan(place: Workplace, training: Training, vmap: bool) -> Plan:
 
     what, plan = _what("meta-gradient", grid, training), default_plan(device, spec.tasks_per_step)
     if spec.meta_steps >= MEASURE_FROM:
-        plan = measured_plan(what, device, spec.tasks_per_step, work)
+        plan = measured_plan(what, device, spec.tasks_per_step, work, place.book)
     if grid.run.compile == "on" and compiles(plan, work):
         return replace(plan, compiled=True)
     if grid.run.compile == "auto" and device.type == "cuda":
-        return compiled_plan(what, device, spec.tasks_per_step, plan, work, spec.meta_steps)
+        return compiled_plan(what, device, spec.tasks_per_step, plan, work, spec.meta_steps, place.book)
     return plan
 
 
 def test_plan(place: Workplace, training: Training, count: int, vmap: bool) -> Plan:
+    """The fastest plan for so many test episodes; a plain loop where vmap is out of the question."""
+    return replace(_plan_for_test(place, training, count, vmap), few=FEW if vmap else 0)
+
+
+def _plan_for_test(place: Workplace, training: Training, count: int, vmap: bool) -> Plan:
     """By the work that most attacks repeat: the gradient of adapted models in their queries' pixels."""
     grid, device, spec = place.grid, place.device, training.spec
     most = min(count, 16 if device.type == "cpu" else 128)
@@ -261,7 +337,7 @@ def test_plan(place: Workplace, training: Training, count: int, vmap: bool) -> P
             x = part.query.x.clone().requires_grad_()
             torch.autograd.grad(engine.logits(adapted, x).square().sum(), x)
 
-    return measured_plan(_what("input-gradient", grid, training), device, most, work)
+    return measured_plan(_what("input-gradient", grid, training), device, most, work, place.book)
 
 
 def _what(operation: str, grid: Grid, training: Training) -> dict[str, Any]:

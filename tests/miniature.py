@@ -1,5 +1,6 @@
 """Small stand-ins for real data sets."""
 
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -40,3 +41,29 @@ def pass_for_whole(patch: pytest.MonkeyPatch) -> None:
     for module in ("omniglot", "omniglot_parts"):
         patch.setattr(f"robustbench_meta.data.{module}.CHARACTERS", {"images_background": 7, "images_evaluation": 2})
     patch.setattr(Omniglot, "_check", lambda *_: None)
+
+
+CACHE = "mini-imagenet-cache-{}.pkl"
+META = "CIFAR_FS_{}.pickle"
+
+
+def pickled_part(seed, classes, cache, images=3, shape=(8, 8, 3), **spoilt):
+    """The content of a file: images of noise, in one of the two layouts, out of order."""
+    random = np.random.default_rng(seed)
+    labels = random.permutation(np.repeat(np.arange(len(classes)), images))
+    pixels = random.integers(0, 256, (len(labels), *shape), dtype=np.uint8)
+    if cache:
+        members = {name: np.flatnonzero(labels == i).tolist() for i, name in enumerate(classes)}
+        return {"image_data": pixels, "class_dict": members, **spoilt}
+    return {"data": pixels, "labels": [classes[i] for i in labels], **spoilt}
+
+
+def pickle_parts(folder, names, protocol=4, **spoilt):
+    """A data set of 4, 2 and 3 classes: by cache in the one layout, by label in the other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cache, contents = "cache" in names, {}
+    for seed, (part, few) in enumerate([("train", range(4)), ("val", range(4, 6)), ("test", range(6, 9))]):
+        classes = [f"n{i:02}" for i in few] if cache else list(few)
+        contents[part] = pickled_part(seed, classes, cache, **spoilt)
+        (folder / names.format(part)).write_bytes(pickle.dumps(contents[part], protocol))
+    return contents

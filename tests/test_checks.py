@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from robustbench_meta.checks import (
-    CHECKED,
-    ENOUGH,
-    FLAGS,
-    ClassMeans,
-    Observation,
-    above,
-    certify,
-    flags_between,
-    influence_of_mates,
-    probes,
-    self_test,
-)
+from robustbench_meta.checks import ENOUGH, FLAGS, certify
 from robustbench_meta.contracts import Random
 from robustbench_meta.grid import prepare
+from robustbench_meta.neighbours import flags_between
+from robustbench_meta.observation import Observation, influence_of_mates
+from robustbench_meta.probes import CHECKED, probes
+from robustbench_meta.records import pack
 from robustbench_meta.spec import RunSpec
-from robustbench_meta.store import pack
+from robustbench_meta.statistics import above
 from robustbench_meta.threat import ThreatModel
 from robustbench_meta.trials import Armed, Trial
+from robustbench_meta.undefended import self_test, undefended
 from tests.worlds import make_world, random_tasks
 
 LINF = ThreatModel("linf", 0.1)
@@ -100,23 +93,6 @@ def test_no_flag_at_the_edge(registry, seen):
     assert flags(registry, **seen) == []
 
 
-def test_a_difference_of_chance_is_flagged_as_seldom_as_its_level_says():
-    """One-sided at 1 %: of 2,000 pairs without a difference about 20, within four standard deviations."""
-    draw = np.random.default_rng(0)
-    called = sum(above(draw.normal(0, 0.1, CHECKED), 0.0) for _ in range(2000))
-    assert abs(called - 20) < 4 * np.sqrt(2000 * 0.01 * 0.99)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(-1, 1), min_size=2, max_size=40), st.floats(0.01, 1))
-def test_above_knows_direction(values, shift):
-    data = np.array(values)
-    if above(data, 0.0):
-        assert data.mean() > 0
-        assert above(data + shift, 0.0)
-        assert not above(-data, 0.0)
-
-
 def test_probes_are_for_attacked_rows_with_room_to_attack(registry):
     battery = prepare(RunSpec.read(profile="smoke", learners=("maml",)), registry, None).battery
     shape = (1, 28, 28)
@@ -139,15 +115,19 @@ def test_probes_are_for_attacked_rows_with_room_to_attack(registry):
     assert full.trial.query.threat.eps == pytest.approx(28.0)
 
 
-def test_the_undefended_model_is_the_nearest_class_mean():
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
+def test_the_undefended_model_is_the_nearest_class_mean(registry, loss):
     tasks = random_tasks(way=3, shot=2, query=4)
-    model = ClassMeans(tasks, 3, 3)
+    engine, _ = make_world(registry, "maml", "mlp", loss=loss)
+    model = undefended(engine, tasks)
     x = tasks.query.x.flatten(2)
     for task in range(5):
         means = torch.stack([tasks.support.x[task].flatten(1)[tasks.support.y[task] == k].mean(0) for k in range(3)])
         nearest = torch.cdist(x[task], means).argmin(-1)
         assert torch.equal(model(tasks.query.x)[task].argmax(-1), nearest)
         assert torch.equal(model.task(task)(tasks.query.x[task]), model(tasks.query.x)[task])
+        expected = torch.nn.functional.cross_entropy(model(tasks.query.x)[task], tasks.query.y[task], reduction="none")
+        torch.testing.assert_close(model.loss(*tasks.query)[task], expected)
 
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "square", "bim", "torchattacks-pgd"])
@@ -163,9 +143,12 @@ def test_mates_have_no_influence_on_group_norm_and_some_on_batch_norm(registry):
         engine, weights = make_world(registry, "maml", ("conv4", {"norm": norm, "width": "4"}))
         theta = engine.theta({name: weight.detach() for name, weight in weights.items()})
         with torch.no_grad():
-            found[norm] = influence_of_mates(engine, theta, tasks.query.x, engine.logits(theta, tasks.query.x))
-    assert found["group"] < 1e-12
-    assert found["batch"] > 1e-3
+            answers = partial(engine.logits, theta)
+            found[norm] = influence_of_mates(answers, tasks.query.x, answers(tasks.query.x))
+    assert max(found["group"].values()) < 1e-12
+    assert found["batch"]["when it is asked alone"] > 1e-3
+    assert found["batch"]["when a neighbour changes"] > 1e-3
+    assert found["batch"]["in another order"] < 1e-12  # the statistics of a batch know no order
 
 
 # -- flags that come from rows beside each other ---------------------------------------------------

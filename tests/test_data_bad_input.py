@@ -3,13 +3,16 @@
 import hashlib
 import http.server
 import io
+import pickle
 import shutil
 import stat
 import struct
 import threading
+import types
 import zipfile
 import zlib
 
+import numpy as np
 import pytest
 from PIL import Image
 from pydantic import ValidationError
@@ -18,8 +21,9 @@ from robustbench_meta.data import add, archives, data_root, download_omniglot, l
 from robustbench_meta.errors import BenchError, DataError
 from robustbench_meta.plugins.datasets.image_folder import ImageFolder
 from robustbench_meta.plugins.datasets.omniglot import Omniglot
+from robustbench_meta.plugins.datasets.pickled import Pickled
 from robustbench_meta.registry import load_registry
-from tests.miniature import paint, pass_for_whole, small_omniglot
+from tests.miniature import META, paint, pass_for_whole, pickle_parts, pickled_part, small_omniglot
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +51,11 @@ def png(width, height, data=b""):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
+def part(cache=False, **spoilt):
+    """The content of a file with 3 classes of 3 images, in one of the layouts, but for what is given."""
+    return pickled_part(0, [7, 8, 9], cache, **spoilt)
+
+
 def link():
     entry = zipfile.ZipInfo("images/link")
     entry.external_attr = (stat.S_IFLNK | 0o777) << 16
@@ -63,9 +72,17 @@ class TestArchives:
             ("a\\..\\evil.png", ["leads out"]),
             ("C:evil.png", ["leads out"]),
             (link(), ["link"]),
+            ("a.png:hidden", ["not every system", "'a.png:hidden'"]),
+            ("aux/1.png", ["not every system", "'aux'"]),
+            ("Com1.png", ["not every system"]),
+            ("a./1.png", ["not every system", "'a.'"]),
+            ("a\x1b[2J.png", [r"'a\x1b[2J.png'", "can be printed"]),
+            ("GOOD.png", ["both 'good.png' and 'GOOD.png'"]),
+            ("Good.PNG/1.png", ["both 'good.png' and 'Good.PNG'"]),
         ],
-        ids=["parent", "parent inside", "absolute", "backslash", "drive", "symlink"],
-    )
+        ids=["parent", "parent inside", "absolute", "backslash", "drive", "symlink", "stream", "device",
+             "device with a suffix", "dot", "escape sequence", "case", "case of a folder"],
+    )  # fmt: skip
     def test_an_entry_that_would_leave_the_folder(self, tmp_path, entry, words):
         with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
             archive.writestr("good.png", "x")
@@ -88,6 +105,49 @@ class TestArchives:
                 archive.writestr(name, bytes(4 * 10**6))
         refused(lambda: archives.extract(tmp_path / "x.zip", tmp_path / "out", limits), *words)
         assert not (tmp_path / "out").exists()
+
+    def test_a_bomb_of_entries_that_overlap(self, tmp_path):
+        """One packed file, named many times (Fifield 2019): each entry alone looks innocent."""
+        kernel, data = zlib.compressobj(9, zlib.DEFLATED, -15), bytes(2**20)
+        packed = kernel.compress(data) + kernel.flush()
+        local = struct.pack("<4sHHHHHIIIHH", b"PK\3\4", 20, 0, 8, 0, 33, zlib.crc32(data), len(packed), len(data), 1, 0)
+        central = b"".join(
+            struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\1\2", 20, 20, 0, 8, 0, 33, zlib.crc32(data), len(packed), len(data),
+                        3, 0, 0, 0, 0, 0, 0) + b"%03d" % i
+            for i in range(300)
+        )  # fmt: skip
+        start = len(local) + 1 + len(packed)
+        end = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, 300, 300, len(central), start, 0)
+        (tmp_path / "x.zip").write_bytes(local + b"x" + packed + central + end)
+        refused(lambda: archives.extract(tmp_path / "x.zip", tmp_path / "out"), "times its size", "at most 200")
+
+    def test_an_encrypted_one(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+            archive.writestr("a.png", b"1")
+        content = bytearray((tmp_path / "x.zip").read_bytes())
+        content[6] |= 1
+        content[content.index(b"PK\1\2") + 8] |= 1
+        (tmp_path / "x.zip").write_bytes(content)
+        refused(lambda: archives.extract(tmp_path / "x.zip", tmp_path / "out"), "encrypted ('a.png')")
+
+    @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+    def test_one_that_is_packed_in_a_way_that_has_no_bound(self, tmp_path, method):
+        with zipfile.ZipFile(tmp_path / "x.zip", "w", method) as archive:
+            archive.writestr("a.png", b"1")
+        refused(lambda: archives.extract(tmp_path / "x.zip", tmp_path / "out"), f"method {method} ('a.png')", "deflate")
+
+    def test_a_file_where_another_entry_has_a_folder(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+            archive.writestr("a", b"1")
+            archive.writestr("a/b.png", b"1")
+        refused(lambda: archives.extract(tmp_path / "x.zip", tmp_path / "out"), "'a/b.png' where another")
+
+    def test_a_folder_that_cannot_be_written(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+            archive.writestr("n" * 300 + ".png", b"1")
+        refused(
+            lambda: archives.extract(tmp_path / "x.zip", tmp_path / "out"), "cannot be written", "File name too long"
+        )
 
     @pytest.mark.parametrize(
         ("content", "words"),
@@ -202,6 +262,30 @@ class TestImageFolder:
         (root / "val" / "b" / "1.png").write_bytes(content)
         refused(lambda: self.load(root), str(root / "val" / "b" / "1.png"), *words)
 
+    def test_a_file_that_is_too_large_is_not_read(self, root):
+        with (root / "val" / "b" / "1.png").open("r+b") as file:
+            file.truncate(2**40)
+        refused(lambda: self.load(root), "1.png has 1099511627776 bytes", "at most 268435456")
+
+    @pytest.mark.parametrize("form", ["GIF", "TIFF", "PDF", "ICO", "PCX", "TGA", "EPS"])
+    def test_only_the_formats_that_are_named_are_decoded(self, root, form):
+        """Each decoder more is one more that hostile files can be made for."""
+        Image.new("RGB", (16, 16)).save(root / "val" / "b" / "1.png", form)
+        refused(lambda: self.load(root), "1.png", "none of PNG, JPEG, BMP, WEBP, PPM")
+
+    def test_text_in_an_image_that_unpacks_to_much(self, root):
+        chunk = b"zTXt" + b"a\0\0" + zlib.compress(bytes(2**27))
+        content = png(2, 2, bytes(14))
+        content = (
+            content[:33]
+            + struct.pack(">I", len(chunk) - 4)
+            + chunk
+            + struct.pack(">I", zlib.crc32(chunk))
+            + content[33:]
+        )
+        (root / "val" / "b" / "1.png").write_bytes(content)
+        refused(lambda: self.load(root), "1.png is not a readable image", "too large")
+
     def test_more_than_8_bits(self, root):
         Image.new("I;16", (5, 5), 40_000).save(root / "val" / "b" / "1.png")
         refused(lambda: self.load(root), "1.png", "8 bits")
@@ -274,16 +358,104 @@ class TestImageFolder:
             load_registry(local=False).make("dataset", "image-folder", {"split": split})
 
 
+class TestPickled:
+    @pytest.fixture
+    def root(self, tmp_path):
+        pickle_parts(tmp_path / "my", META)
+        return tmp_path / "my"
+
+    def load(self, root, **options):
+        return Pickled(path=str(root), **options).load(None)
+
+    def test_no_path_no_folder_no_pickles(self, tmp_path):
+        refused(lambda: Pickled().load(tmp_path), "pickled:path=")
+        refused(lambda: Pickled(path="nope").load(tmp_path), str(tmp_path / "nope"), "bench data list")
+        refused(lambda: Pickled(path=str(tmp_path)).load(None), "no pickles", "mini-imagenet-cache-train.pkl")
+
+    @pytest.mark.parametrize(
+        ("spoil", "words"),
+        [
+            (lambda root: (root / META.format("val")).unlink(), ["no file of the split validation", "CIFAR_FS_test"]),
+            (
+                lambda root: shutil.copy(root / META.format("val"), root / "CIFAR_FS_valid.pkl"),
+                ["two files", "valid.pkl"],
+            ),
+            (lambda root: shutil.copy(root / META.format("val"), root / META.format("test")), ["class '4' is both"]),
+            (
+                lambda root: pickle_parts(root, META, shape=(4, 4, 3)) and pickle_parts(root, "CIFAR_FS_{}.pkl"),
+                ["two files"],
+            ),
+        ],
+        ids=["no val", "val twice", "test is val", "twice"],
+    )
+    def test_a_folder_in_disorder(self, root, spoil, words):
+        spoil(root)
+        refused(lambda: self.load(root), *words)
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            ([1, 2], ["holds a list", "{data, labels}"]),
+            ({"x": 1}, ["a dict of 'x'", "{image_data, class_dict}"]),
+            ({"x\x1b[2J": 1}, [r"'x\x1b[2J'"]),
+            ({"labels": [7] * 9}, ["a dict of"]),
+            (part(data=[1]), ["data is a list", "expected uint8 [images, height, width, 3]"]),
+            (part(data=np.zeros((9, 8, 8, 3), np.float32)), ["data is float32 [9, 8, 8, 3]", "expected uint8"]),
+            (part(data=np.zeros((9, 3, 8, 8), np.uint8)), ["uint8 [9, 3, 8, 8]"]),
+            (part(data=np.zeros((9, 8, 8), np.uint8)), ["uint8 [9, 8, 8]"]),
+            (part(data=np.zeros((0, 8, 8, 3), np.uint8), labels=[]), ["uint8 [0, 8, 8, 3]"]),
+            (part(data=np.zeros((9, 2, 8, 3), np.uint8)), ["2×8 pixels"]),
+            (part(labels=[7] * 8), ["labels has 8 entries for 9 images"]),
+            (part(labels=[7.5] * 9), ["labels is a list of 9", "whole numbers or names"]),
+            (part(labels=np.zeros((9, 1), int)), ["labels is an array int64 [9, 1]"]),
+            (part(labels=7), ["labels is a int"]),
+            (part(labels=[7, "7", *[8] * 7]), ["a number and a name that are written alike"]),
+            (part(labels=["a\nb"] * 9), [r"'a\nb'", "can be printed"]),
+            (part(labels=["a" * 999] * 9), ["999 characters"]),
+            (part(True, class_dict=[1]), ["class_dict is a list of 1"]),
+            (part(True, class_dict={}), ["class_dict is a dict of 0"]),
+            (part(True, class_dict={"a": []}), ["class_dict['a']", "not empty"]),
+            (part(True, class_dict={"a": [0, 99]}), ["names image 99; there are 9"]),
+            (part(True, class_dict={"a": [-1]}), ["names image -1"]),
+            (part(True, class_dict={"a": [0, 1], "b": [1]}), ["names an image twice: 1"]),
+            (part(True, class_dict={"a": [0], b"a": [1]}), ["two classes of one name"]),
+            (part(True, class_dict={"a": [2**62]}), ["class_dict['a']"]),
+            (part(data=np.zeros((9, 16, 16, 3), np.uint8)), ["different shapes", "3×16×16"]),
+        ],
+        ids=lambda value: "" if isinstance(value, list) and isinstance(value[0], str) else None,
+    )
+    def test_a_bad_file_is_named(self, root, content, words):
+        (root / META.format("test")).write_bytes(pickle.dumps(content))
+        message = refused(lambda: self.load(root), *words)
+        assert str(root / META.format("test")) in message or "different shapes" in message or "class" in message
+        assert message.isprintable()
+
+    def test_what_would_be_executed_is_refused_by_name(self, root, tmp_path):
+        (root / META.format("test")).write_bytes(b"cos\nsystem\n(S'touch canary'\ntR.")
+        refused(lambda: self.load(root), META.format("test"), "'os.system'", "a pickle can run programs")
+        refused(lambda: add("mine", root, tmp_path / "root"), "was not added", "'os.system'")
+        assert list((tmp_path / "root").iterdir()) == []
+
+    def test_half_of_a_data_set_is_not_added_and_not_called_ready(self, root, tmp_path):
+        (root / META.format("val")).unlink()
+        refused(lambda: add("mine", root, tmp_path / "root"), "no file of the split validation")
+        assert {row.dataset: row.state for row in list_data(tmp_path)}["pickled:path=my"] == "incomplete"
+        (root / "CIFAR_FS_test.pkl").write_bytes(b"")
+        assert {row.dataset: row.state for row in list_data(tmp_path)}["pickled:path=my"] == "damaged"
+
+
 class TestDownload:
     @pytest.fixture
     def serve(self, monkeypatch):
         """A server on this machine that answers every request with one content."""
         servers = []
 
-        def start(content, right=False):
+        def start(content, right=False, to=None):
             class Handler(http.server.BaseHTTPRequestHandler):
                 def do_GET(self):
-                    self.send_response(200)
+                    self.send_response(302 if to else 200)
+                    if to:
+                        self.send_header("Location", to)
                     self.send_header("Content-Length", str(len(content)))
                     self.end_headers()
                     self.wfile.write(content)
@@ -325,6 +497,31 @@ class TestDownload:
         url = serve(content)
         refused(lambda: download_omniglot(tmp_path / "new", base_url=url), url, "by hand", *words)
         assert self.files(tmp_path / "new") == []
+
+    def test_only_https_and_this_machine_are_asked(self, tmp_path):
+        for url in ("http://example.org/", "ftp://example.org/", "file:///etc/"):
+            refused(lambda url=url: download_omniglot(tmp_path, base_url=url), url, "not https", "by hand")
+        assert self.files(tmp_path) == []
+
+    @pytest.mark.parametrize("place", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://x/"])
+    def test_a_redirect_to_another_scheme_is_not_followed(self, serve, tmp_path, place):
+        url = serve(b"", to=place)
+        refused(lambda: download_omniglot(tmp_path, base_url=url), "could not be downloaded", "by hand")
+        assert self.files(tmp_path) == []
+
+    def test_an_answer_by_http_to_a_question_by_https_is_refused(self):
+        answer = types.SimpleNamespace(url="http://example.org/x.zip")
+        refused(
+            lambda: library._check_place(answer, "https://example.org/x.zip"), "redirects to http://example.org/x.zip"
+        )
+        answer.url = "https://elsewhere.org/x.zip"
+        library._check_place(answer, "https://example.org/x.zip")
+
+    def test_a_download_without_an_end_is_ended(self, serve, tmp_path, monkeypatch):
+        monkeypatch.setattr(library, "MAX_DOWNLOAD", 10_000)
+        url = serve(bytes(50_000), right=True)
+        refused(lambda: download_omniglot(tmp_path, base_url=url), "more than 10000 bytes", "nothing was kept")
+        assert self.files(tmp_path) == []
 
     def test_no_network(self, tmp_path, monkeypatch):
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")

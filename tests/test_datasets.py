@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import unicodedata
 import zipfile
@@ -13,16 +14,21 @@ import torch
 from PIL import Image
 from scipy import stats
 
+from robustbench_meta.data import add, list_data
 from robustbench_meta.data.cache import cache_dir, cached
 from robustbench_meta.data.images import read_image
+from robustbench_meta.data.series import find_series
 from robustbench_meta.errors import DataError
+from robustbench_meta.options import parse_choice
 from robustbench_meta.plugins.datasets import glyphs, omniglot
 from robustbench_meta.plugins.datasets.glyphs import Glyphs
 from robustbench_meta.plugins.datasets.image_folder import ImageFolder
 from robustbench_meta.plugins.datasets.omniglot import Omniglot
+from robustbench_meta.plugins.datasets.pickled import Pickled
 from robustbench_meta.plugins.datasets.toy import Toy
 from robustbench_meta.registry import load_registry
-from tests.miniature import paint, pass_for_whole, small_omniglot
+from robustbench_meta.testing import verify
+from tests.miniature import CACHE, META, paint, pass_for_whole, pickle_parts, pickled_part, small_omniglot
 
 
 @pytest.fixture(scope="session")
@@ -45,9 +51,9 @@ def real_data():
     pytest.skip("the real Omniglot is not here: `bench data download omniglot`, or set ROBUSTBENCH_META_DATA")
 
 
-def test_all_four_are_registered():
+def test_all_five_are_registered():
     names = load_registry(local=False).names("dataset")
-    assert {"glyphs", "omniglot", "image-folder", "toy"} <= set(names)
+    assert {"glyphs", "omniglot", "image-folder", "pickled", "toy"} <= set(names)
 
 
 class TestGlyphs:
@@ -316,6 +322,75 @@ class TestImageFolder:
             image.putpalette([0] * 768)
         image.save(tmp_path / "x.png")
         assert read_image((tmp_path / "x.png").read_bytes(), "x", "RGB").getpixel((1, 1)) == expected
+
+
+class TestPickled:
+    @pytest.mark.parametrize("protocol", range(6))
+    @pytest.mark.parametrize("names", [CACHE, META, "{}.pkl"], ids=["mini-imagenet-cache", "MetaOptNet", "bare"])
+    def test_each_class_has_its_images(self, tmp_path, names, protocol):
+        contents = pickle_parts(tmp_path / "my", names, protocol)
+        splits = Pickled(path="my").load(tmp_path)
+        assert [len(split.classes) for split in splits] == [4, 2, 3]
+        for split, (part, content) in zip(splits, contents.items(), strict=True):
+            assert split.shape == (3, 8, 8)
+            for place, name in enumerate(split.classes):
+                if "class_dict" in content:
+                    expected = content["image_data"][content["class_dict"][name]]
+                else:
+                    expected = content["data"][[str(label) == name for label in content["labels"]]]
+                found = split.images[split.starts[place] : split.starts[place] + split.counts[place]]
+                assert np.array_equal(found.numpy().transpose(0, 2, 3, 1), expected), part
+
+    def test_keeps_the_contract_of_data_sets(self, tmp_path, registry):
+        pickle_parts(tmp_path / "my", META)
+        verify(Pickled(path="my"), registry=registry, data_root=tmp_path)
+
+    def test_the_base_classes_of_metaoptnets_miniimagenet_are_the_train_split(self, tmp_path):
+        names = "miniImageNet_category_split_{}.pickle"
+        pickle_parts(tmp_path, names)
+        (tmp_path / names.format("train")).rename(tmp_path / names.format("train_phase_train"))
+        for part in ("val", "test"):
+            again = pickled_part(9, list(range(4)), cache=False)
+            (tmp_path / names.format(f"train_phase_{part}")).write_bytes(pickle.dumps(again))
+        assert [series.name for series in find_series(tmp_path)] == ["miniImageNet_category_split"]
+        splits = Pickled(path=str(tmp_path)).load(None)
+        assert [split.classes for split in splits] == [list("0123"), list("45"), list("678")]
+
+    def test_several_in_one_folder_are_chosen_by_name(self, tmp_path):
+        pickle_parts(tmp_path, META)
+        pickle_parts(tmp_path, "FC100_{}.pickle", shape=(4, 4, 1))
+        assert Pickled(path=str(tmp_path), series="FC100").load(None).test.shape == (1, 4, 4)
+        with pytest.raises(DataError, match=r"several data sets: .* series, of CIFAR_FS, FC100"):
+            Pickled(path=str(tmp_path)).load(None)
+        with pytest.raises(DataError, match="unknown series 'FC10'; there is: CIFAR_FS, FC100"):
+            Pickled(path=str(tmp_path), series="FC10").load(None)
+
+    def test_labels_may_be_an_array_or_names(self, tmp_path):
+        for part, label in [("train", np.zeros(3, int)), ("val", np.array(["b"] * 3)), ("test", [b"c", "d", "d"])]:
+            content = pickled_part(len(part), [0], cache=False, labels=label)
+            (tmp_path / f"{part}.p").write_bytes(pickle.dumps(content))
+        assert [split.classes for split in Pickled(path=str(tmp_path)).load(None)] == [["0"], ["b"], ["c", "d"]]
+
+    def test_copies_stay_with_a_warning(self, tmp_path, caplog):
+        contents = pickle_parts(tmp_path, META)
+        contents["test"]["data"][0] = contents["train"]["data"][0]
+        (tmp_path / META.format("test")).write_bytes(pickle.dumps(contents["test"]))
+        assert Pickled(path=str(tmp_path)).load(None).test.counts.tolist() == [3, 3, 3]
+        assert "1 images are copies of others; they stay" in caplog.text
+
+    def test_is_added_listed_and_loaded(self, tmp_path):
+        pickle_parts(tmp_path / "mine", CACHE)
+        row = add("mini", tmp_path / "mine", tmp_path / "root")
+        assert (row.dataset, row.state) == ("pickled:path=mini", "ready")
+        pickle_parts(tmp_path / "root" / "mini", META)
+        rows = [row for row in list_data(tmp_path / "root") if row.where.endswith("mini")]
+        assert [row.dataset for row in rows] == [
+            f"pickled:path=mini,series={name}" for name in ("CIFAR_FS", "mini-imagenet-cache")
+        ]
+        registry = load_registry(local=False)
+        for row in rows:
+            choice = parse_choice(row.dataset)
+            registry.make("dataset", choice.name, dict(choice.options)).load(tmp_path / "root")
 
 
 class TestToy:

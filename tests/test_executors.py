@@ -1,4 +1,4 @@
-"""Side by side: the same rows as one after the other; what a worker's death, Ctrl-C and the driver's death leave."""
+"""Side by side: the same rows as one after the other; what a worker's death, a hang and the driver's death leave."""
 
 import contextlib
 import logging
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -16,10 +17,11 @@ import torch
 
 from robustbench_meta import hookimpl, leaderboard, runner
 from robustbench_meta.deaths import how_it_ended
+from robustbench_meta.desk import Desk
 from robustbench_meta.errors import BenchError, StorageError
-from robustbench_meta.executors import Job, Recipe
+from robustbench_meta.executors import Policy, Recipe, Task, choice, schedule
 from robustbench_meta.executors.processes import Processes
-from robustbench_meta.executors.schedule import WORTH_STARTING, jobs_of, side_by_side
+from robustbench_meta.executors.schedule import MOST_CELLS, WORTH_STARTING, side_by_side, tasks_of
 from robustbench_meta.executors.worker import PACE_SECONDS, Paced
 from robustbench_meta.grid import prepare
 from robustbench_meta.options import parse_jobs
@@ -50,11 +52,12 @@ class Ears:
         self.heard.append((training, reason))
 
 
-def run(folder, jobs, plugins=None, **given):
+def run(folder, jobs, plugins=None, policy=None, **given):
     registry, ears = load_registry(plugins), Ears()
     registry.manager.register(ears)
     store, grid = Store(folder), prepare(RunSpec.read(**{**TINY, **given}), registry, None)
-    return runner.run(grid, registry, store, CPU, jobs=jobs, plugins=plugins), store, ears.heard
+    summary = runner.run(grid, registry, store, CPU, policy or Policy(jobs=jobs), plugins=plugins)
+    return summary, store, ears.heard
 
 
 # -- the same rows ---------------------------------------------------------------------------------
@@ -64,7 +67,7 @@ def run(folder, jobs, plugins=None, **given):
 def test_side_by_side_gives_the_rows_of_one_after_the_other(tmp_path, monkeypatch, dataset):
     grid = {"dataset": dataset, "learners": ("maml", "adml"), "seeds": (0, 1), "scenarios": ("clean/adv", "adv/adv")}
     alone, one, first = run(tmp_path / "1", 1, **grid)
-    monkeypatch.setattr(runner, "available_cores", lambda: 4)  # so that lanes differ too: two, and four at the end
+    monkeypatch.setattr(choice, "available_cores", lambda: 4)  # so that lanes differ too: two, and four at the end
     together, two, second = run(tmp_path / "2", 2, **grid)
     assert (together.finished, together.failed) == (alone.finished, []) == (12, [])
     rows = [leaderboard.build(store).drop(columns=leaderboard.COSTS) for store in (one, two)]
@@ -133,7 +136,8 @@ def register_learners(register):
 def test_trouble_in_one_worker_costs_only_its_own_cells(tmp_path, caplog, capfd):
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "trouble.py").write_text(TROUBLE)
-    with pytest.warns(RuntimeWarning) as warned, caplog.at_level(logging.WARNING):
+    with warnings.catch_warnings(record=True) as warned, caplog.at_level(logging.WARNING):
+        warnings.simplefilter("default")
         summary, store, heard = run(
             tmp_path / "r", 2, tmp_path / "plugins", dataset="toy",
             learners=("killed", "ends", "raises", "talks", "maml"),
@@ -157,33 +161,116 @@ def test_trouble_in_one_worker_costs_only_its_own_cells(tmp_path, caplog, capfd)
     assert err == ""
 
 
-def test_a_grid_that_a_worker_cannot_make_is_one_clear_error(tmp_path):
-    job = Job("key", "a job", ("cell",), 1)
-    recipe = Recipe(RunSpec(learners=("mamll",), **TINY), None, None, tmp_path, "cpu")
-    with pytest.raises(BenchError, match="unknown learner 'mamll': did you mean 'maml'"):
-        Processes(recipe, 1, 1).run([job], lambda *_, **__: None)
-
-
-def test_a_worker_that_cannot_write_its_checkpoint_stops_the_run(tmp_path):
-    spec = RunSpec.read(**{**TINY, "dataset": "toy", "learners": ("maml",)})
-    registry = load_registry()
-    Store(tmp_path)
-    [job] = jobs_of(prepare(spec, registry, None), _all(prepare(spec, registry, None)), lambda _: False)
-    (tmp_path / "checkpoints" / f"{job.training}.safetensors").mkdir()
-    with pytest.raises(StorageError, match="cannot write"):
-        Processes(Recipe(spec, None, None, tmp_path, "cpu"), 1, 1).run([job], lambda *_, **__: None)
+def desk_for(folder, **given):
+    """A desk with all tasks of a small grid, and the recipe of its run."""
+    registry, spec = load_registry(), RunSpec.read(**{**TINY, "dataset": "toy", "learners": ("maml",), **given})
+    grid = prepare(spec, registry, None)
+    desk = Desk(grid, registry, Store(folder), tasks_of(grid, _all(grid), lambda _: False))
+    return desk, Recipe(spec, None, None, folder, "cpu")
 
 
 def _all(grid):
     return {cell.key for cell in grid.cells}
 
 
-def test_a_job_of_another_grid_fails_and_says_why(tmp_path):
-    heard = []
-    recipe = Recipe(RunSpec.read(**{**TINY, "dataset": "toy"}), None, None, tmp_path, "cpu")
-    Processes(recipe, 1, 1).run([Job("key", "it", ("a", "b"), 1)], lambda event, **facts: heard.append((event, facts)))
-    assert [(event, facts["key"]) for event, facts in heard] == [("cell_failed", "a"), ("cell_failed", "b")]
-    assert "changed while the run was under way" in heard[0][1]["reason"]
+def test_a_grid_that_a_worker_cannot_make_is_one_clear_error(tmp_path):
+    desk, _ = desk_for(tmp_path)
+    recipe = Recipe(RunSpec(learners=("mamll",), **TINY), None, None, tmp_path, "cpu")
+    with pytest.raises(BenchError, match="unknown learner 'mamll': did you mean 'maml'"):
+        Processes(recipe, 1, 1).run(desk)
+
+
+def test_a_worker_that_cannot_write_its_checkpoint_stops_the_run(tmp_path):
+    desk, recipe = desk_for(tmp_path)
+    (tmp_path / "checkpoints").rmdir()
+    (tmp_path / "checkpoints").write_text("a file")
+    with pytest.raises(StorageError, match=r"cannot write .*checkpoints"):
+        Processes(recipe, 1, 1).run(desk)
+    assert not list((tmp_path / "failures").iterdir()), "it is not the learner's fault"
+
+
+def test_a_task_of_another_grid_fails_and_says_why_but_not_for_good(tmp_path):
+    desk, _ = desk_for(tmp_path)
+    recipe = Recipe(RunSpec.read(**{**TINY, "dataset": "toy", "seeds": (7,)}), None, None, tmp_path, "cpu")
+    Processes(recipe, 1, 1).run(desk)
+    assert [cell.attack for cell, _ in desk.summary.failed] == ["none", "fgsm"]
+    assert all("changed while the run was under way" in reason for _, reason in desk.summary.failed)
+    assert not list((tmp_path / "failures").iterdir())
+
+
+# -- one cell that hangs, or kills its process -----------------------------------------------------
+
+HURTS = '''
+import os, signal, time
+from pathlib import Path
+from robustbench_meta import hookimpl
+from robustbench_meta.plugins.attacks.fgsm import FGSM
+
+class Hangs(FGSM):
+    """Never returns."""
+    name = "hangs"
+    def perturb(self, *given):
+        time.sleep(600)
+
+class Kills(FGSM):
+    """Kills its process."""
+    name = "kills"
+    def perturb(self, *given):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+@hookimpl
+def register_attacks(register):
+    for attack in (Hangs, Kills):
+        register(attack)
+'''
+
+
+@pytest.fixture
+def hurts(tmp_path):
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "hurts.py").write_text(HURTS)
+    return tmp_path / "plugins"
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_cell_that_hangs_or_kills_its_process_costs_no_other(tmp_path, hurts, monkeypatch, cores):
+    monkeypatch.setattr(choice, "available_cores", lambda: cores)
+    grid = {"dataset": "toy", "learners": ("maml",), "attacks": ("none", "kills", "fgsm", "hangs"), "episodes": 40}
+    patient = Policy(executor="processes", cell_timeout=4.0)
+    summary, store, _ = run(tmp_path / "r", 1, hurts, patient, **grid)
+    reasons = {cell.attack: reason for cell, reason in summary.failed}
+    assert reasons.keys() == {"hangs", "kills"}
+    assert "was ended by SIGKILL" in reasons["kills"]
+    assert reasons["hangs"] == "it took longer than --cell-timeout 4 s"
+    assert {record["labels"]["attack"] for record in store.records()} == {"none", "fgsm"}
+    plain, other, _ = run(tmp_path / "plain", 1, hurts, **{**grid, "attacks": ("none", "fgsm")})
+    assert plain.finished == 2
+    rows = [leaderboard.build(each).drop(columns=leaderboard.COSTS) for each in (store, other)]
+    pd.testing.assert_frame_equal(*rows, check_exact=True)
+    # what failed is not tried again, unless it is asked for
+    again, _, _ = run(tmp_path / "r", 1, hurts, Policy(), **grid)
+    assert (again.finished, again.skipped, again.failed) == (0, 2, [])
+    assert {cell.attack: reason for cell, reason in again.failed_before} == reasons
+    (hurts / "hurts.py").write_text(HURTS)
+    retry = Policy(executor="processes", cell_timeout=4.0, retry_failed=True)
+    third, _, _ = run(tmp_path / "r", 1, hurts, retry, **{**grid, "attacks": ("none", "kills")})
+    assert (third.skipped, [cell.attack for cell, _ in third.failed]) == (1, ["kills"])
+
+
+def test_a_training_that_makes_no_step_is_ended(tmp_path, hurts):
+    (hurts / "stuck.py").write_text(
+        "import time\nfrom robustbench_meta import hookimpl\n"
+        "from robustbench_meta.plugins.learners.maml import MAML\n\n"
+        'class Stuck(MAML):\n    """Hangs."""\n    name = "stuck"\n'
+        "    def objective(self, ops, theta, tasks):\n        time.sleep(600)\n\n"
+        "@hookimpl\ndef register_learners(register):\n    register(Stuck)\n"
+    )
+    grid = {"dataset": "toy", "learners": ("stuck", "maml"), "attacks": ("none",)}
+    summary, _, _ = run(tmp_path / "r", 1, hurts, Policy(cell_timeout=3.0), **grid)
+    assert summary.finished == 1
+    [(cell, reason)] = summary.failed
+    assert cell.learner == "stuck"
+    assert "meta-training made no step for" in reason
 
 
 # -- stopping --------------------------------------------------------------------------------------
@@ -260,9 +347,10 @@ def test_ctrl_c_ends_all_at_once_and_leaves_nobody(endless, sign, count, later):
     time.sleep(later)
     began = time.monotonic()
     os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to the driver and to the workers
-    _, err = driver.communicate(timeout=20)
-    assert time.monotonic() - began < 5
+    _, err = driver.communicate(timeout=60)
+    assert time.monotonic() - began < 15
     assert driver.returncode == 130
+    assert "Stopping: what is under way is being kept" in err
     assert "Interrupted." in err
     assert "Traceback" not in err
     _wait(lambda: not _alive(driver.pid), 2)  # multiprocessing's tracker ends a moment after us
@@ -280,45 +368,75 @@ def test_workers_end_when_their_driver_is_killed(endless):
 # -- how many, and which first ---------------------------------------------------------------------
 
 
-def test_jobs_cost_what_is_still_to_do(registry):
+def test_tasks_cost_what_is_still_to_do_and_what_waits_for_it(registry):
     grid = prepare(RunSpec.read(**TINY, learners=("maml", "adml")), registry, None)
-    maml, adml = jobs_of(grid, _all(grid), lambda _: False)
+    train, test, adml_train, adml_test = tasks_of(grid, _all(grid), lambda _: False)
     # 4 steps of 4 tasks, twice as dear with attacks in training; 6 adaptations; 6 attacked queries under FGSM
-    assert (maml.cost, adml.cost) == (16 + 6 + 6, 32 + 6 + 6)
-    assert maml.title == "maml (seed 0)"
-    assert [len(job.cells) for job in (maml, adml)] == [2, 2]
-    [left] = jobs_of(grid, {adml.cells[0]}, lambda key: key == adml.training)
-    assert (left.training, left.cells, left.cost) == (adml.training, adml.cells[:1], 6)
-    assert jobs_of(grid, (), lambda _: False) == []
+    assert (train.cost, test.cost, adml_train.cost, adml_test.cost) == (16 + 12, 12, 32 + 12, 12)
+    assert train.title == test.title == "maml (seed 0)"
+    assert (train.cells, train.needs) == ((), ())
+    assert (len(test.cells), test.needs) == (2, (train.training,))
+    [left] = tasks_of(grid, {adml_test.cells[0]}, lambda key: key == adml_train.training)
+    assert (left.training, left.cells, left.cost) == (adml_train.training, adml_test.cells[:1], 6)
+    assert tasks_of(grid, (), lambda _: False) == []
 
 
-def _jobs(count, cost):
-    return [Job(str(number), "", (), cost) for number in range(count)]
+def test_evaluations_are_split_for_idle_workers_with_the_cells_of_one_attack_together(registry, monkeypatch):
+    monkeypatch.setattr(schedule, "WORTH_STARTING", 1)
+    spec = RunSpec.read(**{**TINY, "attacks": ("none", "fgsm", "pgd")}, eps=("0.05", "0.1", "0.2"), learners=("maml",))
+    grid = prepare(spec, registry, None)
+    attack = {cell.key: cell.spec.attack.plugin.name for cell in grid.cells}
+    for bundles in (1, 2, 3, 7):
+        tasks = [task for task in tasks_of(grid, _all(grid), lambda _: True, bundles=bundles) if task.cells]
+        assert len(tasks) == min(bundles, 3)
+        assert sorted(key for task in tasks for key in task.cells) == sorted(attack)
+        names = [{attack[key] for key in task.cells} for task in tasks]
+        assert sum(map(len, names)) == 3, "no attack is in two of them"
+    monkeypatch.undo()
+    assert len([task for task in tasks_of(grid, _all(grid), lambda _: True, bundles=3) if task.cells]) == 1
+    many = RunSpec.read(**{**TINY, "attacks": ("fgsm",)}, eps=("0:0.2:90",), learners=("maml",))
+    grid = prepare(many, registry, None)
+    sizes = [len(task.cells) for task in tasks_of(grid, _all(grid), lambda _: True)]
+    assert sum(sizes) == len(grid.cells) > MOST_CELLS
+    assert max(sizes) == MOST_CELLS
+
+
+def test_a_surrogate_of_the_run_is_trained_once_and_waited_for(registry):
+    given = {"attacks": ("fgsm",), "scenarios": ("clean/transfer",), "surrogate": "maml", "learners": ("adml", "maml")}
+    grid = prepare(RunSpec.read(**{**TINY, **given}), registry, None)
+    tasks = tasks_of(grid, _all(grid), lambda _: False)
+    assert sorted(task.title for task in tasks if not task.cells) == ["adml (seed 0)", "maml (seed 0)"]
+    [test] = [task for task in tasks if task.cells]
+    assert set(test.needs) == {task.training for task in tasks if not task.cells}
+
+
+def _tasks(count, cost):
+    return [Task(str(number), "", cost=cost) for number in range(count)]
 
 
 @pytest.mark.parametrize(
-    ("wanted", "jobs", "device", "cores", "expected"),
+    ("wanted", "tasks", "device", "cores", "expected"),
     [
-        ("auto", _jobs(3, WORTH_STARTING), "cpu", 2, 2),
-        ("auto", _jobs(3, WORTH_STARTING), "cpu", 8, 3),
-        ("auto", _jobs(3, WORTH_STARTING), "cpu", 1, 1),
-        ("auto", _jobs(3, WORTH_STARTING), "cuda", 8, 1),
-        ("auto", _jobs(2, WORTH_STARTING // 2 - 1), "cpu", 8, 1),
+        ("auto", _tasks(3, WORTH_STARTING), "cpu", 2, 2),
+        ("auto", _tasks(3, WORTH_STARTING), "cpu", 8, 3),
+        ("auto", _tasks(3, WORTH_STARTING), "cpu", 1, 1),
+        ("auto", _tasks(3, WORTH_STARTING), "cuda", 8, 1),
+        ("auto", _tasks(2, WORTH_STARTING // 2 - 1), "cpu", 8, 1),
         ("auto", [], "cpu", 8, 1),
-        (4, _jobs(3, 1), "cpu", 2, 3),
-        (2, _jobs(3, 1), "cuda", 1, 2),
-        (1, _jobs(3, WORTH_STARTING), "cpu", 8, 1),
+        (4, _tasks(3, 1), "cpu", 2, 3),
+        (2, _tasks(3, 1), "cuda", 1, 2),
+        (1, _tasks(3, WORTH_STARTING), "cpu", 8, 1),
         (5, [], "cpu", 8, 1),
     ],
 )
-def test_how_many_are_side_by_side(wanted, jobs, device, cores, expected):
-    assert side_by_side(wanted, jobs, torch.device(device), cores) == expected
+def test_how_many_are_side_by_side(wanted, tasks, device, cores, expected):
+    assert side_by_side(wanted, tasks, torch.device(device), cores) == expected
 
 
 @pytest.mark.parametrize(("profile", "worth"), [("smoke", False), ("quick", True), ("paper", True)])
 def test_processes_pay_for_all_profiles_but_smoke(registry, profile, worth):
     grid = prepare(RunSpec.read(profile=profile, attacks=("none", "fgsm"), dataset="toy"), registry, None)
-    assert (side_by_side("auto", jobs_of(grid, _all(grid), lambda _: False), CPU, 2) == 2) == worth
+    assert (side_by_side("auto", tasks_of(grid, _all(grid), lambda _: False), CPU, 2) == 2) == worth
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "", "²"])
@@ -372,16 +490,19 @@ def test_the_interface_is_plain_data():
     import pickle
 
     recipe = Recipe(RunSpec(**TINY), Path("plugins"), None, Path("results"), "cpu")
-    [job] = _jobs(1, 1)
-    assert pickle.loads(pickle.dumps((recipe, job))) == (recipe, job)
+    [task] = _tasks(1, 1)
+    assert pickle.loads(pickle.dumps((recipe, task))) == (recipe, task)
 
 
-def test_cores_of_a_worker_that_is_done_go_to_the_others():
-    from robustbench_meta.executors.processes import _Staff
+def test_cores_of_a_worker_that_is_done_go_to_the_others(tmp_path):
+    from robustbench_meta.executors.processes import _Staff, _Worker
 
-    staff, shares = _Staff(Recipe(RunSpec(**TINY), None, None, Path(), "cpu"), 5, [], lambda *_, **__: None), []
-    for workers in (8, 5, 2, 1):
-        staff._workers = [None] * workers
+    desk, recipe = desk_for(tmp_path)
+    staff, shares = _Staff(recipe, 5, desk), []
+    staff._workers = [_Worker(recipe, None) for _ in range(8)]
+    for busy in (8, 5, 2, 1):
+        for number, worker in enumerate(staff._workers):
+            worker.ready, worker.busy = True, number < busy
         staff._share_cores()
         shares.append(staff._lanes.value)
     assert shares == [1, 1, 2, 5]

@@ -93,7 +93,18 @@ def test_the_sdist_holds_the_sources(built, folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["pyproject.toml", "Makefile", "cli.py", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"]
+    "name",
+    [
+        "pyproject.toml",
+        "constraints.txt",
+        "constraints-audit.txt",
+        "Makefile",
+        "cli.py",
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "LICENSE",
+    ],
 )
 def test_the_sdist_holds_what_a_checkout_has_at_its_top(built, name):
     assert name in built[1]
@@ -138,5 +149,5 @@ def test_make_refuses_an_old_python(tmp_path):
 @needs_make
 def test_make_help_names_the_targets():
     shown = make("help").stdout
-    for target in ("run", "test", "wheel", "clean"):
+    for target in ("run", "test", "audit", "constraints", "wheel", "clean"):
         assert f"make {target} " in shown

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from robustbench_meta.statistics import holm, mean_and_ci95, paired, separated, welch
+from robustbench_meta.statistics import above, holm, mean_and_ci95, paired, separated, welch
 
 RNG = np.random.default_rng(20260101)
 
@@ -167,3 +167,20 @@ def test_holm_keeps_the_chance_of_any_false_finding_below_5_of_100():
     assert stats.binomtest(found, REPEATS, 0.05, alternative="greater").pvalue > 1e-4
     assert found > 0, "a test that never finds anything would pass, too"
     assert uncorrected > 0.2 * REPEATS, "ten comparisons without a correction find something in vain"
+
+
+def test_a_difference_of_chance_is_above_zero_as_seldom_as_the_level_says():
+    """One-sided at 1 %: of 2,000 pairs without a difference about 20, within four standard deviations."""
+    draw = np.random.default_rng(0)
+    called = sum(above(draw.normal(0, 0.1, 32), 0.0) for _ in range(2000))
+    assert abs(called - 20) < 4 * np.sqrt(2000 * 0.01 * 0.99)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=40), st.floats(0.01, 1))
+def test_above_knows_direction(values, shift):
+    data = np.array(values)
+    if above(data, 0.0):
+        assert data.mean() > 0
+        assert above(data + shift, 0.0)
+        assert not above(-data, 0.0)

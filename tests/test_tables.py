@@ -12,8 +12,7 @@ from rich.console import Console
 
 from robustbench_meta.boards import OF_THE_MODEL, boards
 from robustbench_meta.checks import FLAGS
-from robustbench_meta.leaderboard import COLUMNS, TIMINGS, build
-from robustbench_meta.store import pack
+from robustbench_meta.leaderboard import COLUMNS, build
 from robustbench_meta.tables import tables
 from tests.records import record as planted
 from tests.records import stored
@@ -187,46 +186,27 @@ def test_the_clean_accuracy_of_a_version_that_nothing_attacked_is_still_shown():
 # -- from records to rows ----------------------------------------------------------------------------
 
 
-def record(key, survives, attack="pgd", code="v1", written="2026-01-01T00:00:00Z", seed=0, learner="v1"):
-    """A record of two episodes of two queries each, all right without attack."""
-    training = {"learner": {"name": "maml", "options": {}, "code": learner}, "way": 2, "shot": 1, "query": 1}
-    training |= {"meta_steps": 1, "tasks_per_step": 1, "seed": seed}
-    plugin = {"name": attack, "options": {}, "code": code}
-    labels = {"dataset": "d", "backbone": "b", "learner": "maml", "attack": attack, "eps": "0.1"}
-    return {
-        "key": key, "training": f"{learner}{seed}", "written": written, "norm_layer": "none", "inference": "inductive",
-        "spec": {
-            "training": training, "attack": {"plugin": plugin, "norm": "linf", "eps": 0.1},
-            "support": "clean", "query": "adv", "episodes": 2,
-        },
-        "labels": {**labels, "training_attack": "none", "training_eps": "0"},
-        "clean": pack(np.ones((2, 2), bool)), "robust": pack(np.array(survives, bool)),
-        "timings": dict.fromkeys(TIMINGS, 1.0), "precision": "float32", "flags": [], "parameters": 1, "device": "cpu",
-        "versions": {"robustbench_meta": "0"}, "method": "iterative", "episodes_digest": "e" * 16,
-    }  # fmt: skip
-
-
 def built(*records):
     return build(type("Records", (), {"records": lambda self: list(records)})())
 
 
 def test_of_two_versions_of_an_attack_the_newest_counts_in_the_worst_case():
-    old = record("a", [[0, 0], [0, 0]], written="2026-01-01T00:00:00Z")
-    new = record("b", [[1, 1], [1, 0]], code="v2", written="2026-01-02T00:00:00Z")
-    other = record("c", [[1, 1], [0, 1]], attack="fgsm")
+    old = planted([[0, 0], [0, 0]], written="2026-01-01T00:00:00Z")
+    new = planted([[1, 1], [1, 0]], attack_code="v2", written="2026-01-02T00:00:00Z")
+    other = planted([[1, 1], [0, 1]], attack="fgsm")
     rows = built(new, old, other).set_index("spec_hash")
     assert rows["worst_case_accuracy"].tolist() == [0.5] * 3
-    assert rows.loc["a", "attack_hash"] != rows.loc["b", "attack_hash"]
-    assert rows["training_hash"].tolist() == ["v10"] * 3
+    assert rows.loc[old["key"], "attack_hash"] != rows.loc[new["key"], "attack_hash"]
+    assert rows["training_hash"].nunique() == 1
 
 
 def test_seeds_share_a_recipe_and_edited_learners_do_not():
-    rows = built(
-        record("a", [[1, 1], [1, 1]]), record("b", [[0, 0], [0, 0]], seed=1),
-        record("c", [[1, 0], [1, 0]], learner="v2"), record("d", [[1, 1], [1, 0]], learner="v2", seed=1),
-    )  # fmt: skip
+    first = [planted([[1, 1], [1, 1]]), planted([[0, 0], [0, 0]], seed=1)]
+    edited = [planted([[1, 0], [1, 0]], code="v2"), planted([[1, 1], [1, 0]], code="v2", seed=1)]
+    rows = built(*first, *edited)
     recipes = rows.set_index("spec_hash")["recipe_hash"]
-    assert recipes["a"] == recipes["b"] != recipes["c"] == recipes["d"]
+    a, b, c, d = (recipes[each["key"]] for each in (*first, *edited))
+    assert a == b != c == d
     assert len(set(rows["training_hash"])) == 4
     (board,) = boards(rows)
     assert sorted((row["pgd"].mean, row["pgd"].seeds) for row in board.scores.values()) == [(50, 2), (62.5, 2)]

@@ -65,7 +65,7 @@ def test_a_compiler_that_fails_or_errs_is_warned_of_and_left_out(caplog):
 )
 def test_a_run_is_compiled_if_it_is_long_and_wins_by_the_margin(monkeypatch, cache, steps, times, compiled):
     monkeypatch.setattr(tuning, "_time", lambda device, plan, work, best=0: times[plan.compiled])
-    args = ({"operation": "x"}, CPU, 8, Plan(), lambda plan: torch.ones(1), steps)
+    args = ({"operation": "x"}, CPU, 8, Plan(), lambda plan: torch.ones(1), steps, tuning.CacheBook())
     assert tuning.compiled_plan(*args).compiled is compiled
     monkeypatch.setattr(tuning, "_time", lambda device, plan, work, best=0: 9.0)
     # whatever it measures now, it remembers
@@ -84,11 +84,11 @@ def test_a_run_is_compiled_if_it_is_long_and_wins_by_the_margin(monkeypatch, cac
 )
 def test_the_default_stays_unless_another_plan_is_faster_by_the_margin(monkeypatch, cache, faster, factor, expected):
     monkeypatch.setattr(tuning, "_time", lambda device, plan, work, best=0: factor if plan == faster else 1.0)
-    assert tuning.measured_plan({}, CPU, 16, lambda plan: None) == expected
+    assert tuning.measured_plan({}, CPU, 16, lambda plan: None, tuning.CacheBook()) == expected
     (told,) = [json.loads(path.read_text()) for path in cache.glob("*.json")]
     assert Plan(**told["plan"]) == expected
     monkeypatch.setattr(tuning, "_time", None)
-    assert tuning.measured_plan({}, CPU, 16, lambda plan: None) == expected, "it is remembered"
+    assert tuning.measured_plan({}, CPU, 16, lambda plan: None, tuning.CacheBook()) == expected, "it is remembered"
 
 
 def test_a_larger_chunk_is_held_against_the_best_mapping_not_against_the_default(monkeypatch, cache):
@@ -98,7 +98,7 @@ def test_a_larger_chunk_is_held_against_the_best_mapping_not_against_the_default
         ("vmap", 16): 0.4,
     }  # 16: 60 % faster than the default, 20 % than its own
     monkeypatch.setattr(tuning, "_time", lambda device, plan, work, best=0: times.get((plan.own, plan.chunk), 9.0))
-    assert tuning.measured_plan({}, CPU, 16, lambda plan: None) == Plan("vmap", "vmap", 8)
+    assert tuning.measured_plan({}, CPU, 16, lambda plan: None, tuning.CacheBook()) == Plan("vmap", "vmap", 8)
 
 
 @pytest.mark.parametrize(("tasks", "chunk"), [(1, 1), (2, 1), (3, 2), (8, 4), (32, 8)])

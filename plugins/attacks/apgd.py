@@ -15,7 +15,7 @@ from robustbench_meta.contracts import Attack, Method, Random, Setting, Victim
 from robustbench_meta.errors import BenchError
 from robustbench_meta.threat import Norm, ThreatModel
 
-from .searching import TINY, Harm, WorstCase, direction, gradient_of, over_images, project, to_edge
+from .searching import TINY, Harm, SearchAttack, WorstCase, direction, gradient_of, over_images, project, to_edge
 
 Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Images → (what is to be large, differentiably; whether they fool), each in the shape of y."""
@@ -24,7 +24,7 @@ TARGETS = 9
 """The most classes that a targeted search aims at, as in AutoAttack."""
 
 
-class APGD(Attack):
+class APGD(SearchAttack):
     """Auto-PGD: steps with momentum whose size halves where they do not help, each example by its own progress."""
 
     name: ClassVar[str] = "apgd"
@@ -59,37 +59,28 @@ class APGD(Attack):
         """Twice the steps, and a random start more."""
         return self.model_copy(update={"steps": 2 * self.steps, "restarts": self.restarts + 1})
 
-    def perturb(self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random) -> Tensor:
+    def search(
+        self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor | None
+    ) -> Tensor:
         """An image that fools for each of x [tasks, n, *shape], or any other leading axes; else that of highest loss.
 
-        What the model gets wrong as it is stays as it is.
+        What the model gets wrong as it is, or at `start`, stays so; the first start (towards each class) is `start`.
 
         Raises:
             BenchError: the loss does not depend differentiably on x, or it or its gradient is no number.
         """
-        return self._search(model, x, y, threat, random, None)
-
-    def perturb_from(
-        self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor
-    ) -> Tensor:
-        """The same, its first start (towards each class) being this one; what fools there already stays."""
-        return self._search(model, x, y, threat, random, start)
-
-    def _search(
-        self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor | None
-    ) -> Tensor:
         worst = WorstCase(model, x, y, x if start is None else start)
         for target in range(min(model.way - 1, TARGETS) if self.loss == "dlr-targeted" else 1):
             for turn in range(self.restarts):
 
-                def search(x: Tensor, y: Tensor, random: Random, found: Tensor) -> Tensor:
+                def ascend(x: Tensor, y: Tensor, random: Random, found: Tensor) -> Tensor:
                     given = start is not None and turn == 0  # noqa: B023  # called at once
                     begin = found if given else _start(x, threat, random, model.event)
                     objective = self._objective(model, x, y, target)  # noqa: B023
                     ascent = _Ascent(self.name, objective, x, begin, threat, model)
                     return ascent.run(self.steps, self.rho)
 
-                worst.go_on(search, random)
+                worst.go_on(ascend, random)
         return worst.found
 
     def _objective(self, model: Victim, x: Tensor, y: Tensor, target: int) -> Objective:

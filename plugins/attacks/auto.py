@@ -15,11 +15,11 @@ from robustbench_meta.threat import Norm, ThreatModel
 from .apgd import APGD, APGDL2
 from .fgsm import FGSM
 from .pgd import PGD, PGDL2
-from .searching import WorstCase
+from .searching import SearchAttack, WorstCase
 from .square import Square, SquareL2, Squares
 
 
-class Auto(Attack):
+class Auto(SearchAttack):
     """The worst of FGSM, PGD, Auto-PGD with two losses and Square Attack, each on what withstands those before it."""
 
     name: ClassVar[str] = "auto"
@@ -31,46 +31,36 @@ class Auto(Attack):
     _apgd: ClassVar[type[APGD]] = APGD
     _square: ClassVar[type[Squares]] = Square
 
-    def perturb(self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random) -> Tensor:
+    def search(
+        self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor | None
+    ) -> Tensor:
         """For each image of x [tasks, n, *shape] the first that fools; each attack has the draws of a row of its own.
 
-        What the model gets wrong as it is stays as it is. FGSM and PGD see all examples, so that this is never weaker
-        than a row of them, to the last bit.
+        What the model gets wrong as it is, or at `start`, stays so. FGSM and PGD see all examples, so that this is
+        never weaker than a row of them, to the last bit; Auto-PGD and Square Attack begin at `start` if it is given.
 
         Raises:
             BenchError: the model's loss does not depend differentiably on x.
         """
-        return self._worst(model, x, y, threat, random, None)
-
-    def perturb_from(
-        self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor
-    ) -> Tensor:
-        """The same, Auto-PGD and Square Attack from this start; what fools there already stays."""
-        return self._worst(model, x, y, threat, random, start)
-
-    def _worst(
-        self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor | None
-    ) -> Tensor:
         worst = WorstCase(model, x, y, x if start is None else start)
         for attack in self._cheap():
             worst.offer(attack.perturb(model, x, y, threat, Random(random.seeds)))
         for attack in self._strong(model.way, model.event):
 
-            def search(x: Tensor, y: Tensor, random: Random, found: Tensor) -> Tensor:
-                if start is None:
-                    return attack.perturb(model, x, y, threat, random)  # noqa: B023  # called at once
-                return attack.perturb_from(model, x, y, threat, random, found)  # noqa: B023
+            def go_on(x: Tensor, y: Tensor, random: Random, found: Tensor) -> Tensor:
+                begin = None if start is None else found
+                return attack.search(model, x, y, threat, random, begin)  # noqa: B023  # called at once
 
-            worst.go_on(search, Random(random.seeds))
+            worst.go_on(go_on, Random(random.seeds))
         return worst.found
 
     def _cheap(self) -> list[Attack]:
         """For all examples."""
         return [FGSM(), PGD()]
 
-    def _strong(self, way: int, event: int) -> list[Attack]:
+    def _strong(self, way: int, event: int) -> list[SearchAttack]:
         """For what withstands, as far as the number of classes and the shape of an example allow them."""
-        attacks: list[Attack] = [self._apgd(steps=self.steps)]
+        attacks: list[SearchAttack] = [self._apgd(steps=self.steps)]
         if way >= 3:
             attacks.append(self._apgd(steps=self.steps, loss="dlr-targeted" if way >= 4 else "dlr"))
         if event == 3:

@@ -13,10 +13,10 @@ from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Attack, Method, Random, Victim
 from robustbench_meta.threat import Norm, ThreatModel
 
-from .searching import Harm, direction, image_gradient, over_images, project
+from .searching import Harm, SearchAttack, direction, image_gradient, over_images, project
 
 
-class PGD(Attack):
+class PGD(SearchAttack):
     """Projected gradient descent: steps along the sign of the loss's gradient, each put back into the ε-ball."""
 
     name: ClassVar[str] = "pgd"
@@ -42,33 +42,25 @@ class PGD(Attack):
             raise ValueError("restarts without random_start would all be the same one")
         return self
 
-    def perturb(self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random) -> Tensor:
-        """The last iterate for each image of x [tasks, n, *shape], or any other leading axes; the data set's loss.
-
-        Raises:
-            BenchError: the model's loss does not depend differentiably on x.
-        """
-        return self._search(model, x, y, threat, [self._start(x, threat, random, model.event)], random)
-
-    def perturb_from(
-        self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor
-    ) -> Tensor:
-        """The same, its first start being this one."""
-        return self._search(model, x, y, threat, [start], random)
-
     def stronger(self) -> Attack | None:
         """Twice the steps, and a random start more."""
         restarts = self.restarts + 1 if self.random_start else 1
         return self.model_copy(update={"steps": 2 * self.steps, "restarts": restarts, "alpha": None})
 
-    def _search(
-        self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, starts: list[Tensor], random: Random
+    def search(
+        self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor | None
     ) -> Tensor:
-        """From each start, and random ones until there are `restarts`: the worst for each image."""
+        """The last iterate for each image of x [tasks, n, *shape], or any other leading axes; the data set's loss.
+
+        Of several restarts, the first of which begins at `start` if that is given, the worst for each image.
+
+        Raises:
+            BenchError: the model's loss does not depend differentiably on x.
+        """
         best: tuple[Tensor, Harm] | None = None
         for turn in range(self.restarts):
-            start = starts[turn] if turn < len(starts) else self._start(x, threat, random, model.event)
-            found = self._ascend(model, start, x, y, threat)
+            begin = start if start is not None and turn == 0 else self._start(x, threat, random, model.event)
+            found = self._ascend(model, begin, x, y, threat)
             if self.restarts == 1:
                 return found
             with torch.no_grad():

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from robustbench_meta.contracts import Random, Victim
+from robustbench_meta.contracts import Attack, Random, Victim
 from robustbench_meta.errors import BenchError
 from robustbench_meta.threat import Norm, ThreatModel
 
 Search = Callable[[Tensor, Tensor, Random, Tensor], Tensor]
 """(x, y, random, the images found so far) → adversarial images, for all examples of a batch or for some."""
+
+
+class SearchAttack(Attack):
+    """An attack whose search may begin anywhere in the ball."""
+
+    def perturb(self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random) -> Tensor:
+        """What the search finds from where it begins by itself."""
+        return self.search(model, x, y, threat, random, None)
+
+    def perturb_from(
+        self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor
+    ) -> Tensor:
+        """What it finds from this start."""
+        return self.search(model, x, y, threat, random, start)
+
+    @abstractmethod
+    def search(
+        self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor | None
+    ) -> Tensor:
+        """Adversarial images in the shape of x, from `start` if any is given."""
 
 
 def gradient_of(attack: str, objective: Tensor, images: Tensor) -> Tensor:
@@ -74,12 +95,6 @@ def project(moved: Tensor, x: Tensor, threat: ThreatModel, event: int) -> Tensor
 def to_edge(delta: Tensor, x: Tensor, threat: ThreatModel, event: int) -> Tensor:
     """What x becomes when moved along delta by ε in L2, clipped to the pixel range."""
     return threat.clip(x + threat.eps * (1 - ROUNDING) * direction(delta, "l2", event))
-
-
-def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """The logit of the right class less the largest other one, in the shape of y."""
-    own = logits.gather(-1, y[..., None])[..., 0]
-    return own - logits.scatter(-1, y[..., None], -torch.inf).amax(-1)
 
 
 def signs(uniform: Tensor) -> Tensor:

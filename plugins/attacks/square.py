@@ -15,9 +15,10 @@ from torch import Tensor
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Attack, Method, Random, Setting, Victim
 from robustbench_meta.devices import send
+from robustbench_meta.models import margin
 from robustbench_meta.threat import Norm, ThreatModel
 
-from .searching import Harm, Survivors, WorstCase, direction, margin, over_images, signs, to_edge
+from .searching import Harm, SearchAttack, Survivors, WorstCase, direction, over_images, signs, to_edge
 
 BLOCK = 50
 """After so many queries those that are fooled are left out; so many queries' draws are made at once."""
@@ -25,7 +26,7 @@ SCHEDULE = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """After which of 10,000 queries the share of pixels in a square halves (paper, section 4.1)."""
 
 
-class Squares(Attack):
+class Squares(SearchAttack):
     """What both norms share."""
 
     source: ClassVar[str] = "Andriushchenko et al. 2020, https://arxiv.org/abs/1912.00049"
@@ -48,33 +49,25 @@ class Squares(Attack):
         """Twice the queries."""
         return self.model_copy(update={"queries": 2 * self.queries})
 
-    def perturb(self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random) -> Tensor:
-        """For each image of x [tasks, n, c, h, w] one that fools, or else that of the least margin.
-
-        What the model gets wrong as it is stays as it is.
-        """
-        return self._worst(model, x, y, threat, random, None)
-
-    def perturb_from(
-        self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor
-    ) -> Tensor:
-        """The same from this start, unless the usual one has a smaller margin; what fools there already stays."""
-        return self._worst(model, x, y, threat, random, start)
-
-    def _worst(
+    def search(
         self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor | None
     ) -> Tensor:
+        """For each image of x [tasks, n, c, h, w] one that fools, or else that of the least margin.
+
+        What the model gets wrong as it is, or at `start`, stays so. It begins at `start`, if that is given, unless the
+        usual first image has a smaller margin.
+        """
         worst = WorstCase(model, x, y, x if start is None else start)
 
-        def search(x: Tensor, y: Tensor, random: Random, found: Tensor) -> Tensor:
-            return self._search(model, x, y, threat, random, None if start is None else found)
+        def walk(x: Tensor, y: Tensor, random: Random, found: Tensor) -> Tensor:
+            return self._walk(model, x, y, threat, random, None if start is None else found)
 
         with torch.no_grad():
             for _ in range(self.restarts):
-                worst.go_on(search, random)
+                worst.go_on(walk, random)
         return worst.found
 
-    def _search(
+    def _walk(
         self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor | None
     ) -> Tensor:
         """One search; after every `BLOCK` queries it goes on with what withstands (of a transductive model: with all).

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from robustbench_meta.cli.options import RESULTS, Debug
+from robustbench_meta.cli.results import read_results
 from robustbench_meta.errors import BenchError
 
 
@@ -24,18 +25,11 @@ def compare(
 ) -> None:
     """Compare two learners, or all pairs, on the same episodes: differences, intervals, corrected p-values."""
     first, second, results = _read(what or [])
-    if not (results / "records").is_dir():
-        state = "holds no records" if results.is_dir() else "does not exist"
-        raise BenchError(f"the folder {results} {state}; name one that `bench run --results DIR` wrote to")
+    _, frame, samples = read_results(results)
     from robustbench_meta.cli.console import out
     from robustbench_meta.comparison import duels
-    from robustbench_meta.leaderboard import read
-    from robustbench_meta.store import Store
-    from robustbench_meta.tables import duel_tables
+    from robustbench_meta.duel_tables import duel_tables
 
-    frame, samples = read(Store(results))
-    if frame.empty:
-        raise BenchError(f"the folder {results} holds no finished cells: `bench run --results {results}` makes some")
     console = out()
     for table in duel_tables(duels(frame, samples, first, second), console.width):
         console.print(table)

@@ -39,6 +39,7 @@ def add(
     """Copy images, or a download of Omniglot, below the data root, after checking that they load.
 
     Images lie in a folder a class, or beside train.csv, val.csv and test.csv: see bench list datasets image-folder.
+    Or three pickles, as of miniImageNet, CIFAR-FS and FC100: see bench list datasets pickled.
 
     [bold]Examples[/]
     bench data add birds ~/Downloads/birds.zip

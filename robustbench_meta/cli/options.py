@@ -19,6 +19,12 @@ Plugins = Annotated[
         "--plugins", metavar="DIR", rich_help_panel=WHERE, help="Folder with more plugins.", show_default="./plugins"
     ),
 ]
+NoLocalPlugins = Annotated[
+    bool,
+    typer.Option(
+        "--no-local-plugins", metavar="", rich_help_panel=WHERE, help="Load no plugins of ./plugins: they are code."
+    ),
+]
 DataRoot = Annotated[
     Path | None,
     typer.Option(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from robustbench_meta.cli.console import counted
 if TYPE_CHECKING:
     import torch
 
+    from robustbench_meta.executors import Task
     from robustbench_meta.grid import Cell, Grid
     from robustbench_meta.registry import Registry
     from robustbench_meta.runner import Summary
@@ -63,44 +64,50 @@ def _listed(texts: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(texts)) or "none"
 
 
-def cells_table(grid: Grid, done: Collection[str]) -> Table:
-    """A row a cell, with what is done already."""
+_STYLES = {"done": "green", "failed": "bold red", "to do": "dim"}
+
+
+def cells_table(grid: Grid, states: Mapping[str, str]) -> Table:
+    """A row a cell, with what became of it."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("learner", "attack", "eps", "support/query", "seed", ""):
         table.add_column(name, justify="right" if name in {"eps", "seed"} else "left", overflow="fold")
     for cell in grid.cells:
-        state = Text("done", style="green") if cell.key in done else Text("to do", style="dim")
+        state = Text(states[cell.key], style=_STYLES[states[cell.key]])
         scenario = f"{cell.support}/{cell.query}"
         table.add_row(*map(Text, (cell.learner, cell.attack, cell.eps, scenario, str(cell.seed))), state)
     return table
 
 
-def work(grid: Grid, done: Collection[str], side_by_side: int = 1) -> RenderableType:
+def work(grid: Grid, pending: Collection[str], tasks: Sequence[Task], side_by_side: int = 1) -> RenderableType:
     """The counts of what is still to do, and how many trainings are done at a time."""
-    pending = {cell.key for cell in grid.cells} - set(done)
     if not pending:
-        return Text("\nNothing to do: all cells are done.")
+        return Text("\nNothing to do: all cells are done, or failed before (--retry-failed).")
+    missing = {task.training for task in tasks if not task.cells}
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right")
     table.add_column()
     table.add_row(f"{len(pending):,}", "cells to do")
-    for name, count in grid.estimate(pending)._asdict().items():
+    for name, count in grid.estimate(pending, missing)._asdict().items():
         table.add_row(f"{count:,}", _WORK.get(name, name.replace("_", " ")))
     if side_by_side > 1:
         table.add_row(f"{side_by_side:,}", "learners side by side (--jobs)")
-    return Group(
-        Text("\nWork (less, where checkpoints are kept)", style="bold"),
-        table,
-        Text("Nothing was written.", style="dim"),
-    )
+    return Group(Text("\nWork", style="bold"), table, Text("Nothing was written.", style="dim"))
 
 
 def outcome(summary: Summary, path: Path) -> RenderableType:
     """What was done, skipped and failed, and where the leaderboard is."""
     counts = f"{counted(summary.finished, 'cell')} done, {summary.skipped:,} skipped (done before), "
-    failures = [Text.assemble(("failed: ", "bold red"), f"{_name(cell)}: {reason}") for cell, reason in summary.failed]
-    style = "bold red" if failures else "green"
-    return Group(*failures, Text.assemble(counts, (f"{len(failures):,} failed", style)), Text(f"leaderboard: {path}"))
+    lines = [Text.assemble(("failed: ", "bold red"), f"{_name(cell)}: {reason}") for cell, reason in summary.failed]
+    lines += [
+        Text.assemble(("failed before: ", "bold red"), f"{_name(cell)}: {reason}")
+        for cell, reason in summary.failed_before
+    ]
+    if summary.failed_before:
+        lines.append(Text("what failed before was not tried again: --retry-failed does", style="yellow"))
+    count = len(summary.failed) + len(summary.failed_before)
+    failed = (f"{count:,} failed", "bold red" if count else "green")
+    return Group(*lines, Text.assemble(counts, failed), Text(f"leaderboard: {path}"))
 
 
 def _name(cell: Cell) -> str:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from robustbench_meta.cli.options import RESULTS, WHERE, DataRoot, Debug, Plugins, profile_table
-from robustbench_meta.options import DEFAULT_ATTACKS, DEFAULT_LEARNERS, DEFAULT_SCENARIOS, SCENARIOS, parse_jobs
+from robustbench_meta.cli.options import RESULTS, WHERE, DataRoot, Debug, NoLocalPlugins, Plugins, profile_table
+from robustbench_meta.options import (
+    DEFAULT_ATTACKS,
+    DEFAULT_LEARNERS,
+    DEFAULT_SCENARIOS,
+    SCENARIOS,
+    chosen_executor,
+    parse_jobs,
+    parse_seconds,
+)
 from robustbench_meta.profiles import PROFILES
 
 _COMPARED = "What to compare (repeat an option to compare several)"
 _TASKS = "The tasks"
 _WORK = "How much work"
+_HOW = "How it is done (the numbers are the same)"
 _PLUGIN = "NAME[:…]"
+_STOPPING = "Stopping: what is under way is being kept (once more to stop at once) …"
 
 
 def run(
@@ -101,13 +112,41 @@ def run(
             "--checks/--no-checks", rich_help_panel=_WORK, help="Reliability checks, which give the flags.",
         ),
     ] = True,
-    jobs: Annotated[
-        str,
-        typer.Option(metavar="auto|N", rich_help_panel=_WORK, help="Trainings side by side; the numbers are the same."),
-    ] = "auto",
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", metavar="", rich_help_panel=_WORK, help="Show cells and work; write nothing."),
+    ] = False,
+    jobs: Annotated[
+        str, typer.Option(metavar="auto|N", rich_help_panel=_HOW, help="Trainings side by side."),
+    ] = "auto",
+    executor: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[:…]", rich_help_panel=_HOW,
+            help="local, processes, ray or slurm; options as in ray:gpus=1,cpus=2.",
+        ),
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-address", metavar="HOST:PORT|auto", rich_help_panel=_HOW,
+            help="Of a Ray cluster that runs already; means --executor ray.", show_default="none",
+        ),
+    ] = None,
+    cell_timeout: Annotated[
+        str | None,
+        typer.Option(
+            "--cell-timeout", metavar="SECONDS|10m|2h", rich_help_panel=_HOW,
+            help="The longest that a cell's evaluation, or one meta-step, may take.", show_default="none",
+        ),
+    ] = None,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", metavar="", rich_help_panel=_HOW, help="Try again what failed before."),
+    ] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", metavar="", rich_help_panel=_HOW, help="Forget what is kept of these cells first."),
     ] = False,
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda[:I]", rich_help_panel=WHERE, help="auto: CUDA if it is there.")
@@ -124,41 +163,48 @@ def run(
     data_root: DataRoot = None,
     results: Annotated[Path, typer.Option(metavar="DIR", rich_help_panel=WHERE, help="Where results go.")] = RESULTS,
     plugins: Plugins = None,
+    no_local_plugins: NoLocalPlugins = False,
     debug: Debug = False,
 ) -> None:  # fmt: skip
     """Meta-train learners, attack them on unseen tasks, and rank them."""
     from robustbench_meta.cli.console import err
+    from robustbench_meta.executors import Policy
     from robustbench_meta.spec import RunSpec
+    from robustbench_meta.stopping import Stop, Stopped
 
-    side_by_side = parse_jobs(jobs)
+    policy = Policy(
+        chosen_executor(executor, ray_address), parse_jobs(jobs), parse_seconds("--cell-timeout", cell_timeout), fresh,
+        retry_failed,
+    )  # fmt: skip
     spec = RunSpec.read(
         learners=tuple(learner or ()), attacks=tuple(attack or ()), dataset=dataset, backbone=backbone,
         way=way, shot=shot, query=query, eps=tuple(eps or ()), scenarios=tuple(scenario or ()), profile=profile,
         meta_steps=meta_steps, tasks_per_step=tasks_per_step, episodes=episodes, seeds=tuple(seed or ()), device=device,
         precision=precision, compile=compile, surrogate=surrogate, checks=checks,
     )  # fmt: skip
+    stop = Stop()
     try:
         with err().status("loading plugins and data …"):
             from robustbench_meta.cli import execution
 
-            ready = execution.prepare(spec, plugins, data_root)
-        do = execution.rehearse if dry_run else execution.execute
-        failed = do(ready, results, side_by_side)
-    except KeyboardInterrupt:
-        kept = "" if dry_run else (
-            f" Finished trainings and cells are kept in {results}; the same command does the rest,"
-            " and begins anew with what was under way."
-        )  # fmt: skip
-        err().print(f"Interrupted.{kept}", markup=False)
-        raise typer.Exit(130) from None
+            ready = execution.prepare(spec, plugins, not no_local_plugins, data_root, policy)
+        if dry_run:
+            execution.rehearse(ready, results, policy)
+            return
+        with stop.listening(lambda: err().print(_STOPPING, markup=False)):
+            failed = execution.execute(ready, results, policy, stop)
+    except (KeyboardInterrupt, Stopped):
+        kept = "" if dry_run else f" What was finished is kept in {results}, and what was under way as far as it got:"
+        err().print(f"Interrupted.{kept}{kept and ' the same command goes on from there.'}", markup=False)
+        raise typer.Exit(128 + (stop.signal or signal.SIGINT)) from None
     if failed:
         raise typer.Exit(1)
 
 
 run.__doc__ = f"""{run.__doc__}
 
-Finished cells (learner × attack × eps × scenario × seed) are kept in the results folder: \
-the same command continues where it stopped, a larger grid does only what is new.
+Finished cells (learner × attack × eps × scenario × seed) are kept in the results folder, and what is under way too: \
+the same command goes on where it was interrupted, a larger grid does only what is new. Several runs may share a folder.
 
 NAME\\[:…] is a plugin with options, as in pgd:steps=40,alpha=0.01; see bench list.
 

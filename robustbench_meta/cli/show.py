@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustbench_meta.cli.options import RESULTS, Debug, Plugins
+from robustbench_meta.cli.options import RESULTS, Debug, NoLocalPlugins, Plugins
+from robustbench_meta.cli.results import read_results
 from robustbench_meta.errors import BenchError, PluginError, unknown
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def list_plugins(
     kind: Annotated[str | None, typer.Argument(metavar="KIND", help=f"{', '.join(KINDS)}; all when left out.")] = None,
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only this one, its options explained.")] = None,
     plugins: Plugins = None,
+    no_local_plugins: NoLocalPlugins = False,
     debug: Debug = False,
 ) -> None:
     """List learners, attacks, data sets and backbones, with their options and sources."""
@@ -31,7 +33,7 @@ def list_plugins(
     from robustbench_meta.cli.console import out
     from robustbench_meta.registry import load_registry
 
-    registry = load_registry(plugins)
+    registry = load_registry(plugins, local=not no_local_plugins)
     console = out()
     if name is not None:
         console.print(_explained(registry, kinds[0], name))
@@ -114,14 +116,14 @@ def _explained(registry: Registry, heading: str, name: str) -> RenderableType:
     return Group(title, Text(cls.summary()), Text(cls.source, style="dim"), Text(""), table)
 
 
-def plugins(plugins: Plugins = None, debug: Debug = False) -> None:
+def plugins(plugins: Plugins = None, no_local_plugins: NoLocalPlugins = False, debug: Debug = False) -> None:
     """Show which plugins were found where, what they bring, and which failed and why."""
     import traceback
 
     from robustbench_meta.cli.console import counted, err, out
     from robustbench_meta.registry import load_registry
 
-    registry = load_registry(plugins, strict=False)
+    registry = load_registry(plugins, local=not no_local_plugins, strict=False)
     out().print(_found(registry.found))
     failed = [found for found in registry.found if found.error]
     out().print(f"{counted(len(registry.found), 'plugin')}, {len(failed)} failed")
@@ -158,21 +160,12 @@ def leaderboard(
     debug: Debug = False,
 ) -> None:
     """Rebuild leaderboard.csv (and curves.csv, of attacks at several eps) from the records, and show the tables."""
-    if not (results / "records").is_dir():
-        state = "holds no records" if results.is_dir() else "does not exist"
-        raise BenchError(f"the folder {results} {state}; name one that `bench run --results DIR` wrote to")
+    store, frame, samples = read_results(results)
     from robustbench_meta.cli.console import out
     from robustbench_meta.curves import curves
-    from robustbench_meta.leaderboard import read, write
-    from robustbench_meta.store import Store
+    from robustbench_meta.leaderboard import write
     from robustbench_meta.tables import curve_tables, tables
 
-    store = Store(results)
-    frame, samples = read(store)
-    if frame.empty:
-        raise BenchError(
-            f"the folder {results} holds no finished cells yet: `bench run --results {results}` makes some"
-        )
     path = write(store)
     console = out()
     for table in [*tables(frame, console.width), *curve_tables(curves(frame, samples), console.width)]:

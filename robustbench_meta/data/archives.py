@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import ntpath
+import re
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from robustbench_meta.errors import DataError
+
+_UNFIT = re.compile(r"[:]|[ .]$|^(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\.|$)", re.IGNORECASE)
+"""What writes elsewhere than into a file of that name on some system: streams, devices, what is cut off."""
 
 
 class Limits(NamedTuple):
@@ -25,40 +31,86 @@ class Limits(NamedTuple):
     """Unpacked to packed size, over the archive; counted from 1 MiB unpacked."""
 
 
+class Archive:
+    """An open archive whose entries have been checked."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> None:
+        self._path, self._archive = path, archive
+        self.entries = entries
+        """Its files, without hidden ones and macOS's extras."""
+
+    def read(self, entry: zipfile.ZipInfo) -> bytes:
+        """The content of a file.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        with _told(self._path):
+            return self._archive.read(entry)
+
+    def copy(self, entry: zipfile.ZipInfo, place: Path) -> None:
+        """Write a file to a place where there is none.
+
+        Raises:
+            DataError: it is damaged, there is one, or it cannot be written.
+        """
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with place.open("xb") as file, _told(self._path, "unpacked"), self._archive.open(entry) as source:
+                shutil.copyfileobj(source, file, 2**20)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise DataError(
+                f"{self._path} holds '{entry.filename}' where another of its entries is already: not unpacked further"
+            ) from error
+        except OSError as error:
+            raise DataError(f"{place} cannot be written: {error.strerror or error}") from error
+
+
 @contextmanager
-def open_zip(path: Path, limits: Limits | None = None) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]]:
-    """Open an archive and its files (folders, hidden files and macOS's extras left out), checked.
+def open_zip(path: Path, limits: Limits | None = None) -> Iterator[Archive]:
+    """Open an archive, checked as a whole.
 
     Raises:
-        DataError: no zip, truncated, an entry that would leave the folder, a link, encrypted, or a bomb;
-            also when an entry proves damaged (CRC) inside the `with` block.
+        DataError: no zip, truncated, an entry that would leave the folder or that some system could not write, a link,
+            encrypted, packed in an unusual way, or a bomb.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
+    with ExitStack() as stack:
+        with _told(path):
+            archive = stack.enter_context(zipfile.ZipFile(path))
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-            _check_size(path, entries, limits or Limits())
-            for entry in entries:
-                _check_entry(path, entry)
-            yield archive, [entry for entry in entries if not _is_extra(entry.filename)]
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise DataError(f"{path} {_what_is_it(path, error)}; download or copy it again") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        _check_size(path, entries, limits or Limits())
+        for entry in archive.infolist():
+            _check_entry(path, entry)
+        _check_names(path, [entry.filename for entry in entries])
+        yield Archive(path, archive, [entry for entry in entries if not _is_extra(entry.filename)])
 
 
 def extract(path: Path, target: Path, limits: Limits | None = None) -> None:
     """Unpack an archive into the folder `target`, checked as in `open_zip`."""
-    with open_zip(path, limits) as (archive, entries):
-        for entry in entries:
-            place = target.joinpath(*PurePosixPath(entry.filename).parts)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with archive.open(entry) as source, place.open("xb") as file:
-                shutil.copyfileobj(source, file, 2**20)
+    with open_zip(path, limits) as archive:
+        for entry in archive.entries:
+            archive.copy(entry, target.joinpath(*PurePosixPath(entry.filename).parts))
+
+
+@contextmanager
+def _told(path: Path, done: str = "read") -> Iterator[None]:
+    """What the zip module raises on damage, and it is much, as one DataError."""
+    try:
+        yield
+    except DataError:
+        raise
+    except OSError as error:
+        if error.errno is not None:
+            raise DataError(f"{path} cannot be {done}: {error.strerror or error}") from error
+        raise DataError(f"{path} {_what_is_it(path, error)}; download or copy it again") from error
+    except (zipfile.BadZipFile, zlib.error, struct.error, ArithmeticError, LookupError, RuntimeError, EOFError,
+            MemoryError, ValueError) as error:  # fmt: skip  # by what is damaged: lengths, offsets, names, methods, …
+        raise DataError(f"{path} {_what_is_it(path, error)}; download or copy it again") from error
 
 
 def _check_size(path: Path, entries: list[zipfile.ZipInfo], limits: Limits) -> None:
     total = sum(entry.file_size for entry in entries)
-    packed = sum(entry.compress_size for entry in entries)
+    packed = min(sum(entry.compress_size for entry in entries), path.stat().st_size)
     if len(entries) > limits.files:
         raise DataError(f"{path} holds {len(entries)} files; at most {limits.files} are expected: not unpacked")
     if total > limits.total:
@@ -68,22 +120,44 @@ def _check_size(path: Path, entries: list[zipfile.ZipInfo], limits: Limits) -> N
             f"{path} would unpack to {total / max(packed, 1):.0f} times its size; at most {limits.ratio:.0f} times is "
             "expected of images: not unpacked"
         )
-    names = [entry.filename for entry in entries]
+
+
+def _check_names(path: Path, names: list[str]) -> None:
+    """Each once, whether or not the file system tells upper from lower case."""
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, count in Counter(names).items() if count > 1)
         raise DataError(f"{path} holds '{twice}' twice: not unpacked")
+    spelt: dict[str, str] = {}
+    for name in names:
+        for place in (name, *map(str, PurePosixPath(name).parents)):
+            other = spelt.setdefault(place.casefold(), place)
+            if other != place:
+                raise DataError(
+                    f"{path} holds both '{other}' and '{place}', which many systems take for one: not unpacked; "
+                    "unpack it yourself, rename one, and give the folder"
+                )
 
 
 def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
     name = entry.filename
+    if not name.isprintable():
+        raise DataError(f"{path} holds the name {name[:200]!r}; expected characters that can be printed: not unpacked")
     if name.startswith("/") or "\\" in name or ntpath.splitdrive(name)[0] or ".." in PurePosixPath(name).parts:
         raise DataError(
             f"{path} holds '{name}', which leads out of its folder: not unpacked; do not trust this archive"
         )
+    bad = next((part for part in PurePosixPath(name).parts if _UNFIT.search(part)), None)
+    if bad is not None:
+        raise DataError(f"{path} holds {name!r}; not every system can have a file named {bad!r}: not unpacked")
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise DataError(f"{path} holds the link '{name}'; only files are expected: not unpacked")
     if entry.flag_bits & 1:
         raise DataError(f"{path} is encrypted ('{name}'): unpack it yourself and give the folder")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(
+            f"{path} is packed by method {entry.compress_type} ('{name}'); expected deflate (8): unpack it yourself "
+            "and give the folder"
+        )
 
 
 def _is_extra(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from io import BytesIO
+from pathlib import Path
 from typing import Literal
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -12,6 +13,22 @@ from robustbench_meta.errors import DataError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")
 MAX_PIXELS = 50_000_000
+MAX_BYTES = 256 * 2**20
+
+
+def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
+    """The content of an image's file.
+
+    Raises:
+        DataError: it cannot be read, or is too large to be an image.
+    """
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise DataError(f"{path} has {size} bytes; images of at most {max_bytes} are read: replace or remove it")
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def read_image(data: bytes, where: str, mode: Literal["L", "RGB"], max_pixels: int = MAX_PIXELS) -> Image.Image:

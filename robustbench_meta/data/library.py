@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
 from robustbench_meta.data.archives import extract, looks_like_html
 from robustbench_meta.data.omniglot_parts import find_parts
 from robustbench_meta.data.root import data_root, size_of
+from robustbench_meta.data.series import SPLITS, find_series
 from robustbench_meta.errors import DataError
 
 OFFICIAL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
@@ -22,8 +24,19 @@ MD5 = {
     "images_background.zip": "68d2efa1b9178cc56df9314c21c6e718",
     "images_evaluation.zip": "6b91aef0f799c5bb55b94e3f2daec811",
 }
+MAX_DOWNLOAD = 64 * 2**20
+"""Bytes; the archives have 9.5 and 6.5 million."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_RESERVED = {"glyphs", "toy", "image-folder", "omniglot", "omniglot-py", "images_background", "images_evaluation"}
+_RESERVED = {
+    "glyphs",
+    "toy",
+    "image-folder",
+    "pickled",
+    "omniglot",
+    "omniglot-py",
+    "images_background",
+    "images_evaluation",
+}
 
 
 State = Literal["built in", "ready", "damaged", "incomplete", "missing"]
@@ -85,21 +98,67 @@ def _fetch(url: str, md5: str, path: Path, progress: Progress | None) -> None:
     import pooch  # noqa: PLC0415  # with requests: 0.2 s
 
     def download(url: str, output: str, mirror: Any) -> None:
-        pooch.HTTPDownloader(progressbar=progress or False, timeout=30)(url, output, mirror)
+        checks = {"response": lambda response, **_: _check_place(response, url)}
+        counted = _Counted(progress, url)
+        pooch.HTTPDownloader(progressbar=counted, timeout=30, hooks=checks)(url, output, mirror)
         with Path(output).open("rb") as file:
             if looks_like_html(file.read(512)):
                 raise DataError(f"{url} answered with a web page instead of the archive (a proxy or log-in?){by_hand}")
 
     by_hand = f"; get it by hand, put it at {path}, MD5 {md5}, or `bench data add omniglot FOLDER`"
     pooch.get_logger().setLevel("WARNING")
+    if not _trusted(url):
+        raise DataError(f"{url} is not https: not downloaded{by_hand}")
     try:
         pooch.retrieve(url, f"md5:{md5}", path.name, path.parent, downloader=download)
     except DataError:
         raise
+    except OSError as error:  # requests' errors, some of which are ValueErrors too, and the disk's
+        raise DataError(f"{url} could not be downloaded to {path.parent} ({_short(error)}){by_hand}") from error
     except ValueError as error:  # pooch's word for another checksum
         raise DataError(f"{url} is not the official file (its MD5 is not {md5}): nothing was kept{by_hand}") from error
-    except OSError as error:  # requests' errors, and the disk's
-        raise DataError(f"{url} could not be downloaded to {path.parent} ({_short(error)}){by_hand}") from error
+
+
+def _trusted(url: str) -> bool:
+    """Whether a download may come from there: by https, or from this machine."""
+    place = urlsplit(url)
+    return place.scheme == "https" or (place.scheme == "http" and place.hostname in ("127.0.0.1", "::1", "localhost"))
+
+
+def _check_place(response: Any, url: str) -> None:
+    """Refuse an answer of another place, to which `url` redirects, if not by https."""
+    if urlsplit(response.url).scheme not in ("https", urlsplit(url).scheme):
+        raise DataError(f"{url} redirects to {response.url}, which is not https: not downloaded")
+
+
+class _Counted:
+    """Progress that ends a download that is far too long."""
+
+    def __init__(self, progress: Progress | None, url: str) -> None:
+        self._progress, self._url, self._count = progress, url, 0
+        self.total = 0
+
+    def update(self, increment: int) -> None:
+        """So many bytes more."""
+        self._count += increment
+        if self._count > MAX_DOWNLOAD:
+            raise DataError(
+                f"{self._url} sends more than {MAX_DOWNLOAD} bytes: not the official file; nothing was kept"
+            )
+        if self._progress is not None:
+            self._progress.total = self.total
+            self._progress.update(increment)
+
+    def reset(self) -> None:
+        """Start over."""
+        self._count = 0
+        if self._progress is not None:
+            self._progress.reset()
+
+    def close(self) -> None:
+        """Done with one file."""
+        if self._progress is not None:
+            self._progress.close()
 
 
 def _short(error: OSError) -> str:
@@ -111,7 +170,7 @@ def add(name: str, path: Path, root: Path | None = None) -> Row:
 
     Args:
         name: 'omniglot' (the two archives or the two folders are in `path`), or a name of your own for images in a
-            layout that `image-folder` knows.
+            layout that `image-folder` knows, or pickles that `pickled` knows.
         path: a folder, or a zip with such a folder (not for omniglot, which consists of two zips).
         root: the data root.
 
@@ -134,7 +193,7 @@ def add(name: str, path: Path, root: Path | None = None) -> Row:
         except DataError as error:
             raise DataError(f"{path} was not added: {str(error).replace(str(staged), str(path))}") from error
         staged.rename(target)
-    return _omniglot(target.parent) if name == "omniglot" else _images(target)
+    return _omniglot(target.parent) if name == "omniglot" else _own(target)[0]
 
 
 @contextmanager
@@ -180,8 +239,11 @@ def _check_loads(name: str, staged: Path, stage: Path) -> None:
     registry = load_registry(local=False)
     if name == "omniglot":
         registry.make("dataset", "omniglot", {}).load(stage)
-    else:
-        registry.make("dataset", "image-folder", {"path": str(staged.absolute())}).load(stage)
+        return
+    for row in _own(staged):
+        plugin, _, options = row.dataset.partition(":")
+        chosen = dict(option.split("=", 1) for option in options.split(",")[1:])
+        registry.make("dataset", plugin, {**chosen, "path": str(staged.absolute())}).load(stage)
 
 
 def list_data(root: Path | None = None) -> list[Row]:
@@ -190,7 +252,7 @@ def list_data(root: Path | None = None) -> list[Row]:
     folders = sorted(path for path in where.iterdir() if path.is_dir()) if where.is_dir() else []
     own = [path for path in folders if path.name not in _RESERVED and not path.name.startswith(".")]
     built_in = [Row(name, "made when needed", "built in", 0) for name in ("glyphs", "toy")]
-    return [*built_in, _omniglot(where), *(_images(path) for path in own)]
+    return [*built_in, _omniglot(where), *(row for path in own for row in _own(path))]
 
 
 def _omniglot(root: Path) -> Row:
@@ -201,5 +263,17 @@ def _omniglot(root: Path) -> Row:
     return Row("omniglot", where, states[len(parts)] if whole else "damaged", sum(size_of(part.path) for part in parts))
 
 
-def _images(folder: Path) -> Row:
-    return Row(f"image-folder:path={folder.name}", str(folder), "ready", size_of(folder))
+def _own(folder: Path) -> list[Row]:
+    """What the user has put there: data sets as pickles, or images."""
+    try:
+        series = find_series(folder)
+    except DataError:  # told when it is read
+        return [Row(f"pickled:path={folder.name}", str(folder), "damaged", size_of(folder))]
+    whole = [one for one in series if len(one.files) == len(SPLITS)]
+    if whole:
+        names = [f"pickled:path={folder.name}" + (f",series={one.name}" if len(series) > 1 else "") for one in whole]
+        sizes = [sum(size_of(path) for path in one.files.values()) for one in whole]
+        return [Row(name, str(folder), "ready", size) for name, size in zip(names, sizes, strict=True)]
+    if series and not any(path.is_dir() or path.suffix.lower() == ".csv" for path in folder.iterdir()):
+        return [Row(f"pickled:path={folder.name}", str(folder), "incomplete", size_of(folder))]
+    return [Row(f"image-folder:path={folder.name}", str(folder), "ready", size_of(folder))]

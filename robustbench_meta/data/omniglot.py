@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from robustbench_meta.data.archives import Limits, open_zip
 from robustbench_meta.data.cache import digest_of
-from robustbench_meta.data.images import read_image
+from robustbench_meta.data.images import read_bytes, read_image
 from robustbench_meta.data.omniglot_parts import CHARACTERS, Part
 from robustbench_meta.data.pictures import Pictures, cached_pictures
 from robustbench_meta.errors import DataError
@@ -72,21 +72,12 @@ def _check_counts(part: Part, by_class: dict[str, list[str]]) -> None:
 def _open(part: Part) -> Iterator[tuple[Iterable[str], Callable[[str], bytes]]]:
     """The names of a part's files below its folder, and how to read one."""
     if part.path.suffix != ".zip":
-        yield (path.relative_to(part.path).as_posix() for path in part.path.rglob("*.png")), _reader(part.path)
+        names = (path.relative_to(part.path).as_posix() for path in part.path.rglob("*.png"))
+        yield names, lambda name: read_bytes(part.path / name)
         return
-    with open_zip(part.path, _LIMITS) as (archive, entries):
-        inside = {_below(part.name, entry.filename): entry for entry in entries}
+    with open_zip(part.path, _LIMITS) as archive:
+        inside = {_below(part.name, entry.filename): entry for entry in archive.entries}
         yield inside, lambda name: archive.read(inside[name])
-
-
-def _reader(folder: Path) -> Callable[[str], bytes]:
-    def read(name: str) -> bytes:
-        try:
-            return (folder / name).read_bytes()
-        except OSError as error:
-            raise DataError(f"{folder / name} cannot be read: {error.strerror}") from error
-
-    return read
 
 
 def _below(name: str, entry: str) -> str:

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from robustbench_meta.data.cache import digest_of
 from robustbench_meta.data.folders import Listing, Picture
-from robustbench_meta.data.images import read_image
+from robustbench_meta.data.images import read_bytes, read_image
 from robustbench_meta.data.pictures import Pictures
 from robustbench_meta.errors import DataError
 
@@ -57,7 +57,7 @@ def read_listing(listing: Listing, size: int, channels: int, fit: Fit) -> Pictur
     """
 
     def read(picture: Picture) -> tuple[bytes, np.ndarray]:
-        data = _bytes(picture.path)
+        data = read_bytes(picture.path)
         return hashlib.sha256(data).digest(), _resized(data, str(picture.path), size, channels, fit)
 
     with ThreadPoolExecutor() as pool:
@@ -86,13 +86,6 @@ def _without_twins(pictures: list[Picture], digests: Iterable[bytes]) -> list[in
             "%d copies of images of the same class are left out: %s%s", len(copies), copies[0], " …"[: len(copies)]
         )
     return sorted(first.values())
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _resized(data: bytes, where: str, size: int, channels: int, fit: Fit) -> np.ndarray:

@@ -1,27 +1,40 @@
-"""One job after the other, in this process."""
+"""One task after the other, in this process."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from functools import partial
 
 import torch
 
 from robustbench_meta.cores import computing_alone
-from robustbench_meta.executors import Hear, Job
+from robustbench_meta.desk import Desk
 from robustbench_meta.grid import Grid
 from robustbench_meta.lanes import Lanes
-from robustbench_meta.store import Store
-from robustbench_meta.work import Workplace, do_job
+from robustbench_meta.shelf import Shelf
+from robustbench_meta.work import Workplace, do_task
+
+_ME = "this process"
+_POLL_SECONDS = 0.2
 
 
 class InProcess:
-    """Does jobs in the order of the grid; a training has all cores."""
+    """A task has all cores."""
 
-    def __init__(self, grid: Grid, store: Store, device: torch.device, cores: int) -> None:
-        self._place = Workplace(grid, store, device, Lanes(lambda: cores))
+    slots = 1
 
-    def run(self, jobs: Sequence[Job], hear: Hear) -> None:
+    def __init__(self, grid: Grid, shelf: Shelf, device: torch.device, cores: int) -> None:
+        self._grid, self._shelf, self._device, self._cores = grid, shelf, device, cores
+
+    def run(self, desk: Desk) -> None:
         """See `Executor.run`."""
-        with computing_alone(self._place.device):
-            for job in jobs:
-                do_job(self._place, job, hear)
+        place = Workplace(self._grid, self._shelf, self._device, Lanes(lambda: self._cores), stop=desk.stop)
+        with computing_alone(self._device):
+            while desk.open:
+                desk.stop.check()
+                task = desk.next(_ME)
+                if task is None:
+                    time.sleep(_POLL_SECONDS)
+                    continue
+                do_task(place, task, partial(desk.hear, _ME))
+                desk.over(_ME)

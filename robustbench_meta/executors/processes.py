@@ -1,4 +1,4 @@
-"""Jobs side by side, each in a worker process of this machine; the CPU's cores are shared out among them.
+"""Tasks side by side, each in a worker process of this machine; the CPU's cores are shared out among them.
 
 Workers are started afresh (spawn), never forked: neither the threads of torch nor CUDA survive a fork. Each worker
 has a pipe of its own and no lock is shared, so that one that is killed holds up no other.
@@ -13,36 +13,42 @@ import multiprocessing
 import signal
 import sys
 import threading
+import time
 import warnings
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
+import torch
+
 from robustbench_meta import errors
 from robustbench_meta.deaths import how_it_ended
+from robustbench_meta.desk import Desk
 from robustbench_meta.errors import BenchError
-from robustbench_meta.executors import Hear, Job, Recipe
+from robustbench_meta.executors import Recipe
 from robustbench_meta.executors.worker import serve
 
 _log = logging.getLogger(__name__)
 _SPAWN = multiprocessing.get_context("spawn")
-GRACE_SECONDS = 3.0
-"""How long a worker has to end when it is told to, before it is killed."""
+GRACE_SECONDS = 10.0
+"""How long a worker has to keep what is under way when it is told to end, before it is killed."""
+POLL_SECONDS = 0.5
+"""How often what other runs do, and what takes too long, is looked at."""
 
 
 class Processes:
-    """Does the longest job first, in worker processes that are replaced when they die."""
+    """Worker processes that are replaced when they die."""
 
     def __init__(self, recipe: Recipe, workers: int, cores: int) -> None:
-        self._recipe, self._workers, self._cores = recipe, workers, cores
+        self._recipe, self.slots, self._cores = recipe, workers, cores
 
-    def run(self, jobs: Sequence[Job], hear: Hear) -> None:
+    def run(self, desk: Desk) -> None:
         """See `Executor.run`."""
-        staff = _Staff(self._recipe, self._cores, jobs, hear)
+        staff = _Staff(self._recipe, self._cores, desk)
         try:
-            staff.work(self._workers)
+            staff.work(self.slots)
         finally:
             staff.dismiss()
 
@@ -54,24 +60,33 @@ class _Worker:
         self.pipe, self._theirs = _SPAWN.Pipe()
         level = logging.getLogger("robustbench_meta").getEffectiveLevel()
         # not a daemon: those may not start processes, and a plugin may want to
+        self.device, self.title = recipe.device, ""
         self.process: SpawnProcess = _SPAWN.Process(target=serve, args=(self._theirs, recipe, lanes, level))
         self.ready = False
-        self.job: Job | None = None
-        self.open: set[str] = set()
-        """The cells of its job that nothing has been heard of yet."""
+        """Whether it has been heard of."""
+        self.busy = False
+        """Whether it has a task."""
+        self.stopped = False
+        """Whether it ends because somebody told it to."""
 
     def start(self) -> None:
         with self._theirs, _deaf_to_interrupts():
             self.process.start()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
 
     def terminate(self) -> None:
         if self.process.pid is not None:
             self.process.terminate()
 
     def end(self) -> int:
-        """Wait a moment for the process to end, or kill it; its exit code."""
+        """Wait a moment for the process to end, or kill it; its exit code, or minus the signal."""
         if self.process.pid is not None:
-            self.process.join(GRACE_SECONDS)
+            self.process.join(1.0)
             if self.process.is_alive():
                 self.process.kill()
                 self.process.join()
@@ -80,44 +95,60 @@ class _Worker:
 
 
 class _Staff:
-    """The workers of one run, and the jobs that nobody has begun."""
+    """The workers of one run."""
 
-    def __init__(self, recipe: Recipe, cores: int, jobs: Sequence[Job], hear: Hear) -> None:
-        self._recipe, self._cores, self._hear = recipe, cores, hear
-        self._waiting = deque(sorted(jobs, key=lambda job: -job.cost))
+    def __init__(self, recipe: Recipe, cores: int, desk: Desk) -> None:
+        self._recipe, self._cores, self._desk = recipe, cores, desk
         self._workers: list[_Worker] = []
         self._lanes = _SPAWN.RawValue("i", 1)  # needs no lock: only this process writes it
+        self._devices = _devices(recipe.device)
+        self._stillborn = 0
         self._shown: dict[str, dict[Any, Any]] = {}
         """What the module warnings keeps of the warnings that were shown, by file."""
 
     def work(self, count: int) -> None:
-        """Start workers, and return when all jobs are over."""
-        for _ in range(min(count, len(self._waiting))):
-            self._hire()
-        while self._workers:
+        """Start workers, and return when nothing is left to do."""
+        while self._desk.open:
+            self._desk.stop.check()
+            self._hire(count)
             ends = [end for each in self._workers for end in (each.pipe, each.process.sentinel)]
-            ready = connection.wait(ends)
+            ready = connection.wait(ends, POLL_SECONDS)
             for worker in list(self._workers):
                 if worker.pipe in ready:
                     self._listen(worker)
                 elif worker.process.sentinel in ready:
                     self._bury(worker)
+                elif (reason := self._desk.overdue(worker)) is not None:
+                    self._expel(worker, reason)
+            for worker in self._workers:
+                if worker.ready and not worker.busy:
+                    self._give_task(worker)
 
     def dismiss(self) -> None:
-        """End all workers, whatever they are doing."""
+        """End all workers; those at work have a moment to keep what they have."""
         for worker in self._workers:
             worker.terminate()
-        for worker in self._workers:
+        until = time.monotonic() + GRACE_SECONDS
+        for worker in list(self._workers):
+            with contextlib.suppress(EOFError, OSError, BenchError):  # whatever ends this run has been said
+                while worker.pipe.poll(max(0.0, until - time.monotonic())):
+                    self._take_note(worker, *worker.pipe.recv())
             worker.end()
+        self._workers.clear()
 
-    def _hire(self) -> None:
-        worker = _Worker(self._recipe, self._lanes)
-        self._workers.append(worker)
-        self._share_cores()
-        worker.start()
+    def _hire(self, count: int) -> None:
+        """Workers for what can be begun, up to so many."""
+        idle = sum(not each.busy for each in self._workers)
+        for _ in range(min(count - self._stillborn - len(self._workers), len(self._desk.waiting) - idle)):
+            used = [each.device for each in self._workers]
+            device = min(self._devices, key=used.count)
+            worker = _Worker(replace(self._recipe, device=device), self._lanes)
+            self._workers.append(worker)
+            self._share_cores()
+            worker.start()
 
     def _share_cores(self) -> None:
-        self._lanes.value = max(1, self._cores // max(1, len(self._workers)))
+        self._lanes.value = max(1, self._cores // max(1, sum(each.busy or not each.ready for each in self._workers)))
 
     def _listen(self, worker: _Worker) -> None:
         try:
@@ -125,8 +156,17 @@ class _Staff:
         except (EOFError, OSError):
             self._bury(worker)
             return
+        self._take_note(worker, kind, facts)
+
+    def _take_note(self, worker: _Worker, kind: str, facts: dict[str, Any]) -> None:
         if kind == "idle":
-            self._give_job(worker)
+            if worker.busy:
+                worker.busy = False
+                self._desk.over(worker)
+                self._share_cores()
+            worker.ready = True
+        elif kind == "stopped":
+            worker.stopped = True
         elif kind == "error":
             raise _error(**facts)
         elif kind == "log":
@@ -136,36 +176,40 @@ class _Staff:
         elif kind == "print":
             getattr(sys, facts["stream"]).write(facts["text"])
         else:
-            worker.open.discard(facts.get("key") or facts.get("record", {}).get("key"))
-            self._hear(kind, **facts)
+            self._desk.hear(worker, kind, **facts)
 
-    def _give_job(self, worker: _Worker) -> None:
-        """The next job; if there is none, the worker ends, and the others have its cores."""
-        worker.ready = True
-        worker.job = self._waiting.popleft() if self._waiting else None
-        worker.open = set(worker.job.cells if worker.job else ())
+    def _give_task(self, worker: _Worker) -> None:
+        """The next task, if there is one now; the others have the cores of a worker that has none."""
+        task = self._desk.next(worker)
+        if task is None:
+            return
+        worker.busy = True
+        worker.title = task.title
+        self._share_cores()
         with contextlib.suppress(OSError):  # it has just died, as will be heard
-            worker.pipe.send(worker.job)
-        if worker.job is None:
-            self._workers.remove(worker)
-            self._share_cores()
-            worker.end()
+            worker.pipe.send(task)
 
     def _bury(self, worker: _Worker) -> None:
-        """A worker has died: its job failed, and somebody else does the others."""
+        """A worker has died: what it was at failed, and somebody else does the rest."""
         self._workers.remove(worker)
         code = worker.end()
         death = how_it_ended(code)
-        if worker.job is not None:
-            reason = f"the process at work on {worker.job.title} {death}: {_advice(code)}"
-            for key in [key for key in worker.job.cells if key in worker.open]:
-                self._hear("cell_failed", key=key, reason=reason)
-            if len(self._waiting) > sum(not each.ready for each in self._workers):
-                self._hire()
-        elif self._workers:
+        if worker.stopped:
+            self._desk.died(worker, f"the process at work on {worker.title} was told to stop", guilty=False)
+        elif worker.busy:
+            self._desk.died(worker, f"the process at work on {worker.title} {death}: {_advice(code)}")
+        elif not worker.ready and self._workers:
+            self._stillborn += 1
             _log.warning("a worker process %s while it was starting; going on with %d", death, len(self._workers))
-        elif self._waiting:
+        elif not worker.ready:
             raise BenchError(f"no worker process could start, and the last one {death}: use --jobs 1")
+        self._share_cores()
+
+    def _expel(self, worker: _Worker, reason: str) -> None:
+        """A worker's cell takes too long."""
+        self._workers.remove(worker)
+        worker.kill()
+        self._desk.expired(worker, reason)
         self._share_cores()
 
     def _warn(self, text: str, category: str, filename: str, lineno: int) -> None:
@@ -191,6 +235,13 @@ def _log_here(record: logging.LogRecord) -> None:
     logger = logging.getLogger(record.name)
     if logger.isEnabledFor(record.levelno):
         logger.handle(record)
+
+
+def _devices(device: str) -> list[str]:
+    """The devices that workers are shared out to: all CUDA devices where none is named."""
+    if device == "cuda":
+        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return [device]
 
 
 def _error(kind: str, message: str, trace: str) -> Exception:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from typing import get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from robustbench_meta.contracts import Attack, Method, Random, Setting, Victim
+from robustbench_meta.contracts import Attack, Method, Setting
 from robustbench_meta.engine import Engine
 from robustbench_meta.harness import arm
-from robustbench_meta.models import State
+from robustbench_meta.models import State, margin
 from robustbench_meta.options import parse_eps
 from robustbench_meta.tasks import Batch, TaskBatch
+from robustbench_meta.testing.attempts import SEEDS, Attempt, Onlooker, attempt
 from robustbench_meta.testing.contract import (
     Broken,
     Contract,
@@ -26,8 +26,8 @@ from robustbench_meta.testing.contract import (
     first_accepted,
     raised,
     reason_or_none,
-    seed_all,
 )
+from robustbench_meta.testing.noise import noise
 from robustbench_meta.testing.worlds import SHOT, engine_of, settings, tasks_of
 from robustbench_meta.threat import TOLERANCE, Norm, ThreatModel
 from robustbench_meta.victims import AttackedModel, PoisonedAdaptation, Target
@@ -38,123 +38,6 @@ _INSIDE = "stays within eps and the pixel range"
 _TOUCHES = "leaves images, labels, weights and modes as they are"
 _SEED = "leaves torch's seed alone"
 _REPEATS = "gives the same images again when it is given the same seeds"
-_SEEDS = (11, 12, 13)
-"""Of the tasks."""
-
-
-@dataclass
-class Trial:
-    """One call of an attack, or of one a task, and all that it left behind."""
-
-    where: str
-    x: Tensor
-    threat: ThreatModel
-    event: int
-    found: object = None
-    error: Exception | None = None
-    touched: tuple[str, ...] = ()
-    reseeded: bool = False
-
-    @property
-    def images(self) -> Tensor | None:
-        """What it returned, if these are images such as it was given."""
-        found = self.found
-        fits = isinstance(found, Tensor) and found.shape == self.x.shape and found.dtype == self.x.dtype
-        return found if fits else None  # type: ignore[return-value]  # `fits` says what mypy cannot see
-
-
-class Onlooker:
-    """A victim that notes what it is shown, and can be told to call itself transductive, or to have no gradient."""
-
-    def __init__(self, victim: Target, *, transductive: bool | None = None, gradient: bool = True) -> None:
-        self._victim, self._gradient = victim, gradient
-        self.way, self.event = victim.way, victim.event
-        self.transductive = victim.transductive if transductive is None else transductive
-        self.shown: list[torch.Size] = []
-
-    def _note(self, x: Tensor) -> Tensor:
-        self.shown.append(x.shape)
-        return x if self._gradient else x.detach()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Logits of x."""
-        return self._victim(self._note(x))
-
-    def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """The loss of each example."""
-        return self._victim.loss(self._note(x), y)
-
-    def fooled(self, x: Tensor, y: Tensor) -> Tensor:
-        """Whether each example is answered wrongly."""
-        return self._victim.fooled(self._note(x), y)
-
-    def task(self, index: int) -> Victim:
-        """One task's victim, which notes in the same list."""
-        one = Onlooker(self._victim.task(index), transductive=self.transductive, gradient=self._gradient)  # type: ignore[arg-type]  # a task's victim is not asked for tasks
-        one.shown = self.shown
-        return one
-
-    def tensors(self) -> list[Tensor]:
-        """The victim's."""
-        return self._victim.tensors()
-
-    def modules(self) -> Iterator[nn.Module]:
-        """The victim's."""
-        return self._victim.modules()
-
-
-def attempt(
-    attack: Attack, victim: Target, batch: Batch, threat: ThreatModel, where: str = "", seeds: Sequence[int] = _SEEDS,
-    start: Tensor | None = None,
-) -> Trial:  # fmt: skip
-    """Call the attack as the harness does, on copies; nothing that it does is refused, all is noted."""
-    x, y = batch.x.clone(), batch.y.clone()
-    begin = None if start is None else start.clone()
-    trial = Trial(where, batch.x, threat, victim.event)
-    guarded = {"the images that it was given": x, "the labels": y} | ({} if begin is None else {"the start": begin})
-    guarded |= {f"the model's tensor {place}": tensor for place, tensor in enumerate(victim.tensors())}
-    before = {what: tensor.detach().clone() for what, tensor in guarded.items()}
-    versions = {what: tensor._version for what, tensor in guarded.items()}
-    modules = list(victim.modules())
-    modes = [module.training for module in modules]
-    try:
-        with torch.enable_grad():
-            trial.found = _called(attack, victim, x, y, threat, Random(seeds[: len(x)]), begin, trial)
-    except Exception as error:  # a plugin may raise anything
-        trial.error = error
-    touched = [
-        what for what, tensor in guarded.items()
-        if tensor._version != versions[what] or not torch.equal(tensor.detach(), before[what])
-    ]  # fmt: skip
-    moved = [module for module, mode in zip(modules, modes, strict=True) if module.training != mode]
-    for module in moved:
-        module.training = not module.training
-    trial.touched = (*touched, *(["the mode of the model's modules (training or evaluation)"] if moved else []))
-    return trial
-
-
-def _called(
-    attack: Attack, victim: Target, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor | None,
-    trial: Trial,
-) -> object:  # fmt: skip
-    def once(model: Victim, x: Tensor, y: Tensor, random: Random, start: Tensor | None) -> object:
-        seed_all(random.seed())
-        seed = torch.initial_seed()
-        if start is None:
-            found: object = attack.perturb(model, x, y, threat, random)
-        else:
-            found = attack.perturb_from(model, x, y, threat, random, start)
-        trial.reseeded |= torch.initial_seed() != seed
-        return found.detach() if isinstance(found, Tensor) else found
-
-    if not attack.per_task:
-        return once(victim, x, y, random, start)
-    rows = [
-        once(victim.task(index), x[index], y[index], own, None if start is None else start[index])
-        for index, own in enumerate(random.split())
-    ]
-    odd = next((row for row in rows if not isinstance(row, Tensor) or row.shape != x.shape[1:]), None)
-    return torch.stack(rows) if odd is None else odd  # type: ignore[arg-type]  # all are tensors then
 
 
 class AttackContract(Contract):
@@ -201,7 +84,7 @@ class AttackContract(Contract):
         return ThreatModel(self.plugin.norm, allowed[-2] if len(allowed) > 1 else allowed[0])
 
     @cached_property
-    def trials(self) -> list[Trial]:
+    def trials(self) -> list[Attempt]:
         """On grey and on black-and-white images, at every ε; and on a model without any slope."""
         found = []
         for black_and_white, eps in product((False, True), self.eps(self.plugin.norm, self.setting)):
@@ -256,7 +139,7 @@ class AttackContract(Contract):
             if trial.error is not None:
                 raise raised(trial.error, trial.where)
 
-    def _elsewhere(self) -> Iterator[Trial]:
+    def _elsewhere(self) -> Iterator[Attempt]:
         first = self.setting
         for way, loss in product((2, 5), ("cross_entropy", "squared")):
             setting = Setting(first.shape, way, SHOT, 1, loss, transductive=False)  # type: ignore[arg-type]  # literals in a table
@@ -288,7 +171,7 @@ class AttackContract(Contract):
             if trial.images is not None and trial.images.isfinite().all():
                 self._inside(trial)
 
-    def _inside(self, trial: Trial) -> None:
+    def _inside(self, trial: Attempt) -> None:
         assert trial.images is not None
         threat, where = trial.threat, trial.where
         over_eps, over_range = threat.excess(trial.images, trial.x, trial.event).tolist()
@@ -335,9 +218,9 @@ class AttackContract(Contract):
         """What it draws and does for a task depends on this task's seed and images only."""
         tasks = tasks_of(self.setting)
         whole = self._images(self.victim(self.setting, tasks), tasks.query)
-        for index in (0, len(_SEEDS) - 1):
+        for index in (0, len(SEEDS) - 1):
             one = tasks.part(slice(index, index + 1))
-            alone = self._images(self.victim(self.setting, one), one.query, _SEEDS[index : index + 1])
+            alone = self._images(self.victim(self.setting, one), one.query, SEEDS[index : index + 1])
             share = _share(alone[0], whole[index])
             expect(
                 share <= 0.01, f"{share:.1%} of a task's pixels change when other tasks are attacked with it",
@@ -417,8 +300,13 @@ class AttackContract(Contract):
         if self.plugin.how() == "random":
             expect(not torch.equal(found, x), "it returned the images that it was given", "return what it drew")
             return
-        before, after = margin(victim, x, y), margin(victim, found, y)
-        noisy = sum(margin(victim, noise(x, self.middle, victim.event, seed), y) for seed in range(4)) / 4
+
+        def mean_margin(images: Tensor) -> float:
+            with torch.no_grad():
+                return float(margin(victim(images), y).mean())
+
+        before, after = mean_margin(x), mean_margin(found)
+        noisy = sum(mean_margin(noise(x, self.middle, victim.event, seed)) for seed in range(4)) / 4
         least = min(before, noisy) - 0.02 * abs(before)
         told = f"the mean margin is {before:.3g} on clean images, {noisy:.3g} with noise, {after:.3g} after the attack"
         expect(
@@ -435,7 +323,7 @@ class AttackContract(Contract):
             bound = arm(self.plugin, ThreatModel(self.plugin.norm, eps))
             engine.attacked(AttackedModel(engine, state, tasks.query.y.shape[1]), tasks.query, bound, "query")
 
-    def _images(self, victim: Target, batch: Batch, seeds: Sequence[int] = _SEEDS) -> Tensor:
+    def _images(self, victim: Target, batch: Batch, seeds: Sequence[int] = SEEDS) -> Tensor:
         trial = attempt(self.plugin, victim, batch, self.middle, seeds=seeds)
         if trial.error is not None:
             raise raised(trial.error)
@@ -447,30 +335,3 @@ class AttackContract(Contract):
 def _share(found: Tensor, expected: Tensor) -> float:
     """The share of pixels that differ."""
     return float(((found - expected).abs() > 1e-5).double().mean())
-
-
-def margin(victim: Victim, x: Tensor, y: Tensor) -> float:
-    """The mean over examples of the correct logit minus the largest other."""
-    with torch.no_grad():
-        logits = victim(x)
-    own = logits.gather(-1, y[..., None])[..., 0]
-    others = logits.scatter(-1, y[..., None], -torch.inf).amax(-1)
-    return float((own - others).mean())
-
-
-def noise(x: Tensor, threat: ThreatModel, event: int, seed: int) -> Tensor:
-    """Noise of the size ε: a random corner, direction, or so many random pixels; clipped to the pixel range."""
-    draw = torch.Generator().manual_seed(seed)
-    direction = torch.randn(x.shape, generator=draw, dtype=torch.float64)
-    axes = tuple(range(-event, 0))
-    if threat.norm == "l0":
-        places = x.shape[-2:] if event == 3 else x.shape[-event:]
-        ranks = torch.rand(*x.shape[:-event], math.prod(places), generator=draw).argsort(-1).argsort(-1)
-        mask = (ranks < threat.eps).view(*x.shape[:-event], *(1 for _ in range(event - len(places))), *places)
-        return torch.where(mask, (direction > 0).to(x.dtype), x)
-    if threat.norm == "linf":
-        step = threat.eps * direction.sign()
-    else:
-        length = torch.linalg.vector_norm(direction, int(threat.norm[1]), axes, keepdim=True)
-        step = threat.eps * (1 - 1e-6) * direction / length
-    return threat.clip((x.double() + step).to(x.dtype))

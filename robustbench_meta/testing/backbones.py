@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random as python_random
 from functools import cached_property
 from typing import Any
@@ -15,6 +14,7 @@ from robustbench_meta.contracts import Backbone, Setting
 from robustbench_meta.engine import Engine
 from robustbench_meta.models import Network
 from robustbench_meta.selfcheck import may_be_vmapped
+from robustbench_meta.testing.answers import expect_no_mates, expect_quiet
 from robustbench_meta.testing.contract import (
     Broken,
     Contract,
@@ -25,7 +25,7 @@ from robustbench_meta.testing.contract import (
     reason_or_none,
     seed_all,
 )
-from robustbench_meta.testing.worlds import LOOP, apart, settings, tasks_of
+from robustbench_meta.testing.worlds import LOOP, settings, tasks_of
 
 _BUILDS = "builds a network of so many outputs, or of its features"
 _QUIET = "answers alike when it is asked again, in evaluation mode"
@@ -116,14 +116,9 @@ class BackboneContract(Contract):
     @clause(_QUIET, after=(_BUILDS, "keeps no state between calls"))
     def is_quiet(self) -> None:
         """Noise belongs to training mode."""
-        module, found = self.module().eval(), []
-        for seed in (0, 1):
-            seed_all(seed)
-            found.append(self.answers_of(module, *self.images))
-        expect(
-            apart(*found) <= 1e-6, f"outputs of identical calls vary by {apart(*found):.2g} of their size",
-            "draw nothing in evaluation mode (nn.Dropout does so)",
-        )  # fmt: skip
+        module = self.module().eval()
+        remedy = "draw nothing in evaluation mode (nn.Dropout does so)"
+        expect_quiet(lambda: self.answers_of(module, *self.images), "outputs", remedy)
 
     @clause("answers each image by itself, or declares transductive", after=(_QUIET,))
     def minds_each_image(self) -> None:
@@ -131,19 +126,8 @@ class BackboneContract(Contract):
         if self.plugin.transductive:
             return
         module, (x, support) = self.module().eval(), self.images
-        whole = self.answers_of(module, x, support)
-        alone = torch.cat([self.answers_of(module, one, support) for one in torch.split(x, 1)])
-        moved = self.answers_of(module, x.flip(0), support).flip(0)
-        beside = self.answers_of(module, torch.cat([x[:1], 1 - x[1:]]), support)[:1]
-        for found, expected, how in (
-            (alone, whole, "when it is shown alone"), (moved, whole, "with the order of the images"),
-            (beside, whole[:1], "when its neighbours change"),
-        ):  # fmt: skip
-            share = apart(found, expected) if found.shape == expected.shape else math.inf
-            expect(
-                share <= 1e-3, f"an image's outputs change by {share:.2g} of their size {how}",
-                "normalise each example by itself, or declare `transductive`",
-            )  # fmt: skip
+        remedy = "normalise each example by itself, or declare `transductive`"
+        expect_no_mates(lambda x: self.answers_of(module, x[0], support)[None], x[None], "an image's outputs", remedy)
 
     @clause("has the same meta-gradient under vmap as in a loop", after=(_QUIET,))
     def maps(self) -> None:

@@ -1,0 +1,53 @@
+"""Few-shot benchmarks as they are spread: pickles of images, one a split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from robustbench_meta import hookimpl
+from robustbench_meta.contracts import Dataset
+from robustbench_meta.data.pickled import read_series
+from robustbench_meta.data.root import data_root
+from robustbench_meta.data.series import choose_series
+from robustbench_meta.errors import DataError
+from robustbench_meta.tasks import Splits
+
+
+class Pickled(Dataset):
+    """miniImageNet, CIFAR-FS or FC100 as pickles, read without executing anything that is in them."""
+
+    name = "pickled"
+    source = "layouts: Ren et al. 2018 (mini-imagenet-cache), Lee et al. 2019 (MetaOptNet)"
+    eps: ClassVar = {"linf": "8/255", "l2": 3.0}
+
+    path: str = Field("", description="the folder, absolute or below the data root")
+    series: str | None = Field(
+        None, description="which data set, if there are several: what its files begin with, as CIFAR_FS"
+    )
+
+    def load(self, root: Path | None) -> Splits:
+        """Read the three files; images keep their size."""
+        folder = self._folder(root)
+        series = choose_series(folder, self.series or "")
+        return read_series(series, f"pickled {series.name}")
+
+    def _folder(self, root: Path | None) -> Path:
+        if not self.path:
+            raise DataError("pickled: which folder? Give its option path, as in --dataset pickled:path=mini-imagenet")
+        folder = data_root(root) / Path(self.path).expanduser()
+        if not folder.is_dir():
+            raise DataError(
+                f"pickled: there is no folder {folder}; give an absolute path, or one below the data root "
+                f"({data_root(root)}); `bench data list` shows what is there"
+            )
+        return folder
+
+
+@hookimpl
+def register_datasets(register: Callable[[type[Any]], None]) -> None:
+    """Bring the benchmarks that come as pickles."""
+    register(Pickled)

@@ -1,0 +1,96 @@
+"""Plain data with tensors among them as bytes, and back: safetensors, a checksum, and nothing that is ever executed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from robustbench_meta.errors import StorageError
+
+_TENSOR = "tensor"
+
+
+def dump(kind: str, tree: Any) -> bytes:
+    """Dicts with text as keys, lists, tuples (which become lists), tensors, text, numbers and None as bytes.
+
+    Args:
+        kind: says what it is, to whoever reads it.
+        tree: the data.
+    """
+    tensors: dict[str, Tensor] = {}
+    body = json.dumps(_without_tensors(tree, tensors))  # in their order, which optimisers go by
+    return save(tensors, {"kind": kind, "body": body, "checksum": _checksum(kind, body, tensors)})
+
+
+def restore(kind: str, data: bytes) -> Any:
+    """What `dump` was given; tensors are on the CPU.
+
+    Raises:
+        StorageError: the bytes are damaged, or of another kind.
+    """
+    try:
+        told = metadata_of(data)
+        tensors = load(data)
+        if told["kind"] != kind:
+            raise StorageError(f"it is a {told['kind']}, not a {kind}")
+        if told["checksum"] != _checksum(kind, told["body"], tensors):
+            raise StorageError("its checksum does not fit its content")
+        return _with_tensors(json.loads(told["body"]), tensors)
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise StorageError(f"it is damaged ({type(error).__name__}: {error})") from error
+
+
+def metadata_of(data: bytes) -> dict[str, str]:
+    """What the bytes of a safetensors file say of it.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: they say nothing, or are damaged.
+    """
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    return {str(name): str(value) for name, value in header.items()}
+
+
+def _without_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """Tensors are moved to `tensors`; a list of their name stands for each."""
+    if isinstance(tree, Tensor):
+        name = str(len(tensors))
+        tensors[name] = tree.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {_TENSOR: name}
+    if isinstance(tree, Mapping):
+        return {"dict": {key: _without_tensors(value, tensors) for key, value in tree.items()}}
+    if isinstance(tree, (list, tuple)):
+        return [_without_tensors(value, tensors) for value in tree]
+    return tree
+
+
+def _with_tensors(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(tree, dict):
+        if _TENSOR in tree:
+            return tensors[tree[_TENSOR]]
+        return {key: _with_tensors(value, tensors) for key, value in tree["dict"].items()}
+    if isinstance(tree, list):
+        return [_with_tensors(value, tensors) for value in tree]
+    return tree
+
+
+def _checksum(kind: str, body: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(f"{kind}\0{len(body)}\0{body}".encode())
+    add_tensors(digest, tensors)
+    return digest.hexdigest()
+
+
+def add_tensors(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
+    """Add the names, kinds and bytes of tensors on the CPU to a digest."""
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        whole = tensor.contiguous()
+        row = whole.as_strided((whole.numel(),), (1,))  # flatten leaves odd strides to rows of at most one number
+        digest.update(row.view(torch.uint8).numpy().tobytes())

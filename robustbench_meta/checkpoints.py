@@ -1,0 +1,210 @@
+"""Meta-trained weights, and the state of a meta-training under way, as bytes: safetensors with a checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from robustbench_meta import blobs
+from robustbench_meta.contracts import Weights
+from robustbench_meta.engine import Plan
+from robustbench_meta.errors import BenchError, StorageError
+from robustbench_meta.sharing import Judged
+from robustbench_meta.spec import digest_of
+
+_SCHEMA = 3
+_STATE = "state of a meta-training"
+
+
+def checkpoint_name(key: str) -> str:
+    """What the checkpoint of a training is kept under."""
+    return f"checkpoints/{key}.safetensors"
+
+
+def state_name(key: str) -> str:
+    """What the state of a training under way is kept under."""
+    return f"progress/{key}.safetensors"
+
+
+@dataclass
+class Trained:
+    """A meta-trained learner: θ, how it came about, and what it cost."""
+
+    weights: Weights
+    seconds: float = 0.0
+    chosen_step: int = 0
+    plan: dict[str, Any] = field(default_factory=dict)
+    """How the engine mapped over tasks: it decides the rounding."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """At each validation: step, training loss and accuracy, validation loss and accuracy."""
+    peak_memory: int | None = None
+    """Bytes, as `devices.peak_memory` tells them."""
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers θ has."""
+        return sum(weight.numel() for weight in self.weights.values())
+
+
+@dataclass
+class TrainingState:
+    """All that the next meta-step needs of those before it.
+
+    No random state is among it: every draw is seeded by the number of its step.
+    """
+
+    step: int
+    weights: Weights
+    optimizer: dict[str, Any]
+    """Its state dict."""
+    trained: Trained
+    """The best so far on the validation tasks, and the history."""
+    best: float
+    """Its validation accuracy."""
+    judged: Judged
+    """Since the last validation."""
+    plan: Plan
+    """Of the engine: it decides the rounding."""
+
+
+def checkpoint_bytes(trained: Trained, about: Mapping[str, Any]) -> bytes:
+    """θ with what it is (a `TrainingSpec` as plain data) and how it came about."""
+    told = {name: value for name, value in vars(trained).items() if name != "weights"}
+    weights = {
+        name: weight.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, weight in trained.weights.items()
+    }
+    metadata = {"schema": str(_SCHEMA), "about": json.dumps(about), "training": json.dumps(told, sort_keys=True)}
+    return save(weights, {**metadata, "checksum": _checksum(metadata, weights)})
+
+
+def check_checkpoint(data: bytes, key: str | None = None) -> None:
+    """Raise unless they are a whole checkpoint.
+
+    Args:
+        data: of its file.
+        key: the training that it should be of; None: any.
+
+    Raises:
+        StorageError: it is damaged, or of another training.
+    """
+    _parsed(data, key)
+
+
+def read_checkpoint(data: bytes, like: Weights, key: str | None = None) -> Trained:
+    """θ of a checkpoint, on the device and in the dtype of `like`.
+
+    Args:
+        data: of its file.
+        like: the weights that it should hold.
+        key: the training that it should be of; None: any.
+
+    Raises:
+        StorageError: it is damaged, or of another training.
+        BenchError: it holds weights of other names or shapes.
+    """
+    weights, _, told = _parsed(data, key)
+    try:
+        trained = Trained(weights, **told)
+    except TypeError as error:
+        raise StorageError(f"it is damaged ({error})") from error
+    if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in like.items()}:
+        raise BenchError("it holds weights of other names or shapes than this learner's")
+    trained.weights = {name: weights[name].to(weight.device, weight.dtype) for name, weight in like.items()}
+    return trained
+
+
+def weights_of(data: bytes) -> tuple[Weights, dict[str, Any]]:
+    """The weights of a checkpoint, on the CPU, and what it says that they are.
+
+    Args:
+        data: of its file.
+
+    Raises:
+        StorageError: it is damaged.
+    """
+    weights, about, _ = _parsed(data, None)
+    return weights, about
+
+
+def state_bytes(state: TrainingState, key: str) -> bytes:
+    """The state of a training under way."""
+    judged = {"loss": state.judged.loss, "correct": state.judged.correct, "batches": state.judged.batches}
+    optimizer = {
+        "groups": state.optimizer["param_groups"],
+        "state": [[index, values] for index, values in state.optimizer["state"].items()],
+    }
+    tree = {**vars(state), "trained": vars(state.trained), "judged": judged, "optimizer": optimizer}
+    return blobs.dump(_STATE, {**tree, "plan": asdict(state.plan), "key": key})
+
+
+def read_state(data: bytes, key: str, device: torch.device) -> TrainingState:
+    """The state of a training, its tensors on `device`, as `state_bytes` was given it.
+
+    Raises:
+        StorageError: it is damaged, or of another training.
+    """
+    tree = blobs.restore(_STATE, data)
+    try:
+        if tree.pop("key") != key:
+            raise StorageError("it is of another training than its name says")
+        groups, entries = tree["optimizer"]["groups"], tree["optimizer"]["state"]
+        return TrainingState(
+            step=int(tree["step"]), best=float(tree["best"]), plan=Plan(**tree["plan"]),
+            weights=_on(tree["weights"], device),
+            optimizer={"param_groups": groups, "state": dict(map(tuple, entries))},  # load_state_dict moves it
+            trained=Trained(**{**tree["trained"], "weights": _on(tree["trained"]["weights"], device)}),
+            judged=Judged(**{name: _there(value, device) for name, value in tree["judged"].items()}),
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StorageError(f"it is damaged ({type(error).__name__}: {error})") from error
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a checkpoint's file.
+
+    Raises:
+        BenchError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BenchError(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+def _parsed(data: bytes, key: str | None) -> tuple[Weights, dict[str, Any], dict[str, Any]]:
+    try:
+        told = blobs.metadata_of(data)
+        weights = load(data)
+        parts = {name: told[name] for name in ("schema", "about", "training")}
+        if (int(told["schema"]) >= _SCHEMA or "checksum" in told) and told.get("checksum") != _checksum(parts, weights):
+            raise StorageError("it is damaged (its checksum does not fit its content)")
+        about, training = json.loads(told["about"]), json.loads(told["training"])
+        if key is not None and digest_of(about) != key:
+            raise StorageError("it is of another training than its name says")
+        return weights, dict(about), dict(training)
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise StorageError(f"it is damaged ({type(error).__name__}: {error})") from error
+
+
+def _checksum(told: Mapping[str, str], weights: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(told), sort_keys=True).encode())
+    blobs.add_tensors(digest, weights)
+    return digest.hexdigest()
+
+
+def _on(weights: Mapping[str, Tensor], device: torch.device) -> Weights:
+    return {name: weight.to(device) for name, weight in weights.items()}
+
+
+def _there(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value

@@ -1,0 +1,127 @@
+"""What is seen of the model itself on clean queries, and the flags that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from robustbench_meta.trials import Arena
+from robustbench_meta.victims import AttackedModel
+
+VARIES = {"float32": 1e-4, "tf32": 1e-3, "bf16": 1e-2}
+"""By precision: how far apart two identical calls may be, as a share of the largest logit."""
+MATES = {"float32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}
+"""The same for a query's logits among other queries, whose batch is computed in another order."""
+_MOST_ZEROS = 0.01
+"""The share of the queries whose input gradient may be zero or not finite."""
+Answers = Callable[[Tensor], Tensor]
+"""x [tasks, n, *shape] → logits [tasks, n, way], or other outputs."""
+
+
+@dataclass
+class Observation:
+    """What was seen of the model itself on clean queries."""
+
+    queries: int = 0
+    probabilities: int = 0
+    """Rows of logits that are probabilities."""
+    zero_gradients: int = 0
+    """Queries whose input gradient is zero everywhere, or not finite."""
+    varies: float = 0.0
+    """The largest difference between two identical calls, as a share of the largest logit."""
+    mates: float = 0.0
+    """The largest change of a query's logits with the other queries (alone, permuted, one of them changed)."""
+
+    def merge(self, other: Observation) -> None:
+        """Add what was seen on other episodes."""
+        self.queries += other.queries
+        self.probabilities += other.probabilities
+        self.zero_gradients += other.zero_gradients
+        self.varies, self.mates = max(self.varies, other.varies), max(self.mates, other.mates)
+
+    def shares(self) -> dict[str, float]:
+        """For the record: shares of the queries, and differences as shares of the largest logit."""
+        queries = max(self.queries, 1)
+        return {
+            "probabilities": self.probabilities / queries, "zero_gradients": self.zero_gradients / queries,
+            "varies": self.varies, "mates": self.mates,
+        }  # fmt: skip
+
+    def flags(self, precision: str) -> list[str]:
+        """The flags of the model itself."""
+        found = {
+            "probabilities": 2 * self.probabilities > self.queries,
+            "random-outputs": self.varies > VARIES[precision],
+            "transductive": self.varies <= VARIES[precision] and self.mates > MATES[precision],
+            "zero-gradients": self.zero_gradients > _MOST_ZEROS * self.queries,
+        }
+        return [name for name, seen in found.items() if seen]
+
+
+def observe(arena: Arena) -> Observation:
+    """Look at the model on the arena's clean queries."""
+    x, y, logits = arena.tasks.query.x, arena.tasks.query.y, arena.logits
+    seen = Observation(queries=y.numel(), probabilities=int(_probabilities(logits).sum()))
+    answers = partial(arena.engine.logits, arena.adapted)
+    seen.varies = variation(answers, x, logits)
+    seen.zero_gradients = _zero_gradients(arena.victim(), x, y)
+    seen.mates = max(influence_of_mates(answers, x, logits).values())
+    return seen
+
+
+def influence_of_mates(answers: Answers, x: Tensor, whole: Tensor) -> dict[str, float]:
+    """The largest change of an example's logits when it is alone, in another order, or a mate is another image.
+
+    Args:
+        answers: gives the logits.
+        x: examples [tasks, n, *shape].
+        whole: their logits [tasks, n, way] in one batch.
+
+    Returns:
+        In words when, and the change as a share of the largest logit of its task; infinite for logits of another shape.
+    """
+    order = torch.arange(x.shape[1], device=x.device).flip(0)
+    changed = torch.cat([1 - x[:, :1], x[:, 1:]], 1)
+    found = {
+        "when it is asked alone": _largest_change(
+            torch.cat([answers(one) for one in torch.split(x, 1, dim=1)], dim=1), whole, whole
+        ),
+        "in another order": _largest_change(answers(x[:, order])[:, order], whole, whole),
+    }
+    if x.shape[1] > 1:
+        found["when a neighbour changes"] = _largest_change(answers(changed)[:, 1:], whole[:, 1:], whole)
+    return found
+
+
+def variation(answers: Answers, x: Tensor, logits: Tensor) -> float:
+    """The largest change of the logits when the same call is made again, as a share of the largest of its task."""
+    return _largest_change(answers(x), logits, logits)
+
+
+def _largest_change(found: Tensor, expected: Tensor, logits: Tensor) -> float:
+    """Over tasks, the largest difference as a share of the task's largest logit; infinite between different shapes."""
+    if found.shape != expected.shape:
+        return float("inf")
+    shares = (found - expected).abs().flatten(1).amax(1) / logits.abs().flatten(1).amax(1).clamp_min(1e-6)
+    return float(shares.max())
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    """Whether each row is a distribution: nothing below 0, and a sum of 1."""
+    return (logits >= 0).all(-1) & ((logits.sum(-1) - 1).abs() < 1e-3)
+
+
+def _zero_gradients(victim: AttackedModel, x: Tensor, y: Tensor) -> int:
+    """How many images have a gradient of their loss that is zero everywhere, or not finite."""
+    with torch.enable_grad():
+        images = x.detach().clone().requires_grad_()
+        loss = victim.loss(images, y).sum()
+        gradient = torch.autograd.grad(loss, images, allow_unused=True)[0] if loss.requires_grad else None
+    if gradient is None:
+        return y.numel()
+    flat = gradient.flatten(2)
+    return int(((flat == 0).all(-1) | ~flat.isfinite().all(-1)).sum())

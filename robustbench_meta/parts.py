@@ -1,0 +1,104 @@
+"""What an evaluation under way has found on some of its episodes, as bytes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from robustbench_meta import blobs
+from robustbench_meta.errors import BenchError, StorageError
+from robustbench_meta.observation import Observation
+
+_KIND = "part of an evaluation"
+
+
+@dataclass
+class Tally:
+    """What one trial has gathered on one chunk of episodes, or why it failed."""
+
+    correct: Tensor | None = None
+    seconds: float = 0.0
+    effect: Tensor | BenchError | None = None
+    """Of the self-test, by episode, or why it failed; None where there was none."""
+    failure: BenchError | None = None
+
+
+@dataclass
+class Chunk:
+    """What one chunk of episodes gave."""
+
+    noted: bytes
+    """What goes into the digest of the episodes."""
+    clean: Tensor | None = None
+    cells: dict[str, Tally] = field(default_factory=dict)
+    probes: dict[str, Tally] = field(default_factory=dict)
+    """By the key of their trial."""
+    observation: Observation = field(default_factory=Observation)
+    adapt_seconds: float = 0.0
+    adapted_tasks: int = 0
+    check_seconds: float = 0.0
+
+
+Found = dict[tuple[int, int], list[Chunk]]
+"""By the first episode of a portion and the one after its last: what that portion gave."""
+
+
+def part_name(training: str, page: str = "") -> str:
+    """What a part of the evaluations of a training is kept under; without a page, how all such names begin."""
+    return f"progress/{training}.part-{page}"
+
+
+def part_bytes(found: Found, training: str) -> bytes:
+    """What some portions gave."""
+    portions = [[start, stop, [_plain(chunk) for chunk in chunks]] for (start, stop), chunks in found.items()]
+    return blobs.dump(_KIND, {"training": training, "portions": portions})
+
+
+def read_part(data: bytes, training: str) -> Found:
+    """What some portions gave, as `part_bytes` was given it.
+
+    Raises:
+        StorageError: it is damaged, or of another training.
+    """
+    tree = blobs.restore(_KIND, data)
+    try:
+        if tree["training"] != training:
+            raise StorageError("it is of another training than its name says")
+        return {(int(start), int(stop)): [_chunk(each) for each in chunks] for start, stop, chunks in tree["portions"]}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StorageError(f"it is damaged ({type(error).__name__}: {error})") from error
+
+
+def _plain(chunk: Chunk) -> dict[str, Any]:
+    return {
+        **vars(chunk),
+        "noted": chunk.noted.hex(),
+        "cells": {key: _plain_tally(tally) for key, tally in chunk.cells.items()},
+        "probes": {key: _plain_tally(tally) for key, tally in chunk.probes.items()},
+        "observation": asdict(chunk.observation),
+    }
+
+
+def _chunk(plain: dict[str, Any]) -> Chunk:
+    return Chunk(**{
+        **plain,
+        "noted": bytes.fromhex(plain["noted"]),
+        "cells": {key: _tally(each) for key, each in plain["cells"].items()},
+        "probes": {key: _tally(each) for key, each in plain["probes"].items()},
+        "observation": Observation(**plain["observation"]),
+    })  # fmt: skip
+
+
+def _plain_tally(tally: Tally) -> dict[str, Any]:
+    return {
+        name: {"error": str(value)} if isinstance(value, BenchError) else value for name, value in vars(tally).items()
+    }
+
+
+def _tally(plain: dict[str, Any]) -> Tally:
+    values: dict[str, Any] = {
+        name: BenchError(value["error"]) if isinstance(value, dict) else value for name, value in plain.items()
+    }
+    return Tally(**values)

@@ -1,0 +1,95 @@
+"""Ctrl-C and SIGTERM: the work under way comes to an end of its own, and keeps what it has."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(BaseException):  # no error, and nothing that a plugin should catch
+    """The work was told to stop; what can be resumed of it is kept."""
+
+
+class Stop:
+    """Whether the work was told to stop.
+
+    Told once, work that can go on from any of its steps comes to its next one; other work ends at once. Told twice,
+    all of it ends at once, by KeyboardInterrupt.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        """Which signal told it."""
+        self._at_once = self._shielded = 0
+        self._told: Callable[[], None] | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def ask(self, by: int = signal.SIGTERM) -> None:
+        """Tell the work to stop.
+
+        Raises:
+            Stopped: it is at work that ends at once.
+            KeyboardInterrupt: it was told before.
+        """
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = by
+        if self._told is not None:
+            self._told()
+        if self._at_once and not self._shielded:
+            raise Stopped
+
+    def check(self) -> None:
+        """Raise Stopped if the work was told to stop."""
+        if self:
+            raise Stopped
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Work inside ends at once, by Stopped, when it is told to."""
+        self.check()
+        self._at_once += 1
+        try:
+            yield
+        finally:
+            self._at_once -= 1
+
+    @contextlib.contextmanager
+    def shielded(self) -> Iterator[None]:
+        """Inside, work that ends at once does not, but at the end of this."""
+        self._shielded += 1
+        try:
+            yield
+        finally:
+            self._shielded -= 1
+        if self._at_once and not self._shielded:
+            self.check()
+
+    @contextlib.contextmanager
+    def listening(self, told: Callable[[], None] | None = None, signals: tuple[int, ...] = SIGNALS) -> Iterator[Stop]:
+        """Inside, the signals tell the work to stop; outside the main thread nothing listens.
+
+        Args:
+            told: called when they do, to say so.
+            signals: which.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        self._told = told
+        before = {number: signal.signal(number, self._hear) for number in signals}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
+
+    def _hear(self, number: int, _: FrameType | None) -> None:
+        self.ask(number)

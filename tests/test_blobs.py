@@ -1,0 +1,442 @@
+"""What is kept of weights, of trainings and of evaluations: bit for bit, or told to be damaged."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from robustbench_meta import blobs
+from robustbench_meta.checkpoints import (
+    Trained,
+    TrainingState,
+    check_checkpoint,
+    checkpoint_bytes,
+    read_checkpoint,
+    read_state,
+    state_bytes,
+    weights_of,
+)
+from robustbench_meta.engine import Plan
+from robustbench_meta.errors import BenchError, StorageError
+from robustbench_meta.observation import Observation
+from robustbench_meta.parts import Chunk, Tally, part_bytes, read_part
+from robustbench_meta.sharing import Judged
+from robustbench_meta.shelf import Folder, Sent
+from robustbench_meta.spec import digest_of
+from robustbench_meta.surrogates import read_named
+
+OLD = Path(__file__).parent / "old"
+CPU = torch.device("cpu")
+DTYPES = [
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool,
+]  # fmt: skip
+WEIRD = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1.5, 3.0])
+
+
+def bits(tensor: Tensor) -> bytes:
+    return bytes(tensor.detach().clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8).tolist())
+
+
+def same(one, other) -> bool:
+    """Whether two trees agree in kinds, order, shapes and every bit; tuples count as lists."""
+    if isinstance(one, Tensor):
+        alike = isinstance(other, Tensor) and one.dtype == other.dtype and one.shape == other.shape
+        return alike and bits(one) == bits(other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and list(one) == list(other) and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, (list, tuple)):
+        return isinstance(other, list) and len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, float):
+        return isinstance(other, float) and one.hex() == other.hex()
+    return type(one) is type(other) and one == other
+
+
+def in_order(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """By name: safetensors keeps no order."""
+    return dict(sorted(weights.items()))
+
+
+def each_field(one, other) -> bool:
+    """Whether two dataclasses agree in all fields."""
+    return all(same(getattr(one, each.name), getattr(other, each.name)) for each in fields(one))
+
+
+tensors = arrays("float32", array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)).flatmap(
+    lambda values: st.sampled_from(DTYPES).map(lambda kind: torch.from_numpy(values.copy()).to(kind))
+)
+trees = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text() | tensors,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.text(max_size=5) | st.sampled_from(["tensor", "dict"]), inner, max_size=3
+    ), max_leaves=8,
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
+@given(tree=trees)
+@settings(deadline=None, max_examples=150)
+def test_any_tree_of_plain_data_and_tensors_comes_back_bit_for_bit(tree):
+    assert same(tree, blobs.restore("kind", blobs.dump("kind", tree)))
+
+
+@pytest.mark.parametrize("kind", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(), (0,), (8,), (2, 4), (3, 0, 2)], ids=str)
+def test_tensors_of_all_kinds_and_shapes_come_back_bit_for_bit(kind, shape):
+    tensor = WEIRD[: max(math.prod(shape), 1)].to(kind).repeat(1)[: math.prod(shape)].reshape(shape)
+    assert same({"it": tensor}, blobs.restore("kind", blobs.dump("kind", {"it": tensor})))
+
+
+def test_strides_shared_memory_and_gradients_make_no_difference():
+    whole = torch.arange(12.0, requires_grad=True)
+    tree = [whole, whole[3:6], whole.reshape(3, 4).T, whole[::2], whole[0].expand(4), whole[0].expand(1), whole[5:5]]
+    assert same([each.detach() for each in tree], blobs.restore("kind", blobs.dump("kind", tree)))
+
+
+def test_bytes_of_another_kind_are_refused():
+    with pytest.raises(StorageError, match="it is a apple, not a pear"):
+        blobs.restore("pear", blobs.dump("apple", {}))
+
+
+def test_what_cannot_be_kept_is_refused_when_it_is_kept():
+    with pytest.raises(TypeError, match="set is not JSON serializable"):
+        blobs.dump("kind", {"it": {1}})
+
+
+ABOUT = {"learner": {"name": "maml"}, "seed": 0}
+KEY = digest_of(ABOUT)
+
+
+def trained() -> Trained:
+    weights = {"body.weight": WEIRD.reshape(2, 4), "body.bias": torch.tensor(0.5), "head": torch.empty(0, 3)}
+    history = [{"loss": 1.25, "step": 5.0, "validation_accuracy": math.nan}]
+    return Trained(weights, 1.5, 5, {"chunk": 2, "own": "loop"}, history, 2**40)
+
+
+def state() -> TrainingState:
+    """After two steps of Adam on a small module."""
+    torch.manual_seed(0)
+    module = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
+    for _ in range(2):
+        optimizer.zero_grad()
+        module(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    judged = Judged(torch.tensor(3.25, dtype=torch.float64), torch.tensor(1.5), 4)
+    weights = {name: weight.detach().clone() for name, weight in module.named_parameters()}
+    return TrainingState(2, weights, optimizer.state_dict(), trained(), 0.1 + 0.2, judged, Plan(chunk=3, few=2))
+
+
+def chunk() -> Chunk:
+    return Chunk(
+        b"\x00noted\xff",
+        torch.eye(3, dtype=torch.bool),
+        {
+            "a" * 16: Tally(torch.eye(3, dtype=torch.bool), 0.1),
+            "b" * 16: Tally(None, 0.2, BenchError("no effect: é"), BenchError("too much")),
+            "c" * 16: Tally(None, 0.0, torch.tensor([0.5, math.nan], dtype=torch.float64), None),
+        },
+        {"probe": Tally(torch.zeros(3, 0, dtype=torch.bool), 7.0)},
+        Observation(9, 1, 2, 1e-7, 0.25),
+        0.3, 4, 0.5,
+    )  # fmt: skip
+
+
+def read_found(data: bytes) -> dict:
+    """A part as plain data, for comparison."""
+
+    def plain(tally: Tally) -> dict:
+        return {name: str(value) if isinstance(value, BenchError) else value for name, value in vars(tally).items()}
+
+    return {
+        repr(portion): [
+            {
+                **vars(each), "noted": each.noted.hex(), "observation": vars(each.observation),
+                "cells": {key: plain(tally) for key, tally in each.cells.items()},
+                "probes": {key: plain(tally) for key, tally in each.probes.items()},
+            }
+            for each in chunks
+        ]
+        for portion, chunks in read_part(data, KEY).items()
+    }  # fmt: skip
+
+
+def read_checkpoint_(data: bytes) -> dict:
+    return vars(read_checkpoint(data, trained().weights, KEY))
+
+
+def read_state_(data: bytes) -> dict:
+    found = read_state(data, KEY, CPU)
+    return {
+        **vars(found), "plan": vars(found.plan), "judged": vars(found.judged), "trained": vars(found.trained),
+        "optimizer": {**found.optimizer, "state": list(map(list, found.optimizer["state"].items()))},
+    }  # fmt: skip
+
+
+KINDS = {
+    "checkpoint": (checkpoint_bytes(trained(), ABOUT), read_checkpoint_),
+    "state": (state_bytes(state(), KEY), read_state_),
+    "part": (part_bytes({(0, 3): [chunk(), Chunk(b"")], (3, 5): []}, KEY), read_found),
+}
+
+
+def test_a_checkpoint_comes_back_bit_for_bit():
+    data = checkpoint_bytes(trained(), ABOUT)
+    found = read_checkpoint(data, trained().weights, KEY)
+    assert list(found.weights) == list(trained().weights), "the order of the weights that it is for"
+    assert each_field(trained(), found)
+    weights, about = weights_of(data)
+    assert same(in_order(trained().weights), in_order(weights))
+    assert about == ABOUT
+
+
+def test_a_checkpoint_takes_the_dtype_of_the_weights_that_it_is_for():
+    like = {name: weight.double() for name, weight in reversed(trained().weights.items())}
+    found = read_checkpoint(checkpoint_bytes(trained(), ABOUT), like)
+    assert same(like, found.weights)
+
+
+def test_weights_that_share_memory_are_kept():
+    whole = torch.arange(4.0)
+    shared = {"one": whole, "same": whole, "view": whole[1:], "other": whole[:2]}
+    assert same(in_order(shared), in_order(weights_of(checkpoint_bytes(Trained(shared), ABOUT))[0]))
+
+
+@pytest.mark.parametrize(
+    "like", [{"head": torch.empty(0, 3)}, {**trained().weights, "body.bias": torch.zeros(1)}], ids=["names", "shapes"]
+)
+def test_a_checkpoint_of_other_weights_is_refused_but_not_as_damaged(like):
+    with pytest.raises(BenchError, match="weights of other names or shapes") as caught:
+        read_checkpoint(checkpoint_bytes(trained(), ABOUT), like, KEY)
+    assert not isinstance(caught.value, StorageError)
+
+
+def test_an_optimiser_goes_on_from_the_state_that_was_kept_as_if_nothing_had_been():
+    kept = read_state(state_bytes(state(), KEY), KEY, CPU)
+    ends = []
+    for begun in (state(), kept):
+        weights = [weight.clone().requires_grad_() for weight in begun.weights.values()]
+        optimizer = torch.optim.Adam(weights, lr=9.0)
+        optimizer.load_state_dict(begun.optimizer)
+        for _ in range(3):
+            for weight in weights:
+                weight.grad = torch.sin(weight.detach())
+            optimizer.step()
+        ends.append(weights)
+    assert same(*ends)
+    assert (kept.step, kept.best, kept.plan) == (2, 0.1 + 0.2, Plan(chunk=3, few=2))
+    assert each_field(kept.trained, trained())
+    assert each_field(kept.judged, state().judged)
+
+
+def test_a_part_comes_back_bit_for_bit_with_its_failures():
+    found = {(0, 3): [chunk(), Chunk(b"")], (3, 5): []}
+    back = read_part(part_bytes(found, KEY), KEY)
+    assert back.keys() == found.keys()
+    [one, empty] = back[0, 3]
+    assert empty == Chunk(b"")
+    assert (one.noted, one.observation) == (chunk().noted, chunk().observation)
+    assert (one.adapt_seconds, one.adapted_tasks, one.check_seconds) == (0.3, 4, 0.5)
+    assert same(one.clean, chunk().clean)
+    failed = one.cells["b" * 16]
+    assert [type(failed.effect), str(failed.effect), str(failed.failure)] == [BenchError, "no effect: é", "too much"]
+    for key in ("a" * 16, "c" * 16):
+        assert each_field(one.cells[key], chunk().cells[key])
+    assert each_field(one.probes["probe"], chunk().probes["probe"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(share=st.floats(0, 1, exclude_max=True), value=st.integers(1, 255), header=st.booleans())
+@settings(deadline=None, max_examples=200)
+def test_any_change_of_a_byte_is_noticed_or_changes_nothing(kind, share, value, header):
+    data, read = KINDS[kind]
+    begin = 8 + int.from_bytes(data[:8], "little")
+    where = int(share * (begin if header else len(data)))
+    changed = data[:where] + bytes([data[where] ^ value]) + data[where + 1 :]
+    try:
+        found = read(changed)
+    except StorageError:
+        return
+    assert where < begin, "no change of a tensor is unnoticed"
+    assert same(read(data), found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_changed_bit_of_the_schema_and_of_the_checksum_is_noticed(kind):
+    data, read = KINDS[kind]
+    for name in (b'"checksum":"', b'"schema":"', b'"kind":"'):
+        if name in data:
+            for where in range(data.index(name) + 1, data.index(b'"', data.index(name) + len(name))):
+                for bit in range(8):
+                    changed = data[:where] + bytes([data[where] ^ 1 << bit]) + data[where + 1 :]
+                    with pytest.raises(StorageError):
+                        read(changed)
+
+
+@pytest.mark.parametrize(("kind", "dtype", "other"), [("checkpoint", "F32", "I32"), ("state", "F32", "I32"),
+                                                      ("part", "BOOL", "U8")])  # fmt: skip
+def test_numbers_of_another_dtype_are_noticed(kind, dtype, other):
+    data, read = KINDS[kind]
+    changed = data.replace(f'"{dtype}"'.encode(), f'"{other}"'.encode().ljust(len(dtype) + 2))
+    assert len(changed) == len(data)
+    assert changed != data
+    with pytest.raises(StorageError, match="its checksum does not fit its content"):
+        read(changed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(share=st.floats(0, 1, exclude_max=True))
+@settings(deadline=None, max_examples=60)
+def test_what_is_cut_short_or_goes_on_is_damaged(kind, share):
+    data, read = KINDS[kind]
+    for changed in (data[: int(share * len(data))], data + b"\0", data + data):
+        with pytest.raises(StorageError):
+            read(changed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(junk=st.binary(max_size=64))
+@settings(deadline=None, max_examples=50)
+def test_other_bytes_are_damaged(kind, junk):
+    _, read = KINDS[kind]
+    for data in (junk, len(junk).to_bytes(8, "little") + junk):
+        with pytest.raises(StorageError):
+            read(data)
+
+
+@pytest.mark.parametrize("header", [
+    b"[" * 50_000, b'{"__metadata__":' * 20_000, b'{"__metadata__":null}', b'{"__metadata__":["a"]}', b"3", b"null",
+    b'{"__metadata__":{},"a":{"dtype":"F32","shape":[1099511627776,1099511627776],"data_offsets":[0,4]}}',
+])  # fmt: skip
+@pytest.mark.parametrize("kind", KINDS)
+def test_headers_made_to_break_a_reader_are_damage(kind, header):
+    _, read = KINDS[kind]
+    with pytest.raises(StorageError):
+        read(len(header).to_bytes(8, "little") + header)
+
+
+@pytest.mark.parametrize("tree", [None, 3, "text", [], {}, {"key": KEY}, {"key": KEY, "training": KEY, "portions": 3},
+                                  {"training": KEY, "portions": [[0, 1, [None]]]}])  # fmt: skip
+@pytest.mark.parametrize(("name", "kind"), [("state", "state of a meta-training"), ("part", "part of an evaluation")])
+def test_whole_bytes_of_other_content_are_refused(name, kind, tree):
+    with pytest.raises(StorageError):
+        KINDS[name][1](blobs.dump(kind, tree))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"schema": "3"}, {"schema": "two", "about": "{}", "training": "{}"}, {"schema": "2", "about": "{}"},
+        {"schema": "2", "about": "[", "training": "{}"}, {"schema": "2", "about": "3", "training": "{}"},
+        {"schema": "2", "about": "{}", "training": '{"weights": 1}'}, {"schema": "2", "about": "{}", "training": "[3]"},
+        {"schema": "2", "about": "{}", "training": '{"unheard": 1}'},
+    ],
+)  # fmt: skip
+def test_checkpoints_that_say_nonsense_are_damaged(told):
+    with pytest.raises(StorageError):
+        read_checkpoint(save({"w": torch.zeros(1)}, told), {"w": torch.zeros(1)})
+
+
+def test_what_belongs_to_another_training_is_refused():
+    for check in (
+        lambda: check_checkpoint(KINDS["checkpoint"][0], "0" * 16),
+        lambda: read_checkpoint(KINDS["checkpoint"][0], trained().weights, "0" * 16),
+        lambda: read_state(KINDS["state"][0], "0" * 16, CPU),
+        lambda: read_part(KINDS["part"][0], "0" * 16),
+    ):
+        with pytest.raises(StorageError, match="it is of another training than its name says"):
+            check()
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_a_checkpoint_of_an_older_version_is_whole_and_a_surrogate(schema, registry):
+    [path] = (OLD / f"schema-{schema}" / "checkpoints").iterdir()
+    check_checkpoint(path.read_bytes(), path.stem)
+    weights, about = weights_of(path.read_bytes())
+    with safe_open(path, "pt") as file:
+        assert same({name: file.get_tensor(name) for name in sorted(file.keys())}, in_order(weights))
+        assert json.loads(file.metadata()["about"]) == about
+    assert sum(weight.numel() for weight in weights.values()) == 2061, "as its leaderboard says"
+    named = read_named(registry, str(path))
+    assert (named.spec.learner.name, named.spec.backbone.name, named.way) == ("maml", "conv4", 5)
+    assert named.shapes == {name: tuple(weight.shape) for name, weight in weights.items()}
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_a_checkpoint_of_an_older_version_cut_short_is_damaged(schema):
+    [path] = (OLD / f"schema-{schema}" / "checkpoints").iterdir()
+    for end in (0, 7, 8, 100, path.stat().st_size - 1):
+        with pytest.raises(StorageError, match="it is damaged"):
+            check_checkpoint(path.read_bytes()[:end])
+
+
+def test_a_new_checkpoint_is_a_plain_safetensors_file(tmp_path):
+    path = tmp_path / "it.safetensors"
+    path.write_bytes(checkpoint_bytes(trained(), ABOUT))
+    with safe_open(path, "pt") as file:
+        assert same({name: file.get_tensor(name) for name in sorted(file.keys())}, in_order(trained().weights))
+        assert json.loads(file.metadata()["about"]) == ABOUT
+
+
+names = st.sampled_from([
+    "checkpoints/a.safetensors", "progress/a.safetensors", "progress/a.part-1.safetensors",
+    "progress/a.part-10.safetensors", "progress/a.part-2.safetensors", "progress/b.part-1.safetensors",
+    "progress/ab.part-1.safetensors", "progress/a.PART-1",
+])  # fmt: skip
+steps = st.lists(st.tuples(st.sampled_from(["write", "write", "remove"]), names, st.binary(max_size=8)), max_size=12)
+
+
+@pytest.mark.parametrize("kind", ["folder", "sent"])
+@given(steps=steps, start=st.sampled_from(["progress/a.part-", "progress/", "progress/a", "checkpoints/x", "none/"]))
+@settings(deadline=None, max_examples=40)
+def test_a_shelf_is_a_dict_of_bytes(kind, steps, start, tmp_path_factory):
+    heard: dict[str, bytes] = {}
+
+    def hear(event: str, *, name: str, data: bytes = b"") -> None:
+        if event == "kept":
+            heard[name] = data
+        else:
+            heard.pop(name, None)
+
+    shelf = Folder(tmp_path_factory.mktemp("shelf")) if kind == "folder" else Sent({}, hear)
+    model: dict[str, bytes] = {}
+    for step, name, data in steps:
+        if step == "write":
+            shelf.write(name, data)
+            model[name] = data
+        else:
+            shelf.remove(name)
+            model.pop(name, None)
+        assert shelf.read(name) == model.get(name)
+    assert shelf.names(start) == sorted(name for name in model if name.startswith(start))
+    assert {name: shelf.read(name) for name in model} == model
+    if isinstance(shelf, Folder):
+        found = {str(path.relative_to(shelf.root)) for path in shelf.root.rglob("*") if path.is_file()}
+        assert found == set(model), "nothing else is left behind"
+    else:
+        assert heard == model, "the sender has what is there"
+
+
+def test_what_was_sent_along_is_read_and_stays_as_it_was():
+    things = {"checkpoints/a": b"1"}
+    shelf = Sent(things, lambda *_, **__: None)
+    shelf.write("checkpoints/a", b"2")
+    assert (shelf.read("checkpoints/a"), things) == (b"2", {"checkpoints/a": b"1"})
+
+
+def test_a_thing_that_cannot_be_read_is_told_from_one_that_is_not_there(tmp_path):
+    (tmp_path / "progress" / "a").mkdir(parents=True)
+    with pytest.raises(StorageError, match="cannot be read: Is a directory"):
+        Folder(tmp_path).read("progress/a")
+    assert Folder(tmp_path).read("progress/b") is None
+    assert Folder(tmp_path / "none").read("progress/b") is None

@@ -1,0 +1,316 @@
+"""Going on where the work was left: the same numbers, bit for bit, wherever it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from robustbench_meta import hookimpl, keeping, leaderboard, runner
+from robustbench_meta.checkpoints import checkpoint_name, state_name
+from robustbench_meta.engine import Plan
+from robustbench_meta.errors import BenchError, StorageError
+from robustbench_meta.executors import Policy
+from robustbench_meta.keeping import Keeper, Pace
+from robustbench_meta.registry import load_registry
+from robustbench_meta.shelf import Folder
+from robustbench_meta.spec import RunSpec
+from robustbench_meta.stopping import Stop, Stopped
+from robustbench_meta.store import Store
+from robustbench_meta.training import meta_train
+
+CPU = torch.device("cpu")
+SMALL = {
+    "profile": "smoke",
+    "dataset": "toy",
+    "meta_steps": 9,
+    "episodes": 40,
+    "attacks": ("none", "fgsm", "pgd:steps=2"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _keep_always(monkeypatch):
+    monkeypatch.setenv(keeping.SECONDS, "0")
+
+
+def grid_of(registry, **given):
+    return runner.prepare(RunSpec.read(**{**SMALL, **given}), registry, None)
+
+
+def interrupted(grid, folder, steps):
+    """A meta-training that is told to stop after each of these steps, and goes on from there."""
+    training, shelf = grid.trainings[0], Folder(folder)
+    for stops_at in [*steps, None]:
+        stop = Stop()
+        keeper = Keeper(shelf, training.key, stop)
+        state = keeper.state(CPU)
+
+        def report(step, _, stop=stop, stops_at=stops_at):
+            if step == stops_at:
+                stop.ask()
+
+        plan = Plan("vmap", "loop", 2) if state is None else state.plan
+        try:
+            return meta_train(grid, training, CPU, plan, report, None, keeper, state)
+        except Stopped:
+            assert stops_at is not None
+            assert keeper.state(CPU).step == stops_at
+    raise AssertionError("it never came to its end")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"learners": ("maml",), "dataset": "glyphs"},
+        {"learners": ("adml",)},
+        {"learners": ("adml:outer=sequential",)},
+        {"learners": ("adml:attack_on=surrogate",)},
+        {"learners": ("protonet",), "dataset": "glyphs", "backbone": "conv4:norm=batch,width=4"},
+        {"learners": ("maml:first_order=true",), "dataset": "glyphs", "backbone": "conv4:width=4,norm=support"},
+    ],
+    ids=lambda given: " ".join(given["learners"]),
+)
+@pytest.mark.parametrize("steps", [(1,), (4, 5, 8)], ids=["once", "thrice"])
+def test_an_interrupted_training_gives_the_weights_of_one_that_was_not(registry, tmp_path, given, steps):
+    grid = grid_of(registry, **given)
+    whole = meta_train(grid, grid.trainings[0], CPU, Plan("vmap", "loop", 2))
+    resumed = interrupted(grid, tmp_path, steps)
+    assert resumed.history == whole.history
+    assert (resumed.chosen_step, resumed.plan) == (whole.chosen_step, whole.plan)
+    assert resumed.weights.keys() == whole.weights.keys()
+    for name, weight in whole.weights.items():
+        assert torch.equal(resumed.weights[name], weight), name
+    assert resumed.seconds > 0
+
+
+def test_a_plan_that_was_changed_on_the_way_goes_on(registry, tmp_path):
+    """As after the device ran out of memory: the plan decides the rounding."""
+    grid = grid_of(registry, learners=("maml",))
+    keeper = Keeper(Folder(tmp_path), grid.trainings[0].key, stop := Stop())
+    with pytest.raises(Stopped):
+        meta_train(grid, grid.trainings[0], CPU, Plan("loop", "loop", 1), lambda *_: stop.ask(), None, keeper)
+    assert keeper.state(CPU).plan == Plan("loop", "loop", 1)
+
+
+class StopsAt:
+    """Tells a run to stop when so many events of a kind have been heard."""
+
+    def __init__(self, event, count, stop):
+        self.event, self.left, self.stop, self.seen = event, count, stop, []
+
+    def _hear(self, event, told):
+        self.seen.append((event, told))
+        if event == self.event:
+            self.left -= 1
+            if self.left == 0:
+                self.stop.ask()
+
+    @hookimpl
+    def training_progress(self, training, step):
+        self._hear("training_progress", (training, step))
+
+    @hookimpl
+    def evaluation_progress(self, training, done):
+        self._hear("evaluation_progress", (training, done))
+
+    @hookimpl
+    def cell_finished(self, record):
+        self._hear("cell_finished", record["key"])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    registry = load_registry()
+    store = Store(tmp_path_factory.mktemp("whole"))
+    runner.run(grid_of(registry), registry, store, CPU)
+    return leaderboard.build(store).drop(columns=leaderboard.COSTS)
+
+
+def attempt(folder, event, count, executor):
+    """One run that is told to stop at its count-th event; what was heard, and whether it got to its end."""
+    registry, stop = load_registry(), Stop()
+    listener = StopsAt(event, count, stop)
+    registry.manager.register(listener)
+    try:
+        runner.run(grid_of(registry), registry, Store(folder), CPU, Policy(executor=executor), stop=stop)
+        return listener.seen, True
+    except Stopped:
+        return listener.seen, False
+
+
+@pytest.mark.parametrize(
+    ("executor", "event", "count"),
+    [
+        ("local", "training_progress", 5),
+        ("local", "evaluation_progress", 4),
+        ("local", "cell_finished", 2),
+        ("processes", "training_progress", 14),
+        ("processes", "evaluation_progress", 10),
+    ],
+)
+def test_a_run_that_is_stopped_again_and_again_gives_the_same_rows(tmp_path, whole, executor, event, count):
+    over, rounds, finished = False, 0, []
+    while not over:
+        seen, over = attempt(tmp_path, event, count, executor)
+        finished += [key for kind, key in seen if kind == "cell_finished"]
+        rounds += 1
+        assert rounds < 40, "it does not get on"
+    assert rounds > 1
+    assert sorted(finished) == sorted(set(finished)), "a cell was finished twice"
+    store = Store(tmp_path)
+    pd.testing.assert_frame_equal(leaderboard.build(store).drop(columns=leaderboard.COSTS), whole, check_exact=True)
+    assert list((tmp_path / "progress").iterdir()) == [], "nothing is under way any more"
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_an_evaluation_goes_on_with_the_episodes_that_are_left(tmp_path):
+    seen, over = attempt(tmp_path, "evaluation_progress", 4, "local")
+    assert not over
+    title, reached = [told for kind, told in seen if kind == "evaluation_progress"][-1]
+    assert any(".part-" in path.name for path in (tmp_path / "progress").iterdir())
+    seen, _ = attempt(tmp_path, "evaluation_progress", 10_000, "local")
+    again = [done for kind, (who, done) in ((k, t) for k, t in seen if k == "evaluation_progress") if who == title]
+    assert again[0] == 0, "the first event says that it begins"
+    assert again[1] >= reached, "what was found before was not found again"
+
+
+def test_an_evaluation_of_fewer_cells_uses_what_was_found_of_more(tmp_path, whole):
+    attempt(tmp_path, "evaluation_progress", 4, "local")
+    registry = load_registry()
+    grid = grid_of(registry, attacks=("fgsm",))
+    store = Store(tmp_path)
+    before = {path: path.read_bytes() for path in (tmp_path / "progress").iterdir()}
+    assert before
+    summary = runner.run(grid, registry, store, CPU)
+    assert summary.failed == []
+    frame = leaderboard.build(store).drop(
+        columns=[*leaderboard.COSTS, "worst_case_accuracy", "worst_case_ci95", "rank"]
+    )
+    expected = whole[whole.attack == "fgsm"].reset_index(drop=True)[frame.columns]
+    fixed = [name for name in frame.columns if name != "flags"]  # some flags come from comparing rows
+    pd.testing.assert_frame_equal(frame[fixed], expected[fixed], check_exact=True)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-1], lambda data: b"", lambda data: data[:60] + b"x" + data[61:]]
+)
+def test_damaged_state_is_told_and_the_work_begins_anew(tmp_path, whole, caplog, damage):
+    attempt(tmp_path, "training_progress", 5, "local")
+    [state] = (tmp_path / "progress").glob("*.safetensors")
+    state.write_bytes(damage(state.read_bytes()))
+    _, over = attempt(tmp_path, "training_progress", 10_000, "local")
+    assert over
+    assert state.name in caplog.text
+    assert "begins anew" in caplog.text
+    frame = leaderboard.build(Store(tmp_path)).drop(columns=leaderboard.COSTS)
+    pd.testing.assert_frame_equal(frame, whole, check_exact=True)
+
+
+def test_state_of_another_training_is_not_gone_on_from(registry, tmp_path):
+    grid = grid_of(registry, learners=("maml",), seeds=(0, 1))
+    first, second = grid.trainings
+    stop = Stop()
+    keeper = Keeper(Folder(tmp_path), first.key, stop)
+    with pytest.raises(Stopped):
+        meta_train(grid, first, CPU, Plan(chunk=1), lambda *_: stop.ask(), None, keeper)
+    (tmp_path / state_name(first.key)).rename(tmp_path / state_name(second.key))
+    assert Keeper(Folder(tmp_path), second.key, Stop()).state(CPU) is None
+
+
+def test_fresh_forgets_and_gives_the_same_again(tmp_path, whole):
+    registry, store = load_registry(), Store(tmp_path)
+    for _ in range(2):
+        summary = runner.run(grid_of(registry), registry, store, CPU, Policy(fresh=True))
+        assert (summary.finished, summary.skipped) == (6, 0)
+    frame = leaderboard.build(store).drop(columns=leaderboard.COSTS)
+    pd.testing.assert_frame_equal(frame, whole, check_exact=True)
+
+
+def test_a_changed_option_makes_new_cells_and_leaves_the_old_ones(tmp_path, registry):
+    store = Store(tmp_path)
+    runner.run(grid_of(registry, learners=("maml",)), registry, store, CPU)
+    records = {path.name: path.read_bytes() for path in (tmp_path / "records").iterdir()}
+    for change in ({"meta_steps": 10}, {"episodes": 41}, {"shot": 2}, {"eps": ("0.05",)}, {"seeds": (5,)}):
+        grid = grid_of(registry, learners=("maml",), **change)
+        changed = {cell.key for cell in grid.cells if cell.attack != "none" or "eps" not in change}
+        assert changed.isdisjoint(name.removesuffix(".json") for name in records)
+    runner.run(grid_of(registry, learners=("maml",), episodes=41), registry, store, CPU)
+    assert {name: (tmp_path / "records" / name).read_bytes() for name in records} == records
+
+
+def test_a_checkpoint_that_vanishes_is_one_clear_failure(tmp_path, registry, monkeypatch):
+    monkeypatch.setattr(Store, "has_checkpoint", lambda *_: True)
+    summary = runner.run(grid_of(registry, learners=("maml",)), registry, Store(tmp_path), CPU)
+    assert {reason for _, reason in summary.failed} == {
+        "the checkpoint of maml (seed 0) is gone; give the same command again"
+    }
+
+
+def test_a_disk_that_gets_full_stops_the_run_and_loses_nothing(tmp_path, registry, whole, monkeypatch):
+    from robustbench_meta import shelf
+
+    real, room = shelf.write_atomically, [3]
+
+    def full(path, write):
+        room[0] -= 1
+        if room[0] < 0:
+            raise StorageError(f"cannot write {path}: No space left on device")
+        real(path, write)
+
+    monkeypatch.setattr(shelf, "write_atomically", full)
+    with pytest.raises(StorageError, match="No space left"):
+        runner.run(grid_of(registry), registry, Store(tmp_path), CPU)
+    monkeypatch.undo()
+    runner.run(grid_of(registry), registry, store := Store(tmp_path), CPU)
+    frame = leaderboard.build(store).drop(columns=leaderboard.COSTS)
+    pd.testing.assert_frame_equal(frame, whole, check_exact=True)
+    assert list((tmp_path / "failures").iterdir()) == []
+
+
+@pytest.mark.parametrize(("cost", "next_"), [(0.0, 10.0), (0.1, 10.0), (1.0, 50.0)])
+def test_keeping_takes_little_of_the_time(cost, next_):
+    now = [100.0]
+    pace = Pace(10.0, lambda: now[0])
+    assert not pace.due()
+    now[0] += 10
+    assert pace.due()
+
+    def keep():
+        now[0] += cost
+
+    pace.do(keep)
+    now[0] += next_ - 0.01
+    assert not pace.due()
+    now[0] += 0.02
+    assert pace.due()
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1", "nan", "inf"])
+def test_seconds_that_cannot_be(monkeypatch, text):
+    monkeypatch.setenv(keeping.SECONDS, text)
+    with pytest.raises(BenchError, match=f"{keeping.SECONDS}={text}: expected a number of seconds"):
+        keeping.keep_seconds()
+
+
+def test_the_state_is_gone_when_the_checkpoint_is_there(tmp_path, registry):
+    grid = grid_of(registry, learners=("maml",))
+    runner.run(grid, registry, store := Store(tmp_path), CPU)
+    assert (tmp_path / checkpoint_name(grid.trainings[0].key)).is_file()
+    assert store.shelf.names("progress/") == []
+    assert np.isfinite(store.records()[0]["timings"]["train_seconds"])
+
+
+def test_what_a_killed_run_left_and_nobody_needs_is_removed(tmp_path, registry):
+    """As when it was killed between the writing of a record and the removal of what that came from."""
+    attempt(tmp_path, "evaluation_progress", 4, "local")
+    left = {path: path.read_bytes() for path in (tmp_path / "progress").iterdir()}
+    grid = grid_of(registry)
+    runner.run(grid, registry, Store(tmp_path), CPU)
+    for path, data in left.items():
+        path.write_bytes(data)
+    state = tmp_path / state_name(grid.trainings[0].key)
+    state.write_bytes(b"of a training that has its checkpoint")
+    runner.run(grid, registry, Store(tmp_path), CPU)
+    assert list((tmp_path / "progress").iterdir()) == []
