@@ -72,14 +72,14 @@ def run(
     if slots > trainings > 0:
         tasks = tasks_of(grid, todo, store.has_checkpoint, bundles=-(-slots // trainings))
     desk = Desk(grid, registry, store, tasks, stop=stop, cell_timeout=policy.cell_timeout)
-    desk.summary.skipped = len(keys) - len(pending)
-    desk.summary.failed_before = [(cell, failed[cell.key]) for cell in grid.cells if cell.key in failed]
+    summary = desk.summary
+    summary.skipped = len(keys) - len(pending)
+    summary.failed_before = [(cell, failed[cell.key]) for cell in grid.cells if cell.key in failed]
     try:
         if tasks:
             executor.run(desk)
         store.tidy(training.key for training in grid.needed(keys))
     finally:
         store.locks.give_back_all()
-    summary = desk.summary
-    registry.tell("run_finished", run=about, finished=summary.finished, failed=len(summary.failed))
+        registry.tell("run_finished", run=about, finished=summary.finished, failed=len(summary.failed))
     return summary

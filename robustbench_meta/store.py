@@ -40,6 +40,8 @@ class Store:
         self.shelf = Folder(root)
         self.locks = Locks(root / ".locks")
         self._warned: set[Path] = set()
+        self._whole: dict[str, tuple[int, int]] = {}
+        """The time and size of records that were read and found whole."""
         if write:
             self._make()
 
@@ -63,7 +65,16 @@ class Store:
         Raises:
             StorageError: it cannot be read, or a newer version wrote it.
         """
-        return self._record(key).is_file() and self._read(self._record(key)) is not None
+        path = self._record(key)
+        if not path.is_file():
+            return False
+        seen = path.stat()
+        if self._whole.get(key) == (seen.st_mtime_ns, seen.st_size):  # read before
+            return True
+        if self._read(path) is None:
+            return False
+        self._whole[key] = seen.st_mtime_ns, seen.st_size
+        return True
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Write one cell's record; it has failed no longer, if it had."""

@@ -277,7 +277,7 @@ def _most_memory(place: Workplace) -> int | None:
 def _reason(training: Training, error: Exception) -> str:
     if isinstance(error, BenchError):
         return str(error)
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
         return f"{training.title} does not fit in the device's memory: lower --tasks-per-step, --query or the width"
     return f"learner '{training.title}' failed: {type(error).__name__}: {error}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from robustbench_meta.checkpoints import Trained, checkpoint_bytes, weights_of
 from robustbench_meta.contracts import Setting
 from robustbench_meta.errors import BenchError
 from robustbench_meta.grid import prepare
@@ -278,15 +279,22 @@ def test_a_checkpoints_file_is_a_surrogate_whatever_the_backbone_of_the_run(regi
     assert len({cell.key for cell in found.cells}) == 2
 
 
+def of_learner(name, data):
+    """The same weights, as if another learner had been trained."""
+    weights, about = weights_of(data)
+    return checkpoint_bytes(Trained(weights), {**about, "learner": {**about["learner"], "name": name}})
+
+
 @pytest.mark.parametrize(
     ("spoil", "given", "reason"),
     [
         (lambda data: data, {"way": 3}, "other tasks (it was trained 5-way)"),
         (lambda data: data[:100], {}, "damaged"),
         (lambda data: b"", {}, "damaged"),
-        (lambda data: data.replace(b'"maml', b'"naml', 1).replace(b"maml", b"naml"), {}, "unknown learner 'naml'"),
+        (lambda data: data.replace(b'"maml', b'"naml', 1), {}, "checksum does not fit"),
+        (lambda data: of_learner("naml", data), {}, "unknown learner 'naml'"),
     ],
-    ids=["another way", "cut off", "empty", "an unknown learner"],
+    ids=["another way", "cut off", "empty", "changed", "an unknown learner"],
 )
 def test_a_file_that_does_not_fit_is_refused_before_any_training(registry, checkpoint, tmp_path, spoil, given, reason):
     file = tmp_path / "x.safetensors"

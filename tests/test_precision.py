@@ -125,6 +125,8 @@ def test_what_a_device_has_not_is_told_with_the_way_out(monkeypatch):
     with pytest.raises(BenchError, match=r"tf32 was given, and the device is cpu.*use --precision float32"):
         check_precision("tf32", CPU)
     check_precision("bf16", CPU)
+    check_precision("bf16", torch.device("cuda"))  # of another machine's device nothing is known here
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Tesla T4")
     for precision in ("tf32", "bf16"):
