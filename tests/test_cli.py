@@ -421,6 +421,7 @@ def test_progress_comes_through_the_public_events():
     registry.manager.register(Listener(tape, clock=iter(range(100)).__next__))
     hook = registry.manager.hook
     hook.run_started(run={}, cells=2)
+    hook.training_progress(training="maml (seed 0)", step=0, steps=2, metrics={})
     hook.training_progress(training="maml (seed 0)", step=1, steps=2, metrics={})
     hook.training_progress(
         training="maml (seed 0)", step=2, steps=2, metrics={"loss": 0.512, "validation_accuracy": 0.831}
@@ -429,13 +430,22 @@ def test_progress_comes_through_the_public_events():
     hook.run_finished(run={}, finished=1, failed=0)
     assert tape.events == [
         ("cells", 0, 2, ""),
+        ("train maml (seed 0)", 0, 2, ""),
         ("train maml (seed 0)", 1, 2, ""),
         ("train maml (seed 0)", 2, 2, "loss 0.51, val 83.1 %"),
         ("finish", "train maml (seed 0)"),
-        ("say", "train maml (seed 0): 2 in 0:00:02, loss 0.51, val 83.1 %"),
+        ("say", "train maml (seed 0): 2 in 0:00:03, loss 0.51, val 83.1 %"),
         ("cells", 1, 2, ""),
         ("finish", "cells"),
     ]
+
+
+def test_a_training_that_goes_on_says_from_where():
+    tape = Tape()
+    listener = Listener(tape)
+    listener.training_progress("maml (seed 0)", 180, 300, {})
+    listener.training_progress("maml (seed 0)", 181, 300, {})
+    assert [line for kind, *line in tape.events if kind == "say"] == [["train maml (seed 0): going on from 180 of 300"]]
 
 
 def test_without_a_terminal_a_line_now_and_then_tells_rate_and_time_left():

@@ -84,6 +84,8 @@ class Listener:
         self.display.finish("cells")
 
     def _show(self, work: str, done: int, total: int, told: str = "") -> None:
+        if work not in self._started and 0 < done < total:
+            self.display.say(f"{work}: going on from {done:,} of {total:,}")
         started = self._started.setdefault(work, self._clock())
         self.display.show(work, done, total, told)
         if done >= total:
