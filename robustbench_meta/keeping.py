@@ -109,10 +109,11 @@ class Notebook:
         shelf: where.
         training: the key of the training whose cells are evaluated.
         cells: their keys: evaluations of other cells of the same training have their own pages.
+        how: they are evaluated, as far as that decides the rounding: the plan and the device.
     """
 
-    def __init__(self, shelf: Shelf, training: str, cells: Sequence[str]) -> None:
-        self._shelf, self._training = shelf, training
+    def __init__(self, shelf: Shelf, training: str, cells: Sequence[str], how: str) -> None:
+        self._shelf, self._training, self._how = shelf, training, how
         self._page = digest_of(sorted(cells))
         self.pages: list[str] = []
         """The names of those that this one wrote or used; of no use once its records are written."""
@@ -128,7 +129,7 @@ class Notebook:
         known: Found = {}
         for name in self._shelf.names(part_name(self._training)):
             try:
-                page = read_part(self._shelf.read(name) or b"", self._training)
+                page = read_part(self._shelf.read(name) or b"", self._training, self._how)
             except StorageError as error:
                 _log.warning("%s: %s; these episodes are evaluated again", name, error)
                 self._shelf.remove(name)
@@ -156,6 +157,6 @@ class Notebook:
         if self._new:
             start = min(start for start, _ in self._new)
             name = part_name(self._training, f"{self._page}-{start}.safetensors")
-            self._pace.do(lambda: self._shelf.write(name, part_bytes(self._new, self._training)))
+            self._pace.do(lambda: self._shelf.write(name, part_bytes(self._new, self._training, self._how)))
             self.pages.append(name)
             self._new = {}

@@ -50,14 +50,20 @@ def part_name(training: str, page: str = "") -> str:
     return f"progress/{training}.part-{page}"
 
 
-def part_bytes(found: Found, training: str) -> bytes:
-    """What some portions gave."""
+def part_bytes(found: Found, training: str, how: str) -> bytes:
+    """What some portions gave.
+
+    Args:
+        found: that.
+        training: the key of the training whose cells are evaluated.
+        how: it was computed, as far as that decides the rounding.
+    """
     portions = [[start, stop, [_plain(chunk) for chunk in chunks]] for (start, stop), chunks in found.items()]
-    return blobs.dump(_KIND, {"training": training, "portions": portions})
+    return blobs.dump(_KIND, {"training": training, "how": how, "portions": portions})
 
 
-def read_part(data: bytes, training: str) -> Found:
-    """What some portions gave, as `part_bytes` was given it.
+def read_part(data: bytes, training: str, how: str | None = None) -> Found:
+    """What some portions gave, as `part_bytes` was given it; nothing if it was computed in another way than `how`.
 
     Raises:
         StorageError: it is damaged, or of another training.
@@ -66,6 +72,8 @@ def read_part(data: bytes, training: str) -> Found:
     try:
         if tree["training"] != training:
             raise StorageError("it is of another training than its name says")
+        if how is not None and tree["how"] != how:
+            return {}
         return {(int(start), int(stop)): [_chunk(each) for each in chunks] for start, stop, chunks in tree["portions"]}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StorageError(f"it is damaged ({type(error).__name__}: {error})") from error

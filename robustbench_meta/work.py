@@ -145,7 +145,9 @@ def _evaluate(place: Workplace, training: Training, cells: list[Cell], hear: Hea
     if not cells:
         return
     _forget_memory(place)
-    notebook = Notebook(place.shelf, training.key, [cell.key for cell in cells])
+    notebook = Notebook(
+        place.shelf, training.key, [cell.key for cell in cells], f"{at_test} on {device_name(device)}"
+    )  # fmt: skip
     with place.stop.at_once():
         outcomes = evaluate(
             engine, trained.weights, grid.splits.test.to(device), cells, device,

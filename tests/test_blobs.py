@@ -186,7 +186,7 @@ def read_state_(data: bytes) -> dict:
 KINDS = {
     "checkpoint": (checkpoint_bytes(trained(), ABOUT), read_checkpoint_),
     "state": (state_bytes(state(), KEY), read_state_),
-    "part": (part_bytes({(0, 3): [chunk(), Chunk(b"")], (3, 5): []}, KEY), read_found),
+    "part": (part_bytes({(0, 3): [chunk(), Chunk(b"")], (3, 5): []}, KEY, "a plan"), read_found),
 }
 
 
@@ -241,7 +241,7 @@ def test_an_optimiser_goes_on_from_the_state_that_was_kept_as_if_nothing_had_bee
 
 def test_a_part_comes_back_bit_for_bit_with_its_failures():
     found = {(0, 3): [chunk(), Chunk(b"")], (3, 5): []}
-    back = read_part(part_bytes(found, KEY), KEY)
+    back = read_part(part_bytes(found, KEY, "a plan"), KEY, "a plan")
     assert back.keys() == found.keys()
     [one, empty] = back[0, 3]
     assert empty == Chunk(b"")

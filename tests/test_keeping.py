@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from robustbench_meta import hookimpl, keeping, leaderboard, runner
+from robustbench_meta import hookimpl, keeping, leaderboard, runner, work
 from robustbench_meta.checkpoints import checkpoint_name, state_name
 from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError, StorageError
