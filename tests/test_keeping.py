@@ -193,6 +193,17 @@ def test_an_evaluation_of_fewer_cells_uses_what_was_found_of_more(tmp_path, whol
     pd.testing.assert_frame_equal(frame[fixed], expected[fixed], check_exact=True)
 
 
+def test_what_was_found_by_another_plan_is_not_mixed_with_the_rest(tmp_path, monkeypatch):
+    """Plans round differently."""
+    attempt(tmp_path, "evaluation_progress", 4, "local")
+    monkeypatch.setattr(work, "default_plan", lambda device, tasks: Plan("loop", "loop", 8))
+    seen, over = attempt(tmp_path, "evaluation_progress", 10_000, "local")
+    assert over
+    title = next(title for title, _ in (told for kind, told in seen if kind == "evaluation_progress"))
+    done = [done for kind, (who, done) in ((k, t) for k, t in seen if k == "evaluation_progress") if who == title]
+    assert done[:2] == [0, 8 * 3], "the first eight episodes of three cells"
+
+
 @pytest.mark.parametrize(
     "damage", [lambda data: data[:-1], lambda data: b"", lambda data: data[:60] + b"x" + data[61:]]
 )
