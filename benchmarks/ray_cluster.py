@@ -42,7 +42,7 @@ def two_nodes() -> Iterator[tuple[Cluster, Any]]:
     try:
         yield cluster, cluster.add_node(num_cpus=1)
     finally:
-        cluster.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]  # of Ray
 
 
 @dataclass(eq=False)

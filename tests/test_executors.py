@@ -22,7 +22,7 @@ from robustbench_meta.errors import BenchError, StorageError
 from robustbench_meta.executors import Policy, Recipe, Task, choice, schedule
 from robustbench_meta.executors.processes import Processes
 from robustbench_meta.executors.schedule import MOST_CELLS, WORTH_STARTING, side_by_side, tasks_of
-from robustbench_meta.executors.worker import PACE_SECONDS, Paced
+from robustbench_meta.executors.speech import PACE_SECONDS, Paced, raised
 from robustbench_meta.grid import prepare
 from robustbench_meta.options import parse_jobs
 from robustbench_meta.registry import load_registry
@@ -478,12 +478,10 @@ def test_a_signal_without_a_name_is_told_by_its_number():
 
 
 def test_an_error_of_a_worker_says_where_it_was_raised():
-    from robustbench_meta.executors.processes import _error
-
-    ours = _error("StorageError", "no space", "the trace")
+    ours = raised("StorageError", "no space", "the trace")
     assert (type(ours), str(ours)) == (StorageError, "no space")
     assert "the trace" in ours.__notes__[0]
-    assert str(_error("ZeroDivisionError", "oh", "")) == "ZeroDivisionError: oh"
+    assert str(raised("ZeroDivisionError", "oh", "")) == "ZeroDivisionError: oh"
 
 
 def test_the_interface_is_plain_data():

@@ -26,10 +26,13 @@ EXECUTORS = {
 
 
 def check_executor(text: str) -> None:
-    """Raise BenchError unless there is an executor of that name."""
-    name = parse_choice(text).name
-    if name not in EXECUTORS:
-        raise BenchError(unknown("executor", name, EXECUTORS))
+    """Raise BenchError unless there is an executor of that name, and none of this process's machine has options."""
+    choice = parse_choice(text)
+    if choice.name not in EXECUTORS:
+        raise BenchError(unknown("executor", choice.name, EXECUTORS))
+    if choice.options and computes_here(text):
+        given = ", ".join(choice.options)
+        raise BenchError(f"the executor '{choice.name}' takes no options; it was given {given}: leave that out")
 
 
 def computes_here(text: str) -> bool:
@@ -55,8 +58,6 @@ def choose(
         from robustbench_meta.executors.slurm import Slurm  # noqa: PLC0415  # optional
 
         return Slurm(choice.options, policy, recipe)
-    if choice.options:
-        raise BenchError(f"the executor '{choice.name}' takes no options; it was given {', '.join(choice.options)}")
     workers = side_by_side(policy.jobs, tasks, device, cores)
     if workers > 1 or choice.name == "processes" or policy.cell_timeout is not None:
         return Processes(recipe, workers, cores)

@@ -6,15 +6,12 @@ has a pipe of its own and no lock is shared, so that one that is killed holds up
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import logging
 import multiprocessing
 import signal
-import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing import connection
@@ -23,11 +20,11 @@ from typing import Any
 
 import torch
 
-from robustbench_meta import errors
 from robustbench_meta.deaths import how_it_ended
 from robustbench_meta.desk import Desk
 from robustbench_meta.errors import BenchError
 from robustbench_meta.executors import Recipe
+from robustbench_meta.executors.speech import Voice, raised
 from robustbench_meta.executors.worker import serve
 
 _log = logging.getLogger(__name__)
@@ -103,8 +100,7 @@ class _Staff:
         self._lanes = _SPAWN.RawValue("i", 1)  # needs no lock: only this process writes it
         self._devices = _devices(recipe.device)
         self._stillborn = 0
-        self._shown: dict[str, dict[Any, Any]] = {}
-        """What the module warnings keeps of the warnings that were shown, by file."""
+        self._voice = Voice()
 
     def work(self, count: int) -> None:
         """Start workers, and return when nothing is left to do."""
@@ -168,14 +164,8 @@ class _Staff:
         elif kind == "stopped":
             worker.stopped = True
         elif kind == "error":
-            raise _error(**facts)
-        elif kind == "log":
-            _log_here(facts["record"])
-        elif kind == "warning":
-            self._warn(**facts)
-        elif kind == "print":
-            getattr(sys, facts["stream"]).write(facts["text"])
-        else:
+            raise raised(**facts)
+        elif not self._voice.says(kind, facts):
             self._desk.hear(worker, kind, **facts)
 
     def _give_task(self, worker: _Worker) -> None:
@@ -212,11 +202,6 @@ class _Staff:
         self._desk.expired(worker, reason)
         self._share_cores()
 
-    def _warn(self, text: str, category: str, filename: str, lineno: int) -> None:
-        """Warn as the worker did; the same warning of several workers is shown once."""
-        known = getattr(builtins, category, UserWarning)
-        warnings.warn_explicit(text, known, filename, lineno, registry=self._shown.setdefault(filename, {}))
-
 
 @contextlib.contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
@@ -231,27 +216,11 @@ def _deaf_to_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _log_here(record: logging.LogRecord) -> None:
-    logger = logging.getLogger(record.name)
-    if logger.isEnabledFor(record.levelno):
-        logger.handle(record)
-
-
 def _devices(device: str) -> list[str]:
     """The devices that workers are shared out to: all CUDA devices where none is named."""
     if device == "cuda":
         return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     return [device]
-
-
-def _error(kind: str, message: str, trace: str) -> Exception:
-    """What was raised in a worker: ours as it was, anything else as a bug."""
-    ours = getattr(errors, kind, None)
-    error: Exception = RuntimeError(f"{kind}: {message}")
-    if isinstance(ours, type) and issubclass(ours, BenchError):
-        error = ours(message)
-    error.add_note(f"In a worker process:\n{trace}")
-    return error
 
 
 def _advice(code: int) -> str:

@@ -26,7 +26,8 @@ from robustbench_meta.desk import Desk
 from robustbench_meta.errors import BenchError, unknown
 from robustbench_meta.executors import Policy, Recipe, relay
 from robustbench_meta.executors.processes import GRACE_SECONDS, POLL_SECONDS
-from robustbench_meta.executors.remote import DISTRIBUTIONS, Voice, installed, pack, raised, unlike
+from robustbench_meta.executors.remote import DISTRIBUTIONS, installed, pack, unlike
+from robustbench_meta.executors.speech import Voice, raised
 from robustbench_meta.grid import Grid
 from robustbench_meta.tasks import ImageBank
 from robustbench_meta.tuning import CacheBook

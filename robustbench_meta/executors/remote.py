@@ -5,32 +5,28 @@ No file system is shared: data, local plugins and checkpoints travel, and so do 
 
 from __future__ import annotations
 
-import builtins
-import logging
 import os
 import signal
 import sys
 import tempfile
 import threading
 import traceback
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from robustbench_meta import errors, keeping
+from robustbench_meta import keeping
 from robustbench_meta.cores import computing_alone
 from robustbench_meta.devices import choose_device
 from robustbench_meta.discovery import sources
 from robustbench_meta.errors import BenchError
 from robustbench_meta.executors import Recipe
-from robustbench_meta.executors.worker import Paced, muted, speaking_through
+from robustbench_meta.executors.speech import Line, Paced, muted, speaking_through
 from robustbench_meta.grid import Grid, prepare
 from robustbench_meta.lanes import Lanes
 from robustbench_meta.registry import core_code, load_registry
@@ -201,27 +197,6 @@ def _code(recipe: Recipe) -> dict[str, bytes]:
 # -- there -----------------------------------------------------------------------------------------
 
 
-class Line:
-    """The pipe to the driver, for all threads of a worker: it sends (kind, facts)."""
-
-    def __init__(self, pipe: Connection, stop: Stop) -> None:
-        self._pipe, self._stop, self._lock = pipe, stop, threading.Lock()
-
-    def tell(self, kind: str, /, **facts: Any) -> None:
-        """Send one message, whole also when the work is told to stop."""
-        if threading.current_thread() is threading.main_thread():
-            with self._stop.shielded(), self._lock:
-                self._pipe.send((kind, facts))
-        else:
-            with self._lock:
-                self._pipe.send((kind, facts))
-
-    def next(self) -> Any:
-        """What the driver sends next, waited for."""
-        with self._stop.at_once():
-            return self._pipe.recv()
-
-
 class AskedBook:
     """The driver's book of plans, so that all workers use the plans of a run on its machine."""
 
@@ -294,43 +269,3 @@ def _end_with_input() -> None:
 
 
 # -- here ------------------------------------------------------------------------------------------
-
-
-class Voice:
-    """Says on this machine what workers elsewhere have to say, as if nothing ran elsewhere."""
-
-    def __init__(self) -> None:
-        self._shown: dict[str, dict[Any, Any]] = {}
-        """What the module warnings keeps of the warnings that were shown, by file."""
-        self._sayings: dict[str, Callable[..., None]] = {"log": _log_here, "warning": self._warn, "print": _print_here}
-
-    def says(self, kind: str, facts: Mapping[str, Any]) -> bool:
-        """Say it, if that message is something to say."""
-        if kind in self._sayings:
-            self._sayings[kind](**facts)
-        return kind in self._sayings
-
-    def _warn(self, text: str, category: str, filename: str, lineno: int) -> None:
-        """Warn as the worker did; the same warning of several workers is shown once."""
-        known = getattr(builtins, category, UserWarning)
-        warnings.warn_explicit(text, known, filename, lineno, registry=self._shown.setdefault(filename, {}))
-
-
-def _log_here(record: logging.LogRecord) -> None:
-    logger = logging.getLogger(record.name)
-    if logger.isEnabledFor(record.levelno):
-        logger.handle(record)
-
-
-def _print_here(stream: str, text: str) -> None:
-    getattr(sys, stream).write(text)
-
-
-def raised(kind: str, message: str, trace: str) -> Exception:
-    """What was raised in a worker: ours as it was, anything else as a bug."""
-    ours = getattr(errors, kind, None)
-    error: Exception = RuntimeError(f"{kind}: {message}")
-    if isinstance(ours, type) and issubclass(ours, BenchError):
-        error = ours(message)
-    error.add_note(f"In a worker:\n{trace}")
-    return error

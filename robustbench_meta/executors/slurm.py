@@ -29,8 +29,9 @@ from robustbench_meta.data.cache import cache_dir
 from robustbench_meta.desk import MOST_LOSSES, Desk
 from robustbench_meta.errors import BenchError, unknown
 from robustbench_meta.executors import Policy, Recipe, Task
-from robustbench_meta.executors.remote import Voice, installed, raised
+from robustbench_meta.executors.remote import installed
 from robustbench_meta.executors.slurm_job import BEAT_SECONDS, Order, PlanFolder, Tail, work
+from robustbench_meta.executors.speech import Voice, raised
 from robustbench_meta.files import cannot_write
 from robustbench_meta.tuning import CacheBook
 

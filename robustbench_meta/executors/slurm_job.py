@@ -29,7 +29,7 @@ from robustbench_meta.devices import choose_device
 from robustbench_meta.errors import BenchError, StorageError
 from robustbench_meta.executors import Recipe, Task
 from robustbench_meta.executors.remote import installed, unlike
-from robustbench_meta.executors.worker import muted, speaking_through
+from robustbench_meta.executors.speech import muted, speaking_through
 from robustbench_meta.files import cannot_write, write_text
 from robustbench_meta.grid import prepare
 from robustbench_meta.lanes import Lanes
