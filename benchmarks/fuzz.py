@@ -29,22 +29,35 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+import torch
 import typer
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from robustbench_meta.checkpoints import (
+    Trained,
+    TrainingState,
+    checkpoint_bytes,
+    read_state,
+    state_bytes,
+    weights_of,
+)
 from robustbench_meta.data import archives, pickles
 from robustbench_meta.data.images import read_image
 from robustbench_meta.data.pickled import read_series
 from robustbench_meta.data.series import choose_series
+from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError
+from robustbench_meta.parts import Chunk, Tally, part_bytes, read_part
 from robustbench_meta.records import SCHEMA, read_record, record_text
+from robustbench_meta.sharing import Judged
 
 SECONDS, MEMORY = 10, 2**30
 _EXECUTES = ("exec", "import", "os.exec", "os.spawn", "os.posix_spawn", "os.system", "pickle.find_class", "socket.",
@@ -409,7 +422,39 @@ def made_records() -> st.SearchStrategy[bytes]:
     return values.map(lambda value: json.dumps(value).encode()) | deep | st.binary()
 
 
+# ---- checkpoints, and what is kept of work under way
+
+
+def read_kept(content: bytes, _: Path) -> object:
+    """As each of the three kinds of file that a run reads back."""
+    for read in (partial(read_state, key="k", device=torch.device("cpu")), partial(read_part, training="k")):
+        with suppress(BenchError):
+            read(content)
+    return weights_of(content)
+
+
+def kept_seeds() -> list[bytes]:
+    """A checkpoint, a state and a part."""
+    weights = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(2)}
+    optimizer = torch.optim.Adam([weight.requires_grad_() for weight in weights.values()])
+    sum(weight.sum() for weight in weights.values()).backward()  # type: ignore[union-attr]  # tensors
+    optimizer.step()
+    trained = Trained(weights, history=[{"step": 1.0}])
+    state = TrainingState(1, weights, optimizer.state_dict(), trained, 0.5, Judged(), Plan(), "cpu")
+    chunk = Chunk(b"noted", torch.ones(1, 2, dtype=torch.bool), {"c": Tally(torch.zeros(1, 2, dtype=torch.bool))})
+    part = part_bytes({(0, 1): [chunk]}, "k", "how")
+    return [checkpoint_bytes(trained, {"learner": {"name": "maml"}}), state_bytes(state, "k"), part]
+
+
+def headers() -> st.SearchStrategy[bytes]:
+    """The length of a header, a header, and something behind it, as in safetensors."""
+    values = st.recursive(st.none() | st.integers() | st.text(), lambda each: st.dictionaries(st.text(), each))
+    header = st.dictionaries(st.sampled_from(["__metadata__", "w"]), values).map(lambda it: json.dumps(it).encode())
+    return st.builds(lambda head, rest: len(head).to_bytes(8, "little") + head + rest, header, st.binary())
+
+
 TARGETS: dict[str, Target] = {
+    "checkpoints": Target(read_kept, kept_seeds, headers()),
     "pickles": Target(read_pickled, pickled_seeds, made_pickles(), (by_opcode, by_opcode)),
     "zips": Target(read_zip, zipped_seeds, made_zips()),
     "images": Target(read_picture, image_seeds, made_images(), (chunks_mended,)),

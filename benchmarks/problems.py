@@ -22,8 +22,8 @@ from robustbench_meta.engine import Engine, Plan
 from robustbench_meta.grid import Grid, Training, prepare
 from robustbench_meta.lanes import Lanes
 from robustbench_meta.registry import Registry, load_registry
-from robustbench_meta.spec import RunSpec
 from robustbench_meta.shelf import Folder
+from robustbench_meta.spec import RunSpec
 from robustbench_meta.tasks import Batch, TaskBatch
 from robustbench_meta.training import make_engine
 

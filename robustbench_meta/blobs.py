@@ -53,7 +53,7 @@ def metadata_of(data: bytes) -> dict[str, str]:
     Raises:
         ValueError, KeyError, TypeError, AttributeError: they say nothing, or are damaged.
     """
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")].decode())["__metadata__"]
     return {str(name): str(value) for name, value in header.items()}
 
 
@@ -84,6 +84,13 @@ def _checksum(kind: str, body: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(f"{kind}\0{len(body)}\0{body}".encode())
     add_tensors(digest, tensors)
     return digest.hexdigest()
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """16 hexadecimal digits that change with anything in them."""
+    found = hashlib.sha256()
+    add_tensors(found, {name: tensor.detach().cpu() for name, tensor in tensors.items()})
+    return found.hexdigest()[:16]
 
 
 def add_tensors(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:

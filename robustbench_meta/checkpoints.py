@@ -74,6 +74,8 @@ class TrainingState:
     """Since the last validation."""
     plan: Plan
     """Of the engine: it decides the rounding."""
+    device: str
+    """Its kind, cpu or cuda."""
 
 
 def checkpoint_bytes(trained: Trained, about: Mapping[str, Any]) -> bytes:
@@ -159,7 +161,7 @@ def read_state(data: bytes, key: str, device: torch.device) -> TrainingState:
             raise StorageError("it is of another training than its name says")
         groups, entries = tree["optimizer"]["groups"], tree["optimizer"]["state"]
         return TrainingState(
-            step=int(tree["step"]), best=float(tree["best"]), plan=Plan(**tree["plan"]),
+            step=int(tree["step"]), device=str(tree["device"]), best=float(tree["best"]), plan=Plan(**tree["plan"]),
             weights=_on(tree["weights"], device),
             optimizer={"param_groups": groups, "state": dict(map(tuple, entries))},  # load_state_dict moves it
             trained=Trained(**{**tree["trained"], "weights": _on(tree["trained"]["weights"], device)}),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from robustbench_meta.checkpoints import checkpoint_name, state_name
 from robustbench_meta.executors import Task
 from robustbench_meta.grid import Cell, Grid
+from robustbench_meta.locking import cell_lock, training_lock
 from robustbench_meta.parts import part_name
 from robustbench_meta.registry import Registry
 from robustbench_meta.stopping import Stop
@@ -20,7 +22,7 @@ _log = logging.getLogger(__name__)
 AGAIN_SECONDS = 0.5
 """How long a task that another run is at work on is left alone before it is looked at again."""
 MOST_LOSSES = 5
-"""How often a task is begun again whose worker was lost with its machine."""
+"""How often in a row a task is begun again whose worker was lost with its machine before it got any further."""
 
 
 @dataclass
@@ -47,8 +49,19 @@ class _Busy:
     """When it was last heard of."""
     at: dict[str, float] = field(default_factory=dict)
     """The cells that were under way then, with the seconds that each had taken."""
+    reached: int | None = None
+    """The first step, or number of episodes, that was told."""
+    advanced: bool = False
+    """Whether it has got further since."""
     pages: list[str] = field(default_factory=list)
     """What is kept of it that is of no use any more."""
+
+    def hear(self, now: float, reached: int | None) -> None:
+        """Something was heard of it, perhaps how far it has got."""
+        self.heard = now
+        if reached is not None:
+            self.reached = reached if self.reached is None else self.reached
+            self.advanced = self.advanced or reached > self.reached
 
 
 class Desk:
@@ -83,7 +96,8 @@ class Desk:
         """The training that each worker was last at."""
         self._elsewhere: dict[Task, float] = {}
         """When to look again at what another run is at work on."""
-        self._losses: dict[str, int] = {}
+        self._losses: dict[tuple[str, tuple[str, ...]], int] = {}
+        """How often a task's worker was lost since it last got further."""
         self._said = False
 
     @property
@@ -136,7 +150,7 @@ class Desk:
         """
         busy = self._busy.get(worker)
         if busy is not None:
-            busy.heard = self._clock()
+            busy.hear(self._clock(), facts.get("step", facts.get("done")))
         if event == "at":
             if busy is not None:
                 busy.at = dict(facts["cells"])
@@ -162,11 +176,8 @@ class Desk:
 
     def over(self, worker: Hashable) -> None:
         """A worker is done with its task."""
-        busy = self._leave(worker)
-        for key in sorted(busy.open):
-            self._failed(key, "its worker said nothing of it; this is a bug")
-        for name in busy.pages:
-            self._store.shelf.remove(name)
+        with self._leaving(worker) as busy:
+            self._conclude(busy)
 
     def died(self, worker: Hashable, how: str, *, guilty: bool = True) -> None:
         """A worker is no more; what it was at fails, and others do the rest of its task.
@@ -178,26 +189,15 @@ class Desk:
         """
         if worker not in self._busy:
             return
-        busy = self._leave(worker)
-        if not guilty:
-            what = f"{busy.task.training} {bool(busy.task.cells)}"
-            self._losses[what] = self._losses.get(what, 0) + 1
-            if self._losses[what] > MOST_LOSSES:
-                self._give_up(busy, how)
+        with self._leaving(worker) as busy:
+            if busy.task.cells and not busy.open:
+                self._conclude(busy)
+            elif not guilty:
+                self._lost(busy, how)
+            elif not busy.task.cells:
+                self._training_failed(busy.task.training, how)
             else:
-                _log.warning("%s; beginning again with what was kept", how)
-                self._again(busy)
-        elif not busy.task.cells:
-            self._training_failed(busy.task.training, how)
-        else:
-            culprits = [key for key in busy.at if key in busy.open] if len(busy.open) > 1 else list(busy.open)
-            if len(culprits) == 1:
-                self._failed(culprits[0], how)
-                busy.open.discard(culprits[0])
-                self._again(busy)
-            else:
-                _log.warning("%s; doing its %d cells one by one, to see which it is", how, len(busy.open))
-                self._again(busy, apart=True)
+                self._blame(busy, [key for key in busy.at if key in busy.open], how)
 
     def overdue(self, worker: Hashable) -> str | None:
         """Why a worker is to be ended because of the cell timeout; None if it is not."""
@@ -217,26 +217,61 @@ class Desk:
 
     def expired(self, worker: Hashable, how: str) -> None:
         """A worker was ended because it was `overdue`: the cells that took too long fail, others do the rest."""
-        busy = self._leave(worker)
-        if not busy.task.cells:
-            self._training_failed(busy.task.training, how)
-            return
-        assert self.cell_timeout is not None
-        silent = self._clock() - busy.heard
-        slow = [key for key, seconds in busy.at.items() if seconds + silent > self.cell_timeout and key in busy.open]
-        if not slow:
-            self._give_up(busy, how)
-            return
-        for key in slow:
-            self._failed(key, how)
-            busy.open.discard(key)
-        self._again(busy)
+        with self._leaving(worker) as busy:
+            if not busy.task.cells:
+                self._training_failed(busy.task.training, how)
+                return
+            silent, limit = self._clock() - busy.heard, self.cell_timeout or 0.0
+            slow = [key for key, seconds in busy.at.items() if seconds + silent > limit and key in busy.open]
+            for key in slow[1:]:
+                self._failed(key, how)
+                busy.open.discard(key)
+            self._blame(busy, slow[:1], how)
+
+    @contextlib.contextmanager
+    def _leaving(self, worker: Hashable) -> Iterator[_Busy]:
+        """A worker has its task no more; its locks are free when what became of it is written."""
+        busy = self._busy.pop(worker)
+        try:
+            yield busy
+        finally:
+            for name in busy.locks:
+                self._store.locks.give_back(name)
+
+    def _conclude(self, busy: _Busy) -> None:
+        """A task is over."""
+        for key in sorted(busy.open):
+            self._failed(key, "its worker said nothing of it; this is a bug")
+        for name in busy.pages:
+            self._store.shelf.remove(name)
+
+    def _blame(self, busy: _Busy, culprits: Sequence[str], how: str) -> None:
+        """The cell that is to blame fails; if it is not known which, each is done by itself."""
+        if len(busy.open) == 1:
+            culprits = list(busy.open)
+        if len(culprits) == 1:
+            self._failed(culprits[0], how)
+            busy.open.discard(culprits[0])
+            self._again(busy)
+        else:
+            _log.warning("%s; doing its %d cells one by one, to see which it is", how, len(busy.open))
+            self._again(busy, apart=True)
+
+    def _lost(self, busy: _Busy, how: str) -> None:
+        """A task's worker was lost: it is begun again, but not for ever if it gets no further."""
+        what = (busy.task.training, busy.task.cells)
+        self._losses[what] = 1 if busy.advanced else self._losses.get(what, 0) + 1
+        if self._losses[what] > MOST_LOSSES:
+            self._give_up(busy, f"{how}, for the {self._losses[what]}th time without getting any further")
+        else:
+            _log.warning("%s; beginning again with what was kept", how)
+            self._again(busy)
 
     def _begin(self, worker: Hashable, task: Task) -> Task | None:
         """Lock what a task is about; what others are at stays for later, what they have done needs no more doing."""
         self._elsewhere.pop(task, None)
         self._waiting.remove(task)
-        names = {key: f"cell-{key}" for key in task.cells} if task.cells else {task.training: f"train-{task.training}"}
+        names = {key: cell_lock(key) for key in task.cells} or {task.training: training_lock(task.training)}
         taken = [key for key, name in names.items() if self._store.locks.take(name)]
         left = [key for key in names if key not in taken]
         if left:
@@ -269,13 +304,6 @@ class Desk:
             return True
         return False
 
-    def _leave(self, worker: Hashable) -> _Busy:
-        """A worker has its task no more."""
-        busy = self._busy.pop(worker)
-        for name in busy.locks:
-            self._store.locks.give_back(name)
-        return busy
-
     def _again(self, busy: _Busy, *, apart: bool = False) -> None:
         """The rest of a task is to be done by somebody; or each cell of it by itself."""
         left = [key for key in busy.task.cells if key in busy.open]
@@ -301,6 +329,7 @@ class Desk:
         """All cells that wait for a checkpoint that will not come fail."""
         for task in [task for task in self._waiting if key in task.needs]:
             self._waiting.remove(task)
+            self._elsewhere.pop(task, None)
             kept = tuple(cell for cell in task.cells if not self._wants(cell, key))
             for cell in task.cells:
                 if cell not in kept:

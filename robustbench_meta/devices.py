@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustbench_meta.errors import BenchError
+from robustbench_meta.errors import BenchError, DeviceLostError
 
 resource: ModuleType | None
 try:
@@ -55,6 +55,14 @@ def choose_device(text: str, *, here: bool = True) -> torch.device:
         count = torch.cuda.device_count()
         raise BenchError(f"--device {text}: this machine has {count} CUDA device(s), cuda:0 to cuda:{count - 1}")
     return torch.device("cuda", index)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error, or the text that tells it, is one after which this process cannot compute on CUDA any more."""
+    if isinstance(error, DeviceLostError):
+        return True
+    lost = getattr(torch, "AcceleratorError", ())
+    return any("CUDA error: " in str(each) or isinstance(each, lost) for each in (error, error.__cause__))
 
 
 def device_name(device: torch.device) -> str:

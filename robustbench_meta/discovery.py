@@ -179,7 +179,8 @@ def _local_files(folder: Path | None) -> list[Path]:
     where = folder if folder is not None else Path("plugins")
     if not where.is_dir():
         if folder is not None:
-            raise PluginError(f"--plugins {folder}: there is no such folder")
+            what = "that is a file; name the folder that it is in" if folder.is_file() else "there is no such folder"
+            raise PluginError(f"--plugins {folder}: {what}")
         return []
     own = set(FOLDERS) if _is_built_in_folder(where) else set()
     files = [path for path in where.glob("*.py") if path.name != "__init__.py"]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from robustbench_meta.contracts import Learner, Random, Weights
-from robustbench_meta.errors import BenchError
+from robustbench_meta.contracts import Learner, Random, Update, Weights
+from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.lanes import Crew, Lanes
 from robustbench_meta.models import Forward, Network, State, WithSupport
 from robustbench_meta.seeds import seed_from
@@ -181,6 +181,7 @@ class Engine:
         """The share of these tasks, of so many in all, in the meta-gradients; on an engine with `judged` empty."""
         self.batch_seeds(seeds)
         updates, leaves = self.learner.objective(self, self.theta(weights), tasks), list(weights.values())
+        _check_updates(self.learner.name, updates, tasks.tasks)
         gradients = [
             torch.autograd.grad(
                 update.loss.sum() / of, leaves, retain_graph=update is not updates[-1], materialize_grads=True
@@ -297,6 +298,12 @@ class Engine:
 
         def step(tree: Any, x: Tensor, y: Tensor) -> list[Tensor]:
             leaves, spec = pytree.tree_flatten(self.learner.adapt(self.network, tree, Batch(x, y), **settings))
+            if not all(isinstance(leaf, Tensor) for leaf in leaves):
+                other = next(type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor))
+                raise PluginError(
+                    f"learner '{self.learner.name}': adapt returned {other}, or a state with one in it; expected "
+                    "tensors, or lists, tuples or dicts of them"
+                )
             shape[:] = [spec, [passed.get(id(leaf)) for leaf in leaves]]
             return [leaf for leaf in leaves if id(leaf) not in passed]
 
@@ -346,3 +353,19 @@ class Engine:
             self.compiled[key] = many(torch.compile(function, backend=COMPILER, dynamic=False))
         compiled: Callable[..., Any] = self.compiled[key]
         return compiled
+
+
+def _check_updates(learner: str, updates: Any, tasks: int) -> None:
+    """Raise PluginError unless an objective gave updates, each with a loss a task that depends on θ."""
+    who = f"the objective of learner '{learner}'"
+    listed = isinstance(updates, list) and bool(updates) and all(isinstance(update, Update) for update in updates)
+    if not listed:
+        hint = ": is a `return` missing?" if updates is None else ""
+        raise PluginError(f"{who} returned {type(updates).__name__}; expected a list of Update(loss){hint}")
+    for update in updates:
+        loss = update.loss
+        if not isinstance(loss, Tensor) or loss.shape != (tasks,):
+            what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise PluginError(f"{who} gave a loss of {what}; expected one for each of the {tasks} tasks, not averaged")
+        if not loss.requires_grad:
+            raise PluginError(f"{who} gave a loss that does not depend on θ: was it detached, or made of numbers?")

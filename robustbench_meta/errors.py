@@ -26,6 +26,16 @@ class ViolationError(BenchError):
     """An attack returned something outside its threat model, or touched what it must not touch."""
 
 
+_MOST_LISTED = 20
+
+
+class DeviceLostError(BenchError):
+    """After an error on the CUDA device nothing more can be computed on it in this process."""
+
+    cell: str | None = None
+    """The key of the cell that was under way."""
+
+
 def unknown(kind: str, given: str, known: Iterable[str]) -> str:
     """Word the message for an unknown name: the nearest names, or all of them when none is near."""
     names = sorted(known)
@@ -34,5 +44,7 @@ def unknown(kind: str, given: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(given.lower(), names, n=3, cutoff=0.6)
     if near:
         return f"unknown {kind} '{given}': did you mean {' or '.join(repr(name) for name in near)}?"
+    if len(names) > _MOST_LISTED:
+        return f"unknown {kind} '{given}'; there are {len(names)}: see `bench list`"
     listed = ", ".join(names) if names else "none"
     return f"unknown {kind} '{given}'; there is: {listed}"

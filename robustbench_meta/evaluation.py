@@ -15,8 +15,9 @@ from torch import Tensor
 
 from robustbench_meta.checks import Certificate, certify
 from robustbench_meta.contracts import Weights
+from robustbench_meta.devices import is_lost
 from robustbench_meta.engine import Engine
-from robustbench_meta.errors import BenchError
+from robustbench_meta.errors import BenchError, DeviceLostError
 from robustbench_meta.grid import Cell
 from robustbench_meta.keeping import Notebook
 from robustbench_meta.lanes import DeathError
@@ -181,13 +182,16 @@ class _Evaluation:
         self.given_up.add(culprit)
 
     def _tells_all(self, start: int, chunk: Chunk) -> bool:
-        """Whether a chunk that was kept, of the portion that begins there, has all that is asked for."""
-        if not set(self.trials) <= set(chunk.cells):
+        """Whether a chunk that was kept, of the portion that begins there, has all that is asked for.
+
+        What failed is not among it: its reason may be gone.
+        """
+        tallies = [chunk.cells.get(key) for key in self.trials]
+        if not all(tally is not None and tally.failure is None for tally in tallies):
             return False
         if self.battery is None or start >= CHECKED:
             return True
-        whole = [key for key in self.trials if chunk.cells[key].failure is None]
-        return all(probe.key in chunk.probes for key in whole for _, probe in self.probes[key])
+        return all(probe.key in chunk.probes for key in self.trials for _, probe in self.probes[key])
 
     def _outcome(self, cell: Cell, chunks: list[Chunk], observation: Observation) -> Outcome | BenchError:
         if cell.key in self.broken:
@@ -260,7 +264,7 @@ class _Evaluation:
         chunk = Chunk(_noted(tasks))
         for key, trial in self.trials.items():
             with self._at(places, key):
-                chunk.cells[key] = self._held(arena, trial, key)
+                chunk.cells[key] = _of(key, self._held(arena, trial, key))
         chunk.clean = arena.clean if any(tally.failure is None for tally in chunk.cells.values()) else None
         chunk.adapt_seconds, chunk.adapted_tasks = arena.adapt_seconds, arena.adapted_tasks
         if self.battery is not None and chunk.clean is not None and places.start < CHECKED:
@@ -294,7 +298,7 @@ class _Evaluation:
             with self._at(places, key):
                 for _, probe in self.probes[key]:
                     if probe.key not in chunk.probes:
-                        chunk.probes[probe.key] = self._held(arena, probe, probe.key)
+                        chunk.probes[probe.key] = _of(key, self._held(arena, probe, probe.key))
                 armed = _tested(trial)
                 if armed is not None and places.start < SELF_TESTED:
                     if armed.key not in effects:
@@ -305,6 +309,15 @@ class _Evaluation:
         """Inside, this process is at that cell."""
         starts = [portion.start for portion in self.portions]
         return self.whereabouts.at(bisect_right(starts, places.start) - 1, key)
+
+
+def _of(key: str, tally: Tally) -> Tally:
+    """What a trial of that cell gave; if it made the device useless, nothing more can be evaluated here."""
+    if tally.failure is not None and is_lost(tally.failure):
+        lost = DeviceLostError(str(tally.failure))
+        lost.cell = key
+        raise lost
+    return tally
 
 
 def _bounds(portion: range) -> tuple[int, int]:

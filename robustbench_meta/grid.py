@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner, Setting
-from robustbench_meta.errors import BenchError
+from robustbench_meta.errors import BenchError, DataError, PluginError
 from robustbench_meta.options import SCENARIOS, parse_choice, parse_scenarios
 from robustbench_meta.probes import Battery, assemble
 from robustbench_meta.profiles import get_profile
@@ -185,7 +185,7 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None, splits: Sp
     threats = all_threats(run, dataset, attacks)
     way = _way(run, dataset)
     shot, query = run.size("shot"), run.size("query")
-    splits = splits if splits is not None else dataset.load(data_root)
+    splits = splits if splits is not None else _loaded(dataset, dataset_label, data_root)
     check_disjoint_classes(splits)
     for source in splits:
         source.check(way, shot, query)
@@ -218,6 +218,25 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None, splits: Sp
             "accuracy without any (clean/clean), use --attack none"
         )
     return grid
+
+
+def _loaded(dataset: Dataset, label: str, data_root: Path | None) -> Splits:
+    """What the data set gives.
+
+    Raises:
+        BenchError: it raised, or gave something else than three splits.
+    """
+    try:
+        splits = dataset.load(data_root)
+    except (BenchError, OSError, MemoryError):
+        raise
+    except Exception as error:  # a data set is a plugin, and may raise anything
+        raise DataError(f"data set '{label}' failed: {type(error).__name__}: {error}") from error
+    if not isinstance(splits, Splits):
+        raise PluginError(
+            f"data set '{label}' gave {type(splits).__name__} for its tasks; expected Splits(train, validation, test)"
+        )
+    return splits
 
 
 def _base(run: RunSpec, setting: Setting, splits: Splits, dataset: PluginSpec, backbone: PluginSpec) -> dict[str, Any]:

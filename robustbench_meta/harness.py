@@ -76,7 +76,7 @@ class _Guard:
             with torch.no_grad():
                 for live, kept in changed:
                     live.copy_(kept)
-            if changed:
+            if changed and (error is None or isinstance(error, Exception)):  # else it was interrupted in the middle
                 raise self._changed("the model's weights") from error
         if error is not None:
             return

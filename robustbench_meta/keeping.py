@@ -72,12 +72,18 @@ class Keeper:
         self._pace = Pace(keep_seconds())
 
     def state(self, device: torch.device) -> TrainingState | None:
-        """The state to go on from, on `device`; None if there is none. A damaged one is warned of and removed."""
+        """The state to go on from, on `device`; None if there is none.
+
+        A damaged one is warned of and removed; so is one of another kind of device (CPU, CUDA): it rounds differently.
+        """
         data = self._shelf.read(state_name(self._key))
         if data is None:
             return None
         try:
-            return read_state(data, self._key, device)
+            state = read_state(data, self._key, device)
+            if state.device != device.type:
+                raise StorageError(f"it was left on {state.device}, and this is {device.type}")
+            return state
         except StorageError as error:
             _log.warning("%s: %s; this meta-training begins anew", state_name(self._key), error)
             self._shelf.remove(state_name(self._key))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import filelock
 
-from robustbench_meta.errors import StorageError
+from robustbench_meta.errors import BenchError, StorageError
 from robustbench_meta.files import FULL, cannot_write
 
 _log = logging.getLogger(__name__)
@@ -23,6 +23,16 @@ LEASE = "ROBUSTBENCH_META_LOCKS"
 LEASE_SECONDS = 30.0
 """How long nobody has heard of the holder of a lease before it is taken for dead; it tells thrice as often."""
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
+
+
+def cell_lock(key: str) -> str:
+    """The name of the lock of a cell."""
+    return f"cell-{key}"
+
+
+def training_lock(key: str) -> str:
+    """The name of the lock of a training."""
+    return f"train-{key}"
 
 
 class Locks:
@@ -34,9 +44,14 @@ class Locks:
 
     Args:
         folder: of the lock files; made when first needed.
+
+    Raises:
+        BenchError: the environment asks for another kind of lock than there is.
     """
 
     def __init__(self, folder: Path) -> None:
+        if os.environ.get(LEASE, "") not in {"", "lease"}:
+            raise BenchError(f"{LEASE}={os.environ[LEASE]}: expected lease, or nothing for the system's own locks")
         self._folder = folder
         self._held: dict[str, tuple[filelock.BaseFileLock, int]] = {}
         self._tried: dict[str, filelock.BaseFileLock] = {}
@@ -83,6 +98,16 @@ class Locks:
             lock, _ = self._held[name]
             self._held[name] = lock, 1
             self.give_back(name)
+
+    @contextlib.contextmanager
+    def tried(self, name: str) -> Iterator[bool]:
+        """Inside, whether the lock could be taken at once; if so, it is held."""
+        taken = self.take(name)
+        try:
+            yield taken
+        finally:
+            if taken:
+                self.give_back(name)
 
     @contextlib.contextmanager
     def alone(self, name: str) -> Iterator[None]:

@@ -7,10 +7,10 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from robustbench_meta.checks import unchecked
 from robustbench_meta.errors import StorageError
@@ -105,18 +105,28 @@ def _check(record: Mapping[str, Any]) -> None:
         raise ValueError("its answers are of other episodes than its spec says")
 
 
+def _printable(text: str) -> str:
+    """What is shown must not steer the terminal that it is shown on."""
+    if not text.isprintable():
+        raise ValueError(f"{text!r} cannot be printed")
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_printable)]
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
 class _Plugin(_Part):
-    name: str
+    name: _Text
     options: dict[str, Any]
 
 
 class _Attack(_Part):
     plugin: _Plugin
-    norm: str
+    norm: _Text
     eps: float
     sweep: list[float]
 
@@ -131,56 +141,56 @@ class _Training(_Part):
 
 
 class _Surrogate(_Part):
-    trained: str
+    trained: _Text
 
 
 class _Spec(_Part):
     training: _Training
     attack: _Attack
-    code: str
-    support: str
-    query: str
+    code: _Text
+    support: _Text
+    query: _Text
     surrogate: _Surrogate | None
     episodes: int
 
 
 class _Labels(_Part):
-    dataset: str
-    backbone: str
-    learner: str
-    attack: str
-    eps: str
-    training_attack: str
-    training_eps: str
-    surrogate: str
-    warm_start: str
+    dataset: _Text
+    backbone: _Text
+    learner: _Text
+    attack: _Text
+    eps: _Text
+    training_attack: _Text
+    training_eps: _Text
+    surrogate: _Text
+    warm_start: _Text
 
 
 class _Versions(_Part):
-    robustbench_meta: str
+    robustbench_meta: _Text
 
 
 class _Checks(_Part):
-    accuracies: dict[str, float] = {}
+    accuracies: dict[_Text, float] = {}
 
 
 class _Record(_Part):
     """What leaderboards are made of."""
 
-    training: str
-    episodes_digest: str
-    norm_layer: str
-    inference: str
-    precision: str
-    method: str
-    device: str
-    written: str
+    training: _Text
+    episodes_digest: _Text
+    norm_layer: _Text
+    inference: _Text
+    precision: _Text
+    method: _Text
+    device: _Text
+    written: _Text
     parameters: int
     spec: _Spec
     labels: _Labels
-    timings: dict[str, float]
+    timings: dict[_Text, float]
     memory: dict[str, int | None] | None = None
-    flags: list[str]
+    flags: list[_Text]
     checks: _Checks | None
     versions: _Versions
 

@@ -340,7 +340,8 @@ def _reason(error: BaseException, origin: Origin) -> str:
         return str(error)
     if isinstance(error, SyntaxError):
         file = "" if error.filename in (None, origin.where) else f" of {error.filename}"
-        return f"syntax error in line {error.lineno}{file}: {error.msg}"
+        line = "" if error.lineno is None else f" in line {error.lineno}"
+        return f"syntax error{line}{file}: {error.msg}"
     text = " ".join(str(error).split()) or "no message"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(origin.where)]
     own = frames[-1].filename.removeprefix(origin.where).lstrip("/\\") if frames else ""

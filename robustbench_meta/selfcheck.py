@@ -22,8 +22,10 @@ _PRECISIONS = ((torch.float64, 1e-6), (torch.float32, 1e-3))
 """What is tried in turn, and how far apart vectors of each may lie, as a share of their length."""
 
 
-def may_be_vmapped(engine: Engine, weights: Weights, tasks: TaskBatch) -> bool:
+def may_be_vmapped(engine: Engine, weights: Weights, tasks: TaskBatch) -> bool | None:
     """Whether vmap works on this learner and gives the plain loop's meta-gradient, on unattacked tasks.
+
+    None: not even the plain loop gives one, or not in numbers; training will tell why.
 
     Some operations of torch have a wrong second derivative under vmap (batch and instance norm in
     2.13), and some Python cannot be vmapped at all (`.item()`, branches on values).
@@ -34,13 +36,15 @@ def may_be_vmapped(engine: Engine, weights: Weights, tasks: TaskBatch) -> bool:
         except Exception:  # a learner may be written for one precision only: the next, or the training, will tell
             _log.debug("no %s loop", dtype, exc_info=True)
             continue
+        if not plain.isfinite().all():
+            return None
         try:
             mapped = _gradient(engine, weights, tasks, Plan("vmap", "vmap", tasks.tasks), dtype)
         except Exception:  # vmap refuses in many ways
             _log.debug("no vmap", exc_info=True)
             return False
         return bool((plain - mapped).norm() <= tolerance * plain.norm().clamp_min(1e-6))
-    return False
+    return None
 
 
 def can_be_vmapped(engine: Engine, weights: Weights, tasks: TaskBatch) -> bool:

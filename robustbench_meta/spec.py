@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -42,16 +42,16 @@ class RunSpec(BaseModel):
     attacks: tuple[str, ...] = DEFAULT_ATTACKS
     dataset: str = "glyphs"
     backbone: str | None = None
-    way: int | None = Field(None, ge=2)
-    shot: int | None = Field(None, ge=1)
-    query: int | None = Field(None, ge=1)
+    way: int | None = Field(None, ge=2, le=10_000)
+    shot: int | None = Field(None, ge=1, le=10_000)
+    query: int | None = Field(None, ge=1, le=10_000)
     eps: tuple[str, ...] = ()
     scenarios: tuple[str, ...] = DEFAULT_SCENARIOS
     profile: str = "quick"
-    meta_steps: int | None = Field(None, ge=0)
-    tasks_per_step: int | None = Field(None, ge=1)
-    episodes: int | None = Field(None, ge=2)
-    seeds: tuple[int, ...] = (0,)
+    meta_steps: int | None = Field(None, ge=0, le=1_000_000_000)
+    tasks_per_step: int | None = Field(None, ge=1, le=10_000)
+    episodes: int | None = Field(None, ge=2, le=1_000_000)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = (0,)
     device: str = "auto"
     precision: Precision = "float32"
     compile: Compile = "auto"
@@ -101,8 +101,13 @@ class RunSpec(BaseModel):
         return list(unique.values())
 
 
+_REPEATED = {"learners", "attacks", "scenarios", "seeds"}
+"""Options that are repeated; what they gather is named in the plural."""
+
+
 def _explain(issue: Any) -> str:
-    option = "--" + str(issue["loc"][0]).replace("_", "-")
+    name = str(issue["loc"][0])
+    option = "--" + (name.removesuffix("s") if name in _REPEATED else name).replace("_", "-")
     return f"{option} was given {issue['input']!r}: {issue['msg'][0].lower()}{issue['msg'][1:]}"
 
 

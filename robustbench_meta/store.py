@@ -13,7 +13,7 @@ from typing import Any
 from robustbench_meta.checkpoints import check_checkpoint, checkpoint_name, state_name
 from robustbench_meta.errors import BenchError, StorageError
 from robustbench_meta.files import FULL, cannot_write, remove_stale_parts, write_atomically, write_text
-from robustbench_meta.locking import Locks
+from robustbench_meta.locking import Locks, cell_lock, training_lock
 from robustbench_meta.parts import part_name, read_part
 from robustbench_meta.records import SCHEMA, DamagedError, pack, read_record, record_text, unpack
 from robustbench_meta.shelf import Folder
@@ -55,9 +55,9 @@ class Store:
                     pass
         except OSError as error:
             advice = "free some space" if error.errno in FULL else "choose a folder that you may write"
-            raise StorageError(
-                f"--results {self.root}: cannot write there ({error.strerror or error}); {advice}"
-            ) from error
+            a_file = isinstance(error, (FileExistsError, NotADirectoryError))
+            why = "it is a file, or below one" if a_file else error.strerror or str(error)
+            raise StorageError(f"--results {self.root}: cannot write there ({why}); {advice}") from error
 
     def has(self, key: str) -> bool:
         """Whether that cell's record is there, and whole; a damaged one is set aside.
@@ -128,17 +128,20 @@ class Store:
             raise cannot_write(self._failure(key), error) from error
 
     def forget(self, cells: Iterable[str], trainings: Iterable[str]) -> None:
-        """Remove all that is kept of these cells and trainings.
+        """Remove all that is kept of these cells and trainings, but for what another run is at work on.
 
         Raises:
             StorageError: it cannot be removed.
         """
         for key in cells:
-            self.shelf.remove(f"records/{key}.json")
-            self.forget_failure(key)
+            with self.locks.tried(cell_lock(key)) as free:
+                if free:
+                    self.shelf.remove(f"records/{key}.json")
+                    self.forget_failure(key)
         for key in trainings:
-            for name in (checkpoint_name(key), state_name(key), *self.shelf.names(part_name(key))):
-                self.shelf.remove(name)
+            with self.locks.tried(training_lock(key)) as free:
+                for name in (checkpoint_name(key), state_name(key), *self.shelf.names(part_name(key))) if free else ():
+                    self.shelf.remove(name)
 
     def tidy(self, trainings: Iterable[str]) -> None:
         """Remove what was under way of these trainings and is of no use any more: a killed run may have left it."""
@@ -146,8 +149,12 @@ class Store:
             if (self.root / checkpoint_name(key)).is_file():
                 self.shelf.remove(state_name(key))
             for name in self.shelf.names(part_name(key)):
-                if all(self._record(cell).is_file() for cell in self._cells_of(name, key)):
+                if all(self._over(cell) for cell in self._cells_of(name, key)):
                     self.shelf.remove(name)
+
+    def _over(self, key: str) -> bool:
+        """Whether there is an outcome of that cell."""
+        return self._record(key).is_file() or self._failure(key).is_file()
 
     def _cells_of(self, part: str, training: str) -> set[str]:
         """The cells that a part of an evaluation tells of; none if it is damaged."""

@@ -69,9 +69,14 @@ def read_named(registry: Registry, text: str) -> NamedModel:
         backbone, backbone_spec = _plugin(registry, "backbone", about["backbone"])
         way = int(about["way"])
     except OSError as error:
-        raise BenchError(f"--surrogate {text}: cannot be read ({error.strerror or error})") from error
+        raise BenchError(
+            f"--surrogate {text}: cannot be read ({error.strerror or error}); expected a learner, or a checkpoint from "
+            f"a results folder, such as results/checkpoints/HASH{SUFFIX}"
+        ) from error
     except (StorageError, KeyError, TypeError, ValueError) as error:
-        why = str(error) if isinstance(error, StorageError) else f"{type(error).__name__}: {error}"
+        why = f"{type(error).__name__}: {error}"
+        if isinstance(error, StorageError):
+            why = str(error).removeprefix("it is damaged (").removesuffix(")")
         raise BenchError(
             f"--surrogate {text}: not a checkpoint of robustbench_meta, or damaged ({why}); "
             f"expected one from a results folder, such as results/checkpoints/HASH{SUFFIX}"

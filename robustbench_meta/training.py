@@ -13,7 +13,7 @@ from robustbench_meta.checkpoints import Trained, TrainingState
 from robustbench_meta.contracts import Weights
 from robustbench_meta.devices import wait
 from robustbench_meta.engine import Engine, Plan
-from robustbench_meta.errors import BenchError
+from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.grid import Grid, Training
 from robustbench_meta.harness import arm
 from robustbench_meta.keeping import Keeper
@@ -60,8 +60,22 @@ def _build(backbone: object, shape: tuple[int, ...], outputs: int | None, seed: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module: nn.Module = backbone.build(shape, outputs)  # type: ignore[attr-defined]  # a Backbone plugin
-    _check_stateless(module, shape, str(getattr(backbone, "name", backbone)))
+    name = str(getattr(backbone, "name", backbone))
+    _check_module(module, name)
+    _check_stateless(module, shape, name)
     return module.to(device)
+
+
+def _check_module(module: object, name: str) -> None:
+    """Whatever a plugin built must be a module whose weights are numbers."""
+    if not isinstance(module, nn.Module):
+        raise PluginError(
+            f"backbone '{name}' built {type(module).__name__}; expected a torch.nn.Module"
+            + (": is a `return` missing?" if module is None else "")
+        )
+    unfit = [key for key, weight in module.named_parameters() if not weight.isfinite().all()]
+    if unfit:
+        raise PluginError(f"backbone '{name}' begins with weights that are not finite: {', '.join(unfit)}")
 
 
 def _check_stateless(module: nn.Module, shape: tuple[int, ...], name: str) -> None:
@@ -165,7 +179,7 @@ def _steps(
             wait(device)
             trained.seconds = time.perf_counter() - started
             keeper.keep(TrainingState(
-                step, weights, optimizer.state_dict(), trained, best, engine.judged, engine.plan,
+                step, weights, optimizer.state_dict(), trained, best, engine.judged, engine.plan, device.type,
             ))  # fmt: skip
     wait(device)
     trained.seconds = time.perf_counter() - started

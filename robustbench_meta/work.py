@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustbench_meta import __version__
+from robustbench_meta import __version__, blobs
 from robustbench_meta.checkpoints import Trained, checkpoint_bytes, checkpoint_name, read_checkpoint, read_file
 from robustbench_meta.checks import unchecked
 from robustbench_meta.contracts import Weights
-from robustbench_meta.devices import device_name, peak_memory, reset_peak_memory
+from robustbench_meta.devices import device_name, is_lost, peak_memory, reset_peak_memory
 from robustbench_meta.engine import Engine, Plan
-from robustbench_meta.errors import BenchError, StorageError
+from robustbench_meta.errors import BenchError, DeviceLostError, StorageError
 from robustbench_meta.evaluation import Outcome, evaluate, test_episodes
 from robustbench_meta.executors import Hear, Task
 from robustbench_meta.grid import Cell, Grid, Surrogate, Training
@@ -45,8 +45,14 @@ MEASURE_FROM = 100
 """Meta-steps or episodes from which on it pays to measure which plan is fastest."""
 WATCH_SECONDS = 1.0
 """Between two reports of which cells are under way."""
+_BROKEN = (Exception, SystemExit)
+"""What a plugin may raise without costing other learners anything."""
 _CHANGED = "code or data changed while the run was under way; give the same command again"
 _PACKAGES = ("torch", "torchattacks", "numpy", "pillow", "matplotlib")
+
+
+class GoneError(BenchError):
+    """A checkpoint that was there when the run began is not any more."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ def do_task(place: Workplace, task: Task, hear: Hear) -> None:
     Raises:
         Stopped: it was told to stop; what can be resumed is kept.
         StorageError: something cannot be written.
+        DeviceLostError: this process cannot compute on its CUDA device any more.
     """
     training = place.training(task.training)
     cells = [cell for cell in place.grid.cells if cell.key in set(task.cells)]
@@ -104,12 +111,23 @@ def do_task(place: Workplace, task: Task, hear: Hear) -> None:
                 _train(place, training, hear)
     except (StorageError, Stopped):
         raise
-    except Exception as error:  # a learner is a plugin, and may raise anything: its cells fail, the grid goes on
+    except _BROKEN as error:  # a learner is a plugin, and may raise anything: its cells fail, the grid goes on
         _log.debug("%s failed", training.title, exc_info=True)
-        if not task.cells:
-            hear("training_failed", key=task.training, reason=_reason(training, error))
+        _fail(training, task, error, hear)
+        if is_lost(error):
+            raise DeviceLostError(_reason(training, error)) from error
+
+
+def _fail(training: Training, task: Task, error: BaseException, hear: Hear) -> None:
+    """Tell what failed by that error: the task, or the one cell that was under way."""
+    reason = _reason(training, error)
+    if not task.cells:
+        hear("training_failed", key=task.training, reason=reason)
+    elif isinstance(error, DeviceLostError) and error.cell is not None:
+        hear("cell_failed", key=error.cell, reason=reason)
+    else:
         for key in task.cells:
-            hear("cell_failed", key=key, reason=_reason(training, error))
+            hear("cell_failed", key=key, reason=reason, lasting=not isinstance(error, GoneError))
 
 
 def _train(place: Workplace, training: Training, hear: Hear) -> None:
@@ -118,7 +136,8 @@ def _train(place: Workplace, training: Training, hear: Hear) -> None:
     state = keeper.state(place.device)
     done = state.step if state is not None else 0
     hear("training_progress", training=training.title, step=done, steps=steps, metrics={})
-    plan = state.plan if state is not None else train_plan(place, training, self_check(place, training))
+    with place.stop.at_once():
+        plan = state.plan if state is not None else train_plan(place, training, self_check(place, training))
     _forget_memory(place)
     trained = meta_train(
         place.grid, training, place.device, plan,
@@ -126,7 +145,8 @@ def _train(place: Workplace, training: Training, hear: Hear) -> None:
             "training_progress", training=training.title, step=step, steps=steps, metrics=metrics),
         place.lanes, keeper, state,
     )  # fmt: skip
-    trained.peak_memory = _most_memory(place)
+    earlier = state.trained.peak_memory if state is not None else None
+    trained.peak_memory = max(filter(None, (earlier, _most_memory(place))), default=None)
     about = training.spec.model_dump(mode="json")
     place.shelf.write(checkpoint_name(training.key), checkpoint_bytes(trained, about))
     keeper.forget()
@@ -145,13 +165,18 @@ def _evaluate(place: Workplace, training: Training, cells: list[Cell], hear: Hea
     if not cells:
         return
     _forget_memory(place)
-    notebook = Notebook(
-        place.shelf, training.key, [cell.key for cell in cells], f"{at_test} on {device_name(device)}"
-    )  # fmt: skip
+    models = [trained.weights, *(theta for _, theta in surrogates.values())]
+    how = f"{at_test} on {device_name(device)} of {' '.join(map(blobs.digest, models))}"
+    notebook = Notebook(place.shelf, training.key, [cell.key for cell in cells], how)
+
+    def tell(done: int) -> None:
+        place.stop.check()  # what it raised at once, something of a plugin may have caught
+        hear("evaluation_progress", training=training.title, done=done, total=len(cells) * count)
+
     with place.stop.at_once():
         outcomes = evaluate(
             engine, trained.weights, grid.splits.test.to(device), cells, device,
-            lambda done: hear("evaluation_progress", training=training.title, done=done, total=len(cells) * count),
+            tell,
             battery=grid.battery, surrogates=surrogates, notebook=notebook,
             watch=partial(_telling, hear) if place.watches else None,
         )  # fmt: skip
@@ -169,7 +194,7 @@ def _evaluate(place: Workplace, training: Training, cells: list[Cell], hear: Hea
 def _checkpoint(place: Workplace, training: Training, like: Weights) -> Trained:
     data = place.shelf.read(checkpoint_name(training.key))
     if data is None:
-        raise BenchError(f"the checkpoint of {training.title} is gone; give the same command again")
+        raise GoneError(f"the checkpoint of {training.title} is gone; give the same command again")
     try:
         return read_checkpoint(data, like, training.key)
     except BenchError as error:
@@ -210,9 +235,9 @@ def _surrogates(place: Workplace, cells: list[Cell], hear: Hear) -> dict[str, tu
     for surrogate in {cell.surrogate.key: cell.surrogate for cell in cells if cell.surrogate is not None}.values():
         try:
             found[surrogate.key] = _surrogate(place, surrogate, cells[0].spec.episodes)
-        except (StorageError, Stopped):
+        except (StorageError, Stopped, GoneError):
             raise
-        except Exception as error:  # as of a learner
+        except _BROKEN as error:  # as of a learner
             _log.debug("surrogate %s failed", surrogate.label, exc_info=True)
             for cell in cells:
                 if cell.surrogate is not None and cell.surrogate.key == surrogate.key:
@@ -256,6 +281,8 @@ def _self_check(place: Workplace, training: Training) -> bool:
             return False
         vmap = may_be_vmapped(engine, weights, tasks)
     engine.network.precision = spec.precision
+    if vmap is None:
+        return False
     if vmap and (spec.precision == "float32" or can_be_vmapped(engine, weights, tasks)):
         return True
     _log.warning(
@@ -276,7 +303,7 @@ def _most_memory(place: Workplace) -> int | None:
     return None if here is None else max(here, place.lanes.peak)
 
 
-def _reason(training: Training, error: Exception) -> str:
+def _reason(training: Training, error: BaseException) -> str:
     if isinstance(error, BenchError):
         return str(error)
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):

@@ -134,7 +134,7 @@ def state() -> TrainingState:
         optimizer.step()
     judged = Judged(torch.tensor(3.25, dtype=torch.float64), torch.tensor(1.5), 4)
     weights = {name: weight.detach().clone() for name, weight in module.named_parameters()}
-    return TrainingState(2, weights, optimizer.state_dict(), trained(), 0.1 + 0.2, judged, Plan(chunk=3, few=2))
+    return TrainingState(2, weights, optimizer.state_dict(), trained(), 0.1 + 0.2, judged, Plan(chunk=3, few=2), "cpu")
 
 
 def chunk() -> Chunk:

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from robustbench_meta.desk import AGAIN_SECONDS, MOST_LOSSES, Desk
+from robustbench_meta.executors import schedule
 from robustbench_meta.executors.schedule import tasks_of
 from robustbench_meta.grid import prepare
 from robustbench_meta.spec import RunSpec
@@ -130,8 +131,43 @@ def test_a_lost_machine_costs_nothing_until_it_is_lost_too_often(opened, trained
         assert desk.next(0) == task
     assert caplog.text.count("node 7 is gone; beginning again with what was kept") == MOST_LOSSES
     desk.died(0, "node 7 is gone", guilty=False)
-    assert set(failures(tmp_path).values()) == {"node 7 is gone"}
+    assert set(failures(tmp_path).values()) == {"node 7 is gone, for the 6th time without getting any further"}
     assert len(failures(tmp_path)) == 2
+
+
+def test_a_task_that_gets_further_may_be_lost_any_number_of_times(opened, tmp_path):
+    """As a long training on machines that are taken away again and again."""
+    desk, _ = opened()
+    for step in range(0, 40 * MOST_LOSSES, 10):
+        task = desk.next(0)
+        for reached in (step, step + 10):
+            desk.hear(0, "training_progress", training=task.title, step=reached, steps=1000, metrics={})
+        desk.died(0, "it was taken away", guilty=False)
+    assert failures(tmp_path) == {}
+
+
+def test_one_machine_with_many_tasks_is_one_loss_of_each(grid, registry, tmp_path, trained, monkeypatch):
+    monkeypatch.setattr(schedule, "WORTH_STARTING", 1)
+    trained.update(training.key for training in grid.trainings)
+    tasks = tasks_of(grid, {cell.key for cell in grid.cells}, trained.__contains__, bundles=2)
+    desk = Desk(grid, registry, Store(tmp_path), tasks)
+    for _ in range(MOST_LOSSES):
+        for worker in range(len(tasks)):
+            assert desk.next(worker) is not None
+        for worker in range(len(tasks)):
+            desk.died(worker, "the machine is gone", guilty=False)
+    assert failures(tmp_path) == {}
+
+
+def test_a_worker_that_dies_when_all_was_told_costs_nothing(opened, trained, tmp_path):
+    desk, _ = opened()
+    finish_training(desk, "a", desk.next("a"), trained)
+    task = desk.next("a")
+    for key in task.cells:
+        desk.hear("a", "cell_failed", key=key, reason="of its own")
+    desk.died("a", "was ended by SIGKILL")
+    assert set(failures(tmp_path).values()) == {"of its own"}
+    assert all(task.training != each.training for each in desk.waiting)
 
 
 def test_a_cell_that_takes_too_long_is_told_and_fails_alone(opened, trained, tmp_path):

@@ -218,9 +218,15 @@ class Kills(FGSM):
     def perturb(self, *given):
         os.kill(os.getpid(), signal.SIGKILL)
 
+class Poisons(FGSM):
+    """Fails as on a GPU whose context is spoilt."""
+    name = "poisons"
+    def perturb(self, *given):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
 @hookimpl
 def register_attacks(register):
-    for attack in (Hangs, Kills):
+    for attack in (Hangs, Kills, Poisons):
         register(attack)
 '''
 
@@ -255,6 +261,31 @@ def test_a_cell_that_hangs_or_kills_its_process_costs_no_other(tmp_path, hurts, 
     retry = Policy(executor="processes", cell_timeout=4.0, retry_failed=True)
     third, _, _ = run(tmp_path / "r", 1, hurts, retry, **{**grid, "attacks": ("none", "kills")})
     assert (third.skipped, [cell.attack for cell, _ in third.failed]) == (1, ["kills"])
+
+
+def test_an_error_that_spoils_the_device_costs_its_cell_and_its_process(tmp_path, hurts, caplog):
+    grid = {"dataset": "toy", "learners": ("maml",), "attacks": ("none", "poisons", "fgsm")}
+    summary, _, _ = run(tmp_path / "r", 1, hurts, Policy(executor="processes"), **grid)
+    assert [cell.attack for cell, _ in summary.failed] == ["poisons"]
+    assert "device-side assert" in summary.failed[0][1]
+    assert summary.finished == 2
+    assert "could not compute on its device any more; beginning again with what was kept" in caplog.text
+    with pytest.raises(BenchError, match="Nothing more can be computed on cpu by this process"):
+        run(tmp_path / "one", 1, hurts, Policy(), **grid)
+
+
+def test_a_learner_that_ends_the_process_in_good_order_fails_like_any_other(tmp_path, hurts):
+    (hurts / "quits.py").write_text(
+        "import sys\nfrom robustbench_meta import hookimpl\n"
+        "from robustbench_meta.plugins.learners.maml import MAML\n\n"
+        'class Quits(MAML):\n    """Quits."""\n    name = "quits"\n'
+        "    def objective(self, ops, theta, tasks):\n        sys.exit(0)\n\n"
+        "@hookimpl\ndef register_learners(register):\n    register(Quits)\n"
+    )
+    grid = {"dataset": "toy", "learners": ("quits", "maml"), "attacks": ("none",)}
+    summary, _, _ = run(tmp_path / "r", 1, hurts, **grid)
+    assert [cell.learner for cell, _ in summary.failed] == ["quits"]
+    assert summary.finished == 1
 
 
 def test_a_training_that_makes_no_step_is_ended(tmp_path, hurts):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from robustbench_meta import hookimpl, keeping, leaderboard, runner, work
-from robustbench_meta.checkpoints import checkpoint_name, state_name
+from robustbench_meta.checkpoints import Trained, checkpoint_bytes, checkpoint_name, state_name, weights_of
 from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError, StorageError
 from robustbench_meta.executors import Policy
@@ -204,6 +204,63 @@ def test_what_was_found_by_another_plan_is_not_mixed_with_the_rest(tmp_path, mon
     assert done[:2] == [0, 8 * 3], "the first eight episodes of three cells"
 
 
+def test_what_was_found_with_other_weights_is_not_mixed_with_the_rest(tmp_path, whole):
+    """As when a checkpoint was damaged, and trained again on another machine."""
+    attempt(tmp_path, "evaluation_progress", 4, "local")
+    [part, *_] = (tmp_path / "progress").glob("*.part-*")
+    key = part.name.partition(".")[0]
+    path = tmp_path / checkpoint_name(key)
+    weights, about = weights_of(path.read_bytes())
+    path.write_bytes(checkpoint_bytes(Trained({name: -5 * each for name, each in weights.items()}), about))
+    seen, _ = attempt(tmp_path, "evaluation_progress", 10_000, "local")
+    title = next(title for title, _ in (told for kind, told in seen if kind == "evaluation_progress"))
+    done = [done for kind, (who, done) in ((k, t) for k, t in seen if k == "evaluation_progress") if who == title]
+    assert done[:2] == [0, 8 * 3], "all episodes are evaluated again"
+    frame = leaderboard.build(Store(tmp_path))
+    assert set(frame[frame.training_hash == key].clean_accuracy) != set(
+        whole[whole.training_hash == key].clean_accuracy
+    )
+
+
+FLAKY = """
+from pathlib import Path
+from robustbench_meta import hookimpl
+from robustbench_meta.plugins.attacks.fgsm import FGSM
+
+class Flaky(FGSM):
+    name = "flaky"
+    def perturb(self, model, x, y, threat, generators):
+        if not Path("{there}").exists():
+            raise RuntimeError("the file is not there")
+        return super().perturb(model, x, y, threat, generators)
+
+@hookimpl
+def register_attacks(register):
+    register(Flaky)
+"""
+
+
+def test_what_failed_is_not_kept_for_the_next_try(tmp_path):
+    (tmp_path / "flaky.py").write_text(FLAKY.format(there=tmp_path / "there"))
+    registry, stop = load_registry(tmp_path), Stop()
+    grid = grid_of(registry, learners=("maml",), attacks=("none", "flaky"))
+    registry.manager.register(StopsAt("evaluation_progress", 3, stop))
+    with pytest.raises(Stopped):
+        runner.run(grid, registry, Store(tmp_path / "r"), CPU, stop=stop)
+    (tmp_path / "there").touch()
+    summary = runner.run(grid, registry, Store(tmp_path / "r"), CPU, Policy(retry_failed=True))
+    assert (summary.finished, summary.failed) == (2, [])
+
+
+def test_a_state_of_another_kind_of_device_is_not_gone_on_from(tmp_path, registry, caplog):
+    grid, stop = grid_of(registry, learners=("maml",)), Stop()
+    keeper = Keeper(Folder(tmp_path), grid.trainings[0].key, stop)
+    with pytest.raises(Stopped):
+        meta_train(grid, grid.trainings[0], CPU, Plan(chunk=1), lambda *_: stop.ask(), None, keeper)
+    assert keeper.state(torch.device("meta")) is None
+    assert "left on cpu" in caplog.text
+
+
 @pytest.mark.parametrize(
     "damage", [lambda data: data[:-1], lambda data: b"", lambda data: data[:60] + b"x" + data[61:]]
 )
@@ -257,6 +314,7 @@ def test_a_checkpoint_that_vanishes_is_one_clear_failure(tmp_path, registry, mon
     assert {reason for _, reason in summary.failed} == {
         "the checkpoint of maml (seed 0) is gone; give the same command again"
     }
+    assert list((tmp_path / "failures").iterdir()) == [], "so that the same command tries again"
 
 
 def test_a_disk_that_gets_full_stops_the_run_and_loses_nothing(tmp_path, registry, whole, monkeypatch):

@@ -13,7 +13,7 @@ from robustbench_meta.contracts import Dataset
 from robustbench_meta.data.folders import PARTS, list_images
 from robustbench_meta.data.pictures import cached_pictures
 from robustbench_meta.data.reading import read_listing, state_of
-from robustbench_meta.data.root import data_root
+from robustbench_meta.data.root import data_root, expanded
 from robustbench_meta.errors import DataError
 from robustbench_meta.tasks import Splits
 
@@ -64,7 +64,7 @@ class ImageFolder(Dataset):
             raise DataError(
                 "image-folder: which folder? Give its option path, as in --dataset image-folder:path=my-images"
             )
-        folder = data_root(root) / Path(self.path).expanduser()
+        folder = data_root(root) / expanded(Path(self.path))
         if not folder.is_dir():
             raise DataError(
                 f"image-folder: there is no folder {folder}; give an absolute path, or one below the data root "

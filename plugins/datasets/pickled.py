@@ -11,7 +11,7 @@ from pydantic import Field
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Dataset
 from robustbench_meta.data.pickled import read_series
-from robustbench_meta.data.root import data_root
+from robustbench_meta.data.root import data_root, expanded
 from robustbench_meta.data.series import choose_series
 from robustbench_meta.errors import DataError
 from robustbench_meta.tasks import Splits
@@ -38,7 +38,7 @@ class Pickled(Dataset):
     def _folder(self, root: Path | None) -> Path:
         if not self.path:
             raise DataError("pickled: which folder? Give its option path, as in --dataset pickled:path=mini-imagenet")
-        folder = data_root(root) / Path(self.path).expanduser()
+        folder = data_root(root) / expanded(Path(self.path))
         if not folder.is_dir():
             raise DataError(
                 f"pickled: there is no folder {folder}; give an absolute path, or one below the data root "

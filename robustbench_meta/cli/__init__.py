@@ -68,7 +68,10 @@ def bench(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command `bench`; exits with 0, 1 (a cell failed, or a bug), 2 (bad input or environment) or 130 (Ctrl-C)."""
+    """The command `bench`.
+
+    It exits with 0, 1 (a cell failed, or a bug), 2 (bad input or environment), 130 (Ctrl-C) or 143 (SIGTERM).
+    """
     given = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -17,6 +17,7 @@ from robustbench_meta.executors import Policy
 from robustbench_meta.executors.choice import check_executor, computes_here
 from robustbench_meta.executors.schedule import side_by_side, tasks_of
 from robustbench_meta.grid import Grid
+from robustbench_meta.keeping import keep_seconds
 from robustbench_meta.precision import check_precision
 from robustbench_meta.registry import Registry, load_registry
 from robustbench_meta.spec import RunSpec
@@ -40,6 +41,7 @@ def prepare(
 ) -> Ready:  # fmt: skip
     """Find the device and the plugins, load the data, and expand the grid."""
     check_executor(policy.executor)
+    keep_seconds()
     device = choose_device(spec.device, here=computes_here(policy.executor))
     check_precision(spec.precision, device)
     registry = load_registry(plugins, local=local_plugins)

@@ -12,11 +12,24 @@ from robustbench_meta.profiles import PROFILES
 WHERE = "Where"
 RESULTS = Path("results")
 
+
+def folder(text: str | Path) -> Path:
+    """A folder as typed, or by default; nothing at all is none, where pathlib would take the current one."""
+    if not str(text).strip():
+        raise typer.BadParameter("nothing was given; expected a folder, or . for the current one")
+    return Path(text)
+
+
 Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show the traceback when something goes wrong.")]
 Plugins = Annotated[
     Path | None,
     typer.Option(
-        "--plugins", metavar="DIR", rich_help_panel=WHERE, help="Folder with more plugins.", show_default="./plugins"
+        "--plugins",
+        metavar="DIR",
+        parser=folder,
+        rich_help_panel=WHERE,
+        help="Folder with more plugins.",
+        show_default="./plugins",
     ),
 ]
 NoLocalPlugins = Annotated[
@@ -30,6 +43,7 @@ DataRoot = Annotated[
     typer.Option(
         "--data-root",
         metavar="DIR",
+        parser=folder,
         rich_help_panel=WHERE,
         help="Folder with data sets.",
         show_default="$ROBUSTBENCH_META_DATA, or yours",

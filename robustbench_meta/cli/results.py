@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from robustbench_meta.store import Store
 
 
+_NOTHING = "the folder {0} holds no finished cells: `bench run --results {0}` makes some"
+
+
 class Results(NamedTuple):
     """What a folder holds: a row a finished cell, and what each episode gave."""
 
@@ -29,13 +32,17 @@ def read_results(folder: Path) -> Results:
         BenchError: there is no such folder, it is none of `bench run`, or no cell in it is finished.
     """
     if not (folder / "records").is_dir():
+        if folder.is_file():
+            raise BenchError(f"{folder} is a file; name a folder that `bench run --results DIR` wrote to")
         state = "holds no records" if folder.is_dir() else "does not exist"
         raise BenchError(f"the folder {folder} {state}; name one that `bench run --results DIR` wrote to")
+    if not any((folder / "records").glob("*.json")):
+        raise BenchError(_NOTHING.format(folder))
     from robustbench_meta.leaderboard import read
     from robustbench_meta.store import Store
 
     store = Store(folder)
     frame, samples = read(store)
     if frame.empty:
-        raise BenchError(f"the folder {folder} holds no finished cells: `bench run --results {folder}` makes some")
+        raise BenchError(_NOTHING.format(folder))
     return Results(store, frame, samples)

@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from robustbench_meta.cli.options import RESULTS, WHERE, DataRoot, Debug, NoLocalPlugins, Plugins, profile_table
+from robustbench_meta.cli.options import (
+    RESULTS,
+    WHERE,
+    DataRoot,
+    Debug,
+    NoLocalPlugins,
+    Plugins,
+    folder,
+    profile_table,
+)
 from robustbench_meta.options import (
     DEFAULT_ATTACKS,
     DEFAULT_LEARNERS,
@@ -161,7 +170,9 @@ def run(
         str, typer.Option(metavar="auto|on|off", rich_help_panel=WHERE, help="torch.compile; auto: long runs on CUDA.")
     ] = "auto",
     data_root: DataRoot = None,
-    results: Annotated[Path, typer.Option(metavar="DIR", rich_help_panel=WHERE, help="Where results go.")] = RESULTS,
+    results: Annotated[
+        Path, typer.Option(metavar="DIR", parser=folder, rich_help_panel=WHERE, help="Where results go.")
+    ] = RESULTS,
     plugins: Plugins = None,
     no_local_plugins: NoLocalPlugins = False,
     debug: Debug = False,
@@ -194,8 +205,15 @@ def run(
         with stop.listening(lambda: err().print(_STOPPING, markup=False)):
             failed = execution.execute(ready, results, policy, stop)
     except (KeyboardInterrupt, Stopped):
-        kept = "" if dry_run else f" What was finished is kept in {results}, and what was under way as far as it got:"
-        err().print(f"Interrupted.{kept}{kept and ' the same command goes on from there.'}", markup=False)
+        if dry_run:
+            told = "Interrupted."
+        else:
+            again = "the same command without --fresh" if fresh else "the same command"
+            told = (
+                f"Interrupted. What was finished is kept in {results}, and what was under way as far as it got: "
+                f"{again} goes on from there."
+            )
+        err().print(told, markup=False)
         raise typer.Exit(128 + (stop.signal or signal.SIGINT)) from None
     if failed:
         raise typer.Exit(1)

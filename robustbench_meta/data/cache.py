@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 
+from robustbench_meta.data.root import expanded
+
 logger = logging.getLogger(__name__)
 
 ENVIRONMENT = "ROBUSTBENCH_META_CACHE"
@@ -23,7 +25,7 @@ Arrays = dict[str, np.ndarray]
 def cache_dir() -> Path:
     """Where caches lie: $ROBUSTBENCH_META_CACHE, else the user's cache folder."""
     given = os.environ.get(ENVIRONMENT)
-    return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("robustbench_meta"))
+    return expanded(Path(given)) if given else Path(platformdirs.user_cache_dir("robustbench_meta"))
 
 
 def cache_file(name: str, key: Mapping[str, object]) -> Path:

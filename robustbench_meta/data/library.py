@@ -185,7 +185,7 @@ def add(name: str, path: Path, root: Path | None = None) -> Row:
     if target.exists():
         raise DataError(f"{target} exists: choose another name, or remove it first")
     if not path.exists():
-        raise DataError(f"there is no {path}")
+        raise DataError(f"there is no {path}; expected a folder, or a zip with such a folder")
     with _staging(target.parent) as stage:
         staged = _copy_omniglot(path, stage / name) if name == "omniglot" else _copy(path, stage / name)
         try:
@@ -203,6 +203,8 @@ def _staging(root: Path) -> Iterator[Path]:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".adding-") as stage:
             yield Path(stage)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise DataError(f"{root} is a file, or below one; name another folder with --data-root") from error
     except (OSError, shutil.Error) as error:
         raise DataError(f"{root} cannot be written: {error}; name another folder with --data-root") from error
 
@@ -249,6 +251,8 @@ def _check_loads(name: str, staged: Path, stage: Path) -> None:
 def list_data(root: Path | None = None) -> list[Row]:
     """Every built-in data set and every one below the data root, ready or not."""
     where = data_root(root)
+    if where.is_file():
+        raise DataError(f"{where} is a file; expected the folder that holds data sets: name another with --data-root")
     folders = sorted(path for path in where.iterdir() if path.is_dir()) if where.is_dir() else []
     own = [path for path in folders if path.name not in _RESERVED and not path.name.startswith(".")]
     built_in = [Row(name, "made when needed", "built in", 0) for name in ("glyphs", "toy")]

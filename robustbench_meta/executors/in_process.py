@@ -9,6 +9,7 @@ import torch
 
 from robustbench_meta.cores import computing_alone
 from robustbench_meta.desk import Desk
+from robustbench_meta.errors import BenchError, DeviceLostError
 from robustbench_meta.grid import Grid
 from robustbench_meta.lanes import Lanes
 from robustbench_meta.shelf import Shelf
@@ -36,5 +37,11 @@ class InProcess:
                 if task is None:
                     time.sleep(_POLL_SECONDS)
                     continue
-                do_task(place, task, partial(desk.hear, _ME))
+                try:
+                    do_task(place, task, partial(desk.hear, _ME))
+                except DeviceLostError as lost:
+                    raise BenchError(
+                        f"{lost}. Nothing more can be computed on {self._device} by this process: give the same "
+                        "command again, or add --executor processes, which begins a new one by itself"
+                    ) from lost
                 desk.over(_ME)

@@ -63,8 +63,8 @@ class _Worker:
         """Whether it has been heard of."""
         self.busy = False
         """Whether it has a task."""
-        self.stopped = False
-        """Whether it ends because somebody told it to."""
+        self.stopped = ""
+        """Why it ends in good order, in the middle of its task."""
 
     def start(self) -> None:
         with self._theirs, _deaf_to_interrupts():
@@ -125,10 +125,16 @@ class _Staff:
         for worker in self._workers:
             worker.terminate()
         until = time.monotonic() + GRACE_SECONDS
-        for worker in list(self._workers):
-            with contextlib.suppress(EOFError, OSError, BenchError):  # whatever ends this run has been said
-                while worker.pipe.poll(max(0.0, until - time.monotonic())):
-                    self._take_note(worker, *worker.pipe.recv())
+        talking = {worker.pipe: worker for worker in self._workers}
+        while talking and (left := until - time.monotonic()) > 0:
+            for pipe in connection.wait(list(talking), left):
+                try:
+                    self._take_note(talking[pipe], *pipe.recv())  # type: ignore[index, union-attr]  # pipes, as given
+                except (EOFError, OSError):
+                    del talking[pipe]  # type: ignore[arg-type]
+                except Exception as error:  # what ended this run has been said, and the others are to be heard too
+                    _log.debug("while ending: %s", error)
+        for worker in self._workers:
             worker.end()
         self._workers.clear()
 
@@ -162,7 +168,7 @@ class _Staff:
                 self._share_cores()
             worker.ready = True
         elif kind == "stopped":
-            worker.stopped = True
+            worker.stopped = facts.get("why", "was told to stop")
         elif kind == "error":
             raise raised(**facts)
         elif not self._voice.says(kind, facts):
@@ -185,7 +191,7 @@ class _Staff:
         code = worker.end()
         death = how_it_ended(code)
         if worker.stopped:
-            self._desk.died(worker, f"the process at work on {worker.title} was told to stop", guilty=False)
+            self._desk.died(worker, f"the process at work on {worker.title} {worker.stopped}", guilty=False)
         elif worker.busy:
             self._desk.died(worker, f"the process at work on {worker.title} {death}: {_advice(code)}")
         elif not worker.ready and self._workers:

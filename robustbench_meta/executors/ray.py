@@ -159,7 +159,9 @@ class _Worker:
         self.place, self.title = "a node", ""
         self.unfit: str | None = None
         """Why nothing can be done there; it keeps its place, so that no other is put there."""
-        self.ready = self.busy = self.stopped = False
+        self.ready = self.busy = False
+        self.stopped = ""
+        """Why it ends in good order, in the middle of its task."""
         self.since = time.monotonic()
 
     def ask(self, question: str, *what: Any) -> None:
@@ -293,7 +295,7 @@ class _Staff:
                 self._desk.over(worker)
             worker.ready = True
         elif kind == "stopped":
-            worker.stopped = True
+            worker.stopped = facts.get("why", "was told to stop")
         elif kind == "error":
             if worker.ready:
                 raise raised(**facts)
@@ -324,7 +326,7 @@ class _Staff:
         if worker.busy and not self._leaving:
             how = f"the process at work on {worker.title} on {worker.place} {how_it_ended(code)}{last}"
             if worker.stopped:
-                how = f"the process at work on {worker.title} on {worker.place} was told to stop"
+                how = f"the process at work on {worker.title} on {worker.place} {worker.stopped}"
             self._desk.died(worker, how, guilty=not worker.stopped)
 
     def _lost(self, worker: _Worker, error: ray_errors.RayError) -> None:
@@ -335,7 +337,7 @@ class _Staff:
         if not worker.busy:
             _log.info("%s is lost: %s", worker.place, error)
             return
-        if isinstance(error, ray_errors.OutOfMemoryError) or "memory" in str(error):
+        if isinstance(error, ray_errors.OutOfMemoryError) or "NODE_OUT_OF_MEMORY" in str(error):
             self._desk.died(worker, f"{worker.place} ran out of memory with {worker.title} under way: {_LESS_MEMORY}")
         else:
             how = f"{worker.place} is lost, or Ray's process there, with {worker.title} under way"

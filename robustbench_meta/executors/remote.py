@@ -24,7 +24,7 @@ from robustbench_meta import keeping
 from robustbench_meta.cores import computing_alone
 from robustbench_meta.devices import choose_device
 from robustbench_meta.discovery import sources
-from robustbench_meta.errors import BenchError
+from robustbench_meta.errors import BenchError, DeviceLostError
 from robustbench_meta.executors import Recipe
 from robustbench_meta.executors.speech import Line, Paced, muted, speaking_through
 from robustbench_meta.grid import Grid, prepare
@@ -249,6 +249,8 @@ def main(file: int) -> None:
                     line.tell("idle")
     except Stopped:
         line.tell("stopped")
+    except DeviceLostError:
+        line.tell("stopped", why="could not compute on its device any more")
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the driver is gone
     except Exception as error:  # whatever it is, the driver tells it

@@ -26,7 +26,7 @@ from typing import Any
 from robustbench_meta.checkpoints import checkpoint_name
 from robustbench_meta.cores import computing_alone
 from robustbench_meta.devices import choose_device
-from robustbench_meta.errors import BenchError, StorageError
+from robustbench_meta.errors import BenchError, DeviceLostError, StorageError
 from robustbench_meta.executors import Recipe, Task
 from robustbench_meta.executors.remote import installed, unlike
 from robustbench_meta.executors.speech import muted, speaking_through
@@ -113,7 +113,7 @@ def work(text: str) -> None:
             with heart.watched(), speaking_through(spool.tell, order.level), computing_alone(place.device):
                 do_task(place, order.task, spool.tell)
             spool.tell("over")
-    except (Stopped, KeyboardInterrupt):
+    except (Stopped, KeyboardInterrupt, DeviceLostError):
         spool.tell("stopped", by=stop.signal)
     except Exception as error:  # whatever it is, the driver tells it
         spool.tell("error", kind=type(error).__name__, message=str(error), trace=traceback.format_exc())

@@ -17,6 +17,7 @@ from typing import Any
 
 from robustbench_meta.cores import computing_alone
 from robustbench_meta.devices import choose_device
+from robustbench_meta.errors import DeviceLostError
 from robustbench_meta.executors import Recipe
 from robustbench_meta.executors.speech import Line, Paced, muted, speaking_through
 from robustbench_meta.grid import prepare
@@ -51,6 +52,8 @@ def serve(pipe: Connection, recipe: Recipe, lanes: Any, level: int) -> None:
                     line.tell("idle")
     except Stopped:
         line.tell("stopped")
+    except DeviceLostError:
+        line.tell("stopped", why="could not compute on its device any more")
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the driver is gone
     except Exception as error:  # whatever it is, the driver tells it

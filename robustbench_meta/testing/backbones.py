@@ -143,7 +143,7 @@ class BackboneContract(Contract):
         tasks = tasks_of(self.setting._replace(loss="cross_entropy"), tasks=2)
         engine.meta_gradients(weights, tasks, [0, 0])  # what the loop cannot do is an error of its own
         expect(
-            may_be_vmapped(engine, weights, tasks),
+            bool(may_be_vmapped(engine, weights, tasks)),
             "vmap fails, or gives another second-order gradient than the plain loop",
             "use plain operations instead of torch's batch and instance norm, and no .item() or branches on values; "
             "the engine will loop over it otherwise, so leave this clause out if that is fast enough",
