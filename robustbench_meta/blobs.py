@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from robustbench_meta.errors import StorageError
+from robustbench_meta.errors import StorageError, brief
 
 _TENSOR = "tensor"
 
@@ -44,7 +44,7 @@ def restore(kind: str, data: bytes) -> Any:
             raise StorageError("its checksum does not fit its content")
         return _with_tensors(json.loads(told["body"]), tensors)
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise StorageError(f"it is damaged ({type(error).__name__}: {error})") from error
+        raise StorageError(f"it is damaged ({brief(error)})") from error
 
 
 def metadata_of(data: bytes) -> dict[str, str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from robustbench_meta import blobs
 from robustbench_meta.contracts import Weights
 from robustbench_meta.engine import Plan
-from robustbench_meta.errors import BenchError, StorageError
+from robustbench_meta.errors import BenchError, StorageError, brief
 from robustbench_meta.sharing import Judged
 from robustbench_meta.spec import digest_of
 
@@ -118,7 +118,7 @@ def read_checkpoint(data: bytes, like: Weights, key: str | None = None) -> Train
     try:
         trained = Trained(weights, **told)
     except TypeError as error:
-        raise StorageError(f"it is damaged ({error})") from error
+        raise StorageError(f"it is damaged ({brief(error)})") from error
     if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in like.items()}:
         raise BenchError("it holds weights of other names or shapes than this learner's")
     trained.weights = {name: weights[name].to(weight.device, weight.dtype) for name, weight in like.items()}
@@ -168,7 +168,7 @@ def read_state(data: bytes, key: str, device: torch.device) -> TrainingState:
             judged=Judged(**{name: _there(value, device) for name, value in tree["judged"].items()}),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StorageError(f"it is damaged ({type(error).__name__}: {error})") from error
+        raise StorageError(f"it is damaged ({brief(error)})") from error
 
 
 def read_file(path: Path) -> bytes:
@@ -195,7 +195,7 @@ def _parsed(data: bytes, key: str | None) -> tuple[Weights, dict[str, Any], dict
             raise StorageError("it is of another training than its name says")
         return weights, dict(about), dict(training)
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise StorageError(f"it is damaged ({type(error).__name__}: {error})") from error
+        raise StorageError(f"it is damaged ({brief(error)})") from error
 
 
 def _checksum(told: Mapping[str, str], weights: Mapping[str, Tensor]) -> str:

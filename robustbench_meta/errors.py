@@ -36,6 +36,12 @@ class DeviceLostError(BenchError):
     """The key of the cell that was under way."""
 
 
+def brief(error: BaseException) -> str:
+    """The kind of an error and what it says, in one line that can be printed whatever it is about."""
+    text = "".join(letter if letter.isprintable() else " " for letter in str(error))
+    return f"{type(error).__name__}: {' '.join(text.split())[:200]}"
+
+
 def unknown(kind: str, given: str, known: Iterable[str]) -> str:
     """Word the message for an unknown name: the nearest names, or all of them when none is near."""
     names = sorted(known)

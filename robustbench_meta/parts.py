@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from robustbench_meta import blobs
-from robustbench_meta.errors import BenchError, StorageError
+from robustbench_meta.errors import BenchError, StorageError, brief
 from robustbench_meta.observation import Observation
 
 _KIND = "part of an evaluation"
@@ -76,7 +76,7 @@ def read_part(data: bytes, training: str, how: str | None = None) -> Found:
             return {}
         return {(int(start), int(stop)): [_chunk(each) for each in chunks] for start, stop, chunks in tree["portions"]}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StorageError(f"it is damaged ({type(error).__name__}: {error})") from error
+        raise StorageError(f"it is damaged ({brief(error)})") from error
 
 
 def _plain(chunk: Chunk) -> dict[str, Any]:

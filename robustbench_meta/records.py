@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from robustbench_meta.checks import unchecked
-from robustbench_meta.errors import StorageError
+from robustbench_meta.errors import StorageError, brief
 
 SCHEMA = 3
 """Version of a record's layout."""
@@ -56,7 +56,7 @@ def read_record(path: Path) -> dict[str, Any]:
             record = _MIGRATIONS[step](record)
         _check(record)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedError(f"record {path} is damaged ({type(error).__name__}: {error})") from error
+        raise DamagedError(f"record {path} is damaged ({brief(error)})") from error
     return {**record, "schema": SCHEMA}
 
 

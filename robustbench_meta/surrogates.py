@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from robustbench_meta.checkpoints import weights_of
 from robustbench_meta.contracts import Backbone, Learner, Setting
-from robustbench_meta.errors import BenchError, StorageError
+from robustbench_meta.errors import BenchError, StorageError, brief
 from robustbench_meta.registry import Registry
 from robustbench_meta.spec import PluginSpec, SurrogateSpec, TrainingSpec
 
@@ -74,7 +74,7 @@ def read_named(registry: Registry, text: str) -> NamedModel:
             f"a results folder, such as results/checkpoints/HASH{SUFFIX}"
         ) from error
     except (StorageError, KeyError, TypeError, ValueError) as error:
-        why = f"{type(error).__name__}: {error}"
+        why = f"{brief(error)}"
         if isinstance(error, StorageError):
             why = str(error).removeprefix("it is damaged (").removesuffix(")")
         raise BenchError(

@@ -27,7 +27,7 @@ WHAT = {
     "memory": "5,000 meta-steps and 2,000 episodes",
 }
 LONG = (
-    "--profile", "smoke", "--learner", "maml", "--attack", "none", "--attack", "fgsm", "--meta-steps", "5000", "--way",
+    "--profile", "smoke", "--learner", "maml", "--attack", "none", "--attack", "pgd", "--meta-steps", "5000", "--way",
     "2", "--query", "1", "--tasks-per-step", "2", "--episodes", "2000", "--device", "cpu",
 )  # fmt: skip
 FLAT_MIB = 2.0

@@ -16,7 +16,7 @@ WARM_UP = 0.2
 """The share of the steps or episodes that is left out of the slope."""
 
 
-def watch(bench: Bench, folder: Path, seconds: float = 1.0) -> tuple[list[str], dict[str, float]]:
+def watch(bench: Bench, folder: Path, seconds: float = 0.25) -> tuple[list[str], dict[str, float]]:
     """The memory of a run over its meta-steps and episodes: what was seen, and MiB by 1,000 of them.
 
     Args:
