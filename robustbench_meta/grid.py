@@ -231,7 +231,7 @@ def _loaded(dataset: Dataset, label: str, data_root: Path | None) -> Splits:
     except (BenchError, OSError, MemoryError):
         raise
     except Exception as error:  # a data set is a plugin, and may raise anything
-        raise DataError(f"data set '{label}' failed: {type(error).__name__}: {error}") from error
+        raise DataError(f"data set '{label}' failed: {type(error).__name__}: {error}; --debug shows where") from error
     if not isinstance(splits, Splits):
         raise PluginError(
             f"data set '{label}' gave {type(splits).__name__} for its tasks; expected Splits(train, validation, test)"

@@ -93,6 +93,6 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, BenchError):
         return str(error), 2
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}", 2
+        what = error.strerror or str(error)
+        return f"{error.filename}: {what}" if error.filename else f"{what}; --debug shows what could not be done", 2
     return f"this is a bug: {type(error).__name__}: {error}; run again with --debug and report what it shows", 1

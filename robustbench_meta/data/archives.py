@@ -173,7 +173,7 @@ def _what_is_it(path: Path, error: BaseException) -> str:
         return "is empty, not a zip"
     if head.startswith(b"PK"):
         return f"is a damaged or truncated zip of {path.stat().st_size} bytes ({error})"
-    return f"is not a zip ({error})"
+    return "is not a zip, nor a folder"
 
 
 def looks_like_html(head: bytes) -> bool:

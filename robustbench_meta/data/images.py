@@ -54,7 +54,9 @@ def read_image(data: bytes, where: str, mode: Literal["L", "RGB"], max_pixels: i
     except DataError:
         raise
     except Image.DecompressionBombError as error:
-        raise DataError(f"{where} claims more pixels than any image has that is read: replace or remove it") from error
+        raise DataError(
+            f"{where} claims to be too large to be decoded (more than {MAX_PIXELS:,} pixels): replace or remove it"
+        ) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, … on damage
         raise DataError(f"{where} is not a readable image ({_reason(error)}); replace or remove it") from error
 

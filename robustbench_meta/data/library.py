@@ -204,7 +204,9 @@ def _staging(root: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(dir=root, prefix=".adding-") as stage:
             yield Path(stage)
     except (FileExistsError, NotADirectoryError) as error:
-        raise DataError(f"{root} is a file, or below one; name another folder with --data-root") from error
+        raise DataError(
+            f"{root} cannot be written: it is a file, or below one; name another folder with --data-root"
+        ) from error
     except (OSError, shutil.Error) as error:
         raise DataError(f"{root} cannot be written: {error}; name another folder with --data-root") from error
 

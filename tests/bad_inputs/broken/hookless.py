@@ -1,0 +1,3 @@
+"""Brings nothing."""
+
+ANSWER = 42

@@ -1,0 +1,5 @@
+"""Ends Python when it is imported."""
+
+import sys
+
+sys.exit(3)

@@ -1,0 +1,113 @@
+"""Attacks that load, and break their contract when they run."""
+
+import torch
+
+from robustbench_meta import hookimpl
+from robustbench_meta.contracts import Attack
+
+
+class Generous(Attack):
+    """Goes beyond ε."""
+
+    name = "generous"
+
+    def perturb(self, model, x, y, threat, random):
+        return torch.where(x > 0.5, x - 1.5 * threat.eps, x + 1.5 * threat.eps)
+
+
+class Bright(Attack):
+    """Leaves the pixel range."""
+
+    name = "bright"
+
+    def perturb(self, model, x, y, threat, random):
+        return x + threat.eps
+
+
+class NotANumber(Attack):
+    """Returns NaN."""
+
+    name = "nan"
+
+    def perturb(self, model, x, y, threat, random):
+        return x * float("nan")
+
+
+class Flipping(Attack):
+    """Changes the labels."""
+
+    name = "flipping"
+
+    def perturb(self, model, x, y, threat, random):
+        y.copy_((y + 1) % model.way)
+        return x.clone()
+
+
+class Poisoner(Attack):
+    """Changes the weights."""
+
+    name = "poisoner"
+
+    def perturb(self, model, x, y, threat, random):
+        with torch.no_grad():
+            for tensor in model.tensors():
+                tensor.zero_()
+        return x.clone()
+
+
+class Forgetful(Attack):
+    """Returns nothing."""
+
+    name = "forgetful"
+
+    def perturb(self, model, x, y, threat, random):
+        threat.clip(x)
+
+
+class Cropping(Attack):
+    """Returns images of another shape."""
+
+    name = "cropping"
+
+    def perturb(self, model, x, y, threat, random):
+        return x[..., 1:]
+
+
+class Raising(Attack):
+    """Raises."""
+
+    name = "raising"
+
+    def perturb(self, model, x, y, threat, random):
+        return x + self.momentum
+
+
+class Reseeding(Attack):
+    """Reseeds torch."""
+
+    name = "reseeding"
+
+    def perturb(self, model, x, y, threat, random):
+        torch.manual_seed(0)
+        return x.clone()
+
+
+class Normless(Attack):
+    """Has a norm that there is not."""
+
+    name = "normless"
+
+    @property
+    def norm(self):
+        return "l7"
+
+    def perturb(self, model, x, y, threat, random):
+        return x.clone()
+
+
+@hookimpl
+def register_attacks(register):
+    for attack in (
+        Generous, Bright, NotANumber, Flipping, Poisoner, Forgetful, Cropping, Raising, Reseeding, Normless,
+    ):  # fmt: skip
+        register(attack)
