@@ -511,7 +511,7 @@ LEARNERS = {
     ComparesTasks: ("its objective depends on each task by itself", "with the other tasks"),
     CutsTheSupportOff: (_POISONED, "no gradient in the support images.*gradient_step, or do not detach"),
     HalvesTheSlope: (_POISONED, "the queries' loss rises by .* by its gradient"),
-    LearnsNothing: ("meta-training changes θ, and keeps it finite", "does not require grad"),
+    LearnsNothing: ("meta-training changes θ, and keeps it finite", "a loss that does not depend on θ"),
     AsksForAnAttack: (_OBJECTIVE, r"define training_attack\(self\)"),
     NamesNobody: ("names only plugins that there are", "unknown attack 'fgms': did you mean 'fgsm'"),
     UndeclaredPrototypes: ("predicts from θ alone, or declares theta_predicts = False", "declare theta_predicts"),

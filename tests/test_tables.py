@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -415,6 +415,7 @@ def test_the_worst_case_is_over_the_attacks_on_one_surrogate(tmp_path):
     assert sorted(scores["worst case"].mean for scores in found) == pytest.approx([30, 70])
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -127,11 +127,12 @@ class _Staff:
         until = time.monotonic() + GRACE_SECONDS
         talking = {worker.pipe: worker for worker in self._workers}
         while talking and (left := until - time.monotonic()) > 0:
-            for pipe in connection.wait(list(talking), left):
+            ready = connection.wait(list(talking), left)
+            for pipe, worker in [(pipe, worker) for pipe, worker in talking.items() if pipe in ready]:
                 try:
-                    self._take_note(talking[pipe], *pipe.recv())  # type: ignore[index, union-attr]  # pipes, as given
+                    self._take_note(worker, *pipe.recv())
                 except (EOFError, OSError):
-                    del talking[pipe]  # type: ignore[arg-type]
+                    del talking[pipe]
                 except Exception as error:  # what ended this run has been said, and the others are to be heard too
                     _log.debug("while ending: %s", error)
         for worker in self._workers:
