@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustbench_meta import hookimpl, leaderboard, runner
+from robustbench_meta import hookimpl, keeping, leaderboard, runner
 from robustbench_meta.desk import MOST_LOSSES
 from robustbench_meta.errors import BenchError
 from robustbench_meta.executors import Policy, Recipe, Task
@@ -195,11 +195,17 @@ def test_ctrl_c_keeps_what_is_under_way_and_no_job_outlives_its_driver(tmp_path,
         "--executor", "slurm:cluster=local,cpus=1", "--plugins", slow, "--results", tmp_path / "r",
     ]  # fmt: skip
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, keeping.SECONDS: "2"},
     ) as driver:
         try:
-            wait(lambda: len(steps(slow)) > 20)
-            began = time.monotonic()
+            wait(lambda: list((tmp_path / "r" / "progress").glob("*.safetensors")))
+            [state] = (tmp_path / "r" / "progress").glob("*.safetensors")
+            before, began = state.read_bytes(), time.monotonic()
             os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to the driver and all that it started
             _, err = driver.communicate(timeout=60)
         finally:
@@ -208,7 +214,7 @@ def test_ctrl_c_keeps_what_is_under_way_and_no_job_outlives_its_driver(tmp_path,
     assert time.monotonic() - began < 20
     assert driver.returncode == 130
     assert "Traceback" not in err
-    assert list((tmp_path / "r" / "progress").glob("*")), "what was under way was kept"
+    assert state.read_bytes() != before, "what was under way was kept once more"
     wait(lambda: not processes(tmp_path / "r"), 10)
 
 
