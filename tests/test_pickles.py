@@ -180,7 +180,7 @@ ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR
         (b"<!DOCTYPE html><html>", ["web page", "download it again"]),
         (gzip.compress(b"N."), ["gzip", "unpack it"]),
         (b"PK\x03\x04 torch", ["zip"]),
-        (b"hello", ["damaged"]),
+        (b"hello", ["an object of a class"]),
         (b"\xffhello", ["not a pickle"]),
         (b"\x80\x06N.", ["protocol 6"]),
         (b"N.N.", ["2 bytes follow"]),
@@ -212,7 +212,7 @@ ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR
         (b"X\xff\xff\xff\xffabc.", ["truncated"]),
         (b"\x8e" + b"\xff" * 8 + b"abc.", ["truncated"]),
         (b"\x95" + b"\xff" * 8 + b"N.", ["frame"]),
-        (b"Nr\xff\xff\xff\xff0h\x07.", ["refers to value 7"]),
+        (b"Nr\xff\xff\xff\xff0h\x07.", ["damaged", "index 7"]),
     ],
     ids=lambda value: "" if isinstance(value, list) else ascii(value[:24]),
 )  # fmt: skip
