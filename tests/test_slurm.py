@@ -21,8 +21,11 @@ from robustbench_meta.desk import MOST_LOSSES
 from robustbench_meta.errors import BenchError
 from robustbench_meta.executors import Policy, Recipe, Task
 from robustbench_meta.executors.remote import installed
-from robustbench_meta.executors.slurm import Request, Slurm, _Errand, _read_states
-from robustbench_meta.executors.slurm_job import Heart, Order, PlanFolder, Spool, Tail, _check_versions
+from robustbench_meta.executors.slurm import Slurm
+from robustbench_meta.executors.slurm.clusters import read_states
+from robustbench_meta.executors.slurm.job import Heart, Order, PlanFolder, Spool, Tail, _check_versions
+from robustbench_meta.executors.slurm.office import Errand
+from robustbench_meta.executors.slurm.request import Request
 from robustbench_meta.grid import prepare
 from robustbench_meta.registry import load_registry
 from robustbench_meta.spec import RunSpec
@@ -169,12 +172,12 @@ def test_a_lost_node_a_time_limit_and_a_death_cost_no_row_of_others(tmp_path, sl
 
 
 def test_a_task_whose_jobs_come_no_further_is_given_up():
-    errand = _Errand("it", Task("a", "maml (seed 0)"))
+    errand = Errand("it", Task("a", "maml (seed 0)"))
     assert [errand.goes_on(), errand.goes_on()] == [True, False], "not even a step, twice"
-    errand = _Errand("it", Task("a", "maml (seed 0)"))
+    errand = Errand("it", Task("a", "maml (seed 0)"))
     for errand.far, expected in ((0, True), (500, True), (900, True), (900, False)):
         assert errand.goes_on() == expected
-    errand = _Errand("it", Task("a", "maml (seed 0)"))
+    errand = Errand("it", Task("a", "maml (seed 0)"))
     for errand.far in range(100):
         assert errand.goes_on_lost(), "it gets on, however often its node is taken away"
     assert [errand.goes_on_lost() for _ in range(MOST_LOSSES)] == [True] * (MOST_LOSSES - 1) + [False]
@@ -343,8 +346,8 @@ def test_without_submitit_what_to_install_is_said(tmp_path, monkeypatch):
 
 def test_states_are_read_as_squeue_and_sacct_print_them():
     # printed by squeue --format=%i|%T and sacct --parsable2 of Slurm 22.05
-    assert _read_states("12|RUNNING\n13|PENDING\n") == {"12": "RUNNING", "13": "PENDING"}
-    assert _read_states("7|CANCELLED by 0\n8|OUT_OF_MEMORY\n9|COMPLETED\n") == {
+    assert read_states("12|RUNNING\n13|PENDING\n") == {"12": "RUNNING", "13": "PENDING"}
+    assert read_states("7|CANCELLED by 0\n8|OUT_OF_MEMORY\n9|COMPLETED\n") == {
         "7": "CANCELLED", "8": "OUT_OF_MEMORY", "9": "COMPLETED"
     }  # fmt: skip
-    assert _read_states("slurm_load_jobs error: Unable to contact slurm controller\n") == {}
+    assert read_states("slurm_load_jobs error: Unable to contact slurm controller\n") == {}

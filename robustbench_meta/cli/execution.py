@@ -14,7 +14,7 @@ from robustbench_meta.cli.progress import showing_progress
 from robustbench_meta.cores import available_cores
 from robustbench_meta.devices import choose_device
 from robustbench_meta.executors import Policy
-from robustbench_meta.executors.choice import check_executor, computes_here
+from robustbench_meta.executors.choice import check_executor, check_request, computes_here
 from robustbench_meta.executors.schedule import side_by_side, tasks_of
 from robustbench_meta.grid import Grid
 from robustbench_meta.keeping import keep_seconds
@@ -43,6 +43,7 @@ def prepare(
     check_executor(policy.executor)
     keep_seconds()
     device = choose_device(spec.device, here=computes_here(policy.executor))
+    check_request(policy, str(device))
     check_precision(spec.precision, device)
     registry = load_registry(plugins, local=local_plugins)
     grid = runner.prepare(spec, registry, data_root)

@@ -35,6 +35,19 @@ def check_executor(text: str) -> None:
         raise BenchError(f"the executor '{choice.name}' takes no options; it was given {given}: leave that out")
 
 
+def check_request(policy: Policy, device: str) -> None:
+    """Raise BenchError if what a cluster is asked for cannot be, before anything is loaded or written."""
+    choice = parse_choice(policy.executor)
+    if choice.name == "ray":
+        from robustbench_meta.executors.ray import Request as RayRequest  # noqa: PLC0415  # optional
+
+        RayRequest.read(choice.options, device)
+    if choice.name == "slurm":
+        from robustbench_meta.executors.slurm.request import Request  # noqa: PLC0415  # optional
+
+        Request.read(choice.options, policy, device)
+
+
 def computes_here(text: str) -> bool:
     """Whether this machine computes."""
     return parse_choice(text).name in {"local", "processes"}
