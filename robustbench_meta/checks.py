@@ -117,13 +117,13 @@ def _compared(
         gained = own - probed["stronger"]
         if above(gained, 0.0) and float(gained.mean()) > mean_and_ci95(robust.mean(1))[1]:
             yield "not-converged"
-    if "black box" in probed and trial.query is not None:
+    if {"black box", "pgd"} <= probed.keys() and trial.query is not None:
         worst = found["pgd"].copy()
         if trial.query.attack.how() in {"single-step", "iterative"}:
             worst &= robust[: len(worst)]
         if above(worst.mean(1) - probed["black box"], 0.0):
             yield "masked-gradients"
-    if "pgd, full range" in probed:
+    if {"pgd", "pgd, 2 eps", "pgd, full range"} <= probed.keys():
         path = [clean, probed["pgd"], probed["pgd, 2 eps"], probed["pgd, full range"]]
         rises = any(above(larger - smaller, 0.0) for smaller, larger in pairwise(path))
         if rises or (above(clean, 1 / way) and not above(clean - path[-1], 0.0)):

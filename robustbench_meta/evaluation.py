@@ -6,8 +6,9 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,10 @@ from torch import Tensor
 from robustbench_meta.checks import Certificate, certify
 from robustbench_meta.contracts import Weights
 from robustbench_meta.devices import is_lost
+from robustbench_meta.effort import Effort
 from robustbench_meta.engine import Engine
 from robustbench_meta.errors import BenchError, DeviceLostError
+from robustbench_meta.exhibits import developed, exhibit
 from robustbench_meta.grid import Cell
 from robustbench_meta.keeping import Notebook
 from robustbench_meta.lanes import DeathError
@@ -50,6 +53,10 @@ class Outcome:
     """What all probes of this training took, for each test episode; cells share them."""
     certificate: Certificate | None = None
     """None where the run was told to skip the checks."""
+    effort: Effort = field(default_factory=Effort)
+    """What the attacks asked of the model."""
+    gallery: dict[str, Any] | None = None
+    """Pictures of the first episode, as records hold them; None where there is nothing to see."""
 
 
 def test_episodes(source: TaskSource, spec: TrainingSpec, places: Sequence[int]) -> TaskBatch:
@@ -206,6 +213,7 @@ class _Evaluation:
         certificate = None
         if self.battery is not None:
             certificate = self._certificate(cell, chunks, observation, clean, robust)
+        exhibited = tallies[0].gallery
         return Outcome(
             clean, robust,
             hashlib.sha256(b"".join(chunk.noted for chunk in chunks)).hexdigest()[:16],
@@ -213,6 +221,8 @@ class _Evaluation:
             1000 * sum(tally.seconds for tally in tallies) / self.count,
             1000 * sum(chunk.check_seconds for chunk in chunks) / self.count,
             certificate,
+            sum((tally.effort for tally in tallies), Effort()),
+            developed(exhibited) if exhibited is not None else None,
         )  # fmt: skip
 
     def _certificate(
@@ -266,6 +276,9 @@ class _Evaluation:
             with self._at(places, key):
                 chunk.cells[key] = _of(key, self._held(arena, trial, key))
         chunk.clean = arena.clean if any(tally.failure is None for tally in chunk.cells.values()) else None
+        if places.start == 0:
+            for key, tally in chunk.cells.items():
+                tally.gallery = exhibit(arena, self.trials[key]) if tally.failure is None else None
         chunk.adapt_seconds, chunk.adapted_tasks = arena.adapt_seconds, arena.adapted_tasks
         if self.battery is not None and chunk.clean is not None and places.start < CHECKED:
             started = arena.now()
@@ -278,7 +291,8 @@ class _Evaluation:
         try:
             if key in self.given_up:
                 raise BenchError("it failed on other episodes")
-            return Tally(*arena.hold(trial))
+            held = arena.hold(trial)
+            return Tally(held.correct, held.seconds, effort=held.effort)
         except BenchError as failure:
             self.given_up.add(key)
             return Tally(failure=failure)

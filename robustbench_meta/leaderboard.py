@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ COLUMNS = [
     "queries", "meta_steps", "tasks_per_step", "training_attack", "training_eps",
     "training_hash", "recipe_hash", "attack_hash", "precision", "peak_memory_mb",
     "surrogate", "warm_start", "check_ms_per_task", "worst_case_ci95", "rank", "black_box_accuracy",
+    "forward_per_image", "gradients_per_image",
 ]  # fmt: skip
 """The CSV's columns, in order. Accuracies are fractions; `…_ci95` are half-widths of 95 % intervals over episodes."""
 
@@ -69,7 +70,11 @@ def build(store: Store, keys: Collection[str] | None = None) -> pd.DataFrame:
 
 def read(store: Store, keys: Collection[str] | None = None) -> tuple[pd.DataFrame, Samples]:
     """The same rows, with what each episode gave."""
-    records = [record for record in store.records() if keys is None or record["key"] in keys]
+    return rows_of([record for record in store.records() if keys is None or record["key"] in keys])
+
+
+def rows_of(records: Sequence[Mapping[str, Any]]) -> tuple[pd.DataFrame, Samples]:
+    """The rows of these records, with what each episode gave."""
     samples, flags = Samples(records), flags_between(records)
     rows = [_row(record, samples, flags.get(record["key"], [])) for record in records]
     frame = pd.DataFrame(rows, columns=COLUMNS)
@@ -122,6 +127,7 @@ def _row(record: Mapping[str, Any], samples: Samples, flags: Collection[str]) ->
         "precision": record["precision"], "peak_memory_mb": _peak(record.get("memory") or {}),
         "surrogate": labels.get("surrogate", "none"), "warm_start": labels.get("warm_start", ""),
         "worst_case_ci95": round(worst_case_ci95, 6), "black_box_accuracy": _probed(record, "black box"),
+        **{name: _cost(record, name) for name in ("forward_per_image", "gradients_per_image")},
     }  # fmt: skip
 
 
@@ -129,6 +135,11 @@ def _probed(record: Mapping[str, Any], probe: str) -> float:
     """What a probe left right on the episodes that it saw; NaN where it was not run."""
     accuracies = (record.get("checks") or {}).get("accuracies", {})
     return float(accuracies.get(probe, "nan"))
+
+
+def _cost(record: Mapping[str, Any], name: str) -> float:
+    """What attacks asked of the model, a mean over the attacked images; NaN in records of older versions."""
+    return round(float((record.get("cost") or {}).get(name, "nan")), 3)
 
 
 def _peak(memory: Mapping[str, int | None]) -> float:

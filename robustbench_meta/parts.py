@@ -8,7 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from robustbench_meta import blobs
+from robustbench_meta.effort import Effort
 from robustbench_meta.errors import BenchError, StorageError, brief
+from robustbench_meta.exhibits import Exhibit
 from robustbench_meta.observation import Observation
 
 _KIND = "part of an evaluation"
@@ -23,6 +25,9 @@ class Tally:
     effect: Tensor | BenchError | None = None
     """Of the self-test, by episode, or why it failed; None where there was none."""
     failure: BenchError | None = None
+    effort: Effort = field(default_factory=Effort)
+    gallery: Exhibit | None = None
+    """Of the chunk with the first episode."""
 
 
 @dataclass
@@ -100,13 +105,15 @@ def _chunk(plain: dict[str, Any]) -> Chunk:
 
 
 def _plain_tally(tally: Tally) -> dict[str, Any]:
-    return {
+    told = {
         name: {"error": str(value)} if isinstance(value, BenchError) else value for name, value in vars(tally).items()
     }
+    return {**told, "effort": asdict(tally.effort)}
 
 
 def _tally(plain: dict[str, Any]) -> Tally:
-    values: dict[str, Any] = {
-        name: BenchError(value["error"]) if isinstance(value, dict) else value for name, value in plain.items()
-    }
+    values = {**plain, "effort": Effort(**plain.get("effort", {}))}
+    for name in ("effect", "failure"):
+        if isinstance(values[name], dict):
+            values[name] = BenchError(values[name]["error"])
     return Tally(**values)

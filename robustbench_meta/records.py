@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from robustbench_meta.checks import unchecked
 from robustbench_meta.errors import StorageError, brief
+from robustbench_meta.gallery import Gallery
 
 SCHEMA = 3
 """Version of a record's layout."""
@@ -174,6 +175,12 @@ class _Checks(_Part):
     accuracies: dict[_Text, float] = {}
 
 
+class _Cost(_Part):
+    attacked_images: int = Field(ge=0)
+    forward_per_image: float = Field(ge=0, allow_inf_nan=False)
+    gradients_per_image: float = Field(ge=0, allow_inf_nan=False)
+
+
 class _Record(_Part):
     """What leaderboards are made of."""
 
@@ -189,7 +196,9 @@ class _Record(_Part):
     spec: _Spec
     labels: _Labels
     timings: dict[_Text, float]
+    cost: _Cost | None = None
     memory: dict[str, int | None] | None = None
+    gallery: Gallery | None = None
     flags: list[_Text]
     checks: _Checks | None
     versions: _Versions

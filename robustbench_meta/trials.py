@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robustbench_meta.contracts import Attack
 from robustbench_meta.devices import wait
+from robustbench_meta.effort import Counted, Effort
 from robustbench_meta.engine import Engine
 from robustbench_meta.errors import BenchError
 from robustbench_meta.harness import arm
@@ -86,11 +87,20 @@ class Held(NamedTuple):
     """Whether each query's prediction is right [tasks, queries]."""
     seconds: float
     """What its attacks took."""
+    effort: Effort
+    """What they asked of the model."""
+    logits: Tensor
+    """Of the queries of the first episode [queries, way]."""
+    query: Tensor | None = None
+    """The queries as they were attacked [tasks, queries, *shape]; None if they were not."""
+    support: Tensor | None = None
+    """The same of the support sets."""
 
 
 class _Found(NamedTuple):
     x: Tensor
     seconds: float
+    effort: Effort
     fooled: Tensor | None
     """Whether each image fools the model it was made on; None where nobody goes on from it."""
 
@@ -113,7 +123,7 @@ class Arena:
         self.adapt_seconds, self.adapted_tasks = 0.0, 0
         self._surrogates = surrogates
         self._found: dict[str, _Found] = {}
-        self._states: dict[str, tuple[State, float]] = {}
+        self._states: dict[str, tuple[State, _Found]] = {}
         self._strangers: dict[str, State] = {}
         self._held: dict[str, Held] = {}
 
@@ -147,34 +157,41 @@ class Arena:
         return self._held[trial.key]
 
     def _hold(self, trial: Trial) -> Held:
-        if trial.support is None and trial.query is None:
-            return Held(self.clean, 0.0)
-        of, (state, seconds) = self._state(trial)
-        x = self.tasks.query.x
+        support, query = None, None
+        if trial.support is not None:
+            of, state, support = self._misled(trial.support, poisons=trial.poisons)
+        else:
+            of, state = "clean", self.adapted
         if trial.query is not None:
             victim: Target = self.victim(state)
             if trial.surrogate is not None:
                 of, victim = f"surrogate {trial.surrogate}", self._stranger(trial.surrogate)
             keeps = trial.support is None and trial.surrogate is None
-            found = self._attack(of, victim, self.tasks.query, trial.query, "query", keeps=keeps)
-            x, seconds = found.x, seconds + found.seconds
-        return Held(self._logits(state, x).argmax(-1) == self.tasks.query.y, seconds)
+            query = self._attack(of, victim, self.tasks.query, trial.query, "query", keeps=keeps)
+        attacks = [found for found in (support, query) if found is not None]
+        logits = self._logits(state, query.x if query is not None else self.tasks.query.x) if attacks else self.logits
+        return Held(
+            logits.argmax(-1) == self.tasks.query.y,
+            sum((found.seconds for found in attacks), 0.0),
+            sum((found.effort for found in attacks), Effort()),
+            logits[0].clone(),
+            query.x if query is not None else None,
+            support.x if support is not None else None,
+        )
 
-    def _state(self, trial: Trial) -> tuple[str, tuple[State, float]]:
-        """A name of the adapted state, the state, and the seconds that the attack on the support set took."""
-        if trial.support is None:
-            return "clean", (self.adapted, 0.0)
-        of = f"{'poisoned' if trial.poisons else 'adv'} {trial.support.key}"
+    def _misled(self, armed: Armed, *, poisons: bool) -> tuple[str, State, _Found]:
+        """A name of the state that is adapted to attacked support sets, the state, and what the attack found."""
+        of = f"{'poisoned' if poisons else 'adv'} {armed.key}"
         if of not in self._states:
             support = self.tasks.support
-            if trial.poisons:
+            if poisons:
                 victim: Target = PoisonedAdaptation(self.engine, self.theta, self.tasks.query)
             else:
                 target = self.theta if self.engine.learner.theta_predicts else self.adapted
                 victim = AttackedModel(self.engine, target, support.y.shape[1])
-            found = self._attack("poison" if trial.poisons else "theta", victim, support, trial.support, "support")
-            self._states[of] = self._adapt(Batch(found.x, support.y)), found.seconds
-        return of, self._states[of]
+            found = self._attack("poison" if poisons else "theta", victim, support, armed, "support")
+            self._states[of] = self._adapt(Batch(found.x, support.y)), found
+        return of, *self._states[of]
 
     def _stranger(self, key: str) -> AttackedModel:
         """A surrogate, adapted to the clean support sets."""
@@ -202,13 +219,14 @@ class Arena:
         earlier = armed.before()
         before = None if earlier is None else self._attack(of, victim, batch, earlier, role, keeps=keeps)
         started = self.now()
-        start = None if before is None else before.x
-        x = self.engine.attacked(victim, batch, arm(armed.attack, armed.threat), role, start).x
+        start, effort = None if before is None else before.x, Effort(batch.y.numel())
+        counted = Counted(victim, effort)
+        x = self.engine.attacked(counted, batch, arm(armed.attack, armed.threat), role, start).x
         keeps = keeps and not victim.transductive
         if before is not None and before.fooled is not None and keeps:
             x = torch.where(before.fooled.view(*before.fooled.shape, *(1,) * victim.event), before.x, x)
         seconds = self.now() - started
-        found = self._found[key] = _Found(x, seconds, victim.fooled(x, batch.y) if keeps else None)
+        found = self._found[key] = _Found(x, seconds, effort, victim.fooled(x, batch.y) if keeps else None)
         return found
 
     def _adapt(self, support: Batch) -> State:

@@ -135,20 +135,20 @@ def _train(place: Workplace, training: Training, hear: Hear) -> None:
     steps, keeper = training.spec.meta_steps, Keeper(place.shelf, training.key, place.stop)
     state = keeper.state(place.device)
     done = state.step if state is not None else 0
-    hear("training_progress", training=training.title, step=done, steps=steps, metrics={})
+    about = {"training": training.title, "key": training.key, "steps": steps}
+    hear("training_progress", **about, step=done, metrics={})
     with place.stop.at_once():
         plan = state.plan if state is not None else train_plan(place, training, self_check(place, training))
     _forget_memory(place)
     trained = meta_train(
         place.grid, training, place.device, plan,
-        lambda step, metrics: hear(
-            "training_progress", training=training.title, step=step, steps=steps, metrics=metrics),
+        lambda step, metrics: hear("training_progress", **about, step=step, metrics=metrics),
         place.lanes, keeper, state,
     )  # fmt: skip
     earlier = state.trained.peak_memory if state is not None else None
     trained.peak_memory = max(filter(None, (earlier, _most_memory(place))), default=None)
-    about = training.spec.model_dump(mode="json")
-    place.shelf.write(checkpoint_name(training.key), checkpoint_bytes(trained, about))
+    spec = training.spec.model_dump(mode="json")
+    place.shelf.write(checkpoint_name(training.key), checkpoint_bytes(trained, spec))
     keeper.forget()
     hear("trained", key=training.key)
 
@@ -423,10 +423,12 @@ def _record(
             "attack_ms_per_task": outcome.attack_ms_per_task,
             "check_ms_per_task": outcome.check_ms_per_task,
         },
+        "cost": outcome.effort.plain(),
         "memory": dict(memory),
         "method": cell.threat.attack.how(),
         "flags": certificate.flags if certificate is not None else unchecked(cell.spec.episodes),
         "checks": certificate.plain() if certificate is not None else None,
+        "gallery": outcome.gallery,
         "parameters": trained.parameters,
         "device": device_name(device),
         "precision": training.spec.precision,

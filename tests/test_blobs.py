@@ -27,6 +27,7 @@ from robustbench_meta.checkpoints import (
     state_bytes,
     weights_of,
 )
+from robustbench_meta.effort import Effort
 from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError, StorageError
 from robustbench_meta.observation import Observation
@@ -142,7 +143,10 @@ def chunk() -> Chunk:
         b"\x00noted\xff",
         torch.eye(3, dtype=torch.bool),
         {
-            "a" * 16: Tally(torch.eye(3, dtype=torch.bool), 0.1),
+            "a" * 16: Tally(
+                torch.eye(3, dtype=torch.bool), 0.1, effort=Effort(9, 180, 171),
+                gallery={"episode": 0, "pictures": [{"clean": torch.eye(4, dtype=torch.uint8)[None], "linf": 0.1}]},
+            ),
             "b" * 16: Tally(None, 0.2, BenchError("no effect: é"), BenchError("too much")),
             "c" * 16: Tally(None, 0.0, torch.tensor([0.5, math.nan], dtype=torch.float64), None),
         },

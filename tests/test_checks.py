@@ -161,6 +161,21 @@ def record(key, method, accuracy, query="adv", training="t", eps=0.1):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "failed", ["noise", "single step", "pgd", "pgd, 2 eps", "pgd, full range", "black box", "stronger"]
+)
+def test_a_probe_that_failed_is_told_and_costs_no_row(registry, failed):
+    honest = {"noise": 0.85, "single step": 0.5, "pgd": 0.4, "pgd, 2 eps": 0.1, "pgd, full range": 0.0,
+              "black box": 0.6, "stronger": 0.4}  # fmt: skip
+    certificate = certify(
+        Trial(query=armed(registry)), answers(0.9), answers(0.4),
+        {name: answers(value, CHECKED) for name, value in honest.items() if name != failed}, Observation(queries=800),
+        effects=None, failed={failed: "it raised"}, way=5, precision="float32",
+    )  # fmt: skip
+    assert certificate.flags == ["unchecked"]
+    assert certificate.failed == {failed: "it raised"}
+
+
 def test_a_single_step_alone_is_no_claim():
     alone = [record("a", "single-step", 0.5), record("n", "random", 0.8)]
     assert flags_between(alone) == {"a": ["fgsm-alone"], "n": ["fgsm-alone"]}

@@ -1,5 +1,6 @@
 """Who is ahead: ranks and `bench compare`, on planted results."""
 
+import csv
 import re
 
 import numpy as np
@@ -94,8 +95,8 @@ def test_the_csv_holds_the_ranks_of_the_tables(tmp_path):
     (board,) = boards(frame)
     assert board.ranks == {"a": 2, "b": 2, "c": 1}
     assert next(iter(board.scores)) == "c"
-    text = write(store).read_text()
-    assert [line.rsplit(",", 2)[1] for line in text.splitlines()[1:]] == ["", "2", "2", "1"]
+    with write(store).open(newline="") as file:
+        assert [row["rank"] for row in csv.DictReader(file)] == ["", "2", "2", "1"]
 
 
 def test_clean_accuracies_of_learners_that_nothing_attacked_are_ranked(tmp_path):

@@ -71,8 +71,8 @@ def test_poisoning_through_adaptation_hurts_more_than_an_attack_on_theta(registr
     where = arena(registry, backbone=("mlp", {"width": "16"}))
     pgd = Armed(registry.make("attack", "pgd", {}), LINF)
     with torch.no_grad():
-        poisoned = where._state(Trial(support=pgd, poisons=True))[1][0]
-        before = where._state(Trial(support=pgd))[1][0]
+        _, poisoned, _ = where._misled(pgd, poisons=True)
+        _, before, _ = where._misled(pgd, poisons=False)
         losses = [
             where.engine.network.losses(where.engine.logits(state, where.tasks.query.x), where.tasks.query.y).mean()
             for state in (where.adapted, before, poisoned)
