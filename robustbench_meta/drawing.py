@@ -57,11 +57,24 @@ def title(told: Mapping[str, Any]) -> list[str]:
     inference = f"{told['inference']} ({'no' if told['norm'] == 'none' else told['norm']} norm)"
     if told["threat_norm"] == "none":
         return [first, f"no attack · {inference}"]
+    return [first, f"{threat(told)} · {sides(told)} · {inference}"]
+
+
+def threat(told: Mapping[str, Any]) -> str:
+    """`L∞ ε = 0.1`; `L∞ over ε` where no single one is meant."""
+    norm = norm_name(told["threat_norm"])
+    return f"{norm} ε = {told['eps']}" if "eps" in told else f"{norm} over ε"
+
+
+def norm_name(norm: str) -> str:
+    """`L∞` for `linf`."""
+    return _NORMS.get(norm, norm)
+
+
+def sides(told: Mapping[str, Any]) -> str:
+    """What is done to support and query: `clean support, attacked query`."""
     query = f"{_SIDES[told['query']]} query" if told["query"] != "transfer" else f"query from {told['surrogate']}"
-    sides = f"{_SIDES[told['support']]} support, {query}"
-    threat = _NORMS.get(told["threat_norm"], told["threat_norm"])
-    eps = f"ε = {told['eps']}" if "eps" in told else "over ε"
-    return [first, f"{threat} {eps} · {sides} · {inference}"]
+    return f"{_SIDES[told['support']]} support, {query}"
 
 
 def folded(label: str, width: int) -> str:

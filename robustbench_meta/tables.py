@@ -102,7 +102,14 @@ def worst_told(setting: Mapping[str, Any], told: str) -> str:
 
 def doubts(board: Board) -> list[str]:
     """The flags: those that all numbers share at once, the others with the numbers that have them; where to read on."""
-    lines = [f"All: {', '.join(sorted(board.shared))}{_searches(board, board.shared)}."] if board.shared else []
+    lines = [f"All: {', '.join(sorted(board.shared))}{searches(board, board.shared)}."] if board.shared else []
+    lines += [f"! {flag}: {told}{searches(board, {flag})}." for flag, told in doubted(board).items()]
+    return [*lines, POINTER] if lines else []
+
+
+def doubted(board: Board) -> dict[str, str]:
+    """Of each flag that not all numbers share: the numbers that have it, in words."""
+    found = {}
     for flag, columns in board.doubts().items():
         throughout = board.throughout(flag)
         told = list(throughout)
@@ -112,11 +119,11 @@ def doubts(board: Board) -> list[str]:
                 told.append(f"all under {column}")
             else:
                 told += [name if column == CLEAN else f"{name} under {column}" for name in names]
-        lines.append(f"! {flag}: {', '.join(told)}{_searches(board, {flag})}.")
-    return [*lines, POINTER] if lines else []
+        found[flag] = ", ".join(told)
+    return found
 
 
-def _searches(board: Board, flags: Collection[str]) -> str:
+def searches(board: Board, flags: Collection[str]) -> str:
     """Behind masked gradients: what the probe without gradients left, of each learner where it left less."""
     if "masked-gradients" not in flags:
         return ""

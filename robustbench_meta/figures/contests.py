@@ -1,0 +1,113 @@
+"""Two learners on the same episodes: how far one is ahead, with intervals, a panel a scenario."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from robustbench_meta.boards import PLACE, WORST
+from robustbench_meta.comparison import Duel
+from robustbench_meta.drawing import norm_name, sides
+from robustbench_meta.figures.drawn import Drawn, place_told
+from robustbench_meta.figures.look import GREY, Look
+from robustbench_meta.figures.settings import scenario_place
+
+_ROW = 0.2
+"""Inches."""
+
+
+def draw_duels(found: Sequence[Duel], look: Look) -> Iterator[Drawn]:
+    """A figure for each two learners, setting, norm and ε; the difference without attack stands above."""
+    comparisons = sum(len(duel.contrasts) for duel in found)
+    pairs: dict[tuple[Any, ...], list[Duel]] = {}
+    for duel in found:
+        pairs.setdefault((*(duel.setting[name] for name in PLACE), duel.first, duel.second), []).append(duel)
+    for group in pairs.values():
+        clean = [duel for duel in group if duel.setting["threat_norm"] == "none"]
+        threats: dict[tuple[str, str], list[Duel]] = {}
+        for duel in group:
+            if duel not in clean:
+                threats.setdefault((duel.setting["threat_norm"], duel.setting["eps"]), []).append(duel)
+        for part in threats.values() or [[]]:
+            yield _figure([*clean, *sorted(part, key=lambda duel: scenario_place(duel.setting))], comparisons, look)
+
+
+def _figure(group: list[Duel], comparisons: int, look: Look) -> Drawn:
+    last = group[-1]
+    attacked = [duel for duel in group if duel.setting["threat_norm"] != "none"]
+    threat = f"{norm_name(last.setting['threat_norm'])} ε = {last.setting['eps']}" if attacked else "no attack"
+    heights = [_ROW * len(duel.contrasts) + 0.08 for duel in group]
+    titles = 0.22 * (len(group) - (not attacked))
+    with look.styled():
+        width = look.wide("single")
+        figure = look.figure(width, sum(heights) + titles + 0.85, [place_told(last.setting), threat])
+        panels = figure.subplots(len(group), 1, height_ratios=heights, sharex=True, squeeze=False)[:, 0]
+        for axes, duel in zip(panels, group, strict=True):
+            _panel(axes, duel, look)
+            if attacked:
+                axes.set_title("no attack" if duel not in attacked else look.shown(sides(duel.setting), 60), loc="left")
+        _limits(panels[-1], group)
+        panels[-1].set_xlabel(
+            f"◂ {look.shown(last.second, 18)} ahead    points    {look.shown(last.first, 18)} ahead ▸"
+            if max(len(last.first), len(last.second)) <= 18 else "difference in points, first − second"
+        )  # fmt: skip
+    return Drawn(
+        "compare", {**last.setting, "first": last.first, "second": last.second} | _scene(attacked), figure,
+        f"{last.first} against {last.second}", _caption(group, threat, comparisons),
+    )  # fmt: skip
+
+
+def _scene(attacked: list[Duel]) -> dict[str, Any]:
+    """A figure of several scenarios is not named after one of them."""
+    return dict.fromkeys(("support", "query", "surrogate"), "") if len(attacked) > 1 else {}
+
+
+def _panel(axes: Axes, duel: Duel, look: Look) -> None:
+    color = look.palette[duel.first].color, look.palette[duel.second].color
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    for place, contrast in enumerate(duel.contrasts.values()):
+        points, half = 100 * contrast.paired.difference, 100 * contrast.paired.ci95
+        ink = GREY if not contrast.ahead else color[0] if contrast.ahead > 0 else color[1]
+        axes.errorbar(
+            points, place, xerr=half, color=ink, marker="o", markersize=4, capsize=2, elinewidth=1.1,
+            markerfacecolor=ink if contrast.ahead else "white",
+        )  # fmt: skip
+    axes.set_yticks(range(len(duel.contrasts)), [look.shown(column, 22) for column in duel.contrasts])
+    axes.set_ylim(len(duel.contrasts) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.5)
+    axes.set_axisbelow(True)
+
+
+def _limits(axes: Axes, group: list[Duel]) -> None:
+    """Zero in the middle, and all intervals inside."""
+    contrasts = [contrast.paired for duel in group for contrast in duel.contrasts.values()]
+    reach = max(abs(each.difference) + (0 if math.isnan(each.ci95) else each.ci95) for each in contrasts)
+    most = 100 * float(np.maximum(reach, 0.005)) * 1.08
+    axes.set_xlim(-most, most)
+
+
+def _caption(group: list[Duel], threat: str, comparisons: int) -> str:
+    last = group[-1]
+    contrasts = [contrast for duel in group for contrast in duel.contrasts.values()]
+    seeds = max(len(sample.by_seed) for each in contrasts for sample in (each.first, each.second))
+    scene = f", {sides(last.setting)}" if len(group) <= 2 and threat != "no attack" else ""
+    lines = [
+        f"Difference in accuracy, {last.first} − {last.second}, in points ({threat}{scene}) on "
+        f"{place_told(last.setting)}.",
+        f"Mean over the same {last.setting['episodes']:,} test episodes"
+        + (f", each over {seeds} seeds" if seeds > 1 else "")
+        + "; bars: 95 % intervals.",
+        f"Filled: told apart at 5 % (paired t-test over episodes, Holm's correction for {comparisons:,} comparisons"
+        + (", and Welch's test over seeds); hollow: not." if seeds > 1 else "); hollow: not."),
+    ]
+    if any(WORST in duel.contrasts for duel in group):
+        lines.append("Worst case: under every attack that the two were under.")
+    if any(min(len(each.first.by_seed), len(each.second.by_seed)) == 1 for each in contrasts):
+        lines.append("One training each: its luck is not in the intervals.")
+    return " ".join(lines)

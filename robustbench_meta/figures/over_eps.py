@@ -1,0 +1,87 @@
+"""Accuracy over ε: a figure a setting and scenario, a panel an attack, a line a learner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from robustbench_meta.boards import PLACE
+from robustbench_meta.curves import SCENE, Curve
+from robustbench_meta.drawing import norm_name, sides, title
+from robustbench_meta.figures.drawn import Drawn, place_told, spread_told
+from robustbench_meta.figures.look import GREY, Look, percents
+from robustbench_meta.figures.panels import grid
+
+_MOST = 12
+"""Panels in a figure."""
+
+
+def draw_curves(found: Sequence[Curve], look: Look) -> Iterator[Drawn]:
+    """The figures of these curves: those that share a table share a figure."""
+    groups: dict[tuple[Any, ...], list[Curve]] = {}
+    for curve in found:
+        groups.setdefault((*(curve.told[name] for name in [*PLACE, *SCENE]), curve.eps), []).append(curve)
+    for group in groups.values():
+        attacks = list(dict.fromkeys(curve.attack for curve in group))
+        for start in range(0, len(attacks), _MOST):
+            yield _figure(
+                group, attacks[start : start + _MOST], look, start // _MOST + 1 if len(attacks) > _MOST else 0
+            )
+
+
+def _figure(group: list[Curve], attacks: list[str], look: Look, part: int) -> Drawn:
+    told = group[0].told
+    width = look.wide("single" if len(attacks) == 1 else "double")
+    with look.styled():
+        figure, panels = grid(look, len(attacks), width, 1.75, title(told))
+        for axes, attack in zip(panels, attacks, strict=True):
+            _panel(axes, [curve for curve in group if curve.attack == attack], look)
+            if len(attacks) > 1:
+                axes.set_title(look.shown(attack, 28))
+        figure.supxlabel(f"ε ({norm_name(told['threat_norm'])})", fontsize=look.font_size)
+        figure.supylabel("accuracy (%)", fontsize=look.font_size)
+        look.legend(figure, {name: look.handle(name) for name in sorted({curve.learner for curve in group})})
+    seeds = [len([1 for other in group if _line(other) == _line(curve)]) for curve in group]
+    under = f" under {attacks[0]}" if len(attacks) == 1 else ""
+    scene = f"{norm_name(told['threat_norm'])}, {sides(told)}"
+    caption = (
+        f"Accuracy over ε{under} ({scene}; at 0: without attack) on {place_told(told)}. "
+        f"{spread_told('bands', seeds, group[0].episodes.shape[1])} Dotted: chance."
+    )
+    setting = {name: told[name] for name in [*PLACE, *SCENE]} | {"eps": f"0-{group[0].eps[-1]}-{len(group[0].eps)}"}
+    return Drawn("curves", setting | ({"part": part} if part else {}), figure, "Accuracy over ε", caption)
+
+
+def _line(curve: Curve) -> tuple[str, str]:
+    return curve.learner, curve.attack
+
+
+def _panel(axes: Axes, group: list[Curve], look: Look) -> None:
+    """The learners under one attack: the mean over seeds, in a band of the interval, or of the seeds' spread."""
+    most = max(sum(other.learner == curve.learner for other in group) for curve in group)
+    for learner in sorted({curve.learner for curve in group}):
+        mine = [curve for curve in group if curve.learner == learner]
+        accuracies = np.array([[curve.accuracy(point) for point in range(len(curve.eps))] for curve in mine])
+        means = 100 * accuracies[:, :, 0].mean(0)
+        style = look.palette[learner]
+        axes.plot(
+            mine[0].values, means, color=style.color, marker=style.marker, linestyle=style.line, label=learner,
+            clip_on=False, zorder=3,
+        )  # fmt: skip
+        if len(mine) > 1 or most == 1:
+            spread = 100 * (accuracies[0, :, 1] if len(mine) == 1 else accuracies[:, :, 0].std(0, ddof=1))
+            axes.fill_between(
+                mine[0].values, np.clip(means - spread, 0, 100), np.clip(means + spread, 0, 100), color=style.color,
+                alpha=0.18, linewidth=0,
+            )  # fmt: skip
+    axes.axhline(100 / group[0].told["way"], color=GREY, linewidth=0.8, linestyle=":")
+    axes.set_xlim(0, group[0].values[-1])
+    if all("/" in text for text in group[0].eps[1:]) and len(group[0].eps) <= 6:
+        axes.set_xticks(group[0].values, group[0].eps)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+    percents(axes)

@@ -1,0 +1,1 @@
+"""The report: what `bench report` writes. Nothing heavy is imported here."""

@@ -1,0 +1,160 @@
+"""The leaderboards as the page shows them: places, and in each its tables; the numbers are the boards'."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from robustbench_meta.boards import CLEAN, PLACE, WORST, Board, Score
+from robustbench_meta.checks import FLAGS
+from robustbench_meta.drawing import sides, threat
+from robustbench_meta.report.scenarios import UNATTACKED, scenario
+from robustbench_meta.tables import doubted, searches, worst_told
+
+SUCCESS, DECILE = "success", "worst 10 %"
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A flag below a table: what it means, and which numbers have it."""
+
+    flag: str
+    means: str
+    who: str
+    shared: bool
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One table."""
+
+    id: str
+    board: Board
+    threat: str
+    scenario: str
+    sides: str
+    ranked: bool
+    extras: list[str]
+    caption: str
+    doubts: list[Doubt]
+
+    def marks(self, score: Score) -> list[str]:
+        """The flags of a number that not all numbers of the table have."""
+        return sorted(score.flags - self.board.shared)
+
+    def fewer(self, score: Score) -> bool:
+        """Whether a number rests on fewer seeds than others."""
+        return 0 < score.seeds < self.board.seeds
+
+    def spread(self, score: Score) -> float | None:
+        """What stands behind ±; None where nothing does."""
+        if math.isnan(score.spread) or (self.fewer(score) and score.seeds == 1):
+            return None
+        return score.spread
+
+
+@dataclass(frozen=True)
+class Place:
+    """All tables of learners that may be compared: one data set, task, network, recipe and way of inference."""
+
+    id: str
+    told: Mapping[str, Any]
+    heading: str
+    facts: list[str]
+    told_apart: str
+    """Its heading, with its facts where another place has the same."""
+    caption: str
+    standings: list[Standing]
+
+
+def places(boards: Iterable[Board]) -> list[Place]:
+    """The tables by place, in the order in which they come."""
+    groups: dict[tuple[Any, ...], list[Board]] = {}
+    for board in boards:
+        groups.setdefault(tuple(board.setting[name] for name in PLACE), []).append(board)
+    names = [heading(group[0].setting) for group in groups.values()]
+    count = 0
+    found = []
+    for number, group in enumerate(groups.values(), 1):
+        standings = [_standing(board, count + place) for place, board in enumerate(group, 1)]
+        count += len(group)
+        told = group[0].setting
+        name = heading(told)
+        apart = ", ".join([name, *facts(told)]) if names.count(name) > 1 else name
+        found.append(Place(f"place-{number}", told, name, facts(told), apart, _caption_of_all(standings), standings))
+    return found
+
+
+def heading(told: Mapping[str, Any]) -> str:
+    """`glyphs, 5-way 1-shot, conv4:width=32, inductive`."""
+    precision = [] if told["precision"] == "float32" else [told["precision"]]
+    task = f"{told['way']}-way {told['shot']}-shot"
+    return ", ".join([told["dataset"], task, told["backbone"], told["inference"], *precision])
+
+
+def facts(told: Mapping[str, Any]) -> list[str]:
+    """What the heading of a place leaves out."""
+    queries = "1 query" if told["queries"] == 1 else f"{told['queries']} queries"
+    norm = "no" if told["norm"] == "none" else told["norm"]
+    return [
+        f"{queries} a class",
+        f"{told['meta_steps']:,} meta-steps of {told['tasks_per_step']} tasks",
+        f"{norm} norm",
+        f"{told['episodes']:,} test episodes",
+    ]
+
+
+def _standing(board: Board, number: int) -> Standing:
+    setting = board.setting
+    attacked = setting["threat_norm"] != "none"
+    return Standing(
+        f"table-{number}", board, threat(setting) if attacked else "no attack",
+        scenario(setting), sides(setting) if attacked else UNATTACKED,
+        len(board.scores) > 1 and bool(board.ranks), list(next(iter(board.extras.values()))), _caption(board),
+        doubts_of(board),
+    )  # fmt: skip
+
+
+def doubts_of(board: Board) -> list[Doubt]:
+    """The flags of a table, those of all its numbers first."""
+    told = [(flag, "all numbers of this table", True) for flag in sorted(board.shared)]
+    told += [(flag, who, False) for flag, who in doubted(board).items()]
+    return [
+        Doubt(flag, FLAGS.get(flag, "a flag that this version does not know"), who + searches(board, {flag}), shared)
+        for flag, who, shared in told
+    ]
+
+
+def _caption(board: Board) -> str:
+    """What stands behind ± in a table."""
+    episodes = f"{board.setting['episodes']:,} episodes"
+    if board.seeds == 1:
+        return f"Accuracy in %; ± half of the 95 % interval over {episodes}."
+    told = f"Accuracy in %, mean of {board.seeds} seeds ({episodes} each); ± standard deviation of the seeds."
+    scores = [score for row in board.scores.values() for score in row.values()]
+    return told + (" * rests on fewer seeds." if any(0 < score.seeds < board.seeds for score in scores) else "")
+
+
+def _caption_of_all(standings: Sequence[Standing]) -> str:
+    """What the columns of a place's tables are."""
+    found = [standing.board for standing in standings]
+    lines = []
+    worst = [board for board in found if WORST in board.columns]
+    if worst:
+        clean = [board.setting["support"] == CLEAN for board in worst]
+        told = worst_told({"support": CLEAN if all(clean) else ""}, "right under every attack of the table")
+        lines.append(f"{told[:-1]}, and, with clean support, without any." if len(set(clean)) == 2 else told)
+    ranked = [standing.board for standing in standings if standing.ranked]
+    if ranked:
+        lines.append("Rank: 1 + how many learners are significantly better in the shaded column; "
+                     "equal ranks cannot be told apart.")  # fmt: skip
+        seeds = {board.scores[name][board.columns[-1]].seeds for board in ranked for name in board.ranks}
+        if 1 in seeds:
+            some = " where a learner has one seed" if len(seeds) > 1 else ""
+            lines.append(f"Ranks rest on one training each{some}: its luck is not in them.")
+    if any(board.columns != [CLEAN] for board in found):
+        lines.append("Success: share of the right answers that the best attack turned wrong.")
+        lines.append("Worst 10 %: accuracy in the worst tenth of the episodes, under the best attack.")
+    return " ".join(lines)

@@ -1,0 +1,334 @@
+"""Figures for papers: what is drawn against what the tables say, and the files."""
+
+import math
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.collections import QuadMesh
+from PIL import Image
+
+from robustbench_meta.boards import boards
+from robustbench_meta.comparison import duels
+from robustbench_meta.curves import curves
+from robustbench_meta.figures import KINDS
+from robustbench_meta.figures.drawn import spread
+from robustbench_meta.figures.look import Look, Palette
+from robustbench_meta.figures.making import Shown, draw
+from robustbench_meta.figures.saving import save
+from robustbench_meta.leaderboard import read
+from tests.records import answers, clean_record, record, stored
+from tests.test_cli import bench, told
+
+HOSTILE = ["a$b_c^d{e}\\x", "<b>&amp;|%#~", "$\\frac{1}{0}$", "漢字 😀" + "x" * 150]
+
+
+def planted(
+    root, learners=("maml", "adml"), attacks=("fgsm", "pgd"), eps=(0.1, 0.2), seeds=(0,), supports=("clean", "adv"),
+    **more
+):  # fmt: skip
+    """Learners under attacks at several ε in two scenarios, with histories."""
+    records = []
+    for place, learner in enumerate(learners):
+        for seed in seeds:
+            clean = answers(0.9 - 0.1 * place, 30, seed=10 * place + seed)
+            mine = [clean_record(clean, learner=learner, seed=seed, **more)]
+            for number, attack in enumerate(attacks):
+                for value in eps:
+                    for support in supports:
+                        robust = answers(0.8 - 2 * value - 0.1 * number, 30, seed=100 + 7 * place + number + seed)
+                        mine.append(record(robust, clean=clean, learner=learner, attack=attack, eps=value, seed=seed,
+                                           support=support, **more))  # fmt: skip
+            history = [
+                {"step": step, "loss": 1.0, "accuracy": step / 20 + place / 10, "validation_loss": 1.0,
+                 "validation_accuracy": step / 25 + place / 10} for step in (5.0, 10.0)
+            ]  # fmt: skip
+            records += [{**each, "history": history, "chosen_step": 5} for each in mine]
+    return stored(root, *records)
+
+
+def drawn(store, kind, look=None):
+    frame, samples = read(store)
+    ((_, found),) = draw([kind], Shown(frame, samples, store.records()), look or Look())
+    return found
+
+
+def lines(axes):
+    """Of a panel: by label, what was drawn as a line."""
+    return {line.get_label(): line.get_xydata() for line in axes.lines if not line.get_label().startswith("_")}
+
+
+# -- numbers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_curves_are_the_means_of_the_curves_with_their_intervals(tmp_path, seeds):
+    store = planted(tmp_path, seeds=seeds)
+    found = curves(*read(store))
+    for figure in drawn(store, "curves"):
+        panels = {axes.get_title(): axes for axes in figure.figure.axes}
+        assert set(panels) == {"fgsm", "pgd"}
+        for attack, axes in panels.items():
+            for learner, points in lines(axes).items():
+                mine = [curve for curve in found if (curve.learner, curve.attack) == (learner, attack)
+                        and curve.told["support"] == figure.setting["support"]]  # fmt: skip
+                assert len(mine) == len(seeds)
+                numbers = 100 * np.array([[curve.accuracy(place) for place in range(3)] for curve in mine])
+                assert points == pytest.approx(np.column_stack([[0, 0.1, 0.2], numbers[:, :, 0].mean(0)]))
+                half = numbers[0, :, 1] if len(seeds) == 1 else numbers[:, :, 0].std(0, ddof=1)
+                place = sorted(["maml", "adml"]).index(learner)
+                band = axes.collections[place].get_paths()[0].vertices
+                for x, mean, width in zip((0, 0.1, 0.2), points[:, 1], half, strict=True):
+                    assert [y.min() for y in [band[np.isclose(band[:, 0], x), 1]]] == pytest.approx([mean - width])
+
+
+def test_heat_maps_hold_the_numbers_of_the_tables(tmp_path):
+    store = planted(tmp_path)
+    tables = {(b.setting["eps"], b.setting["support"]): b for b in boards(read(store)[0])}
+    for figure in drawn(store, "heatmap"):
+        panels = [axes for axes in figure.figure.axes if axes.get_title(loc="left")]
+        assert len(panels) == 2, "a scenario each"
+        for axes in panels:
+            support = "adv" if axes.get_title(loc="left").startswith("attacked support") else "clean"
+            board = tables[figure.setting["eps"], support]
+            (mesh,) = [each for each in axes.collections if isinstance(each, QuadMesh)]
+            learners = [label.get_text() for label in axes.get_yticklabels()]
+            means = np.array([[board.scores[name][column].mean for column in board.columns] for name in learners])
+            assert np.asarray(mesh.get_array()) == pytest.approx(means)
+            texts = {text.get_text().split("\n")[0].rstrip("!") for text in axes.texts}
+            assert texts == {score.text() for row in board.scores.values() for score in row.values()}
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_bars_and_their_errors_are_the_numbers_of_the_tables(tmp_path, seeds):
+    store = planted(tmp_path, seeds=seeds)
+    tables = {(b.setting["eps"], b.setting["support"]): b for b in boards(read(store)[0])}
+    for figure in drawn(store, "scenarios"):
+        assert len(figure.figure.axes) == 3
+        for axes in figure.figure.axes:
+            title, columns = axes.get_title(), [each.get_text().replace("\n", " ") for each in axes.get_xticklabels()]
+            board = tables[figure.setting["eps"], "adv" if title.startswith("attacked support") else "clean"]
+            assert columns == (["clean"] if title == "no attack" else board.columns[1:])
+            bars = [each for each in axes.containers if hasattr(each, "patches")]
+            errors = [each for each in axes.containers if not hasattr(each, "patches")]
+            for bar, error in zip(bars, errors, strict=True):
+                scores = [board.scores[bar.get_label()][column] for column in columns]
+                assert [patch.get_height() for patch in bar.patches] == pytest.approx([score.mean for score in scores])
+                (segments,) = [each.get_segments() for each in error.lines[2]]
+                assert [top[1] - low[1] for low, top in segments] == pytest.approx(
+                    [2 * spread(score, len(seeds)) for score in scores], abs=1e-9
+                )
+
+
+def test_the_tradeoff_is_of_clean_accuracy_and_worst_case(tmp_path):
+    store = planted(tmp_path)
+    tables = {(b.setting["eps"], b.setting["support"]): b for b in boards(read(store)[0])}
+    for figure in drawn(store, "tradeoff"):
+        for axes, support in zip(figure.figure.axes, ("clean", "adv"), strict=True):
+            scores = tables[figure.setting["eps"], support].scores
+            points = {each.get_label(): each.lines[0].get_xydata()[0] for each in axes.containers}
+            assert points == {
+                name: pytest.approx([row["clean"].mean, row["worst case"].mean]) for name, row in scores.items()
+            }
+
+
+def test_learning_curves_are_the_histories(tmp_path):
+    (figure,) = drawn(planted(tmp_path, seeds=(0, 1)), "learning")
+    training, validation = figure.figure.axes
+    assert lines(training)["maml"] == pytest.approx(np.array([[5, 25], [10, 50]]))
+    assert lines(validation)["adml"] == pytest.approx(np.array([[5, 30], [10, 50]]))
+
+
+def test_comparisons_are_the_differences_with_their_intervals(tmp_path):
+    store = planted(tmp_path)
+    found = [duel for duel in duels(*read(store)) if duel.setting["eps"] in {"0", "0.1"}]
+    (figure,) = [each for each in drawn(store, "compare") if each.setting["eps"] == "0.1"]
+    assert len(figure.figure.axes) == len(found) == 3
+    by_title = {axes.get_title(loc="left"): axes for axes in figure.figure.axes}
+    for duel in found:
+        sides = "attacked" if duel.setting["support"] == "adv" else "clean"
+        title = "no attack" if duel.setting["threat_norm"] == "none" else f"{sides} support, attacked query"
+        for contrast, drawn_ in zip(duel.contrasts.values(), by_title[title].containers, strict=True):
+            assert drawn_.lines[0].get_xdata()[0] == pytest.approx(100 * contrast.paired.difference)
+            (low, high), = drawn_.lines[2][0].get_segments()  # fmt: skip
+            assert (high[0] - low[0]) / 2 == pytest.approx(100 * contrast.paired.ci95)
+            assert (drawn_.lines[0].get_markerfacecolor() == "white") == (contrast.ahead == 0)
+    assert f"{sum(len(duel.contrasts) for duel in duels(*read(store)))} comparisons" in figure.caption
+
+
+def test_what_is_in_two_tables_is_never_in_one_panel(tmp_path):
+    store = planted(tmp_path / "a", attacks=("pgd",), supports=("clean",))
+    for each in planted(tmp_path / "b", attacks=("pgd",), supports=("clean",), way=3).records():
+        store.write_record(each)
+    for kind in KINDS:
+        found = drawn(store, kind)
+        assert {figure.setting["way"] for figure in found} == {2, 3}
+        assert all(f"{figure.setting['way']}-way" in figure.caption for figure in found)
+
+
+def test_a_caption_tells_doubts_intervals_and_seeds(tmp_path):
+    clean, flags = answers(0.9, 30), ["masked-gradients"]
+    doubted = record(answers(0.5, 30), clean=clean, flags=flags)
+    store = stored(tmp_path, doubted, record(answers(0.6, 30), clean=clean, learner="aq"))
+    (figure,) = drawn(store, "heatmap")
+    assert "masked-gradients: maml under pgd" in figure.caption
+    assert "30 test episodes, of one training each; ±: 95 % intervals" in figure.caption
+    assert [text.get_text()[:5] for axes in figure.figure.axes for text in axes.texts if "!" in text.get_text()] != []
+
+
+# -- looks -----------------------------------------------------------------------------------------
+
+
+def test_a_learner_looks_the_same_whatever_else_is_drawn():
+    names = [f"learner {number}" for number in range(40)]
+    palette = Palette(names)
+    assert palette["learner 3"] == Palette(names)["learner 3"]
+    styles = {palette[name][:3] for name in names[:28]}
+    assert len(styles) == 28, "28 learners have looks of their own"
+    assert palette["new"] == palette["new"]
+
+
+def test_the_users_matplotlib_is_left_as_it_was(tmp_path):
+    with mpl.rc_context({"font.size": 17, "svg.fonttype": "path", "text.parse_math": True}):
+        before = dict(mpl.rcParams)
+        (figure,) = drawn(planted(tmp_path / "R"), "learning")
+        save(figure, tmp_path / "x.svg", Look(), "bench plot")
+        assert dict(mpl.rcParams) == before
+        assert b"<text" in (tmp_path / "x.svg").read_bytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hostile_names_are_drawn_as_they_are(tmp_path, kind):
+    store = planted(
+        tmp_path / "R", learners=HOSTILE[:2], attacks=HOSTILE[2:], eps=(0.1, 0.2) if kind == "curves" else (0.1,)
+    )
+    for number, figure in enumerate(drawn(store, kind, Look(font="serif", title=True))):
+        save(figure, tmp_path / f"{number}.svg", Look(font="serif"), "bench")
+        shown = "".join(ET.fromstring((tmp_path / f"{number}.svg").read_bytes()).itertext())
+        assert "a$b_c^d{e}\\x" in shown
+        assert "<b>" in shown
+        if kind not in {"learning", "tradeoff"}:
+            assert "$\\frac{1}{0}$" in shown
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def test_files_have_the_width_the_fonts_and_what_they_are_about(tmp_path):
+    store = planted(tmp_path / "R")
+    (figure, *_) = drawn(store, "curves", Look(width=3.25))
+    for ending in ("pdf", "svg", "png"):
+        save(figure, tmp_path / f"x.{ending}", Look(), "bench plot curves", dpi=100)
+    pdf = (tmp_path / "x.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF-")
+    assert b"/FontFile2" in pdf
+    assert b"/Type3" not in pdf
+    assert float(re.search(rb"/MediaBox \[ ?0 0 ([\d.]+)", pdf)[1]) == pytest.approx(3.25 * 72)
+    assert b"bench plot curves" in pdf
+    assert b"CreationDate" not in pdf
+    svg = ET.fromstring((tmp_path / "x.svg").read_bytes())
+    assert svg.get("width") == "234pt"
+    assert svg.find("{http://www.w3.org/2000/svg}title").text == figure.title
+    with Image.open(tmp_path / "x.png") as png:
+        assert png.width == 325
+        assert png.text["Description"] == figure.caption
+        assert png.text["Comment"] == "bench plot curves"
+
+
+def test_the_same_results_give_the_same_bytes_in_every_process(tmp_path):
+    planted(tmp_path / "R", attacks=("pgd",), eps=(0.1,))
+    arguments = ["plot", "heatmap", str(tmp_path / "R"), "--dpi", "60"]
+    arguments += ["--format", "pdf", "--format", "svg", "--format", "png"]
+    assert bench(*arguments, "--out", tmp_path / "here").code == 0
+    code = f"from robustbench_meta.cli import main; main({[*arguments, '--out', str(tmp_path / 'there')]!r})"
+    environment = {**os.environ, "PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment)
+    files = sorted(path.name for path in (tmp_path / "here").iterdir())
+    assert len(files) == 3
+    for name in files:
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes(), name
+
+
+# -- command ---------------------------------------------------------------------------------------
+
+
+def test_bench_plot_draws_all_and_says_where_and_what(tmp_path):
+    planted(tmp_path / "R", eps=(0.1,))
+    done = bench("plot", tmp_path / "R", "--format", "svg")
+    assert done.code == 0, done.err
+    assert "left out: curves, which needs an attack at two eps or more" in told(done.err)
+    names = {path.name for path in (tmp_path / "R" / "figures").iterdir()}
+    assert names == {"heatmap.svg", "scenarios.svg", "tradeoff.svg", "learning.svg", "compare.svg"}
+    assert "5 figures in" in done.out
+    assert "Accuracy in % by learner and attack (L∞ ε = 0.1)" in told(done.out)
+
+
+def test_several_figures_of_one_file_are_named_by_what_differs(tmp_path):
+    planted(tmp_path / "R")
+    done = bench("plot", "heatmap", tmp_path / "R", "--out", tmp_path / "h.svg")
+    assert done.code == 0, done.err
+    assert {path.name for path in tmp_path.glob("*.svg")} == {"h-heatmap-eps0.1.svg", "h-heatmap-eps0.2.svg"}
+    done = bench("plot", "heatmap", tmp_path / "R", "--eps", "0.1", "--out", tmp_path / "one.svg", "--width", "8.6cm")
+    assert done.code == 0, done.err
+    assert float(ET.parse(tmp_path / "one.svg").getroot().get("width")[:-2]) == pytest.approx(8.6 / 2.54 * 72, abs=0.01)
+
+
+def test_a_choice_of_attacks_makes_the_worst_case_theirs(tmp_path):
+    planted(tmp_path / "R", eps=(0.1,))
+    store = planted(tmp_path / "other", attacks=("fgsm",), eps=(0.1,))
+    want = {b.setting["support"]: b for b in boards(read(store)[0])}
+    done = bench("export", tmp_path / "R", "--attack", "fgsm", "--format", "markdown")
+    row = next(line for line in done.out.splitlines() if line.startswith("| `maml`"))
+    assert row.count("|") == 4, "learner, clean, fgsm: there is no worst case of one attack"
+    assert all(board.columns == ["clean", "fgsm"] for board in want.values())
+
+
+def test_compare_draws_its_pair(tmp_path):
+    planted(tmp_path / "R", learners=("maml", "adml", "aq"), eps=(0.1,))
+    done = bench("compare", "maml", "aq", tmp_path / "R", "--plot", tmp_path / "c.svg")
+    assert done.code == 0, done.err
+    assert "maml − aq" in told(done.out)
+    assert "aq ahead" in "".join(ET.parse(tmp_path / "c.svg").getroot().itertext())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["curve"], "unknown figure 'curve': did you mean 'curves'?"),
+        (["curvs", "DIR"], "did you mean 'curves'"),
+        (["DIR", "--out", "x.jpg"], "expected a file that ends in .pdf, .svg or .png, or a folder"),
+        (["DIR", "--format", "eps"], "--format was given 'eps'; expected pdf, svg, png"),
+        (["DIR", "--out", "x.pdf", "--format", "png"], "leave --format out, or name a folder"),
+        (["DIR", "--width", "wide"], "--width was given 'wide'; expected single, text, double, or a length"),
+        (["DIR", "--width", "0.2cm"], "from 1in to 40in"),
+        (["DIR", "--font", "comic"], "unknown --font 'comic'"),
+        (["DIR", "--font-size", "99"], "expected 4 to 24 points"),
+        (["DIR", "--dpi", "9999"], "expected 50 to 1200"),
+        (["DIR", "--learner", "mamml"], "unknown learner in these results, 'mamml': did you mean 'maml'"),
+        (["DIR", "--eps", "0.7"], "nothing was attacked at eps 0.7; there is: 0.1"),
+        (["curves", "DIR"], "nothing to draw for curves: it needs an attack at two eps or more"),
+        (["nowhere/"], "the folder nowhere does not exist"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_drawn_is_told(tmp_path, arguments, message):
+    planted(tmp_path / "R", eps=(0.1,))
+    done = bench("plot", *[str(tmp_path / "R") if word == "DIR" else word for word in arguments])
+    assert done.code == 2
+    assert message in told(done.err)
+
+
+def test_an_error_bar_is_left_out_where_the_table_tells_none(tmp_path):
+    clean = answers(0.9, 30)
+    store = stored(
+        tmp_path, *(record(answers(0.5, 30, seed=seed), clean=clean, seed=seed) for seed in (0, 1)),
+        record(answers(0.6, 30), clean=clean, learner="aq"),
+    )  # fmt: skip
+    (board,) = boards(read(store)[0])
+    assert math.isnan(spread(board.scores["aq"]["pgd"], board.seeds))
+    assert spread(board.scores["maml"]["pgd"], board.seeds) == board.scores["maml"]["pgd"].spread
