@@ -58,6 +58,7 @@ from robustbench_meta.errors import BenchError
 from robustbench_meta.parts import Chunk, Tally, part_bytes, read_part
 from robustbench_meta.records import SCHEMA, read_record, record_text
 from robustbench_meta.sharing import Judged
+from robustbench_meta.suites import KEYS, parse_suite, read_suite, shipped, suite_text
 
 SECONDS, MEMORY = 10, 2**30
 _EXECUTES = ("exec", "import", "os.exec", "os.spawn", "os.posix_spawn", "os.system", "pickle.find_class", "socket.",
@@ -453,12 +454,68 @@ def headers() -> st.SearchStrategy[bytes]:
     return st.builds(lambda head, rest: len(head).to_bytes(8, "little") + head + rest, header, st.binary())
 
 
+# ---- suites
+
+
+def suite_seeds() -> list[bytes]:
+    """The shipped ones, and one with every key."""
+    every = '''
+about = "é \\u0041"
+learner = ["maml", "adml:outer=sequential"]
+eps = [0.1, "8/255", "0:0.3:7", 1]
+scenario = ["clean/adv", "clean/transfer"]
+surrogate = 'maml'
+checks = false
+precision = "bf16"
+cells = [{ way = 5, seed = [0, 0x7f] }, { "shot" = 1_0, meta-steps = 0, about = """
+'''
+    every = every.removesuffix("\n") + 'one""" }]\n'
+    return [*(path.read_bytes() for path in shipped().values()), every.encode()]
+
+
+def by_line(content: bytes, random: random.Random) -> bytes:
+    """Leave out, repeat, exchange or insert whole lines."""
+    lines = content.split(b"\n")
+    keys = [name.encode() for name in [*KEYS, "about", "cells", "device", "x", '"\\u0000"', "cells.way"]]
+    values = [
+        b"1", b"-1", b"1e999", b"nan", b"true", b'""', b"[]", b"{}", b"[[1], 2]", b'"maml:a=1"', b'"""', b"1979-05-27",
+        b"0x" + b"f" * 99, b"9" * 5000, b"[" * 3000, b'"\\u001b"', b"'clean/transfer'", b'["all", "1/0"]',
+    ]  # fmt: skip
+    for _ in range(random.randint(1, 4)):
+        at = random.randrange(len(lines) + 1)
+        new = random.choice([random.choice(keys) + b" = " + random.choice(values), b"[[cells]]", b"[cells]", b"[x.y]"])
+        lines[at : at + random.randrange(2)] = random.choice([[], [new], [new], lines[:at][-3:] * 2])
+    return b"\n".join(lines)
+
+
+def read_suite_file(content: bytes, folder: Path) -> None:
+    """As a file; what is read is written, and read again as the same."""
+    (folder / "x.toml").write_bytes(content)
+    suite = read_suite(folder / "x.toml", "x.toml").overridden({})
+    again = parse_suite(suite_text(suite).encode(), "x.toml").overridden({})
+    assert [part.spec() for part in again.parts] == [part.spec() for part in suite.parts]
+
+
+def made_suites() -> st.SearchStrategy[bytes]:
+    """Keys with values of any type, written as JSON is, of which TOML understands most."""
+    leaves = st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["maml", "8/255", "clean/adv"])
+    names = st.sampled_from([*KEYS, "about", "cells"]) | st.text(max_size=9)
+    values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=4))
+    settings = st.lists(
+        st.builds(lambda name, value: f"{json.dumps(name)} = {json.dumps(value)}", names, values)
+        | st.just("[[cells]]"),
+        max_size=9,
+    )
+    return settings.map(lambda lines: "\n".join(lines).encode()) | st.text().map(lambda text: text.encode())
+
+
 TARGETS: dict[str, Target] = {
     "checkpoints": Target(read_kept, kept_seeds, headers()),
     "pickles": Target(read_pickled, pickled_seeds, made_pickles(), (by_opcode, by_opcode)),
     "zips": Target(read_zip, zipped_seeds, made_zips()),
     "images": Target(read_picture, image_seeds, made_images(), (chunks_mended,)),
     "records": Target(read_record_file, record_seeds, made_records(), (checksum_mended,) * 4),
+    "suites": Target(read_suite_file, suite_seeds, made_suites(), (by_line,) * 4),
 }
 
 # ---- running

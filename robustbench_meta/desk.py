@@ -7,14 +7,13 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from robustbench_meta.checkpoints import checkpoint_name, state_name
 from robustbench_meta.executors import Task
 from robustbench_meta.grid import Cell, Grid
 from robustbench_meta.locking import cell_lock, training_lock
 from robustbench_meta.parts import part_name
-from robustbench_meta.registry import Registry
 from robustbench_meta.stopping import Stop
 from robustbench_meta.store import Store
 
@@ -64,6 +63,14 @@ class _Busy:
             self.advanced = self.advanced or reached > self.reached
 
 
+class Tells(Protocol):
+    """A registry, or what stands between it and a desk."""
+
+    def tell(self, event: str, /, **facts: Any) -> None:
+        """Tell the plugins of an event."""
+        ...
+
+
 class Desk:
     """Gives out the tasks of a run, and writes down what is told of them.
 
@@ -81,7 +88,7 @@ class Desk:
     """
 
     def __init__(
-        self, grid: Grid, registry: Registry, store: Store, tasks: Iterable[Task], *, stop: Stop | None = None,
+        self, grid: Grid, registry: Tells, store: Store, tasks: Iterable[Task], *, stop: Stop | None = None,
         cell_timeout: float | None = None, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.stop, self.cell_timeout = Stop() if stop is None else stop, cell_timeout
@@ -98,6 +105,8 @@ class Desk:
         """When to look again at what another run is at work on."""
         self._losses: dict[tuple[str, tuple[str, ...]], int] = {}
         """How often a task's worker was lost since it last got further."""
+        self._tested: dict[str, dict[tuple[str, ...], tuple[int, int]]] = {}
+        """How far each evaluation of a training is, by its cells: one may be split, see `tasks_of`."""
         self._said = False
 
     @property
@@ -172,7 +181,18 @@ class Desk:
             self._close(busy, facts["key"])
             self._failed(**facts)
         else:
-            self._registry.tell(event, **facts)
+            self._registry.tell(event, **self._summed(busy, **facts))
+
+    def _summed(self, busy: _Busy | None, **facts: Any) -> dict[str, Any]:
+        """Of what an evaluation tells: how far all evaluations of its training are together."""
+        if busy is None or "done" not in facts:
+            return facts
+        known = self._tested.setdefault(busy.task.training, {})
+        known[busy.task.cells] = facts["done"], facts["total"]
+        waiting = [key for task in self._waiting if task.training == busy.task.training for key in task.cells]
+        rest = sum(self._cells[key].spec.episodes for key in waiting)
+        done, total = (sum(counts) for counts in zip(*known.values(), strict=True))
+        return {**facts, "done": done, "total": total + rest}
 
     def over(self, worker: Hashable) -> None:
         """A worker is done with its task."""
@@ -192,7 +212,9 @@ class Desk:
         with self._leaving(worker) as busy:
             if busy.task.cells and not busy.open:
                 self._conclude(busy)
-            elif not guilty:
+                return
+            self._forget_tested(busy)
+            if not guilty:
                 self._lost(busy, how)
             elif not busy.task.cells:
                 self._training_failed(busy.task.training, how)
@@ -218,6 +240,7 @@ class Desk:
     def expired(self, worker: Hashable, how: str) -> None:
         """A worker was ended because it was `overdue`: the cells that took too long fail, others do the rest."""
         with self._leaving(worker) as busy:
+            self._forget_tested(busy)
             if not busy.task.cells:
                 self._training_failed(busy.task.training, how)
                 return
@@ -237,6 +260,10 @@ class Desk:
         finally:
             for name in busy.locks:
                 self._store.locks.give_back(name)
+
+    def _forget_tested(self, busy: _Busy) -> None:
+        """Its rest is begun anew, and told then."""
+        self._tested.get(busy.task.training, {}).pop(busy.task.cells, None)
 
     def _conclude(self, busy: _Busy) -> None:
         """A task is over."""

@@ -23,7 +23,7 @@ from robustbench_meta import __version__, hookspecs
 from robustbench_meta.errors import PluginError
 from robustbench_meta.imports import needs
 
-FOLDERS = ("learners", "attacks", "datasets", "backbones")
+FOLDERS = ("learners", "attacks", "datasets", "backbones", "trackers")
 """Of the built-in plugins, one a kind."""
 _BUILT_IN = "robustbench_meta.plugins"
 _log = logging.getLogger(__name__)
@@ -182,13 +182,13 @@ def _local_files(folder: Path | None) -> list[Path]:
             what = "that is a file; name the folder that it is in" if folder.is_file() else "there is no such folder"
             raise PluginError(f"--plugins {folder}: {what}")
         return []
-    own = set(FOLDERS) if _is_built_in_folder(where) else set()
+    own = set(FOLDERS) if is_built_in_folder(where) else set()
     files = [path for path in where.glob("*.py") if path.name != "__init__.py"]
     packages = [path.parent for path in where.glob("*/__init__.py") if path.parent.name not in own]
     return sorted(path.resolve() for path in files + packages if not path.name.startswith((".", "_")))
 
 
-def _is_built_in_folder(where: Path) -> bool:
+def is_built_in_folder(where: Path) -> bool:
     """Whether it is that of a checkout, be it the one that runs or another."""
     return (where.resolve().parent / "robustbench_meta" / "registry.py").is_file()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -218,6 +218,42 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None, splits: Sp
             "accuracy without any (clean/clean), use --attack none"
         )
     return grid
+
+
+def prepare_all(
+    runs: Sequence[RunSpec], registry: Registry, data_root: Path | None, places: Sequence[str] = ()
+) -> list[Grid]:
+    """Resolve the parts of a suite into their grids.
+
+    A cell that several parts have is in the first of them only; a part without any cell of its own is left out. A data
+    set is loaded once.
+
+    Args:
+        runs: the parts.
+        registry: the plugins.
+        data_root: where data sets are.
+        places: what to begin a message with that is about one of the parts.
+
+    Raises:
+        BenchError: as of `prepare`.
+    """
+    loaded: dict[str, Splits] = {}
+    seen: set[str] = set()
+    grids = []
+    for index, run in enumerate(runs):
+        try:
+            _, dataset, _ = resolve(registry, "dataset", parse_choice(run.dataset), run.profile)
+            grid = prepare(run, registry, data_root, loaded.get(dataset.model_dump_json()))
+        except BenchError as error:
+            if not places or not places[index]:
+                raise
+            raise BenchError(f"{places[index]}: {error}") from error
+        loaded[dataset.model_dump_json()] = grid.splits
+        grid.cells[:] = [cell for cell in grid.cells if cell.key not in seen]
+        seen |= {cell.key for cell in grid.cells}
+        if grid.cells:
+            grids.append(grid)
+    return grids
 
 
 def _loaded(dataset: Dataset, label: str, data_root: Path | None) -> Splits:

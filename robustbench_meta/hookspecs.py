@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pluggy
 
 if TYPE_CHECKING:
     from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner
+    from robustbench_meta.tracking import Tracker
 
 PROJECT = "robustbench_meta"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -49,13 +50,30 @@ def register_backbones(register: Register[Backbone]) -> None:
 
 
 @hookspec
-def run_started(run: Mapping[str, Any], cells: int) -> None:
-    """A run begins: what it is (`run`, plain data) and how many cells it has still to do."""
+def register_trackers(register: Register[Tracker]) -> None:
+    """Call `register(MyTracker)` once for each tracker that the plugin brings: it hears the runs that say `--track`."""
 
 
 @hookspec
-def training_progress(training: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
-    """Meta-training of `training` (its label) reached `step` of `steps`; loss and accuracies so far."""
+def run_started(
+    run: Mapping[str, Any], cells: int, work: Sequence[Mapping[str, Any]], results: str,
+    trainings: Mapping[str, Mapping[str, Any]],
+) -> None:  # fmt: skip
+    """A run begins: what it is (`run`, plain data), how many cells it has still to do, and the work that they are.
+
+    `work` has for each learner to train or test its label (`training`), its `cells`, and the passes through a task that
+    it needs to `train` and to `test`, 0 where nothing is to do. `results` is the folder that it writes
+    to. `trainings` has by its key each training that the cells need: the `title` that other events call it by, the
+    labels `learner`, `dataset` and `backbone`, and all that decides it (`spec`).
+    """
+
+
+@hookspec
+def training_progress(training: str, key: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+    """Meta-training of `training` (its label; `key` is its own) reached `step` of `steps`.
+
+    `metrics` are those of the last validation, with its `step`; empty before the first.
+    """
 
 
 @hookspec

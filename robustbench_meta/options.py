@@ -31,6 +31,10 @@ ADML's four first. `adv` support is made on θ before adaptation, `adv` queries 
 is made through adaptation, to hurt the clean queries; `transfer` queries are made on another model, the surrogate.
 """
 
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+"""A plugin's."""
+NAMED = "lower-case letters, digits, '-', '_' or '.'"
+
 DEFAULT_LEARNERS = ("maml", "adml")
 DEFAULT_ATTACKS = ("none", "fgsm", "pgd")
 DEFAULT_SCENARIOS = ("clean/adv",)

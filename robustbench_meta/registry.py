@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-import re
 import traceback
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -20,14 +19,15 @@ from robustbench_meta import hookspecs
 from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner, Plugin
 from robustbench_meta.discovery import Origin, Source, code_digest, release_of, sources
 from robustbench_meta.errors import BenchError, PluginError, unknown
-from robustbench_meta.options import Choice
+from robustbench_meta.options import NAME, NAMED, Choice
+from robustbench_meta.tracking import Tracker
 
 __all__ = ["KINDS", "CollisionError", "Found", "Origin", "Registry", "core_code", "load_registry"]
 
-KINDS: dict[str, type[Plugin]] = {"learner": Learner, "attack": Attack, "dataset": Dataset, "backbone": Backbone}
+KINDS: dict[str, type[Plugin]] = {
+    "learner": Learner, "attack": Attack, "dataset": Dataset, "backbone": Backbone, "tracker": Tracker,
+}  # fmt: skip
 _log = logging.getLogger(__name__)
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
-_NAMED = "lower-case letters, digits, '-', '_' or '.'"
 _CORE = {
     "training": (
         "engine",
@@ -46,6 +46,7 @@ _CORE = {
     "evaluation": (
         "evaluation",
         "trials",
+        "effort",
         "observation",
         "probes",
         "undefended",
@@ -120,8 +121,8 @@ class _Register:
 
     def later(self, name: str, load: Callable[[], type[Plugin]]) -> None:
         """Bring the class of that name, which `load` returns."""
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise PluginError(f"register.later was given the name {name!r}; expected {_NAMED}")
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise PluginError(f"register.later was given the name {name!r}; expected {NAMED}")
         if not callable(load):
             raise PluginError(
                 f"register.later was given {load!r} for '{name}'; expected a function that returns the class"
@@ -217,7 +218,16 @@ class Registry:
             if isinstance(found.cause, CollisionError):
                 raise found.cause
 
-    def tell(self, event: str, **facts: Any) -> None:
+    def listen(self, listener: object, label: str) -> None:
+        """Let an object hear the events: its methods that are hooks, marked with @hookimpl; the label is for messages.
+
+        Raises:
+            PluginError: it has no hook, or one that there is not.
+        """
+        _check_hooks(listener)
+        self.manager.register(listener, name=label)
+
+    def tell(self, event: str, /, **facts: Any) -> None:
         """Call an event hook of every plugin; one that raises costs a warning, once, and nobody else anything."""
         for listener in [implementation.plugin for implementation in getattr(self.manager.hook, event).get_hookimpls()]:
             try:
@@ -258,8 +268,8 @@ def _checked_name(kind: str, cls: Any) -> str:
         missing = ", ".join(sorted(cls.__abstractmethods__))
         raise PluginError(f"{kind} {cls.__name__} does not define {missing}")
     name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise PluginError(f"{kind} {cls.__name__} has the name {name!r}; expected a class variable `name` in {_NAMED}")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise PluginError(f"{kind} {cls.__name__} has the name {name!r}; expected a class variable `name` in {NAMED}")
     return name
 
 

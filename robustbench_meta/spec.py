@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,6 +30,20 @@ TRANSFER = "clean/transfer"
 """The scenario whose queries are attacked on another model."""
 PROTOCOL = 1
 """Raised whenever the same spec would give other numbers: results of another protocol are not mixed in."""
+
+
+class OptionError(BenchError):
+    """An option of a run that cannot be.
+
+    Args:
+        field: of `RunSpec`.
+        told: what is wrong with it, without its name.
+        message: the same with its name, where `told` needs it.
+    """
+
+    def __init__(self, field: str, told: str, message: str | None = None) -> None:
+        super().__init__(told if message is None else message)
+        self.field, self.told = field, told
 
 
 class RunSpec(BaseModel):
@@ -66,26 +82,38 @@ class RunSpec(BaseModel):
         """Make one from options as typed, checking all that can be checked without loading plugins.
 
         Raises:
-            BenchError: a value out of range, or a learner, attack, ε, scenario or profile that cannot be read.
+            OptionError: a value out of range, or a learner, attack, ε, scenario or profile that cannot be read.
         """
         try:
             spec = cls(**{key: value for key, value in given.items() if value is not None and value != ()})
         except ValidationError as error:
-            raise BenchError("; ".join(_explain(issue) for issue in error.errors())) from error
-        get_profile(spec.profile)
-        for text in [*spec.learners, *spec.attacks, spec.dataset, *([spec.backbone] if spec.backbone else [])]:
-            parse_choice(text)
-        values = [value for eps in spec.eps for value in parse_eps_range(eps)]
-        for eps in values:
-            parse_eps(eps)
-        parse_scenarios(list(spec.scenarios))
+            issues = error.errors()
+            message = "; ".join(f"--{option_of(str(issue['loc'][0]))} {_explain(issue)}" for issue in issues)
+            raise OptionError(str(issues[0]["loc"][0]), _explain(issues[0]), message) from error
+        with _of("profile"):
+            get_profile(spec.profile)
+        for field, texts in {
+            "learners": spec.learners, "attacks": spec.attacks, "dataset": (spec.dataset,),
+            "backbone": (spec.backbone,) if spec.backbone else (),
+        }.items():  # fmt: skip
+            with _of(field):
+                for text in texts:
+                    parse_choice(text)
+        with _of("eps"):
+            values = [value for eps in spec.eps for value in parse_eps_range(eps)]
+            for eps in values:
+                parse_eps(eps)
+        with _of("scenarios"):
+            parse_scenarios(list(spec.scenarios))
         if spec.surrogate is None and TRANSFER in spec.scenarios:
-            raise BenchError(
+            raise OptionError(
+                "scenarios",
                 f"the scenario {TRANSFER} needs a model on which the attack is made: add --surrogate maml (a learner, "
-                "trained as the others are), or --surrogate FILE.safetensors (a checkpoint)"
+                "trained as the others are), or --surrogate FILE.safetensors (a checkpoint)",
             )
         if spec.surrogate is not None and not {TRANSFER, "all"} & set(spec.scenarios):
-            raise BenchError(f"--surrogate {spec.surrogate} is for the scenario {TRANSFER}: add --scenario {TRANSFER}")
+            told = f"is for the scenario {TRANSFER}: add --scenario {TRANSFER}"
+            raise OptionError("surrogate", told, f"--surrogate {spec.surrogate} {told}")
         return spec.model_copy(update={"eps": tuple(values)})
 
     def size(self, name: str) -> int:
@@ -105,10 +133,22 @@ _REPEATED = {"learners", "attacks", "scenarios", "seeds"}
 """Options that are repeated; what they gather is named in the plural."""
 
 
+def option_of(field: str) -> str:
+    """The option of the command line, without its dashes, that sets a field of `RunSpec`."""
+    return (field.removesuffix("s") if field in _REPEATED else field).replace("_", "-")
+
+
 def _explain(issue: Any) -> str:
-    name = str(issue["loc"][0])
-    option = "--" + (name.removesuffix("s") if name in _REPEATED else name).replace("_", "-")
-    return f"{option} was given {issue['input']!r}: {issue['msg'][0].lower()}{issue['msg'][1:]}"
+    return f"was given {issue['input']!r}: {issue['msg'][0].lower()}{issue['msg'][1:]}"
+
+
+@contextmanager
+def _of(field: str) -> Iterator[None]:
+    """What is found wrong inside is wrong with this field."""
+    try:
+        yield
+    except BenchError as error:
+        raise OptionError(field, str(error)) from error
 
 
 class PluginSpec(BaseModel):

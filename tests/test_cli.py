@@ -14,11 +14,9 @@ from unittest import mock
 import pandas as pd
 import pytest
 
-from robustbench_meta import __version__, hookimpl, runner
-from robustbench_meta.cli import main, progress
-from robustbench_meta.cli.progress import Lines, Listener, showing_progress
+from robustbench_meta import __version__
+from robustbench_meta.cli import main
 from robustbench_meta.profiles import PROFILES
-from robustbench_meta.registry import load_registry
 
 SMALL = ("--profile", "smoke", "--meta-steps", "2", "--episodes", "4", "--device", "cpu")
 
@@ -182,7 +180,7 @@ def failing(monkeypatch, error):
     def prepare(*_):
         raise error
 
-    monkeypatch.setattr(runner, "prepare", prepare)
+    monkeypatch.setattr("robustbench_meta.session.prepare_all", prepare)
 
 
 def test_a_bug_says_that_it_is_one(monkeypatch):
@@ -397,98 +395,13 @@ def test_a_failed_cell_is_told_and_costs_no_other(tmp_path):
     assert "fgsm" in text
 
 
-# -- progress --------------------------------------------------------------------------------------
-
-
-class Tape:
-    """A display that remembers."""
-
-    def __init__(self):
-        self.events = []
-
-    def show(self, work, done, total, told=""):
-        self.events.append((work, done, total, told))
-
-    def finish(self, work):
-        self.events.append(("finish", work))
-
-    def say(self, line):
-        self.events.append(("say", line))
-
-
-def test_progress_comes_through_the_public_events():
-    tape, registry = Tape(), load_registry()
-    registry.manager.register(Listener(tape, clock=iter(range(100)).__next__))
-    hook = registry.manager.hook
-    hook.run_started(run={}, cells=2)
-    hook.training_progress(training="maml (seed 0)", step=0, steps=2, metrics={})
-    hook.training_progress(training="maml (seed 0)", step=1, steps=2, metrics={})
-    hook.training_progress(
-        training="maml (seed 0)", step=2, steps=2, metrics={"loss": 0.512, "validation_accuracy": 0.831}
-    )
-    hook.cell_finished(record={})
-    hook.run_finished(run={}, finished=1, failed=0)
-    assert tape.events == [
-        ("cells", 0, 2, ""),
-        ("train maml (seed 0)", 0, 2, ""),
-        ("train maml (seed 0)", 1, 2, ""),
-        ("train maml (seed 0)", 2, 2, "loss 0.51, val 83.1 %"),
-        ("finish", "train maml (seed 0)"),
-        ("say", "train maml (seed 0): 2 in 0:00:03, loss 0.51, val 83.1 %"),
-        ("cells", 1, 2, ""),
-        ("finish", "cells"),
-    ]
-
-
-def test_a_training_that_goes_on_says_from_where():
-    tape = Tape()
-    listener = Listener(tape)
-    listener.training_progress("maml (seed 0)", 180, 300, {})
-    listener.training_progress("maml (seed 0)", 181, 300, {})
-    assert [line for kind, *line in tape.events if kind == "say"] == [["train maml (seed 0): going on from 180 of 300"]]
-
-
-def test_without_a_terminal_a_line_now_and_then_tells_rate_and_time_left():
-    clock = iter([0.0, 5.0, 20.0, 21.0])
-    out = io.StringIO()
-    lines = Lines(progress.Console(file=out, width=80), clock=clock.__next__)
-    for step in (0, 50, 200, 210):
-        lines.show("train maml", step, 600, "loss 0.50")
-    # 200 steps in 20 seconds: 10/s, and 400 more steps take 40 seconds.
-    assert out.getvalue() == "train maml: 200/600, 10.0/s, 0:00:40 left, loss 0.50\n"
-
-
-def test_on_a_terminal_there_are_bars_that_leave_no_trace():
-    out, registry = io.StringIO(), load_registry()
-    console = progress.Console(file=out, width=80, force_terminal=True)
-    with showing_progress(registry.manager, console):
-        registry.manager.hook.run_started(run={}, cells=3)
-        registry.manager.hook.evaluation_progress(training="maml[x]", done=1, total=4)
-    assert "cells" in out.getvalue()
-    assert "test maml[x]" in out.getvalue()
-    assert "\x1b[?25h" in out.getvalue(), "the cursor is shown again"
-    assert not [plugin for plugin in registry.manager.get_plugins() if isinstance(plugin, Listener)]
-
-
-def test_a_tracker_of_a_stranger_hears_the_same():
-    heard = []
-
-    class Tracker:
-        @hookimpl
-        def cell_finished(self, record):
-            heard.append(record["key"])
-
-    registry = load_registry()
-    registry.manager.register(Tracker())
-    with showing_progress(registry.manager, progress.Console(file=io.StringIO())):
-        registry.manager.hook.cell_finished(record={"key": "abc"})
-    assert heard == ["abc"]
-
-
 # -- documentation ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["run", "leaderboard", "list", "plugins", "data list", "data add", "data download"])
+@pytest.mark.parametrize(
+    "command",
+    ["run", "leaderboard", "compare", "list", "plugins", "doctor", "data list", "data add", "data download"],
+)
 def test_every_option_is_documented(command):
     page = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text(encoding="utf-8")
     options = set(re.findall(r"--[a-z-]+", bench(*command.split(), "--help", width=160).out)) - {"--help"}

@@ -65,7 +65,7 @@ def installed_for(wanted):
     return {name for name, _ in seen}
 
 
-@pytest.mark.parametrize("name", ["constraints.txt", "constraints-audit.txt"])
+@pytest.mark.parametrize("name", ["constraints.txt", "constraints-audit.txt", "constraints-docs.txt"])
 def test_a_constraints_file_pins_each_distribution_once_and_exactly(name):
     found = requirements(name)
     assert [str(each.specifier)[:2] for each in found] == ["=="] * len(found)
@@ -96,7 +96,7 @@ def test_the_pins_cover_all_that_the_dev_environment_has():
 def test_make_and_the_readme_install_the_pinned_versions():
     makefile = (ROOT / "Makefile").read_text()
     lines = [line for line in makefile.splitlines() if "pip install" in line and "packaging" not in line]
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert all("--constraint" in line for line in lines)
     assert "pip install -c constraints.txt ." in (ROOT / "README.md").read_text()
 

@@ -244,3 +244,17 @@ def test_a_worker_that_says_nothing_of_a_cell_is_a_bug_that_is_told(opened, trai
     desk.over("a")
     assert all("this is a bug" in reason for _, reason in desk.summary.failed)
     assert len(desk.summary.failed) == 2
+
+
+def test_what_is_told_of_an_evaluation_that_is_split_is_the_sum(grid, registry, tmp_path, trained, monkeypatch):
+    monkeypatch.setattr(schedule, "MOST_CELLS", 1)
+    trained.update(training.key for training in grid.trainings)
+    cells = {cell.key for cell in grid.cells if cell.learner == "maml"}
+    desk, heard = Desk(grid, registry, Store(tmp_path), tasks_of(grid, cells, trained.__contains__)), []
+    monkeypatch.setattr(registry, "tell", lambda event, **facts: heard.append((facts["done"], facts["total"])))
+    first, second = desk.next("a"), desk.next("b")
+    assert len(first.cells) == len(second.cells) == 1
+    for worker, task, done in (("a", first, 0), ("b", second, 0), ("a", first, 4), ("b", second, 3)):
+        desk.hear(worker, "evaluation_progress", training=task.title, done=done, total=4)
+    # two evaluations of 4 pairs; before the second told anything, both were counted as begun by the desk alone
+    assert heard == [(0, 4), (0, 8), (4, 8), (7, 8)]

@@ -4,6 +4,7 @@ That an installed wheel runs from an empty folder is checked by `.ci/run`, for i
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,12 +15,15 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import yaml
 
 from robustbench_meta import __version__
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-LEFT_OUT = {".git", ".venv", "build", "dist", "results", "__pycache__"}
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT, SETTINGS = PYPROJECT["project"], PYPROJECT["tool"]["setuptools"]
+SHIPPED = ("robustbench_meta", "plugins", "suites")
+LEFT_OUT = {".git", ".venv", "build", "dist", "__pycache__"}
 
 
 def tree(folder):
@@ -29,32 +33,40 @@ def tree(folder):
 def as_installed(path):
     """Where a source file is in the wheel."""
     relative = path.relative_to(ROOT)
+    if relative.parts[0] == "suites":
+        return f"robustbench_meta/shipped_suites/{relative.name}"
     return f"robustbench_meta/{relative}" if relative.parts[0] == "plugins" else str(relative)
 
 
 def test_every_package_is_declared():
     packages = {
         ".".join(Path(as_installed(path)).parent.parts)
-        for folder in ("robustbench_meta", "plugins")
+        for folder in SHIPPED
         for path in tree(folder)
-        if path.suffix == ".py"
+        if path.suffix == ".py" or folder == "suites"
     }
     assert sorted(SETTINGS["packages"]) == sorted(packages)
 
 
 def test_every_data_file_is_declared():
-    for path in tree("robustbench_meta") + tree("plugins"):
+    for path in [path for folder in SHIPPED for path in tree(folder)]:
         if path.suffix != ".py":
             installed = Path(as_installed(path))
             patterns = SETTINGS["package-data"].get(".".join(installed.parent.parts), [])
             assert any(fnmatch(installed.name, pattern) for pattern in patterns), f"{path} would not be installed"
 
 
+def left_out(folder, names):
+    if Path(folder) == ROOT / "results":  # runs land there
+        return set(names) - {"README.md", "published"}
+    return {name for name in names if name in LEFT_OUT or "egg-info" in name}
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """The files of the wheel and of the sdist, built by the declared backend from a copy of the sources."""
     work = tmp_path_factory.mktemp("build")
-    shutil.copytree(ROOT, work / "src", ignore=lambda _, names: [n for n in names if n in LEFT_OUT or "egg-info" in n])
+    shutil.copytree(ROOT, work / "src", ignore=left_out)
     code = (
         "from setuptools import build_meta\n"
         f"build_meta.build_wheel({str(work)!r})\n"
@@ -77,7 +89,7 @@ def test_the_wheel_holds_one_top_level_module(built):
 
 def test_the_wheel_holds_each_source_file_once(built):
     shipped = {name for name in built[0] if name.startswith("robustbench_meta/")}
-    assert shipped == {as_installed(path) for folder in ("robustbench_meta", "plugins") for path in tree(folder)}
+    assert shipped == {as_installed(path) for folder in SHIPPED for path in tree(folder)}
 
 
 def test_the_wheel_brings_the_command_and_the_licence(built):
@@ -87,7 +99,26 @@ def test_the_wheel_brings_the_command_and_the_licence(built):
     assert b"License-Expression: MIT" in built[0][f"{info}/METADATA"]
 
 
-@pytest.mark.parametrize("folder", ["robustbench_meta", "plugins", "tests", "docs", "examples", "benchmarks", ".ci"])
+def test_the_description_has_no_link_that_an_index_cannot_follow(built):
+    told = built[0][f"robustbench_meta-{__version__}.dist-info/METADATA"].decode()
+    links = re.findall(r"\]\(([^)\s]+)\)", told)
+    assert links
+    assert [link for link in links if not link.startswith("https://")] == []
+    plain = re.sub(r"\]\([^)\s]+\)", "]", told).replace("[", "").replace("]", "")
+    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
+        assert re.sub(r"\]\([^)\s]+\)", "]", line).replace("[", "").replace("]", "") in plain
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"], citation["cff-version"]) == (__version__, "MIT", "1.2.0")
+    assert citation["authors"] == PROJECT["authors"]
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [*SHIPPED, "tests", "docs", "examples", "benchmarks", ".ci", "results/published"],
+)
 def test_the_sdist_holds_the_sources(built, folder):
     assert {str(path.relative_to(ROOT)) for path in tree(folder)} <= built[1]
 
@@ -98,10 +129,14 @@ def test_the_sdist_holds_the_sources(built, folder):
         "pyproject.toml",
         "constraints.txt",
         "constraints-audit.txt",
+        "constraints-docs.txt",
+        "mkdocs.yml",
+        "setup.py",
         "Makefile",
         "cli.py",
         "README.md",
         "CHANGELOG.md",
+        "CITATION.cff",
         "CONTRIBUTING.md",
         "LICENSE",
     ],
@@ -149,5 +184,5 @@ def test_make_refuses_an_old_python(tmp_path):
 @needs_make
 def test_make_help_names_the_targets():
     shown = make("help").stdout
-    for target in ("run", "test", "audit", "constraints", "wheel", "clean"):
+    for target in ("run", "test", "docs", "audit", "constraints", "wheel", "clean"):
         assert f"make {target} " in shown

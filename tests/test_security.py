@@ -218,7 +218,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="fuzzing limits it
 
 
 @on_linux
-@pytest.mark.parametrize("target", ["pickles", "zips", "images", "records"])
+@pytest.mark.parametrize("target", ["pickles", "zips", "images", "records", "suites"])
 def test_a_little_fuzzing_finds_nothing(target):
     cases, crashes = fuzz.fuzz(target, seconds=2, start=7)
     assert cases >= 100

@@ -58,9 +58,13 @@ def late(folder, body=MINE, name="'late'", file="late"):
 
 @pytest.mark.parametrize(
     "command",
-    ["", "--help", "--version", "run --help", "list --help", "plugins --help", "leaderboard --help", "compare --help",
+    ["", "--help", "--version", "run --help", "list --help", "plugins --help", "plugins new --help",
+     "plugins new atack x", "plugins new attack X", "leaderboard --help", "compare --help",
+     "plot --help", "export --help", "plot curvs", "plot --width x", "export --format x", "compare --plot x.jpg",
+     "report --help", "report nowhere", "report --out x.pdf",
      "data --help", "data list --help", "data add --help", "data download --help",
      "run --nonsense", "run --way x", "run --profile quikc", "run --eps much", "run --scenario up", "run -l :::",
+     "run qick", "run nowhere.toml", "run quick --way 1",
      "lst", "list nonsense", "plugins --nonsense", "leaderboard nowhere", "compare nowhere",
      "data download nothing"],
 )  # fmt: skip

@@ -151,8 +151,8 @@ def _finish(bench: Bench, results: Path, reference: Path, tally: Tally, spent: f
 
 
 def _wrong(run: Run, code: int, number: int, over: bool) -> list[str]:
-    """What is not as it should be of a run that was told to stop; one that was over but for its tables may end so."""
-    if code == 0 and over:
+    """What is not as it should be of a run that was told to stop; one that is over, or shows its tables, may end so."""
+    if over and code in (0, -number):  # the signal came when nobody listened any more
         return []
     found = [] if code == 128 + number else [f"signal {number}: exit code {code}"]
     if SAYS not in " ".join(run.said.split()):

@@ -5,19 +5,18 @@ from __future__ import annotations
 import io
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from robustbench_meta import __version__
-from robustbench_meta.cli import compare, data, run, show
+from robustbench_meta.cli import card, compare, data, doctor, export, plot, plugins, report, run, show
 from robustbench_meta.cli.options import Debug
 from robustbench_meta.errors import BenchError
 
 app = typer.Typer(
     name="bench",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
@@ -25,8 +24,13 @@ app = typer.Typer(
 app.command("run", rich_help_panel="Measure")(run.run)
 app.command("leaderboard", rich_help_panel="Measure")(show.leaderboard)
 app.command("compare", rich_help_panel="Measure")(compare.compare)
+app.command("report", rich_help_panel="Publish")(report.report)
+app.command("plot", rich_help_panel="Publish")(plot.plot)
+app.command("export", rich_help_panel="Publish")(export.export)
+app.command("card", rich_help_panel="Publish")(card.card)
 app.command("list", rich_help_panel="What there is")(show.list_plugins)
-app.command("plugins", rich_help_panel="What there is")(show.plugins)
+app.command("doctor", rich_help_panel="What there is")(doctor.doctor)
+app.add_typer(plugins.app, name="plugins", rich_help_panel="What there is")
 app.add_typer(data.app, name="data", rich_help_panel="What there is")
 
 
@@ -77,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # ε and ∞ are no reason to lose a run where they cannot be printed
     try:
-        app(given, prog_name="bench")
+        _command(given)(given, prog_name="bench")
     except Exception as error:  # the last stop of whatever went wrong: told in one message
         from robustbench_meta.cli.console import tell_error
 
@@ -86,6 +90,21 @@ def main(arguments: list[str] | None = None) -> None:
         message, code = explain(error)
         tell_error(message)
         sys.exit(code)
+
+
+def _command(given: list[str]) -> Any:
+    """The app, with its options for completion told as the others are; before a command they would load pydantic."""
+    command = typer.main.get_command(app)
+    told = {
+        "install_completion": "Have the shell complete names with TAB.",
+        "show_completion": "Print the script that does it.",
+    }
+    for option in command.params:
+        if isinstance(option, typer.core.TyperOption) and option.name in told:
+            option.metavar, option.help = "", told[option.name]
+    if given and not given[0].startswith("-"):
+        command.params = [option for option in command.params if option.name not in told]
+    return command
 
 
 def explain(error: Exception) -> tuple[str, int]:

@@ -3,36 +3,77 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from robustbench_meta.cli.options import RESULTS, Debug
+from robustbench_meta.cli import completion
+from robustbench_meta.cli.options import RESULTS, Debug, Json
 from robustbench_meta.cli.results import read_results
 from robustbench_meta.errors import BenchError
+from robustbench_meta.figures import FORMATS
 
 
 def compare(
     what: Annotated[
         list[str] | None,
         typer.Argument(
+            autocompletion=completion.compared,
             metavar="[A B] [DIR]",
             help="Two learners as the tables name them, and the results folder. Default: all pairs in ./results.",
         ),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Draw them, too: .pdf, .svg or .png.", show_default="no"),
+    ] = None,
+    json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Compare two learners, or all pairs, on the same episodes: differences, intervals, corrected p-values."""
     first, second, results = _read(what or [])
+    place = _file(plot)
+    if json and place is not None:
+        raise BenchError("--json and --plot exclude each other: give the command twice")
+    if json:
+        from robustbench_meta.cli import documents
+
+        documents.print_duels(results, first, second)
+        return
     _, frame, samples = read_results(results)
     from robustbench_meta.cli.console import out
     from robustbench_meta.comparison import duels
     from robustbench_meta.duel_tables import duel_tables
 
-    console = out()
-    for table in duel_tables(duels(frame, samples, first, second), console.width):
+    console, found = out(), duels(frame, samples, first, second)
+    for table in duel_tables(found, console.width):
         console.print(table)
+    if place is not None:
+        from robustbench_meta.cli.plot import save_all, tell
+        from robustbench_meta.figures.contests import draw_duels
+        from robustbench_meta.figures.look import Look, Palette
+
+        look = Look(palette=Palette(sorted(set(frame["learner"]))))
+        names = [first, second] if first is not None and second is not None else []
+        command = shlex.join(["bench", "compare", *names])
+        console.print()
+        tell(save_all(list(draw_duels(found, look)), look, *place, command))
+
+
+def _file(plot: Path | None) -> tuple[Path, list[str], bool] | None:
+    """Where the figure goes: a file without its ending, and that.
+
+    Raises:
+        BenchError: it does not end in what figures are written as.
+    """
+    if plot is None:
+        return None
+    ending = plot.suffix.removeprefix(".").lower()
+    if ending not in FORMATS:
+        raise BenchError(f"--plot {plot}: expected a file that ends in .pdf, .svg or .png")
+    return plot.with_suffix(""), [ending], True
 
 
 def _read(what: list[str]) -> tuple[str | None, str | None, Path]:

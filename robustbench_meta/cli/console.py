@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 from rich.console import Console
 from rich.text import Text
 
@@ -14,6 +17,17 @@ def out() -> Console:
 def err() -> Console:
     """Stderr."""
     return Console(stderr=True, highlight=False)
+
+
+def is_screen(console: Console) -> bool:
+    """Whether what is written can be written over: a terminal that can, not a file that only wants colours."""
+    return console.is_interactive and not console.is_dumb_terminal and console.file.isatty()
+
+
+def working(on: str) -> AbstractContextManager[Any]:
+    """Something that turns while something takes long; nothing where there is no terminal."""
+    console = err()
+    return console.status(on) if is_screen(console) else nullcontext()
 
 
 def tell_error(message: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustbench_meta.cli.options import DataRoot, Debug
+from robustbench_meta.cli.options import DataRoot, Debug, Json
 from robustbench_meta.errors import BenchError
 
 if TYPE_CHECKING:
@@ -20,8 +20,13 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="See, add 
 
 
 @app.command("list")
-def list_data(data_root: DataRoot = None, debug: Debug = False) -> None:
+def list_data(data_root: DataRoot = None, json: Json = False, debug: Debug = False) -> None:
     """List the data sets that are there, what to type for each, and where it lies."""
+    if json:
+        from robustbench_meta.cli import documents
+
+        documents.print_data(data_root)
+        return
     from robustbench_meta.data.library import list_data as rows
 
     _show(rows(data_root))

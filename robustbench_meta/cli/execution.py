@@ -2,87 +2,127 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import torch
+import pluggy
 
-from robustbench_meta import runner
+from robustbench_meta import session
+from robustbench_meta.cli.completion import remember
 from robustbench_meta.cli.console import err, out
-from robustbench_meta.cli.plan import cells_table, header, outcome, work
-from robustbench_meta.cli.progress import showing_progress
+from robustbench_meta.cli.json_output import Events
+from robustbench_meta.cli.plan import Effort, cells_table, failures, header, outcome, work
+from robustbench_meta.cli.progress import listening, showing_progress
 from robustbench_meta.cores import available_cores
-from robustbench_meta.devices import choose_device
 from robustbench_meta.executors import Policy
-from robustbench_meta.executors.choice import check_executor, check_request, computes_here
 from robustbench_meta.executors.schedule import side_by_side, tasks_of
-from robustbench_meta.grid import Grid
-from robustbench_meta.keeping import keep_seconds
-from robustbench_meta.precision import check_precision
-from robustbench_meta.registry import Registry, load_registry
-from robustbench_meta.spec import RunSpec
+from robustbench_meta.session import Ready, compute, told_cell, told_failures
 from robustbench_meta.stopping import Stop
 from robustbench_meta.store import Store, is_done, is_trained
-
-
-class Ready(NamedTuple):
-    """A grid that can run here."""
-
-    grid: Grid
-    registry: Registry
-    device: torch.device
-    plugins: Path | None
-    local_plugins: bool
-    data_root: Path | None
+from robustbench_meta.suites import Suite, save_suite
 
 
 def prepare(
-    spec: RunSpec, plugins: Path | None, local_plugins: bool, data_root: Path | None, policy: Policy
+    suite: Suite, plugins: Path | None, local_plugins: bool, data_root: Path | None, policy: Policy,
+    track: Sequence[str] = (),
 ) -> Ready:  # fmt: skip
-    """Find the device and the plugins, load the data, and expand the grid."""
-    check_executor(policy.executor)
-    keep_seconds()
-    device = choose_device(spec.device, here=computes_here(policy.executor))
-    check_request(policy, str(device))
-    check_precision(spec.precision, device)
-    registry = load_registry(plugins, local=local_plugins)
-    grid = runner.prepare(spec, registry, data_root)
-    return Ready(grid, registry, device, plugins, local_plugins, data_root)
+    """Find the device and the plugins, load the data, and expand the grids."""
+    return session.prepare(suite, plugins, local_plugins, data_root, policy, track, bring=remember)
 
 
-def execute(ready: Ready, results: Path, policy: Policy, stop: Stop) -> int:
-    """Run the grid, show its tables, and return how many of its cells failed, now or before."""
-    grid, registry, device, plugins, local_plugins, data_root = ready
-    store, keys, console = Store(results), {cell.key for cell in grid.cells}, out()
+def save(suite: Suite, path: Path, *, quiet: bool = False) -> None:
+    """Write the suite's file, and say so."""
+    new = save_suite(suite, path)
+    if not quiet:
+        err().print(f"suite: {path}" if new else f"suite: {path} (as it was)", markup=False)
+
+
+def execute(
+    ready: Ready, results: Path, policy: Policy, stop: Stop, *, quiet: bool = False, events: Events | None = None
+) -> int:  # fmt: skip
+    """Run the suite, show its tables, and return how many of its cells failed, now or before.
+
+    Args:
+        ready: the suite.
+        results: the folder.
+        policy: how it is done.
+        stop: whether to stop.
+        quiet: show what failed, and nothing else.
+        events: tells programs of the run, in the place of tables and progress.
+    """
+    store, keys, registry, console = Store(results), ready.keys, ready.registry, out()
     done = set() if policy.fresh else {key for key in keys if store.has(key)}
-    console.print(header(grid, registry, device, done))
-    with showing_progress(registry.manager, err()):
-        summary = runner.run(
-            grid, registry, store, device, policy, plugins=plugins, local_plugins=local_plugins,
-            data_root=data_root, stop=stop,
-        )  # fmt: skip
+    shows = not quiet and events is None
+    if shows:
+        console.print(header(ready.suite, ready.grids, registry, ready.device, done))
+    with showing_progress(registry.manager, err(), show=shows), _hearing(registry.manager, events):
+        summary = compute(ready, store, policy, stop)
     from robustbench_meta import leaderboard  # with pandas, which the first progress need not wait for
     from robustbench_meta.curves import curves
     from robustbench_meta.tables import curve_tables, tables
 
     path = leaderboard.write(store)
     frame, samples = leaderboard.read(store, keys)  # the worst case is over the run's own attacks
-    for table in [*tables(frame, console.width), *curve_tables(curves(frame, samples), console.width)]:
-        console.print(table)
-    console.print(outcome(summary, path))
-    return len(summary.failed) + len(summary.failed_before)
+    failed = len(summary.failed) + len(summary.failed_before)
+    if events is not None:
+        from robustbench_meta.curves import to_frame
+        from robustbench_meta.exports.plain import records
+
+        events.tell(
+            "finished", finished=summary.finished, skipped=summary.skipped, failed=failed,
+            failures=told_failures(summary), path=str(path), leaderboard=records(frame),
+            curves=records(to_frame(curves(frame, samples))), exit_code=1 if failed else 0,
+        )  # fmt: skip
+    elif quiet:
+        for line in failures(summary):
+            err().print(line, soft_wrap=True)
+    else:
+        for table in [*tables(frame, console.width), *curve_tables(curves(frame, samples), console.width)]:
+            console.print(table)
+        console.print(outcome(summary, path))
+    return failed
 
 
-def rehearse(ready: Ready, results: Path, policy: Policy) -> None:
-    """Show the cells, what is done already, and the work; write nothing."""
-    grid, console, store = ready.grid, out(), Store(results, write=False)
-    keys = [cell.key for cell in grid.cells]
+def _hearing(manager: pluggy.PluginManager, events: Events | None) -> AbstractContextManager[Any]:
+    """Inside, they are told of the run."""
+    return nullcontext() if events is None else listening(manager, events)
+
+
+def rehearse(
+    ready: Ready, results: Path, policy: Policy, events: Events | None = None, saved: Path | None = None
+) -> None:
+    """Show the cells, what is done already, and the work; write nothing, but for a suite file that was asked for."""
+    grids, console, store = ready.grids, out(), Store(results, write=False)
+    keys = [cell.key for grid in grids for cell in grid.cells]
     states = dict.fromkeys(keys, "to do")
     if not policy.fresh:
         states |= {key: "failed" for key in keys if not policy.retry_failed and store.failure(key) is not None}
         states |= {key: "done" for key in keys if is_done(results, key)}
-    console.print(header(grid, ready.registry, ready.device, {key for key in keys if states[key] == "done"}))
-    console.print(cells_table(grid, states))
-    pending = {key for key in keys if states[key] == "to do"}
-    todo = tasks_of(grid, pending, lambda key: is_trained(results, key) and not policy.fresh)
-    console.print(work(grid, pending, todo, side_by_side(policy.jobs, todo, ready.device, available_cores())))
+    done = {key for key in keys if states[key] == "done"}
+    if events is not None:
+        efforts = _efforts(ready, states, results, policy)
+        cells = [{**told_cell(cell), "state": states[cell.key]} for grid in grids for cell in grid.cells]
+        events.tell("planned", cells=cells, work=[each.work._asdict() for each in efforts], exit_code=0)
+        return
+    console.print(header(ready.suite, grids, ready.registry, ready.device, done))
+    for number, grid in enumerate(grids, 1):
+        console.print(cells_table(grid, states, number if len(grids) > 1 else None))
+    console.print(work(_efforts(ready, states, results, policy), saved))
+
+
+def _efforts(ready: Ready, states: Mapping[str, str], results: Path, policy: Policy) -> list[Effort]:
+    """Of each part what is still to do; a training that an earlier part makes is none of a later one."""
+    made: set[str] = set()
+    efforts = []
+    for grid in ready.grids:
+        pending = {cell.key for cell in grid.cells if states[cell.key] == "to do"}
+        needed = [training.key for training in grid.needed(pending)]
+        there = made | {key for key in needed if is_trained(results, key) and not policy.fresh}
+        todo = tasks_of(grid, pending, there.__contains__)
+        missing = {task.training for task in todo if not task.cells}
+        slots = side_by_side(policy.jobs, todo, ready.device, available_cores())
+        efforts.append(Effort(len(pending), grid.estimate(pending, missing), slots))
+        made |= missing
+    return efforts

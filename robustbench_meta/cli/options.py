@@ -21,6 +21,10 @@ def folder(text: str | Path) -> Path:
 
 
 Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show the traceback when something goes wrong.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", metavar="", help="Say nothing but warnings, errors and what failed.")
+]
+Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON, for programs.")]
 Plugins = Annotated[
     Path | None,
     typer.Option(

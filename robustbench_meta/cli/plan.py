@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -15,10 +15,10 @@ from robustbench_meta.cli.console import counted
 if TYPE_CHECKING:
     import torch
 
-    from robustbench_meta.executors import Task
-    from robustbench_meta.grid import Cell, Grid
+    from robustbench_meta.grid import Cell, Grid, Work
     from robustbench_meta.registry import Registry
     from robustbench_meta.runner import Summary
+    from robustbench_meta.suites import Suite
 
 _WORK = {
     "trainings": "learners to meta-train",
@@ -29,10 +29,45 @@ _WORK = {
 }
 
 
-def header(grid: Grid, registry: Registry, device: torch.device, done: Collection[str]) -> RenderableType:
-    """What is going to run, a line each."""
+def header(
+    suite: Suite, grids: Sequence[Grid], registry: Registry, device: torch.device, done: Collection[str]
+) -> RenderableType:
+    """What is going to run, a line each; what differs between the parts of a suite, a line a part."""
+    trainings = {cell.training.key for grid in grids for cell in grid.cells}
+    cells = sum(len(grid.cells) for grid in grids)
+    precisions = [grid.run.precision for grid in grids]
+    rows = {"suite": [suite.name + (f": {suite.about}" if suite.about else "")]} if suite.name else {}
+    if len(grids) > 1:
+        rows["parts"] = _parts(suite, grids)
+    parts = [_rows(grid) for grid in grids]
+    rows |= {name: [part[name] for part in parts] for name in parts[0]}
+    rows["device"] = [str(device) + (f", {each}" if each != "float32" else "") for each in precisions]
+    rows["cells"] = [
+        f"{cells:,}, from {counted(len(trainings), 'training')}" + (f", {len(done):,} done already" if done else "")
+    ]
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, values in rows.items():
+        same = len(set(values)) == 1
+        told = values[0] if same else "\n".join(f"{number}: {value}" for number, value in enumerate(values, 1))
+        table.add_row(name, Text(told))
+    failed = sum(found.error is not None for found in registry.found)
+    warnings = [f"{counted(failed, 'plugin')} failed to load: see `bench plugins`"] if failed else []
+    notes = dict.fromkeys([*(note for grid in grids for note in grid.notes), *warnings])
+    return Group(table, *[Text(f"note: {note}", style="yellow") for note in notes], Text(""))
+
+
+def _parts(suite: Suite, grids: Sequence[Grid]) -> list[str]:
+    """What each part says of itself; a part without a cell of its own has no grid."""
+    about = {part.spec(): part.about or part.place for part in suite.parts}
+    return [about[grid.run] for grid in grids]
+
+
+def _rows(grid: Grid) -> dict[str, str]:
+    """What one grid is, by what is told of it."""
     run, setting = grid.run, grid.setting
-    rows = {
+    return {
         "data set": f"{grid.labels['dataset']}, {setting.way}-way {setting.shot}-shot, "
         f"{counted(setting.query, 'query image')} a class",
         "backbone": grid.labels["backbone"],
@@ -42,18 +77,7 @@ def header(grid: Grid, registry: Registry, device: torch.device, done: Collectio
         "seeds": _listed(str(cell.seed) for cell in grid.cells),
         "work": f"{run.size('meta_steps'):,} meta-steps of {counted(run.size('tasks_per_step'), 'task')}, "
         f"{counted(run.size('episodes'), 'test episode')} (profile {run.profile})",
-        "device": str(device) + (f", {run.precision}" if run.precision != "float32" else ""),
-        "cells": f"{len(grid.cells):,}, from {counted(len(grid.trainings), 'training')}"
-        + (f", {len(done):,} done already" if done else ""),
     }
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(name, Text(value))
-    failed = sum(found.error is not None for found in registry.found)
-    warnings = [f"{counted(failed, 'plugin')} failed to load: see `bench plugins`"] if failed else []
-    return Group(table, *[Text(f"note: {note}", style="yellow") for note in [*grid.notes, *warnings]], Text(""))
 
 
 def _attack(cell: Cell) -> str:
@@ -67,8 +91,8 @@ def _listed(texts: Iterable[str]) -> str:
 _STYLES = {"done": "green", "failed": "bold red", "to do": "dim"}
 
 
-def cells_table(grid: Grid, states: Mapping[str, str]) -> Table:
-    """A row a cell, with what became of it."""
+def cells_table(grid: Grid, states: Mapping[str, str], part: int | None = None) -> RenderableType:
+    """A row a cell, with what became of it, below the number of the part."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("learner", "attack", "eps", "support/query", "seed", ""):
         table.add_column(name, justify="right" if name in {"eps", "seed"} else "left", overflow="fold")
@@ -76,28 +100,41 @@ def cells_table(grid: Grid, states: Mapping[str, str]) -> Table:
         state = Text(states[cell.key], style=_STYLES[states[cell.key]])
         scenario = f"{cell.support}/{cell.query}"
         table.add_row(*map(Text, (cell.learner, cell.attack, cell.eps, scenario, str(cell.seed))), state)
-    return table
+    if part is None:
+        return table
+    return Group(Text(f"part {part}" if part == 1 else f"\npart {part}", style="bold"), table)
 
 
-def work(grid: Grid, pending: Collection[str], tasks: Sequence[Task], side_by_side: int = 1) -> RenderableType:
-    """The counts of what is still to do, and how many trainings are done at a time."""
-    if not pending:
+class Effort(NamedTuple):
+    """What is still to do of a grid."""
+
+    cells: int
+    work: Work
+    side_by_side: int = 1
+    """How many trainings are done at a time."""
+
+
+def work(efforts: Sequence[Effort], saved: Path | None = None) -> RenderableType:
+    """The counts of what is still to do in all parts, and how many trainings are done at a time."""
+    cells = sum(effort.cells for effort in efforts)
+    if not cells:
         return Text("\nNothing to do: all cells are done, or failed before (--retry-failed).")
-    missing = {task.training for task in tasks if not task.cells}
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right")
     table.add_column()
-    table.add_row(f"{len(pending):,}", "cells to do")
-    for name, count in grid.estimate(pending, missing)._asdict().items():
+    table.add_row(f"{cells:,}", "cells to do")
+    for name in efforts[0].work._fields:
+        count = sum(getattr(effort.work, name) for effort in efforts)
         table.add_row(f"{count:,}", _WORK.get(name, name.replace("_", " ")))
-    if side_by_side > 1:
-        table.add_row(f"{side_by_side:,}", "learners side by side (--jobs)")
-    return Group(Text("\nWork", style="bold"), table, Text("Nothing was written.", style="dim"))
+    most = max(effort.side_by_side for effort in efforts)
+    if most > 1:
+        table.add_row(f"{most:,}", "learners side by side (--jobs)")
+    nothing = "Nothing was written." if saved is None else f"Nothing but {saved} was written."
+    return Group(Text("\nWork", style="bold"), table, Text(nothing, style="dim"))
 
 
-def outcome(summary: Summary, path: Path) -> RenderableType:
-    """What was done, skipped and failed, and where the leaderboard is."""
-    counts = f"{counted(summary.finished, 'cell')} done, {summary.skipped:,} skipped (done before), "
+def failures(summary: Summary) -> list[Text]:
+    """A line for each cell that failed, now or before."""
     lines = [Text.assemble(("failed: ", "bold red"), f"{_name(cell)}: {reason}") for cell, reason in summary.failed]
     lines += [
         Text.assemble(("failed before: ", "bold red"), f"{_name(cell)}: {reason}")
@@ -105,6 +142,13 @@ def outcome(summary: Summary, path: Path) -> RenderableType:
     ]
     if summary.failed_before:
         lines.append(Text("what failed before was not tried again: --retry-failed does", style="yellow"))
+    return lines
+
+
+def outcome(summary: Summary, path: Path) -> RenderableType:
+    """What was done, skipped and failed, and where the leaderboard is."""
+    lines: list[RenderableType] = [*failures(summary)]
+    counts = f"{counted(summary.finished, 'cell')} done, {summary.skipped:,} skipped (done before), "
     count = len(summary.failed) + len(summary.failed_before)
     failed = (f"{count:,} failed", "bold red" if count else "green")
     return Group(*lines, Text.assemble(counts, failed), Text(f"leaderboard: {path}"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
 
 from robustbench_meta.errors import BenchError
 
@@ -13,6 +15,23 @@ if TYPE_CHECKING:
     from robustbench_meta.samples import Samples
     from robustbench_meta.store import Store
 
+
+SHOWN = "What is shown (as the tables name it; repeat an option for several)"
+Learners = Annotated[
+    list[str] | None, typer.Option("--learner", "-l", metavar="NAME", rich_help_panel=SHOWN, help="Only this learner.")
+]
+Attacks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--attack", "-a", metavar="NAME", rich_help_panel=SHOWN,
+        help="Only this attack; the worst case is then over those that are shown.",
+    ),
+]  # fmt: skip
+Eps = Annotated[list[str] | None, typer.Option("--eps", metavar="EPS", rich_help_panel=SHOWN, help="Only this ε.")]
+Scenarios = Annotated[
+    list[str] | None,
+    typer.Option("--scenario", metavar="SUPPORT/QUERY", rich_help_panel=SHOWN, help="Only this scenario."),
+]
 
 _NOTHING = "the folder {0} holds no finished cells: `bench run --results {0}` makes some"
 
@@ -46,3 +65,25 @@ def read_results(folder: Path) -> Results:
     if frame.empty:
         raise BenchError(_NOTHING.format(folder))
     return Results(store, frame, samples)
+
+
+def read_selected(
+    folder: Path, learners: list[str] | None, attacks: list[str] | None, eps: list[str] | None,
+    scenarios: list[str] | None,
+) -> tuple[list[str], Results]:  # fmt: skip
+    """Read part of a results folder: the names of all its learners, and the finished cells that were chosen.
+
+    Worst cases, ranks and flags that come from comparing rows are over the chosen cells.
+
+    Raises:
+        BenchError: as of `read_results`; or nothing in it is what was chosen.
+    """
+    results = read_results(folder)
+    names = sorted(set(results.frame["learner"]))
+    from robustbench_meta.leaderboard import read
+    from robustbench_meta.selection import Selection
+
+    chosen = Selection(learners or (), attacks or (), eps or (), scenarios or ())
+    if chosen.everything:
+        return names, results
+    return names, Results(results.store, *read(results.store, chosen.keys(results.frame)))

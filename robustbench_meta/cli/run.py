@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import signal
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from robustbench_meta.cli import completion
 from robustbench_meta.cli.options import (
     RESULTS,
     WHERE,
     DataRoot,
     Debug,
+    Json,
     NoLocalPlugins,
     Plugins,
+    Quiet,
     folder,
     profile_table,
 )
@@ -38,17 +42,24 @@ _STOPPING = "Stopping: what is under way is being kept (once more to stop at onc
 
 
 def run(
+    suite: Annotated[
+        str | None,
+        typer.Argument(
+            autocompletion=completion.suites, metavar="SUITE.toml", show_default=False,
+            help="What to run, from a file, or a suite by name (bench list suites); options override it.",
+        ),
+    ] = None,
     learner: Annotated[
         list[str] | None,
         typer.Option(
-            "--learner", "-l", metavar=_PLUGIN, rich_help_panel=_COMPARED,
+            "--learner", "-l", autocompletion=completion.learners, metavar=_PLUGIN, rich_help_panel=_COMPARED,
             help="Meta-learner.", show_default=", ".join(DEFAULT_LEARNERS),
         ),
     ] = None,
     attack: Annotated[
         list[str] | None,
         typer.Option(
-            "--attack", "-a", metavar=_PLUGIN, rich_help_panel=_COMPARED,
+            "--attack", "-a", autocompletion=completion.attacks, metavar=_PLUGIN, rich_help_panel=_COMPARED,
             help="Attack; its option eps overrides --eps.", show_default=", ".join(DEFAULT_ATTACKS),
         ),
     ] = None,
@@ -62,14 +73,14 @@ def run(
     scenario: Annotated[
         list[str] | None,
         typer.Option(
-            "--scenario", metavar="SUPPORT/QUERY", rich_help_panel=_COMPARED,
+            "--scenario", autocompletion=completion.scenarios, metavar="SUPPORT/QUERY", rich_help_panel=_COMPARED,
             help=f"What is attacked: {', '.join(SCENARIOS)} or all.", show_default=", ".join(DEFAULT_SCENARIOS),
         ),
     ] = None,
     surrogate: Annotated[
         str | None,
         typer.Option(
-            "--surrogate", metavar="NAME[:…]|FILE", rich_help_panel=_COMPARED,
+            "--surrogate", autocompletion=completion.learners, metavar="NAME[:…]|FILE", rich_help_panel=_COMPARED,
             help="Of clean/transfer: the learner, or the checkpoint, on which attacks are made.", show_default="none",
         ),
     ] = None,
@@ -83,13 +94,15 @@ def run(
     dataset: Annotated[
         str | None,
         typer.Option(
-            "--dataset", "-d", metavar=_PLUGIN, rich_help_panel=_TASKS, help="Data set.", show_default="glyphs"
+            "--dataset", "-d", autocompletion=completion.datasets, metavar=_PLUGIN, rich_help_panel=_TASKS,
+            help="Data set.", show_default="glyphs",
         ),
     ] = None,
     backbone: Annotated[
         str | None,
         typer.Option(
-            "--backbone", "-b", metavar=_PLUGIN, rich_help_panel=_TASKS, help="Network.", show_default="the data set's"
+            "--backbone", "-b", autocompletion=completion.backbones, metavar=_PLUGIN, rich_help_panel=_TASKS,
+            help="Network.", show_default="the data set's",
         ),
     ] = None,
     way: Annotated[int | None, typer.Option(metavar="N", rich_help_panel=_TASKS, help="Classes in a task.")] = None,
@@ -102,7 +115,8 @@ def run(
     profile: Annotated[
         str | None,
         typer.Option(
-            metavar="|".join(PROFILES), rich_help_panel=_WORK, help="What is not given is the profile's.",
+            autocompletion=completion.profiles, metavar="|".join(PROFILES), rich_help_panel=_WORK,
+            help="What is not given is the profile's.",
             show_default="quick",
         ),
     ] = None,
@@ -116,15 +130,23 @@ def run(
         int | None, typer.Option(metavar="N", rich_help_panel=_WORK, help="Test tasks that each number rests on.")
     ] = None,
     checks: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--checks/--no-checks", rich_help_panel=_WORK, help="Reliability checks, which give the flags.",
+            show_default="checks",
         ),
-    ] = True,
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", metavar="", rich_help_panel=_WORK, help="Show cells and work; write nothing."),
     ] = False,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--save", metavar="FILE.toml", rich_help_panel=_WORK, help="Write what is typed as a suite file, too.",
+            show_default="no",
+        ),
+    ] = None,
     jobs: Annotated[
         str, typer.Option(metavar="auto|N", rich_help_panel=_HOW, help="Trainings side by side."),
     ] = "auto",
@@ -140,6 +162,13 @@ def run(
         typer.Option(
             "--ray-address", metavar="HOST:PORT|auto", rich_help_panel=_HOW,
             help="Of a Ray cluster that runs already; means --executor ray.", show_default="none",
+        ),
+    ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--track", metavar=_PLUGIN, rich_help_panel=_HOW, help="Keep its curves and cells: tensorboard, mlflow.",
+            show_default="none",
         ),
     ] = None,
     cell_timeout: Annotated[
@@ -161,11 +190,12 @@ def run(
         str, typer.Option(metavar="auto|cpu|cuda[:I]", rich_help_panel=WHERE, help="auto: CUDA if it is there.")
     ] = "auto",
     precision: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="float32|tf32|bf16", rich_help_panel=WHERE, help="What layers are computed in; tf32: CUDA only."
+            metavar="float32|tf32|bf16", rich_help_panel=WHERE, help="What layers are computed in; tf32: CUDA only.",
+            show_default="float32",
         ),
-    ] = "float32",
+    ] = None,
     compile: Annotated[
         str, typer.Option(metavar="auto|on|off", rich_help_panel=WHERE, help="torch.compile; auto: long runs on CUDA.")
     ] = "auto",
@@ -175,48 +205,64 @@ def run(
     ] = RESULTS,
     plugins: Plugins = None,
     no_local_plugins: NoLocalPlugins = False,
+    quiet: Quiet = False,
+    json: Json = False,
     debug: Debug = False,
 ) -> None:  # fmt: skip
     """Meta-train learners, attack them on unseen tasks, and rank them."""
-    from robustbench_meta.cli.console import err
+    from robustbench_meta.cli.console import err, working
+    from robustbench_meta.cli.json_output import streaming
     from robustbench_meta.executors import Policy
-    from robustbench_meta.spec import RunSpec
     from robustbench_meta.stopping import Stop, Stopped
+    from robustbench_meta.suites import Suite, find_suite
 
-    policy = Policy(
-        chosen_executor(executor, ray_address), parse_jobs(jobs), parse_seconds("--cell-timeout", cell_timeout), fresh,
-        retry_failed,
-    )  # fmt: skip
-    spec = RunSpec.read(
-        learners=tuple(learner or ()), attacks=tuple(attack or ()), dataset=dataset, backbone=backbone,
-        way=way, shot=shot, query=query, eps=tuple(eps or ()), scenarios=tuple(scenario or ()), profile=profile,
-        meta_steps=meta_steps, tasks_per_step=tasks_per_step, episodes=episodes, seeds=tuple(seed or ()), device=device,
-        precision=precision, compile=compile, surrogate=surrogate, checks=checks,
-    )  # fmt: skip
-    stop = Stop()
-    try:
-        with err().status("loading plugins and data …"):
-            from robustbench_meta.cli import execution
+    with streaming(json, progress=not quiet) as events:
+        policy = Policy(
+            chosen_executor(executor, ray_address), parse_jobs(jobs), parse_seconds("--cell-timeout", cell_timeout),
+            fresh, retry_failed,
+        )  # fmt: skip
+        typed = _typed(
+            learners=learner, attacks=attack, dataset=dataset, backbone=backbone, way=way, shot=shot, query=query,
+            eps=eps, scenarios=scenario, profile=profile, meta_steps=meta_steps, tasks_per_step=tasks_per_step,
+            episodes=episodes, seeds=seed, device=device, precision=precision, compile=compile, surrogate=surrogate,
+            checks=checks,
+        )  # fmt: skip
+        wanted = (Suite() if suite is None else find_suite(suite)).overridden(typed)
+        stop = Stop()
+        try:
+            with nullcontext() if quiet or events else working("loading plugins and data …"):
+                from robustbench_meta.cli import execution
 
-            ready = execution.prepare(spec, plugins, not no_local_plugins, data_root, policy)
-        if dry_run:
-            execution.rehearse(ready, results, policy)
-            return
-        with stop.listening(lambda: err().print(_STOPPING, markup=False)):
-            failed = execution.execute(ready, results, policy, stop)
-    except (KeyboardInterrupt, Stopped):
-        if dry_run:
-            told = "Interrupted."
-        else:
-            again = "the same command without --fresh" if fresh else "the same command"
-            told = (
-                f"Interrupted. What was finished is kept in {results}, and what was under way as far as it got: "
-                f"{again} goes on from there."
-            )
-        err().print(told, markup=False)
-        raise typer.Exit(128 + (stop.signal or signal.SIGINT)) from None
-    if failed:
-        raise typer.Exit(1)
+                ready = execution.prepare(wanted, plugins, not no_local_plugins, data_root, policy, track or ())
+            if save is not None:
+                execution.save(wanted, save, quiet=quiet)
+            if dry_run:
+                execution.rehearse(ready, results, policy, events, save)
+                return
+            with stop.listening(lambda: err().print(_STOPPING, markup=False)):
+                failed = execution.execute(ready, results, policy, stop, quiet=quiet, events=events)
+        except (KeyboardInterrupt, Stopped):
+            if dry_run:
+                told = "Interrupted."
+            else:
+                again = "the same command without --fresh" if fresh else "the same command"
+                told = (
+                    f"Interrupted. What was finished is kept in {results}, and what was under way as far as it got: "
+                    f"{again} goes on from there."
+                )
+            err().print(told, markup=False)
+            code = 128 + (stop.signal or signal.SIGINT)
+            if events is not None:
+                events.tell("interrupted", exit_code=code)
+            raise typer.Exit(code) from None
+        if failed:
+            raise typer.Exit(1)
+
+
+def _typed(**options: Any) -> dict[str, Any]:
+    """Those that were given; of the repeated ones all values."""
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return {name: value for name, value in given.items() if value is not None and value != ()}
 
 
 run.__doc__ = f"""{run.__doc__}
@@ -235,4 +281,6 @@ bench run --learner adml --attack fgsm
 bench run -l maml -l adml:first_order=true -a none -a pgd:steps=40
 bench run --eps 0.05 --eps 0.1 --scenario all --seed 0 --seed 1 --dry-run
 bench run --dataset omniglot --way 20 --profile paper --device cuda
+bench run -l maml -l adml -a pgd --save mine.toml
+bench run mine.toml --seed 1
 """

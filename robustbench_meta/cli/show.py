@@ -1,4 +1,4 @@
-"""`bench list`, `bench plugins`, `bench leaderboard`."""
+"""`bench list`, `bench leaderboard`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustbench_meta.cli.options import RESULTS, Debug, NoLocalPlugins, Plugins
+from robustbench_meta.cli import completion
+from robustbench_meta.cli.options import RESULTS, Debug, Json, NoLocalPlugins, Plugins
 from robustbench_meta.cli.results import read_results
 from robustbench_meta.errors import BenchError, PluginError, unknown
 
@@ -16,30 +17,72 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from robustbench_meta.contracts import Plugin
-    from robustbench_meta.registry import Found, Registry
+    from robustbench_meta.registry import Registry
 
-KINDS = {"learners": "learner", "attacks": "attack", "datasets": "dataset", "backbones": "backbone"}
+KINDS = {
+    "learners": "learner", "attacks": "attack", "datasets": "dataset", "backbones": "backbone", "trackers": "tracker",
+}  # fmt: skip
 
 
 def list_plugins(
-    kind: Annotated[str | None, typer.Argument(metavar="KIND", help=f"{', '.join(KINDS)}; all when left out.")] = None,
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only this one, its options explained.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Argument(
+            autocompletion=completion.kinds, metavar="KIND", help=f"{', '.join(KINDS)}, suites; all when left out."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            autocompletion=completion.names_of_kind, metavar="NAME", help="Only this one, its options explained."
+        ),
+    ] = None,
     plugins: Plugins = None,
     no_local_plugins: NoLocalPlugins = False,
+    json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List learners, attacks, data sets and backbones, with their options and sources."""
-    kinds = _kinds(kind)
+    """List learners, attacks, data sets, backbones and trackers, with options and sources; and the shipped suites."""
     from robustbench_meta.cli.console import out
+
+    suites = kind in {"suites", "suite"} and name is None
+    kinds = [] if suites else _kinds(kind)
+    if json:
+        from robustbench_meta.cli import documents
+
+        wanted = [KINDS[each] for each in kinds]
+        documents.print_list(wanted, name, plugins, local=not no_local_plugins, suites=suites or kind is None)
+        return
+    if suites:
+        out().print(_suites())
+        return
     from robustbench_meta.registry import load_registry
 
     registry = load_registry(plugins, local=not no_local_plugins)
+    completion.remember(registry)
     console = out()
     if name is not None:
         console.print(_explained(registry, kinds[0], name))
         return
     for heading in kinds:
         console.print(_listed(registry, heading))
+    if kind is None:
+        console.print(_suites())
+
+
+def _suites() -> RenderableType:
+    """The suites that come with the package."""
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from robustbench_meta.suites import find_suite, shipped
+
+    parts: list[RenderableType] = [Text(f"SUITES ({len(shipped())})", style="bold")]
+    for name, path in shipped().items():
+        parts.append(Text.assemble((name, "bold cyan"), (f"  {path}", "dim"), overflow="fold"))
+        parts.append(Padding(Text(find_suite(name).about), (0, 0, 0, 4)))
+    return Group(*parts, Text("To run one: bench run NAME\n", style="dim"))
 
 
 def _kinds(kind: str | None) -> list[str]:
@@ -49,7 +92,7 @@ def _kinds(kind: str | None) -> list[str]:
     for plural, singular in KINDS.items():
         if kind in {plural, singular}:
             return [plural]
-    raise BenchError(unknown("kind of plugin", kind, KINDS))
+    raise BenchError(unknown("kind of plugin", kind, [*KINDS, "suites"]))
 
 
 def _listed(registry: Registry, heading: str) -> RenderableType:
@@ -116,50 +159,17 @@ def _explained(registry: Registry, heading: str, name: str) -> RenderableType:
     return Group(title, Text(cls.summary()), Text(cls.source, style="dim"), Text(""), table)
 
 
-def plugins(plugins: Plugins = None, no_local_plugins: NoLocalPlugins = False, debug: Debug = False) -> None:
-    """Show which plugins were found where, what they bring, and which failed and why."""
-    import traceback
-
-    from robustbench_meta.cli.console import counted, err, out
-    from robustbench_meta.registry import load_registry
-
-    registry = load_registry(plugins, local=not no_local_plugins, strict=False)
-    out().print(_found(registry.found))
-    failed = [found for found in registry.found if found.error]
-    out().print(f"{counted(len(registry.found), 'plugin')}, {len(failed)} failed")
-    for found in failed if debug else []:
-        err().print("".join(traceback.format_exception(found.cause)), markup=False)
-
-
-def _found(found: list[Found]) -> RenderableType:
-    from rich.console import Group
-    from rich.padding import Padding
-    from rich.text import Text
-
-    parts: list[RenderableType] = []
-    for item in found:
-        where = item.origin.where.removeprefix("robustbench_meta.plugins.")
-        parts.append(Text.assemble((where, "bold cyan"), (f"  {item.origin.kind}", "dim"), overflow="fold"))
-        told = Text(f"failed: {item.error}", style="red") if item.error else Text(_brought(item.brought))
-        parts.append(Padding(told, (0, 0, 0, 4)))
-    return Group(*parts)
-
-
-def _brought(brought: list[str]) -> str:
-    """`learner maml; attacks fgsm, pgd`."""
-    by_kind: dict[str, list[str]] = {}
-    for text in brought:
-        kind, _, name = text.partition(" ")
-        by_kind.setdefault(kind, []).append(name)
-    told = [f"{kind}{'s' if len(names) > 1 else ''} {', '.join(names)}" for kind, names in by_kind.items()]
-    return "; ".join(told) or "nothing to choose from: it listens to events"
-
-
 def leaderboard(
     results: Annotated[Path, typer.Argument(metavar="DIR", help="The results folder. Default: ./results.")] = RESULTS,
+    json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Rebuild leaderboard.csv (and curves.csv, of attacks at several eps) from the records, and show the tables."""
+    if json:
+        from robustbench_meta.cli import documents
+
+        documents.print_leaderboard(results)
+        return
     store, frame, samples = read_results(results)
     from robustbench_meta.cli.console import out
     from robustbench_meta.curves import curves

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 
@@ -65,6 +66,19 @@ def _bundled(cells: Sequence[Cell], count: int) -> list[list[Cell]]:
     for group in sorted(groups.values(), key=len, reverse=True):
         min(bundles, key=len).extend(group)
     return [bundle[start : start + MOST_CELLS] for bundle in bundles for start in range(0, len(bundle), MOST_CELLS)]
+
+
+def shares_of(grid: Grid, pending: Collection[str], trained: Callable[[str], bool]) -> list[dict[str, Any]]:
+    """What is to do for each training of a run, as the event `run_started` tells it; costs are those of `tasks_of`."""
+    tasks = tasks_of(grid, pending, trained)
+    shares: dict[str, dict[str, Any]] = {
+        task.training: {"training": task.title, "cells": 0, "train": _own(task, tasks), "test": 0}
+        for task in reversed(tasks)
+    }
+    for task in tasks:
+        shares[task.training]["cells"] += len(task.cells)
+        shares[task.training]["test"] += task.cost if task.cells else 0
+    return list(reversed(shares.values()))
 
 
 def side_by_side(wanted: Jobs, tasks: Sequence[Task], device: torch.device, cores: int) -> int:

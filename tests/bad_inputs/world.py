@@ -40,6 +40,7 @@ def make_world(root: Path, finished: Path) -> None:
     pickles(root)
     omniglots(root)
     results(root, finished)
+    suites(root / "suites")
     (root / "a-file").write_text("mine\n")
     (root / "data").mkdir()
 
@@ -172,3 +173,34 @@ def results(root: Path, finished: Path) -> None:
     shutil.copy(checkpoint, root / "fine.safetensors")
     save_file(load_file(checkpoint), root / "stranger.safetensors")
     (root / "text.safetensors").write_text("not a checkpoint")
+
+
+def suites(root: Path) -> None:
+    """Suite files, each broken in one way."""
+    root.mkdir()
+    small = b'profile = "smoke"\ndataset = "toy"\nmeta-steps = 2\nepisodes = 4\nchecks = false\nattack = "fgsm"\n'
+    for name, content in {
+        "empty": b"",
+        "misspelt": small + b"\nep = 0.1\n",
+        "plural": b'learners = ["maml"]\n',
+        "table": b"[defaults]\nway = 5\n",
+        "where": small + b'device = "cuda"\n',
+        "quoted": small + b'way = "2"\n',
+        "listed": small + b"way = [2, 5]\n",
+        "nothing": small + b"learner = []\n",
+        "low": b"# one class\nway = 1\n",
+        "no-scenario": small + b'scenario = ["clean/adv", "adv"]\n',
+        "no-eps": small + b'eps = [\n    0.1,\n    "much",\n]\n',
+        "control": b'learner = "\\u001b[2J"\n',
+        "half": small + b"way = [2,\n",
+        "twice": small + b'dataset = "glyphs"\n',
+        "latin": small + "# für\n".encode("latin-1"),
+        "large": b"#" * 70_000,
+        "second": small + b"[[cells]]\nshot = 1\n\n[[cells]]\nshot = 0\n",
+        "cells": small + b"[cells]\nshot = 1\n",
+        "cannot": small + b'[[cells]]\nlearner = "maml"\n\n[[cells]]\nlearner = "protonet"\n',
+        "unknown": small + b'[[cells]]\nlearner = "mamll"\n',
+        "fine": small + b'learner = "maml"\n',
+    }.items():
+        (root / f"{name}.toml").write_bytes(content)
+    (root / "folder.toml").mkdir()

@@ -1,0 +1,1 @@
+"""Built-in trackers, each a plugin like any other."""

@@ -1,0 +1,93 @@
+"""What is given to the Python API, read as the command line reads what is typed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robustbench_meta.errors import BenchError
+from robustbench_meta.options import SCENARIOS, exact, parse_seconds
+from robustbench_meta.suites import Suite, find_suite, read_suite
+
+Folder = str | os.PathLike[str]
+
+
+def several(given: Any) -> list[Any]:
+    """One, several or none, as a list; a text is one."""
+    if given is None:
+        return []
+    if isinstance(given, np.ndarray):
+        given = given.tolist() if np.issubdtype(given.dtype, np.integer) else list(given)
+    if isinstance(given, (list, tuple, range)):
+        return list(given)
+    return [given]
+
+
+def options_of(**options: Any) -> dict[str, Any]:
+    """Those that were given; of the repeated ones all values."""
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return {name: value for name, value in given.items() if value is not None and value != ()}
+
+
+def eps_text(given: str | float) -> str:
+    """As one would type it: the shortest text that is exactly this number, a ratio of 255 where that is shorter."""
+    return exact(float(given)) if isinstance(given, (int, float)) else str(given)
+
+
+def seconds_of(given: float | str | None) -> float | None:
+    """A length of time, in seconds.
+
+    Raises:
+        BenchError: it is none, or not above 0.
+    """
+    return parse_seconds("cell_timeout", None if given is None else str(given))
+
+
+def suite_of(given: Folder | None) -> Suite:
+    """A suite of that file or name; None: one of which nothing is said.
+
+    Raises:
+        BenchError: there is none, or it cannot be read.
+    """
+    if given is None:
+        return Suite()
+    return find_suite(given) if isinstance(given, str) else read_suite(Path(given))
+
+
+def folder_of(given: Folder) -> Path:
+    """A folder; nothing at all is none, where pathlib would take the current one.
+
+    Raises:
+        BenchError: nothing is given.
+    """
+    if not str(given).strip():
+        raise BenchError("an empty text was given for a folder; expected its path, or '.' for the current one")
+    return Path(given)
+
+
+def maybe_folder(given: Folder | None) -> Path | None:
+    """The same, or None."""
+    return None if given is None else folder_of(given)
+
+
+def without_poison(scenarios: Sequence[str], *, transfer: bool) -> list[str]:
+    """The scenarios, `all` written out, without those that go through adaptation.
+
+    Raises:
+        BenchError: one of them was asked for.
+    """
+    poisoned = [name for name in scenarios if name.startswith("poisoned/")]
+    if poisoned:
+        raise BenchError(
+            f"scenario {poisoned[0]} goes through adaptation by its gradient, which a model of your own need not have; "
+            "leave it out, or write a learner (docs/plugins.md)"
+        )
+    if "all" not in scenarios:
+        return list(scenarios)
+    return [
+        name for name, sides in SCENARIOS.items() if sides[0] != "poisoned" and (transfer or sides[1] != "transfer")
+    ]

@@ -1,0 +1,101 @@
+"""`bench export`: the leaderboard for papers, pages and programs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from robustbench_meta.cli.options import RESULTS, Debug
+from robustbench_meta.cli.results import Attacks, Eps, Learners, Results, Scenarios, read_selected
+from robustbench_meta.errors import BenchError, unknown
+from robustbench_meta.exports import FORMATS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def export(
+    results: Annotated[Path, typer.Argument(metavar="DIR", help="The results folder. Default: ./results.")] = RESULTS,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", "-f", metavar="|".join(FORMATS), help="What is written.", show_default="by FILE; else markdown"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where to.", show_default="stdout")
+    ] = None,
+    attacks_as_rows: Annotated[
+        bool,
+        typer.Option("--attacks-as-rows", metavar="", help="In Markdown and LaTeX: of few learners and many attacks."),
+    ] = False,
+    learner: Learners = None,
+    attack: Attacks = None,
+    eps: Eps = None,
+    scenario: Scenarios = None,
+    debug: Debug = False,
+) -> None:
+    """Write the leaderboard as Markdown, LaTeX, CSV or JSON."""
+    chosen = _format(format, out)
+    if attacks_as_rows and chosen not in {"markdown", "latex"}:
+        raise BenchError(f"--attacks-as-rows is for markdown and latex; {chosen} has a row for each cell")
+    _, found = read_selected(results, learner, attack, eps, scenario)
+    text = _written(chosen, attacks_as_rows)(found)
+    if out is None:
+        sys.stdout.write(text)
+        return
+    from robustbench_meta.cli.console import out as stdout
+    from robustbench_meta.files import write_atomically, write_text
+
+    write_atomically(out, lambda part: write_text(part, text.removesuffix("\n")))
+    stdout().print(f"{chosen}: {out}", markup=False, soft_wrap=True)
+
+
+export.__doc__ = f"""{export.__doc__}
+
+csv and json have a row for each cell; markdown and latex the tables of bench leaderboard, in bold all that cannot be \
+told apart from the best.
+
+[bold]Examples[/]
+bench export --format latex --out table.tex
+bench export my_results --format markdown --scenario clean/adv
+bench export --format json | jq .leaderboard
+"""
+
+
+def _format(given: str | None, out: Path | None) -> str:
+    """As typed, or by the file's ending.
+
+    Raises:
+        BenchError: an unknown format, or an ending that tells none.
+    """
+    if given is not None:
+        if given not in FORMATS:
+            raise BenchError(unknown("format", given, FORMATS))
+        return given
+    if out is None:
+        return "markdown"
+    for name, ending in FORMATS.items():
+        if out.suffix.lower() == ending:
+            return name
+    raise BenchError(f"--out {out}: say what to write there with --format {'|'.join(FORMATS)}")
+
+
+def _written(name: str, turned: bool) -> Callable[[Results], str]:
+    """What writes that format."""
+    if name in {"csv", "json"}:
+        from robustbench_meta.curves import curves
+        from robustbench_meta.exports.plain import as_json, csv
+
+        if name == "csv":
+            return lambda found: csv(found.frame)
+        return lambda found: as_json(found.frame, curves(found.frame, found.samples))
+    from robustbench_meta.exports.latex import latex
+    from robustbench_meta.exports.markdown import markdown
+    from robustbench_meta.exports.sheets import sheets
+
+    write = latex if name == "latex" else markdown
+    return lambda found: write(sheets(found.frame, found.samples), turned=turned)

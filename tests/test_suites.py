@@ -1,0 +1,379 @@
+"""Suite files: what they say is what is typed, mistakes are told with their line, saving loses nothing."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robustbench_meta import runner
+from robustbench_meta.cli import main
+from robustbench_meta.cli.run import run as run_command
+from robustbench_meta.errors import BenchError
+from robustbench_meta.hookspecs import hookimpl
+from robustbench_meta.options import SCENARIOS
+from robustbench_meta.registry import load_registry
+from robustbench_meta.spec import RunSpec
+from robustbench_meta.store import Store
+from robustbench_meta.suites import HOW, KEYS, Part, Suite, find_suite, parse_suite, save_suite, shipped, suite_text
+from robustbench_meta.toml import parse_document, setting
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+TOY = {"profile": "smoke", "dataset": "toy", "checks": False}
+TWO = b"""
+profile = "smoke"
+dataset = "toy"
+checks = false
+attack = ["none", "fgsm"]
+learner = "maml"
+
+[[cells]]
+about = "one shot"
+
+[[cells]]
+about = "two shots, and another learner on one"
+shot = 2
+
+[[cells]]
+learner = ["maml", "adml:first_order=true"]
+seed = [0, 1]
+"""
+
+
+def specs(content, name="x.toml"):
+    return [part.spec() for part in parse_suite(content, name).parts]
+
+
+def keys(registry, *runs):
+    return [[cell.key for cell in grid.cells] for grid in runner.prepare_all(runs, registry, None)]
+
+
+# -- the same as what is typed ---------------------------------------------------------------------
+
+
+def test_the_keys_are_the_options_of_the_command():
+    options = {
+        name.lstrip("-") for parameter in inspect.signature(run_command).parameters.values()
+        for name in re.findall(r"--[a-z-]+", str(parameter.annotation)) or [parameter.name.replace("_", "-")]
+    } - {"suite", "no-checks"}  # fmt: skip
+    assert set(KEYS) <= options
+    assert not set(KEYS) & HOW
+    assert options >= HOW
+    assert {key.field for key in KEYS.values()} == set(RunSpec.model_fields) - {"device", "compile"}
+
+
+def test_a_suite_makes_the_cells_of_the_typed_command(registry):
+    content = b"""
+profile = "smoke"
+dataset = "toy"
+way = 2
+learner = ["maml", "adml:outer=sequential"]
+attack = ["none", "pgd:steps=2"]
+eps = [0.001, "1/255"]
+scenario = ["clean/adv", "adv/adv"]
+seed = [3, 4]
+checks = false
+"""
+    typed = RunSpec.read(
+        profile="smoke", dataset="toy", way=2, learners=("maml", "adml:outer=sequential"),
+        attacks=("none", "pgd:steps=2"), eps=("0.001", "1/255"), scenarios=("clean/adv", "adv/adv"), seeds=(3, 4),
+        checks=False,
+    )  # fmt: skip
+    assert specs(content) == [typed]
+    assert keys(registry, *specs(content)) == keys(registry, typed)
+
+
+def test_parts_are_defaults_with_what_a_part_says_in_their_place():
+    base = {"profile": "smoke", "dataset": "toy", "checks": False, "attacks": ("none", "fgsm"), "learners": ("maml",)}
+    assert specs(TWO) == [
+        RunSpec.read(**base),
+        RunSpec.read(**base, shot=2),
+        RunSpec.read(**{**base, "learners": ("maml", "adml:first_order=true"), "seeds": (0, 1)}),
+    ]
+    assert parse_suite(TWO, "x.toml").parts[0].about == "one shot"
+
+
+def test_what_is_typed_beside_a_suite_takes_the_place_in_every_part():
+    suite = parse_suite(TWO, "x.toml").overridden({"learners": ("aq",), "shot": 3, "seeds": (0,)})
+    assert [(part.spec().learners, part.spec().shot) for part in suite.parts] == [(("aq",), 3)]  # all three are equal
+    with pytest.raises(BenchError, match=r"^--way was given 1: "):
+        parse_suite(TWO, "x.toml").overridden({"way": 1})
+
+
+def test_values_are_those_of_another_parser():
+    """tomllib reads what is written here as Python's own literals do."""
+    assert tomllib.loads(setting("a", 'x"\\\b\x1f\x7f\u2028é😀'))["a"] == 'x"\\\b\x1f\x7f\u2028é😀'
+    long = setting("a", ["x" * 60, "y" * 60])
+    assert tomllib.loads(long) == {"a": ["x" * 60, "y" * 60]}
+    assert long.count("\n") == 3
+
+
+# -- a run of several parts ------------------------------------------------------------------------
+
+
+class Ear:
+    """Hears the events of a run."""
+
+    def __init__(self):
+        self.started, self.finished, self.trained = [], [], set()
+
+    @hookimpl
+    def run_started(self, run, cells, work, trainings):
+        self.started.append((run, cells, work, {each["title"] for each in trainings.values()}))
+
+    @hookimpl
+    def training_progress(self, training, step, steps):
+        if step == steps:
+            self.trained.add(training)
+
+    @hookimpl
+    def run_finished(self, finished, failed):
+        self.finished.append((finished, failed))
+
+
+def test_the_parts_are_one_run_that_trains_nothing_twice(tmp_path):
+    registry, ear = load_registry(None, local=False), Ear()
+    registry.manager.register(ear)
+    runs = specs(TWO)
+    alone = [set(each) for run in runs for each in keys(registry, run)]
+    wanted = set().union(*alone)
+    assert len(wanted) < sum(map(len, alone))  # the first and the third share cells
+    grids = runner.prepare_all(runs, registry, None)
+    assert sorted(cell.key for grid in grids for cell in grid.cells) == sorted(wanted)
+    assert len({id(grid.splits) for grid in grids}) == 1
+    summary = runner.run_all(grids, registry, Store(tmp_path), CPU)
+    assert (summary.finished, summary.skipped, summary.failed) == (len(wanted), 0, [])
+    assert {record["key"] for record in Store(tmp_path).records()} == wanted
+    [(about, cells, work, titles)] = ear.started
+    assert (cells, ear.finished) == (len(wanted), [(len(wanted), 0)])
+    assert about["learners"] == ["maml", "adml:first_order=true"]
+    assert (about["dataset"], about["shot"], len(about["parts"])) == ("toy", None, 3)
+    assert {share["training"] for share in work if share["train"]} == ear.trained == titles
+    assert len(ear.trained) == len(list((tmp_path / "checkpoints").glob("*.safetensors"))) == 5
+    assert sum(share["cells"] for share in work) == cells
+
+    policy = runner.Policy(fresh=True)
+    again = runner.run_all(runner.prepare_all(runs, registry, None), registry, Store(tmp_path), CPU, policy)
+    assert (again.finished, again.skipped) == (len(wanted), 0)  # no part forgets what another has just made
+
+
+def test_a_part_that_cannot_run_is_told_with_its_line(registry):
+    content = b'profile = "smoke"\ndataset = "toy"\n\n[[cells]]\nshot = 1\n\n[[cells]]\nlearner = "protonet"\n'
+    suite = parse_suite(content, "x.toml")
+    with pytest.raises(BenchError, match=r"^x\.toml:7: learner 'protonet' cannot run here"):
+        runner.prepare_all([part.spec() for part in suite.parts], registry, None, [part.place for part in suite.parts])
+
+
+def test_the_command_runs_shows_saves_and_refuses_to_overwrite(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("two.toml").write_bytes(TWO)
+    main_ok("run", "two.toml", "--dry-run")
+    shown = capsys.readouterr().out
+    assert re.search(r"^part 2$", shown, re.MULTILINE)
+    assert re.search(r"^ *10  cells to do *$", shown, re.MULTILINE)  # 2 + 2 + 8, of which two are in two parts
+    assert re.search(r"^ *5  learners to meta-train *$", shown, re.MULTILINE)
+    assert not Path("results").exists()
+    typed = ["run", "-l", "maml", "-a", "none", "--dataset", "toy", "--profile", "smoke", "--no-checks"]
+    main_ok(*typed, "--save", "mine.toml", "--dry-run")
+    assert "Nothing but mine.toml was written." in capsys.readouterr().out
+    assert tomllib.loads(Path("mine.toml").read_text()) == {
+        "learner": "maml", "attack": "none", "dataset": "toy", "profile": "smoke", "checks": False
+    }  # fmt: skip
+    main_ok("run", "mine.toml", "--quiet")
+    main_ok(*typed, "--save", "mine.toml")
+    assert "0 cells done, 1 skipped" in capsys.readouterr().out
+    before = Path("mine.toml").read_bytes()
+    with pytest.raises(SystemExit) as end:
+        main([*typed, "--way", "2", "--save", "mine.toml", "--dry-run"])
+    assert end.value.code == 2
+    assert "is there already, and says something else" in " ".join(capsys.readouterr().err.split())
+    assert Path("mine.toml").read_bytes() == before
+
+
+def main_ok(*arguments):
+    with pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    assert not end.value.code
+
+
+# -- mistakes --------------------------------------------------------------------------------------
+
+MANY = b'eps = [\n  0.1,\n  "x",\n]\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "x.toml says nothing"),
+        (b"# nothing\n\n", "x.toml says nothing"),
+        (b'learner = "maml"\nep = 0.1\n', "x.toml:2: key 'ep': unknown; did you mean 'eps'?"),
+        (b'learners = ["maml"]\n', "x.toml:1: key 'learners': unknown; did you mean 'learner'?"),
+        (b"\nmeta_steps = 3\n", "x.toml:2: key 'meta_steps': unknown; did you mean 'meta-steps'?"),
+        (b"zzz = 3\n", "x.toml:1: key 'zzz': unknown; there is: learner, attack, eps"),
+        (b'"a\\u0000b" = 3\n', "x.toml:1: key 'a\ufffdb': unknown; there is"),
+        (b'way = 5\ndevice = "cuda"\n', "x.toml:2: key 'device': is not a suite's, which says what is measured"),
+        (b"[defaults]\nway = 5\n", "x.toml:1: key 'defaults': unknown table; defaults are keys at the top"),
+        (b'way = "5"\n', "x.toml:1: key 'way': is the text \"5\"; expected a whole number, such as 5"),
+        (b"way = 5.0\n", "x.toml:1: key 'way': is 5.0; expected a whole number"),
+        (b"way = true\n", "x.toml:1: key 'way': is true; expected a whole number"),
+        (b"way = [5]\n", "x.toml:1: key 'way': is a list; expected a whole number"),
+        (b"way = 1\n", "x.toml:1: key 'way': was given 1: input should be greater than or equal to 2"),
+        (b"way = 0xffffffffffffffffff\n", "x.toml:1: key 'way': is a number of more than 64 bits"),
+        (b"way = 2020-01-02\n", "x.toml:1: key 'way': is a date or time; expected"),
+        (b"checks = 1\n", "x.toml:1: key 'checks': is 1; expected true or false"),
+        (b"learner = []\n", "x.toml:1: key 'learner': is empty; expected at least one"),
+        (b'learner = ["maml", 3]\n', "x.toml:1: key 'learner': is 3; expected a text, such as \"maml\""),
+        (b'backbone = ""\n', "x.toml:1: key 'backbone': is an empty text"),
+        (b'learner = "\\u001b[2J"\n', "x.toml:1: key 'learner': holds a character that cannot be printed"),
+        (b'\n\n# c\nlearner = ["maml:x"]\n', "x.toml:4: key 'learner': 'x' in 'maml:x' is not an option"),
+        (b"way = 5\n" + MANY, "x.toml:2: key 'eps': eps 'x' is not a number"),
+        (b"eps = nan\n", "x.toml:1: key 'eps': eps 'nan' is not a number"),
+        (b'profile = "qick"\n', "x.toml:1: key 'profile': unknown profile 'qick': did you mean 'quick'?"),
+        (b'scenario = "adv"\n', "x.toml:1: key 'scenario': unknown scenario (support/query) 'adv'"),
+        (b'precision = "fp64"\n', "x.toml:1: key 'precision': was given 'fp64': input should be 'float32'"),
+        (b'way = 5\nsurrogate = "maml"\n', "x.toml:2: key 'surrogate': is for the scenario clean/transfer"),
+        (b"way = 5\n[[cells]]\nshot = 1\n[[cells]]\n\nshot = 0\n", "x.toml:6: key 'shot': was given 0"),
+        (b"way = 1\n[[cells]]\nshot = 1\n", "x.toml:1: key 'way': was given 1"),
+        (b"[[cells]]\nshot = 1\n[[cells]]\nshott = 1\n", "x.toml:4: key 'shott': unknown; did you mean 'shot'?"),
+        (b"[cells]\nshot = 1\n", "x.toml:1: key 'cells': is a table; expected [[cells]]"),
+        (b"way = 5\ncells = []\n", "x.toml:2: key 'cells': is empty"),
+        (b"[[cells]]\n[[cells.cells]]\n", "x.toml:2: key 'cells': unknown table"),
+        (b"about = 3\n", "x.toml:1: key 'about': is 3; expected a text"),
+        (b"way = 5\nshot =\n", "x.toml:2:7: this is no TOML: Invalid value"),
+        (b"way = 5\nway = 5\n", "x.toml:2:8: this is no TOML: Cannot overwrite a value"),
+        (b"way = [5\n", "x.toml:2:1: this is no TOML"),
+        (b"way = " + b"9" * 5000, "x.toml: this is no TOML: Exceeds the limit"),
+        (b"way = " + b"[" * 9000, "x.toml: it is nested too deeply"),
+        (b"way = 5\n# \xe9\n", "x.toml:2: this is not UTF-8"),
+        (b"#" * 70_000, "x.toml is larger than 64 KiB"),
+        (b"#\n" * 3_000, "x.toml has more than 2,000 lines"),
+    ],
+    ids=lambda value: None if isinstance(value, bytes) else re.sub(r"\W+", " ", value)[:50],
+)
+def test_a_mistake_is_told_with_its_line_and_key(content, told):
+    with pytest.raises(BenchError) as found:
+        parse_suite(content, "x.toml")
+    assert str(found.value).startswith(told)
+    assert str(found.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda path: path.mkdir(), "is a folder"),
+        (lambda path: None, "cannot be read (No such file or directory)"),
+        (lambda path: path.symlink_to("/dev/zero"), "is no plain file"),
+    ],
+)
+def test_what_is_no_file_is_told(tmp_path, make, told):
+    make(tmp_path / "x.toml")
+    with pytest.raises(BenchError, match=re.escape(told)):
+        find_suite(str(tmp_path / "x.toml"))
+
+
+def test_a_name_without_an_ending_is_that_of_a_shipped_suite():
+    with pytest.raises(BenchError, match="unknown suite 'qick': did you mean 'quick'"):
+        find_suite("qick")
+
+
+# -- places: an oracle that knows where it wrote each key -------------------------------------------
+
+BLANK = st.sampled_from(["", "# way = 5", "  ", "# [[cells]]"])
+VALUES = st.sampled_from(["1", '"a"', "[1,\n  2,\n]", '"""\nway = 5\n[[cells]]\n"""', "{ way = 1 }", "'''\n\n'''"])
+
+
+@given(st.lists(st.tuples(st.lists(BLANK, max_size=3), VALUES), min_size=1, max_size=8), st.integers(0, 8))
+def test_the_line_of_a_key_is_where_it_was_written(written, tables):
+    lines, places = [], {}
+    for number, (blank, value) in enumerate(written):
+        lines += blank
+        path = (f"k{number}",)
+        if number >= tables:
+            places["cells", number - tables] = len(lines) + 1
+            lines.append("[[cells]]")
+            path = ("cells", number - tables, f"k{number}")
+        places[path] = len(lines) + 1
+        lines += f"k{number} = {value}".split("\n")
+    document = parse_document("\r\n".join(lines).encode(), "x.toml")
+    assert {path: document.line(*path) for path in places} == places
+    assert document.line("nowhere") is None
+
+
+# -- saving ----------------------------------------------------------------------------------------
+
+NAMES = st.sampled_from(["maml", "adml:first_order=true", "aq:train_attack=pgd:steps=7;alpha=0.02", "mäml", 'a"b\\c'])
+WITHOUT_TRANSFER = sorted({*SCENARIOS} - {"clean/transfer"})
+GIVEN = st.fixed_dictionaries({}, optional={
+    "learners": st.lists(NAMES, min_size=1, max_size=3).map(tuple),
+    "attacks": st.lists(NAMES, min_size=1, max_size=3).map(tuple),
+    "eps": st.lists(st.sampled_from(["0.1", "8/255", "0:0.3:7", "1e-3", "0"]), min_size=1, max_size=3).map(tuple),
+    "scenarios": st.lists(st.sampled_from(WITHOUT_TRANSFER), min_size=1, max_size=3).map(tuple),
+    "seeds": st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=3).map(tuple),
+    "dataset": NAMES, "backbone": NAMES, "profile": st.sampled_from(["smoke", "quick", "paper"]),
+    "way": st.integers(2, 10_000), "shot": st.integers(1, 10_000), "meta_steps": st.integers(0, 10**9),
+    "episodes": st.integers(2, 10**6), "checks": st.booleans(), "precision": st.sampled_from(["float32", "bf16"]),
+})  # fmt: skip
+
+
+@given(st.lists(GIVEN, min_size=1, max_size=4), st.sampled_from(["", 'A "suite"']))
+def test_saving_and_reading_gives_the_same_specs(given, about):
+    suite = Suite(tuple(map(Part, given)), about=about).overridden({"device": "cpu", "compile": "off"})
+    read = parse_suite(suite_text(suite).encode(), "x.toml")
+    where = {"device": "cpu", "compile": "off"}
+    assert [part.spec().model_copy(update=where) for part in read.parts] == [part.spec() for part in suite.parts]
+    assert read.about == about
+    assert suite_text(parse_suite(suite_text(read).encode(), "y.toml")) == suite_text(read)
+
+
+@pytest.mark.parametrize("text", ["maml\x1b", "maml\ud800", "maml\n"])
+def test_what_no_suite_can_say_is_not_saved(tmp_path, text):
+    suite = Suite().overridden({"learners": (text,)})
+    with pytest.raises(BenchError, match="cannot be said in a suite"):
+        save_suite(suite, tmp_path / "x.toml")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("there", [b"", b"way = 7\n", b"\xff", b"no TOML"])
+def test_another_file_is_never_overwritten(tmp_path, there):
+    path = tmp_path / "x.toml"
+    path.write_bytes(there)
+    with pytest.raises(BenchError, match="says something else"):
+        save_suite(Suite(), path)
+    assert path.read_bytes() == there
+    with pytest.raises(BenchError, match=r"ends in \.toml"):
+        save_suite(Suite(), tmp_path / "x.txt")
+
+
+# -- the shipped ones ------------------------------------------------------------------------------
+
+
+def test_the_shipped_suites_are_read_and_told():
+    assert set(shipped()) == {path.stem for path in (ROOT / "suites").glob("*.toml")} >= {"quick", "omniglot"}
+    for name in shipped():
+        assert find_suite(name).about
+
+
+def test_the_shipped_suites_name_plugins_and_options_that_there_are(registry):
+    for part in itertools.chain(*(find_suite(name).parts for name in shipped())):
+        spec = part.spec()
+        for kind in ("learner", "attack"):
+            for choice in spec.choices(kind):
+                registry.make(kind, choice.name, choice.options)
+        for kind, text in (("dataset", spec.dataset), ("backbone", spec.backbone or "conv4")):
+            [choice] = RunSpec(learners=(text,)).choices("learner")
+            registry.make(kind, choice.name, choice.options)
+
+
+def test_the_quick_suite_has_the_cells_that_its_words_say(registry):
+    """Three learners × (no attack + 2 attacks × 2 eps)."""
+    [grid] = runner.prepare_all([part.spec() for part in find_suite("quick").parts], registry, None)
+    assert len(grid.cells) == 3 * (1 + 2 * 2)
+    assert len(grid.trainings) == 3
