@@ -11,18 +11,23 @@ JOBS ?= auto
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11 python
 FITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?=
-PLUGINS := plugins/__init__.py plugins/learners plugins/attacks plugins/datasets plugins/backbones
-SOURCES := robustbench_meta $(PLUGINS) benchmarks examples tests .ci cli.py
+PLUGINS := plugins/__init__.py plugins/learners plugins/attacks plugins/datasets plugins/backbones plugins/trackers
+SOURCES := robustbench_meta $(PLUGINS) benchmarks docs examples tests .ci cli.py setup.py
 TYPED := $(VENV)/typed
+DOCS := $(VENV)/docs
+DOCS_TOOLS := mkdocs-material 'mkdocstrings[python]' ruff twine
+SITE := build/site
+REQUIRED ?=
 PINS := constraints.txt
 INSTALL := $(BIN)/python -m pip install -qq --constraint $(PINS) --editable
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types docs audit tests format wheel constraints clean
+.PHONY: help setup run test lint types docs docs-serve docs-tools audit tests format wheel constraints clean
 
 help:  ## show this
-	@grep -hE '^[a-z]+:.*  ## ' Makefile | sed -E 's/^([a-z]+):.*  ## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*  ## ' Makefile | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 16
 
 setup: $(VENV)/.dev  ## set up .venv with the tools for development
 
@@ -47,14 +52,25 @@ types: $(VENV)/.dev  ## mypy, strict
 	@ln -s $(CURDIR)/cli.py $(CURDIR)/examples $(CURDIR)/benchmarks $(TYPED)/
 	cd $(TYPED) && ../bin/mypy --config-file $(CURDIR)/pyproject.toml -p robustbench_meta -m cli -p examples -p benchmarks
 
-docs: $(VENV)/.dev  ## the docs say what the code does: links, commands, hooks
+docs: docs-tools  ## the docs say what the code does, and make a site: $(SITE)/index.html
 	$(BIN)/pytest tests/test_docs.py
+	@test ! -e $(DOCS)/.done || $(DOCS)/bin/mkdocs --quiet build --strict --site-dir $(SITE)
 
-audit: $(VENV)/.dev  ## known vulnerabilities among the pinned versions; skipped, with the reason, without network
+docs-serve: docs-tools  ## show the docs site while you write
+	$(DOCS)/bin/mkdocs serve
+
+docs-tools: $(VENV)/.dev
+	@# in an environment of their own, as the audit; REQUIRED=1: it is no excuse that they cannot be installed
+	@test $(DOCS)/.done -nt constraints-docs.txt || { $(BIN)/python -m venv --clear $(DOCS) && \
+	  $(DOCS)/bin/python -m pip install -qq --constraint constraints-docs.txt $(DOCS_TOOLS) && \
+	  touch $(DOCS)/.done; } || { rm -rf $(DOCS); test -z "$(REQUIRED)" && \
+	  echo "docs: SKIPPED, no site: its tools could not be installed into $(DOCS), as pip says above"; }
+
+audit: $(VENV)/.dev  ## known vulnerabilities among the pins; skipped, with the reason, without network
 	@test $(VENV)/audit/.done -nt constraints-audit.txt || { $(BIN)/python -m venv --clear $(VENV)/audit && \
 	  $(VENV)/audit/bin/python -m pip install -qq --constraint constraints-audit.txt pip-audit && \
 	  touch $(VENV)/audit/.done; } || rm -rf $(VENV)/audit
-	$(BIN)/python .ci/audit.py --pip-audit $(VENV)/audit/bin/pip-audit $(PINS) constraints-audit.txt
+	$(BIN)/python .ci/audit.py --pip-audit $(VENV)/audit/bin/pip-audit constraints*.txt
 
 tests: $(VENV)/.dev  ## pytest, on JOBS processes (default: all cores)
 	$(BIN)/pytest -n $(JOBS) --ignore tests/test_docs.py
@@ -63,8 +79,9 @@ format: $(VENV)/.dev  ## ruff, changing files
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-wheel: $(VENV)/.dev  ## dist/: the sdist, and the wheel that is built from it
+wheel: docs-tools  ## dist/: the sdist, and the wheel that is built from it, checked as for an upload
 	$(BIN)/python -m build
+	$(DOCS)/bin/twine check --strict dist/*
 
 constraints: $(VENV)/.python  ## pin all dependencies anew, to what pip chooses today; needs Python 3.11
 	$(BIN)/python -m pip install -qq packaging

@@ -1,4 +1,4 @@
-"""Write constraints.txt and constraints-audit.txt anew: the versions that pip chooses today (`make constraints`).
+"""Write the three files of constraints anew: the versions that pip chooses today (`make constraints`).
 
 One version of each distribution serves every supported Python: the one that suits the oldest. The newer Pythons that
 are found must be able to use it; what only they need gets a marker, and so does what only Windows or macOS need.
@@ -32,6 +32,8 @@ HEADER = """\
 # The versions that were tested{what}, for every supported Python. Written by: make constraints
 # Use it with: {use}
 """
+ALONE = "# In an environment of its own: it cannot live beside torchattacks. docs/dependencies.md\n"
+DOCS_TOOLS = ["mkdocs-material", "mkdocstrings[python]", "ruff", "twine"]
 FILES = {
     "constraints.txt": HEADER.format(what=" together", use="pip install -c constraints.txt .")
     + "# torch has no build in its version, so that the one for your machine fits. nvidia-*, cuda-* and triton\n"
@@ -39,7 +41,12 @@ FILES = {
     "constraints-audit.txt": HEADER.format(
         what=" of what audits the others", use="pip install -c constraints-audit.txt pip-audit"
     )
-    + "# In an environment of its own: it cannot live beside torchattacks. docs/dependencies.md\n",
+    + ALONE,
+    "constraints-docs.txt": HEADER.format(
+        what=" of what makes the docs site and checks uploads",
+        use="pip install -c constraints-docs.txt " + " ".join(DOCS_TOOLS),
+    )
+    + ALONE,
 }
 
 
@@ -109,7 +116,7 @@ def _missing(found: dict[str, dict[str, Any]], platform: str, version: str) -> s
 
 
 def main() -> None:
-    """Write both files; a Python that is not there is left out with a message, but for the oldest."""
+    """Write the files; a Python that is not there is left out with a message, but for the oldest."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     with tempfile.TemporaryDirectory() as folder:
         environments = []
@@ -121,7 +128,11 @@ def main() -> None:
                     sys.exit(f"make constraints needs {error}: the versions must suit the oldest supported Python")
                 print(f"{error} was not found: the pins are not tried with it")
         oldest, *others = environments
-        wanted = {"constraints.txt": [f".[{','.join(extras)}]"], "constraints-audit.txt": ["pip-audit"]}
+        wanted = {
+            "constraints.txt": [f".[{','.join(extras)}]"],
+            "constraints-audit.txt": ["pip-audit"],
+            "constraints-docs.txt": DOCS_TOOLS,
+        }
         for name, requirements in wanted.items():
             lines = pin(requirements, oldest, others)
             (ROOT / name).write_text(FILES[name] + "\n".join(lines) + "\n", encoding="utf-8")

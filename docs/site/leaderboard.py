@@ -1,0 +1,104 @@
+"""docs/leaderboard.md from the published tables: `python docs/site/leaderboard.py` writes it, a test compares."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from robustbench_meta.boards import CLEAN, WORST, Board, Score, boards, shown
+from robustbench_meta.checks import FLAGS
+from robustbench_meta.drawing import title
+from robustbench_meta.exports.markdown import code
+from robustbench_meta.leaderboard import COLUMNS
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "leaderboard.md"
+PUBLISHED = ROOT / "results" / "published"
+TABLES = {
+    "glyphs-quick.csv": "Glyphs: the default run",
+    "omniglot-5w1s-auto.csv": "Omniglot, attacked by the ensemble",
+    "omniglot-5w1s-group.csv": "Omniglot, three seeds, ADML's scenarios, inductive",
+    "omniglot-5w1s-batch.csv": "Omniglot, three seeds, ADML's scenarios, transductive",
+}
+"""The published tables in the order of the page, with what they show."""
+HEAD = """\
+# Leaderboard
+
+<!-- Written by docs/site/leaderboard.py from results/published; not by hand. -->
+
+The tables that we publish, as `bench leaderboard` shows them; accuracy in %. With one seed, ± is half of the 95 %
+interval over the test episodes, and says nothing of the luck of training; with several, the number is the mean over
+seeds and ± their standard deviation. **Worst case**: right under every attack of the table in that threat model and,
+where the support set is clean, without any. `#` is 1 + how many learners are
+[significantly better](statistics.md#ranks); bold is the highest of its column. A number with
+`!` has a [flag](flags.md) that is told below its table. Tables with
+[other settings](results.md#what-makes-rows-comparable) cannot be compared. How they were made, with which code:
+[published tables](../results/published/README.md).
+"""
+DEFAULTS = {"precision": "float32", "surrogate": "none", "warm_start": ""}
+"""Of columns that older tables do not have."""
+
+
+def page() -> str:
+    """The page."""
+    return "\n".join([HEAD, *(block for name, told in TABLES.items() for block in _section(name, told))])
+
+
+def read(path: Path) -> pd.DataFrame:
+    """A published table; what older ones lack is filled in."""
+    texts = dict.fromkeys(("eps", "flags", "warm_start"), object)
+    frame = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
+    for name in COLUMNS:
+        if name not in frame:
+            frame[name] = DEFAULTS.get(name, float("nan"))
+    return frame.assign(**{name: frame[name].fillna("") for name in texts})[COLUMNS]
+
+
+def _section(name: str, told: str) -> Iterator[str]:
+    frame = read(PUBLISHED / name)
+    yield f"## {told}\n"
+    episodes, seeds = frame["episodes"].iloc[0], frame["seed"].nunique()
+    yield (
+        f"{episodes} test episodes, {seeds} seed{'s' if seeds > 1 else ''}, {frame['device'].iloc[0]}: "
+        f"[{name}](../results/published/{name}).\n"
+    )
+    for board in boards(frame):
+        yield from _table(board)
+
+
+def _table(board: Board) -> Iterator[str]:
+    first, second = title(board.setting)
+    yield f"**{first}**<br>{second}\n"
+    ranked = bool(board.ranks)
+    heads = [
+        *(["#"] if ranked else []),
+        "learner",
+        *(column if column in {CLEAN, WORST} else code(column) for column in board.columns),
+    ]
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{'---|' * (1 + ranked)}{'---:|' * len(board.columns)}"
+    for name, row in board.scores.items():
+        cells = [_cell(board, column, row[column]) for column in board.columns]
+        rank = [str(board.ranks.get(name, "–"))] if ranked else []
+        yield f"| {' | '.join([*rank, code(name), *cells])} |"
+    yield ""
+    for flag, columns in board.doubts().items():
+        where = "; ".join(f"{column}: {', '.join(map(code, names))}" for column, names in columns.items())
+        yield f"- `!` [{code(flag)}](flags.md#{flag}) ({where}): {FLAGS[flag]}"
+    if board.doubts():
+        yield ""
+    if board.shared:
+        yield "All: " + ", ".join(f"[{code(flag)}](flags.md#{flag})" for flag in sorted(board.shared)) + "."
+    yield ""
+
+
+def _cell(board: Board, column: str, score: Score) -> str:
+    if not score.seeds:
+        return "–"
+    text = f"**{score.text()}**" if score.text() == board.best(column) else score.text()
+    doubt = "\u00a0!" if score.flags - board.shared else ""
+    return f"{text}\u00a0±{shown(score.spread)}{doubt}" if score.spread == score.spread else f"{text}{doubt}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8", newline="\n")
