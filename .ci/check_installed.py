@@ -36,5 +36,13 @@ def main() -> None:
     assert len(rows) > 1, rows
     assert {path.name for path in Path().iterdir()} == {"results"}, "a run writes into --results only"
 
+    # files that are no modules: suites, templates of the report, of cards and of plugins
+    assert "Nothing was written" in bench("run", "quick", "--dry-run")
+    bench("report")
+    (checkpoint, *_) = Path("results/checkpoints").glob("*.safetensors")
+    assert "# How it was trained" in bench("card", str(checkpoint))
+    bench("plugins", "new", "attack", "of-mine")
+    assert "of-mine" in bench("list", "attacks")
+
 
 main()

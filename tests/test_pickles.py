@@ -178,7 +178,7 @@ ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR
     [
         (b"", ["empty"]),
         (b"<!DOCTYPE html><html>", ["web page", "download it again"]),
-        (gzip.compress(b"N."), ["gzip", "unpack it"]),
+        (gzip.compress(b"N.", mtime=0), ["gzip", "unpack it"]),
         (b"PK\x03\x04 torch", ["zip"]),
         (b"hello", ["an object of a class"]),
         (b"\xffhello", ["not a pickle"]),
