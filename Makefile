@@ -27,7 +27,7 @@ export NO_MKDOCS_2_WARNING := 1
 .PHONY: help setup run test lint types docs docs-serve docs-tools audit tests format wheel constraints clean
 
 help:  ## show this
-	@grep -hE '^[a-z-]+:.*  ## ' Makefile | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*  ## ' Makefile | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 20
 
 setup: $(VENV)/.dev  ## set up .venv with the tools for development
 
@@ -52,7 +52,7 @@ types: $(VENV)/.dev  ## mypy, strict
 	@ln -s $(CURDIR)/cli.py $(CURDIR)/examples $(CURDIR)/benchmarks $(TYPED)/
 	cd $(TYPED) && ../bin/mypy --config-file $(CURDIR)/pyproject.toml -p robustbench_meta -m cli -p examples -p benchmarks
 
-docs: docs-tools  ## the docs say what the code does, and make a site: $(SITE)/index.html
+docs: docs-tools  ## the docs say what the code does, and make a site: build/site/index.html
 	$(BIN)/pytest tests/test_docs.py
 	@test ! -e $(DOCS)/.done || $(DOCS)/bin/mkdocs --quiet build --strict --site-dir $(SITE)
 
