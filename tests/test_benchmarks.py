@@ -207,7 +207,7 @@ def test_short_work_is_repeated_within_a_turn():
     assert seconds < 0.02
 
 
-@pytest.mark.parametrize("case", ["toy", "evaluation", "second-attack"])
+@pytest.mark.parametrize("case", ["toy", "evaluation"])
 def test_a_case_is_measured(case, tmp_path):
     path, threads = tmp_path / "speed.json", torch.get_num_threads()
     done = CliRunner().invoke(app, [case, "--quick", "--threads", "1", "--json", str(path)])

@@ -146,7 +146,6 @@ def attempt(folder, event, count, executor):
         ("local", "training_progress", 5),
         ("local", "evaluation_progress", 4),
         ("local", "cell_finished", 2),
-        ("processes", "training_progress", 3),
         ("processes", "evaluation_progress", 3),
     ],
 )
