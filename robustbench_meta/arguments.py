@@ -35,7 +35,8 @@ def options_of(**options: Any) -> dict[str, Any]:
 
 def eps_text(given: str | float) -> str:
     """As one would type it: the shortest text that is exactly this number, a ratio of 255 where that is shorter."""
-    return exact(float(given)) if isinstance(given, (int, float)) else str(given)
+    is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    return exact(float(given)) if is_number else str(given)
 
 
 def seconds_of(given: float | str | None) -> float | None:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from robustbench_meta.discovery import SESSION
 from robustbench_meta.errors import BenchError
 from robustbench_meta.options import Choice, exact, parse_choice, parse_eps
 from robustbench_meta.profiles import PROFILES, Profile
@@ -26,7 +27,8 @@ def command_for(record: Mapping[str, Any]) -> str | None:
     With the same code and data the cell has the same key. What decides no number (the device, the folders) is not told.
 
     Returns:
-        None where it cannot be told: the surrogate was a checkpoint's file, or an option is no plain value.
+        None where it cannot be told: a plugin was given from Python, the surrogate was a checkpoint's file, or an
+        option is no plain value.
     """
     try:
         line = shlex.join(["bench", "run", *_options(record["spec"], record["labels"])])
@@ -37,6 +39,10 @@ def command_for(record: Mapping[str, Any]) -> str | None:
 
 def _options(spec: Mapping[str, Any], labels: Mapping[str, str]) -> Iterator[str]:
     training, attack = spec["training"], spec["attack"]
+    used = [attack["plugin"], *(training[kind] for kind in ("dataset", "backbone", "learner"))]
+    used += [spec["surrogate"]["learner"]] if spec["surrogate"] is not None else []
+    if any(plugin["code"].startswith(SESSION) for plugin in used):
+        raise _UntellableError
     name, profile = _profile(training)
     yield from ("--profile", name)
     yield from ("--dataset", _typed(training["dataset"], labels["dataset"], profile.dataset))

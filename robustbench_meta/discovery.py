@@ -26,6 +26,8 @@ from robustbench_meta.imports import needs
 FOLDERS = ("learners", "attacks", "datasets", "backbones", "trackers")
 """Of the built-in plugins, one a kind."""
 _BUILT_IN = "robustbench_meta.plugins"
+SESSION = "session"
+"""How the identity of code begins that was given from Python: no other process can load it."""
 _log = logging.getLogger(__name__)
 
 
@@ -34,7 +36,7 @@ class Origin:
     """Where a plugin module comes from."""
 
     kind: str
-    """built-in, installed or local."""
+    """built-in, installed, local, or session: given from Python."""
     where: str
     """Module, distribution or file."""
     identity: str

@@ -7,7 +7,7 @@ from typing import Any
 
 from robustbench_meta import hookspecs
 from robustbench_meta.contracts import Plugin
-from robustbench_meta.discovery import Origin
+from robustbench_meta.discovery import SESSION, Origin
 from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.hookspecs import hookimpl
 from robustbench_meta.live_code import class_digest
@@ -62,7 +62,7 @@ class GivenPlugins:
         for (kind, name), cls in self._classes.items():
             if name in registry.names(kind) and registry.get(kind, name) is cls:
                 continue
-            origin = Origin("session", f"{cls.__module__}.{cls.__qualname__}", f"sha256:{class_digest(cls)}")
+            origin = Origin("session", f"{cls.__module__}.{cls.__qualname__}", f"{SESSION} sha256:{class_digest(cls)}")
             found = registry.add(bringing(kind, cls), origin)
             if found.error is not None:
                 raise PluginError(found.error) from found.cause

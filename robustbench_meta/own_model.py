@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_meta.contracts import Backbone, Learner, Model, Operations, Update
-from robustbench_meta.discovery import Origin, code_digest
+from robustbench_meta.discovery import SESSION, Origin, code_digest
 from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.evaluation import test_episodes
 from robustbench_meta.given import bringing
@@ -169,7 +169,8 @@ def bring(registry: Registry, learner: type[Learner], version: str | None) -> No
     Raises:
         PluginError: the name is taken.
     """
-    code = f"own model {version!r} sha256:{code_digest(Path(__file__))}"
+    kind_of = "transductive" if learner.transductive else "inductive"
+    code = f"{SESSION} own model {version!r}, {kind_of}, sha256:{code_digest(Path(__file__))}"
     for kind, cls in (("learner", learner), ("backbone", OwnBackbone)):
         found = registry.add(bringing(kind, cls), Origin("session", f"the {kind} given to evaluate()", code))
         if found.error is not None:

@@ -22,6 +22,7 @@ import robustbench_meta as rbm
 from robustbench_meta import api, frames, hookimpl
 from robustbench_meta.arguments import eps_text, several
 from robustbench_meta.checkpoints import weights_of
+from robustbench_meta.commands import command_for
 from robustbench_meta.contracts import Attack, Learner
 from robustbench_meta.errors import PluginError
 from robustbench_meta.given import GivenPlugins
@@ -473,6 +474,16 @@ def test_stored_rows_of_an_own_model_are_taken_for_no_other_model(tmp_path):
     assert len(rbm.load_results(tmp_path)) == 2
     forgotten = evaluated(upside_down, fresh=True)
     assert forgotten.leaderboard["clean_accuracy"][0] < first.leaderboard["clean_accuracy"][0]
+
+
+def test_an_own_model_that_is_declared_otherwise_has_other_rows_and_no_command_gives_them(tmp_path):
+    for is_transductive in (False, True):
+        rbm.evaluate(
+            centroids, attack="fgsm", version="1", results=tmp_path, transductive=is_transductive, **TASK
+        )  # fmt: skip
+    found = rbm.load_results(tmp_path).leaderboard
+    assert sorted(found["inference"]) == ["inductive", "transductive"]
+    assert [command_for(record) for record in Store(tmp_path, write=False).records()] == [None, None]
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING
 import typer
 
 from robustbench_meta import __version__
+from robustbench_meta.options import NAME
 
 if TYPE_CHECKING:
     from robustbench_meta.registry import Registry
 
 _HERE = Path(__file__).resolve().parent.parent
+_LARGEST = 2**20
+"""Bytes of a source file that is read for names."""
 _KINDS = ("learner", "attack", "dataset", "backbone", "tracker")
 
 
@@ -72,7 +75,7 @@ def suites(incomplete: str) -> list[str]:
             name = f"{folder}/{path.name}" if "/" in incomplete else path.name
             if path.suffix == ".toml" or (start and path.is_dir() and not path.name.startswith(".")):
                 found.append(f"{name}/" if path.is_dir() else name)
-    return _beginning([*shipped(), *found], incomplete)
+    return _beginning([*shipped(), *filter(str.isprintable, found)], incomplete)
 
 
 def kinds(incomplete: str) -> list[str]:
@@ -105,7 +108,7 @@ def _names(kind: str, ctx: typer.Context, incomplete: str) -> list[str]:
     """Of one kind; what begins with NAME: is an option, of which nothing is known here."""
     local = ctx.params.get("plugins") or "plugins"
     found = {*_remembered().get(kind, []), *read_names(kind, Path(str(local)))}
-    return _beginning(sorted(found), incomplete)
+    return _beginning(sorted(filter(NAME.fullmatch, found)), incomplete)
 
 
 # -- read from sources -----------------------------------------------------------------------------
@@ -118,6 +121,8 @@ def read_names(kind: str, local: Path) -> Iterator[str]:
     for folder in dict.fromkeys(path.resolve() for path in folders):
         for file in sorted(folder.glob("*.py")):
             with contextlib.suppress(OSError, SyntaxError, ValueError, RecursionError):
+                if not file.is_file() or file.stat().st_size > _LARGEST:
+                    continue
                 text = file.read_text(encoding="utf-8")
                 if f"register_{kind}s" in text:
                     yield from _registered(ast.parse(text), f"register_{kind}s")

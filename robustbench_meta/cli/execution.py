@@ -26,10 +26,12 @@ from robustbench_meta.suites import Suite, save_suite
 
 def prepare(
     suite: Suite, plugins: Path | None, local_plugins: bool, data_root: Path | None, policy: Policy,
-    track: Sequence[str] = (),
+    track: Sequence[str] = (), *, dry: bool = False,
 ) -> Ready:  # fmt: skip
-    """Find the device and the plugins, load the data, and expand the grids."""
-    return session.prepare(suite, plugins, local_plugins, data_root, policy, track, bring=remember)
+    """Find the device and the plugins, load the data, and expand the grids; `dry` remembers no names to complete."""
+    return session.prepare(
+        suite, plugins, local_plugins, data_root, policy, track, bring=None if dry else remember
+    )  # fmt: skip
 
 
 def save(suite: Suite, path: Path, *, quiet: bool = False) -> None:

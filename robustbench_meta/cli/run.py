@@ -233,7 +233,9 @@ def run(
             with nullcontext() if quiet or events else working("loading plugins and data …"):
                 from robustbench_meta.cli import execution
 
-                ready = execution.prepare(wanted, plugins, not no_local_plugins, data_root, policy, track or ())
+                ready = execution.prepare(
+                    wanted, plugins, not no_local_plugins, data_root, policy, track or (), dry=dry_run
+                )
             if save is not None:
                 execution.save(wanted, save, quiet=quiet)
             if dry_run:
