@@ -73,7 +73,7 @@ audit: $(VENV)/.dev  ## known vulnerabilities among the pins; skipped, with the 
 	$(BIN)/python .ci/audit.py --pip-audit $(VENV)/audit/bin/pip-audit constraints*.txt
 
 tests: $(VENV)/.dev  ## pytest, on JOBS processes (default: all cores)
-	$(BIN)/pytest -n $(JOBS) --ignore tests/test_docs.py
+	$(BIN)/pytest -n $(JOBS) --dist worksteal --ignore tests/test_docs.py
 
 format: $(VENV)/.dev  ## ruff, changing files
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -75,9 +75,8 @@ def test_an_honest_learner_under_honest_attacks_is_flagged_for_its_few_episodes_
     ],
 )
 def test_a_cheating_learner_is_flagged_for_its_reason(plugins, honest, cheat, why):
-    found = outcomes(plugins, honest, ("fgsm", "pgd"), cheat)
-    for name, outcome in found.items():
-        assert why <= flags(outcome), (name, outcome.certificate)
+    found = outcomes(plugins, honest, ("pgd",), cheat)
+    assert why <= flags(found["pgd"]), found["pgd"].certificate
     others = {"zero-gradients", "random-outputs", "probabilities", "transductive"} - why
     assert not flags(found["pgd"]) & others
 
