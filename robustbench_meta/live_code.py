@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path, PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -27,6 +27,10 @@ from robustbench_meta.discovery import code_digest
 from robustbench_meta.errors import PluginError
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, PurePath, torch.dtype, torch.device, logging.Logger)
+_CODE = (type, FunctionType, MethodType, ModuleType, functools.partial, BuiltinFunctionType)
+_CACHED = type(functools.cache(len))
+_HOLDERS = (FunctionType, staticmethod, classmethod, property, functools.cached_property, _CACHED)
+"""What classes have their functions in."""
 _HERE = Path(__file__).resolve().parent
 _INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
@@ -59,6 +63,10 @@ class _Seen:
 
     def add(self, name: str, value: Any) -> None:
         """Something, by the name under which it was met."""
+        if not isinstance(value, _CODE):
+            self.parts.append(f"{name}={self._value(name, value)}")  # small numbers are one object under many names
+            return
+        self.parts.append(f"{name} is {getattr(value, '__qualname__', '')}")
         if id(value) in self._met:
             return
         self._met[id(value)] = value  # kept, so that no other object gets its id
@@ -76,14 +84,12 @@ class _Seen:
                 self.add(name, part)
         elif isinstance(value, BuiltinFunctionType):
             self.parts.append(f"{value.__module__}.{value.__qualname__}")
-        else:
-            self.parts.append(f"{name}={self._value(name, value)}")
 
     def _class(self, cls: type) -> None:
+        self.parts.append(f"class {cls.__module__}.{cls.__qualname__}")
         if cls.__module__ != "__main__":
             self._module(cls.__module__)
             return
-        self.parts.append(f"class {cls.__qualname__}")
         for base in cls.__mro__[1:]:
             self.add(base.__qualname__, base)
         if issubclass(cls, BaseModel):
@@ -91,11 +97,13 @@ class _Seen:
                 factory = info.default_factory
                 self.parts.append(f"{name}: {info.annotation!r} {info.metadata!r}")
                 self.add(name, info.default if factory is None else factory)
+            for name, private in cls.__private_attributes__.items():
+                self.add(name, private.default if private.default_factory is None else private.default_factory)
         for name, value in sorted(vars(cls).items()):
-            if isinstance(value, (FunctionType, staticmethod, classmethod, property, functools.cached_property)):
+            if isinstance(value, _HOLDERS):
                 for function in _functions(value):
                     self.add(f"{cls.__qualname__}.{name}", function)
-            elif not name.startswith(("_", "model_")) and not (issubclass(cls, BaseModel) and name in cls.model_fields):
+            elif not (_is_pythons(name) or (issubclass(cls, BaseModel) and name in cls.model_fields)):
                 self.add(f"{cls.__qualname__}.{name}", value)
 
     def _module(self, name: str) -> None:
@@ -108,17 +116,18 @@ class _Seen:
             self.parts.append("" if inside else code_digest(path))
 
     def _function(self, function: FunctionType) -> None:
+        self.parts.append(f"function {function.__module__}.{function.__qualname__}")
         if function.__module__ != "__main__":
             self._module(function.__module__)
             return
         try:
-            source = textwrap.dedent(inspect.getsource(function))
+            source = textwrap.dedent(inspect.getsource(function.__code__))  # its own, not of what it wraps
         except (OSError, TypeError) as error:
             raise PluginError(
                 f"the source of {function.__qualname__} cannot be had, and with it not what identifies the results of "
                 f"'{self._who}'; put the class into a file, and name its folder: plugins='FOLDER'"
             ) from error
-        self.parts.append(source)
+        self.parts += [source, _compiled(function.__code__)]
         names = dict.fromkeys(_globals(function.__code__))
         closed = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         values = {name: cell.cell_contents for name, cell in closed if name != "__class__"}
@@ -133,10 +142,23 @@ class _Seen:
         if isinstance(value, (list, tuple, set, frozenset)):
             told = [self._inside(name, each) for each in value]
             return json.dumps(told if isinstance(value, (list, tuple)) else sorted(told))
-        if isinstance(value, (nn.Module, BaseModel)):
+        if isinstance(value, BaseModel):
             self.add(name, type(value))
-            return value.model_dump_json() if isinstance(value, BaseModel) else blobs.digest(value.state_dict())
+            return value.model_dump_json()
+        if isinstance(value, nn.Module):
+            return self._network(name, value)
         return self._leaf(name, value)
+
+    def _network(self, name: str, network: nn.Module) -> str:
+        """Its weights, and of each of its modules the class, the mode and the attributes."""
+        told = []
+        for place, module in network.named_modules():
+            self.add(f"{name}.{place}", type(module))
+            if module._forward_hooks or module._forward_pre_hooks:
+                self._refuse(name, "network with hooks")
+            attributes = {key: value for key, value in vars(module).items() if not key.startswith("_")}
+            told.append([place, self._value(f"{name}.{place}", attributes)])
+        return json.dumps([blobs.digest(network.state_dict()), told])
 
     def _leaf(self, name: str, value: Any) -> str:
         if isinstance(value, _PLAIN):
@@ -145,29 +167,52 @@ class _Seen:
             return blobs.digest({"": value})
         if isinstance(value, np.ndarray) and value.dtype != object:
             return f"{value.dtype} {value.shape} {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
+        self._refuse(name, type(value).__name__)
+
+    def _refuse(self, name: str, what: str) -> NoReturn:
         raise PluginError(
-            f"'{self._who}' reads '{name}', a {type(value).__name__}, of which nobody can tell whether it changed, so "
+            f"'{self._who}' reads '{name}', a {what}, of which nobody can tell whether it changed, so "
             "that old results might be taken for new ones; make it an option of the class, or put the class into a "
             "file, and name its folder: plugins='FOLDER'"
         )
 
     def _inside(self, name: str, value: Any) -> str:
         """An element of a collection: plain, or code, which is met like any other."""
-        if isinstance(value, (type, FunctionType, MethodType, ModuleType, functools.partial, BuiltinFunctionType)):
+        if isinstance(value, _CODE):
             self.add(name, value)
             return getattr(value, "__qualname__", "")
         return self._value(name, value)
 
 
 def _functions(value: Any) -> Iterator[FunctionType]:
-    """Those behind what a class has under a name."""
+    """Those behind what a class has under a name, with what they wrap."""
     if isinstance(value, (staticmethod, classmethod)):
         found: list[Any] = [value.__func__]
     elif isinstance(value, property):
-        found = [value.fget, value.fset]
+        found = [value.fget, value.fset, value.fdel]
     else:
         found = [value.func if isinstance(value, functools.cached_property) else value]
-    yield from (inspect.unwrap(each) for each in found if isinstance(each, FunctionType))
+    while found:
+        each = found.pop(0)
+        if isinstance(each, FunctionType):
+            yield each
+        wrapped = getattr(each, "__wrapped__", None)
+        found += [wrapped] if wrapped is not None else []
+
+
+def _is_pythons(name: str) -> bool:
+    """Whether a class has an attribute of that name from Python or pydantic."""
+    return (name.startswith("__") and name.endswith("__")) or name.startswith("model_") or name == "_abc_impl"
+
+
+def _compiled(code: CodeType) -> str:
+    """What a function does, whatever source it is taken to have."""
+    constants = [
+        _compiled(each) if isinstance(each, CodeType)
+        else json.dumps(sorted(map(repr, each))) if isinstance(each, frozenset) else repr(each)
+        for each in code.co_consts
+    ]  # fmt: skip
+    return json.dumps([code.co_code.hex(), constants, code.co_names, code.co_varnames, code.co_freevars])
 
 
 def _globals(code: CodeType) -> Iterator[str]:

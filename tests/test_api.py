@@ -2,6 +2,7 @@
 
 import contextlib
 import doctest
+import functools
 import json
 import linecache
 import logging
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -319,6 +321,58 @@ def test_the_digest_of_a_class_changes_with_all_that_its_code_refers_to(old, new
     plain = class_digest(cell(MINE, SIZE=1.0))
     assert class_digest(cell(MINE, SIZE=1.0)) == plain
     assert class_digest(cell(MINE.replace(old, new) if old else MINE, **{"SIZE": 1.0, **there})) != plain
+
+
+LINES = """
+class Mine(Attack):
+    \"\"\"Mine.\"\"\"
+
+    name = "mine"
+    _held: ClassVar[int] = 1
+    _own: int = 1
+
+    @functools.cache
+    def _cached():
+        return 1
+
+    @twice
+    def perturb(self, model, x, y, threat, random):
+        return x + A + B + C + self._cached() + int(NET is None) + act(x)
+"""
+WRAPPER = """
+def twice(call):
+    @functools.wraps(call)
+    def called(*args):
+        return call(*args) + 0
+
+    return called
+"""
+
+
+AROUND = {
+    "Attack": Attack, "ClassVar": ClassVar, "functools": functools, "act": torch.relu, "A": 1, "B": 2, "C": 1,
+    "NET": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.ReLU()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "there"),
+    [
+        ("", "", {"C": 2}), ("", "", {"A": True, "C": True}),
+        ("_held: ClassVar[int] = 1", "_held: ClassVar[int] = 2", {}), ("_own: int = 1", "_own: int = 2", {}),
+        ("        return 1\n", "        return 2\n", {}), ("call(*args) + 0", "call(*args) + 1", {}),
+        ("", "", {"act": torch.tanh}), ("", "", {"act": torch.nn.functional.elu}),
+        ("", "", {"NET": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Tanh())}),
+        ("", "", {"NET": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.ReLU()).eval()}),
+        ("", "", {"NET": torch.nn.Sequential(torch.nn.Flatten(2), torch.nn.ReLU())}),
+    ],
+)  # fmt: skip
+def test_no_edit_is_hidden_by_sharing_underscores_caches_or_wrappers(old, new, there):
+    text = WRAPPER + LINES
+    plain = class_digest(cell(text, **AROUND))
+    assert class_digest(cell(text, **AROUND)) == plain
+    assert old in text
+    assert class_digest(cell(text.replace(old, new) if old else text, **{**AROUND, **there})) != plain
 
 
 def test_a_class_is_refused_of_which_nobody_can_tell_whether_it_changed():

@@ -36,16 +36,16 @@ def draw_curves(found: Sequence[Curve], look: Look) -> Iterator[Drawn]:
 def _figure(group: list[Curve], attacks: list[str], look: Look, part: int) -> Drawn:
     told = group[0].told
     width = look.wide("single" if len(attacks) == 1 else "double")
+    seeds = [len([1 for other in group if _line(other) == _line(curve)]) for curve in group]
     with look.styled():
         figure, panels = grid(look, len(attacks), width, 1.75, title(told))
         for axes, attack in zip(panels, attacks, strict=True):
-            _panel(axes, [curve for curve in group if curve.attack == attack], look)
+            _panel(axes, [curve for curve in group if curve.attack == attack], look, most=max(seeds))
             if len(attacks) > 1:
                 axes.set_title(look.shown(attack, 28))
         figure.supxlabel(f"ε ({norm_name(told['threat_norm'])})", fontsize=look.font_size)
         figure.supylabel("accuracy (%)", fontsize=look.font_size)
         look.legend(figure, {name: look.handle(name) for name in sorted({curve.learner for curve in group})})
-    seeds = [len([1 for other in group if _line(other) == _line(curve)]) for curve in group]
     under = f" under {attacks[0]}" if len(attacks) == 1 else ""
     scene = f"{norm_name(told['threat_norm'])}, {sides(told)}"
     caption = (
@@ -60,9 +60,11 @@ def _line(curve: Curve) -> tuple[str, str]:
     return curve.learner, curve.attack
 
 
-def _panel(axes: Axes, group: list[Curve], look: Look) -> None:
-    """The learners under one attack: the mean over seeds, in a band of the interval, or of the seeds' spread."""
-    most = max(sum(other.learner == curve.learner for other in group) for curve in group)
+def _panel(axes: Axes, group: list[Curve], look: Look, *, most: int) -> None:
+    """The learners under one attack: the mean over seeds, in a band of the interval, or of the seeds' spread.
+
+    A curve of one seed has no band where others of the figure, in any panel, have several: `most` of them.
+    """
     for learner in sorted({curve.learner for curve in group}):
         mine = [curve for curve in group if curve.learner == learner]
         accuracies = np.array([[curve.accuracy(point) for point in range(len(curve.eps))] for curve in mine])
