@@ -380,6 +380,6 @@ class Desk:
         about = cell.spec.model_dump(mode="json")
         if lasting:
             written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            self._store.write_failure(key, {"reason": reason, "spec": about, "written": written})
+            self._store.write_failure(key, {"reason": reason, "spec": about, "labels": cell.labels, "written": written})
         self.summary.failed.append((cell, reason))
-        self._registry.tell("cell_failed", cell=about, training=cell.training.title, reason=reason)
+        self._registry.tell("cell_failed", cell=about, labels=cell.labels, training=cell.training.title, reason=reason)

@@ -165,6 +165,8 @@ def failures_in(folder: Path) -> pd.DataFrame:
 def _failure(path: Path) -> dict[str, Any] | None:
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
+        if "labels" in note:
+            return {**note["labels"], "reason": note["reason"], "before": True}
         spec = note["spec"]
         attack = PluginSpec.model_validate(spec["attack"]["plugin"])
         return {

@@ -83,6 +83,14 @@ class Cell:
     seed = property(lambda self: self.training.spec.seed)
 
     @property
+    def labels(self) -> dict[str, Any]:
+        """Which cell it is, as plain data, named as the leaderboard's columns are."""
+        return {
+            "spec_hash": self.key, "learner": self.learner, "attack": self.attack, "eps": self.eps,
+            "support": self.support, "query": self.query, "seed": self.seed,
+        }  # fmt: skip
+
+    @property
     def trial(self) -> Trial:
         """Who attacks what."""
         surrogate = self.surrogate.key if self.surrogate is not None else None

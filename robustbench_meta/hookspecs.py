@@ -87,8 +87,8 @@ def cell_finished(record: Mapping[str, Any]) -> None:
 
 
 @hookspec
-def cell_failed(cell: Mapping[str, Any], training: str, reason: str) -> None:
-    """A cell of `training` (its label) could not be computed, and why; the grid goes on."""
+def cell_failed(cell: Mapping[str, Any], labels: Mapping[str, Any], training: str, reason: str) -> None:
+    """A cell of `training` (its label) could not be computed, and why; `labels` tell it as the leaderboard would."""
 
 
 @hookspec

@@ -11,7 +11,7 @@ import torch
 from robustbench_meta.devices import choose_device
 from robustbench_meta.executors import Policy
 from robustbench_meta.executors.choice import check_executor, check_request, computes_here
-from robustbench_meta.grid import Cell, Grid
+from robustbench_meta.grid import Grid
 from robustbench_meta.keeping import keep_seconds
 from robustbench_meta.precision import check_precision
 from robustbench_meta.registry import Registry, load_registry
@@ -81,18 +81,10 @@ def compute(ready: Ready, store: Store, policy: Policy, stop: Stop) -> Summary:
     )  # fmt: skip
 
 
-def told_cell(cell: Cell) -> dict[str, Any]:
-    """Which cell it is, as plain data, named as the leaderboard's columns are."""
-    return {
-        "spec_hash": cell.key, "learner": cell.learner, "attack": cell.attack, "eps": cell.eps,
-        "support": cell.support, "query": cell.query, "seed": cell.seed,
-    }  # fmt: skip
-
-
 def told_failures(summary: Summary) -> list[dict[str, Any]]:
     """Which cells failed and why, as plain data; `before`: in an earlier run, and not tried again."""
     return [
-        {**told_cell(cell), "reason": reason, "before": before}
+        {**cell.labels, "reason": reason, "before": before}
         for before, failed in ((False, summary.failed), (True, summary.failed_before))
         for cell, reason in failed
     ]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from robustbench_meta.contracts import Plugin
+from robustbench_meta.errors import BenchError, PluginError, brief
 from robustbench_meta.options import parse_choice
 from robustbench_meta.spec import digest_of
 
@@ -31,11 +32,17 @@ def attach(registry: Registry, wanted: Sequence[str]) -> None:
     """Let trackers, as typed, hear the events that this registry is told.
 
     Raises:
-        BenchError: an unknown tracker or option, or a tracker that lacks what it needs.
+        BenchError: an unknown tracker or option, or a tracker that lacks what it needs, or fails.
     """
     for text, choice in {str(choice): choice for choice in map(parse_choice, wanted)}.items():
         tracker: Tracker = registry.make("tracker", choice.name, choice.options)
-        registry.listen(tracker.listener(), f"tracker {text}")
+        try:
+            listener = tracker.listener()
+        except BenchError:
+            raise
+        except Exception as error:  # a tracker is a plugin, and may raise anything
+            raise PluginError(f"tracker '{text}' failed to begin: {brief(error)}; leave --track {text} out") from error
+        registry.listen(listener, f"tracker {text}")
 
 
 def cell_key(cell: Mapping[str, Any]) -> str:

@@ -175,7 +175,9 @@ def test_failures_and_silence(tmp_path):
     [cell] = [event for event in events if event["event"] == "cell_failed"]
     assert "out of ideas" in cell["reason"]
     assert (events[-1]["failed"], events[-1]["exit_code"]) == (1, 1)
-    assert events[-1]["failures"][0]["attack"] == "broken"
+    [failure] = events[-1]["failures"]
+    assert failure == {name: cell[name] for name in failure if name != "before"} | {"before": False}
+    assert (failure["attack"], failure["learner"], failure["eps"]) == ("broken", "protonet", "0.1")
     assert not {"training_progress", "evaluation_progress"} & {
         strictly(line)["event"] for line in bench(*given, "-a", "fgsm", "--json", "-q").out.splitlines()
     }

@@ -56,6 +56,13 @@ class Deaf(Tracker):
     def listener(self):
         return object()
 
+class Lazy(Tracker):
+    """It does not even begin."""
+    name = "lazy"
+
+    def listener(self):
+        raise ValueError("not today")
+
 @hookimpl
 def register_attacks(register):
     register(Sulky)
@@ -64,6 +71,7 @@ def register_attacks(register):
 def register_trackers(register):
     register(Raising)
     register(Deaf)
+    register(Lazy)
 '''
 
 
@@ -276,6 +284,7 @@ def test_what_is_missing_is_told_before_anything_is_done(tmp_path):
         ("tensorbord", "unknown tracker 'tensorbord': did you mean 'tensorboard'?"),
         ("tensorboard:folder=x", "unknown option of tracker 'tensorboard' 'folder'"),
         ("deaf", "it implements no hook of robustbench_meta"),
+        ("lazy", "tracker 'lazy' failed to begin: ValueError: not today; leave --track lazy out"),
     ],
 )
 def test_what_cannot_track_is_told(tmp_path, text, told):

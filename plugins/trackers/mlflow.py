@@ -94,13 +94,12 @@ class Experiment:
         self._client.set_terminated(run, "FINISHED")
 
     @hookimpl
-    def cell_failed(self, cell: Mapping[str, Any], training: str, reason: str) -> None:
+    def cell_failed(self, cell: Mapping[str, Any], labels: Mapping[str, Any], training: str, reason: str) -> None:
         """Log the cell as a run that failed, and why."""
         if not self._id:
             return
-        attack = cell["attack"]
-        title = cell_title(cell, attack["plugin"]["name"], f"{attack['eps']:g}")
-        params = _scenario(cell) | {"learner": training, "attack": attack["plugin"]["name"], "eps": attack["eps"]}
+        title = cell_title(cell, labels["attack"], labels["eps"])
+        params = _scenario(cell) | {"learner": training, "attack": labels["attack"], "eps": cell["attack"]["eps"]}
         run = self._cell(cell_key(cell["training"]), cell_key(cell), title, params, {"reason": reason[:_LONGEST]})
         self._client.set_terminated(run, "FAILED")
 

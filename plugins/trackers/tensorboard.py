@@ -79,10 +79,9 @@ class Logs:
         self._cell(self._place(key, spec) / _folder(title, record["key"]), settings, results_of(record))
 
     @hookimpl
-    def cell_failed(self, cell: Mapping[str, Any], training: str, reason: str) -> None:
+    def cell_failed(self, cell: Mapping[str, Any], labels: Mapping[str, Any], training: str, reason: str) -> None:
         """Log the reason, as text."""
-        attack = cell["attack"]
-        title = cell_title(cell, attack["plugin"]["name"], f"{attack['eps']:g}")
+        title = cell_title(cell, labels["attack"], labels["eps"])
         place = self._place(_training_key(cell), cell) / _folder(title, cell_key(cell))
         with _writer(place, 0) as writer:
             writer.add_text("failed", _quoted(f"{title} on {training}: {reason}"), 0)

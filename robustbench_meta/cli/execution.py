@@ -18,7 +18,7 @@ from robustbench_meta.cli.progress import listening, showing_progress
 from robustbench_meta.cores import available_cores
 from robustbench_meta.executors import Policy
 from robustbench_meta.executors.schedule import side_by_side, tasks_of
-from robustbench_meta.session import Ready, compute, told_cell, told_failures
+from robustbench_meta.session import Ready, compute, told_failures
 from robustbench_meta.stopping import Stop
 from robustbench_meta.store import Store, is_done, is_trained
 from robustbench_meta.suites import Suite, save_suite
@@ -105,7 +105,7 @@ def rehearse(
     done = {key for key in keys if states[key] == "done"}
     if events is not None:
         efforts = _efforts(ready, states, results, policy)
-        cells = [{**told_cell(cell), "state": states[cell.key]} for grid in grids for cell in grid.cells]
+        cells = [{**cell.labels, "state": states[cell.key]} for grid in grids for cell in grid.cells]
         events.tell("planned", cells=cells, work=[each.work._asdict() for each in efforts], exit_code=0)
         return
     console.print(header(ready.suite, grids, ready.registry, ready.device, done))

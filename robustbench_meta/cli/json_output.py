@@ -98,12 +98,9 @@ class Events:
         )  # fmt: skip
 
     @hookimpl
-    def cell_failed(self, cell: Mapping[str, Any], training: str, reason: str) -> None:
+    def cell_failed(self, labels: Mapping[str, Any], training: str, reason: str) -> None:
         """Which cell failed, and why."""
-        self.tell(
-            "cell_failed", training=training, attack=cell["attack"]["plugin"]["name"], eps=str(cell["attack"]["eps"]),
-            support=cell["support"], query=cell["query"], seed=cell["training"]["seed"], reason=reason,
-        )  # fmt: skip
+        self.tell("cell_failed", **labels, training=training, reason=reason)
 
     def _due(self, stage: str, training: str, always: bool) -> bool:
         now = self._clock()

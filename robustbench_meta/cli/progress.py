@@ -72,12 +72,10 @@ class Listener:
         self.display.changed(self.progress, None)
 
     @hookimpl
-    def cell_failed(self, cell: Mapping[str, Any], training: str, reason: str) -> None:
+    def cell_failed(self, labels: Mapping[str, Any], training: str, reason: str) -> None:
         """Count the cell and say why it failed; nothing more comes of what its training was at."""
         self.progress.cell_over(failed_of=training)
-        self.display.say(
-            f"failed: {cell['attack']['plugin']['name']} on {cell['training']['learner']['name']}: {reason}"
-        )
+        self.display.say(f"failed: {labels['attack']} on {labels['learner']}: {reason}")
         self.display.changed(self.progress, None)
 
     def _told(self, stretch: Stretch) -> None:
