@@ -77,7 +77,7 @@ def run(
     interrupted, a larger grid does only what is new. Ctrl-C keeps what is under way, too.
 
     Where a plugin is named, its class or an instance will do: of one that was defined in the notebook, its code and
-    what it refers to identify its results. Such a plugin runs in this process only.
+    what it refers to identify its results. Such a plugin runs in this process only; a tracker needs no other.
 
     Args:
         suite: what to run, from a file, or a suite by its name; other arguments override it.
@@ -105,7 +105,7 @@ def run(
             `if __name__ == "__main__":` around what it does. One training shares all cores on Linux.
         executor: local, processes, ray or slurm, with options as in "ray:gpus=1".
         ray_address: of a Ray cluster that runs already; means executor="ray".
-        track: trackers that keep curves and cells, such as "tensorboard".
+        track: trackers that keep curves and cells, such as "tensorboard"; they hear of all, wherever it is done.
         cell_timeout: the longest that a cell's evaluation, or a meta-step, may take: seconds, or "10m", "2h".
         retry_failed: try again what failed before.
         fresh: forget what is kept of these cells first.

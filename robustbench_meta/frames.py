@@ -165,14 +165,17 @@ def failures_in(folder: Path) -> pd.DataFrame:
 def _failure(path: Path) -> dict[str, Any] | None:
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
+        about = {"spec_hash": str(note["key"]), "reason": str(note["reason"]), "before": True}
         if "labels" in note:
-            return {**note["labels"], "reason": note["reason"], "before": True}
-        spec = note["spec"]
+            labels = note["labels"]
+            texts = {name: str(labels[name]) for name in ("learner", "attack", "eps", "support", "query")}
+            return {**texts, "seed": int(labels["seed"]), **about}
+        spec = note["spec"]  # of an older version
         attack = PluginSpec.model_validate(spec["attack"]["plugin"])
         return {
             "learner": spec["training"]["learner"]["name"], "attack": attack.name,
             "eps": exact(float(spec["attack"]["eps"])), "support": spec["support"], "query": spec["query"],
-            "seed": int(spec["training"]["seed"]), "spec_hash": note["key"], "reason": note["reason"], "before": True,
+            "seed": int(spec["training"]["seed"]), **about,
         }  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

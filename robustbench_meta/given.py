@@ -25,7 +25,7 @@ class GivenPlugins:
         self._classes: dict[tuple[str, str], type[Plugin]] = {}
         self._instances: list[tuple[str, str, Plugin]] = []
         self.new: list[str] = []
-        """The names of those that the registry did not know: they are in this process only."""
+        """The names of those that the registry did not know, and workers cannot know; trackers are no work's."""
 
     def typed(self, kind: str, given: object) -> str:
         """The plugin as one would type it.
@@ -62,11 +62,14 @@ class GivenPlugins:
         for (kind, name), cls in self._classes.items():
             if name in registry.names(kind) and registry.get(kind, name) is cls:
                 continue
-            origin = Origin("session", f"{cls.__module__}.{cls.__qualname__}", f"{SESSION} sha256:{class_digest(cls)}")
+            is_work = kind != "tracker"  # which hears where the run was started, and is part of no result
+            identity = f"{SESSION} sha256:{class_digest(cls)}" if is_work else SESSION
+            origin = Origin("session", f"{cls.__module__}.{cls.__qualname__}", identity)
             found = registry.add(bringing(kind, cls), origin)
             if found.error is not None:
                 raise PluginError(found.error) from found.cause
-            self.new.append(name)
+            if is_work:
+                self.new.append(name)
         for kind, text, given in self._instances:
             choice = parse_choice(text)
             if registry.make(kind, choice.name, choice.options) != given:

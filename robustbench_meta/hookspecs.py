@@ -88,7 +88,11 @@ def cell_finished(record: Mapping[str, Any]) -> None:
 
 @hookspec
 def cell_failed(cell: Mapping[str, Any], labels: Mapping[str, Any], training: str, reason: str) -> None:
-    """A cell of `training` (its label) could not be computed, and why; `labels` tell it as the leaderboard would."""
+    """A cell of `training` (its label) could not be computed, and why; the grid goes on.
+
+    `cell` is its spec. `labels` are what the leaderboard would say of it, in columns of these names: `spec_hash`,
+    `learner` and `attack` with their options, `eps` as typed, `support`, `query` and `seed`.
+    """
 
 
 @hookspec

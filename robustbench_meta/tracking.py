@@ -46,7 +46,7 @@ def attach(registry: Registry, wanted: Sequence[str]) -> None:
 
 
 def cell_key(cell: Mapping[str, Any]) -> str:
-    """The key of a cell that failed, from the event's `cell`; a record has its own."""
+    """The key of a cell that failed, or of its training, from the event's `cell` or `cell["training"]`."""
     return digest_of(cell)
 
 

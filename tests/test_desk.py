@@ -10,7 +10,8 @@ from robustbench_meta.desk import AGAIN_SECONDS, MOST_LOSSES, Desk
 from robustbench_meta.executors import schedule
 from robustbench_meta.executors.schedule import tasks_of
 from robustbench_meta.grid import prepare
-from robustbench_meta.spec import RunSpec
+from robustbench_meta.hookspecs import hookimpl
+from robustbench_meta.spec import CellSpec, RunSpec
 from robustbench_meta.store import Store
 
 SPEC = {"profile": "smoke", "dataset": "toy", "meta_steps": 2, "episodes": 4, "attacks": ("none", "fgsm")}
@@ -168,6 +169,32 @@ def test_a_worker_that_dies_when_all_was_told_costs_nothing(opened, trained, tmp
     desk.died("a", "was ended by SIGKILL")
     assert set(failures(tmp_path).values()) == {"of its own"}
     assert all(task.training != each.training for each in desk.waiting)
+
+
+def test_listeners_are_told_which_cell_failed_as_the_leaderboard_would(opened, trained, grid, registry):
+    heard = []
+
+    class Listener:
+        @hookimpl
+        def cell_failed(self, cell, labels, training, reason):
+            heard.append((cell, labels, training, reason))
+
+    desk, _ = opened()
+    finish_training(desk, "a", desk.next("a"), trained)
+    task = desk.next("a")
+    registry.listen(Listener(), "heard")
+    try:
+        desk.hear("a", "cell_failed", key=task.cells[-1], reason="no luck")
+    finally:
+        registry.manager.unregister(name="heard")
+    [(cell, labels, training, reason)] = heard
+    (failed,) = [each for each in grid.cells if each.key == task.cells[-1]]
+    assert CellSpec.model_validate(cell).digest() == labels["spec_hash"] == failed.key
+    assert json.loads(json.dumps(labels)) == labels, "it is plain data"
+    named = {"learner": training.removesuffix(" (seed 0)"), "attack": failed.attack, "eps": failed.eps, "seed": 0}
+    assert {name: labels[name] for name in named} == named
+    assert (labels["support"], labels["query"]) == (cell["support"], cell["query"])
+    assert reason == "no luck"
 
 
 def test_a_cell_that_takes_too_long_is_told_and_fails_alone(opened, trained, tmp_path):

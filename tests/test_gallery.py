@@ -472,7 +472,8 @@ def typed():
     def read(line):
         found, patch = [], pytest.MonkeyPatch()
 
-        def stop_here(suite, *_):
+        def stop_here(suite, *_, dry):
+            assert dry
             found.extend(part.spec() for part in suite.parts)
             raise KeyboardInterrupt
 

@@ -146,7 +146,7 @@ def attempt(folder, event, count, executor):
         ("local", "training_progress", 5),
         ("local", "evaluation_progress", 4),
         ("local", "cell_finished", 2),
-        ("processes", "evaluation_progress", 8),
+        ("processes", "evaluation_progress", 3),
     ],
 )
 def test_a_run_that_is_stopped_again_and_again_gives_the_same_rows(tmp_path, whole, executor, event, count):

@@ -597,7 +597,7 @@ def test_a_tracker_that_breaks_is_warned_about_once_and_stops_nobody(error, capl
     registry = tracked(*trackers)
     with caplog.at_level(logging.WARNING):
         for number in range(3):
-            registry.tell("cell_failed", cell={"number": number}, training="maml (seed 0)", reason="none")
+            registry.tell("cell_failed", cell={"number": number}, labels={}, training="maml (seed 0)", reason="none")
     assert [len(tracker.heard) for tracker in trackers] == [3, 3, 3]
     (warning,) = caplog.messages
     assert "local: tracker1.py" in warning
@@ -607,7 +607,7 @@ def test_a_tracker_that_breaks_is_warned_about_once_and_stops_nobody(error, capl
 
 def test_interrupting_a_tracker_interrupts_the_run():
     with pytest.raises(KeyboardInterrupt):
-        tracked(Tracker(KeyboardInterrupt())).tell("cell_failed", cell={}, training="", reason="")
+        tracked(Tracker(KeyboardInterrupt())).tell("cell_failed", cell={}, labels={}, training="", reason="")
 
 
 BROKEN_TRACKER = """

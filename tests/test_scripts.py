@@ -13,7 +13,9 @@ import time
 import pandas as pd
 import pytest
 
+from robustbench_meta import load_results
 from robustbench_meta.cli import completion
+from robustbench_meta.frames import failures_in
 from robustbench_meta.registry import load_registry
 from tests.test_cli import SMALL, bench, told
 
@@ -152,6 +154,7 @@ from robustbench_meta.contracts import Attack
 class Broken(Attack):
     """It raises."""
     name = "broken"
+    steps: int = 1
     def perturb(self, model, x, y, threat, random):
         raise RuntimeError("out of ideas")
 
@@ -181,6 +184,37 @@ def test_failures_and_silence(tmp_path):
     assert not {"training_progress", "evaluation_progress"} & {
         strictly(line)["event"] for line in bench(*given, "-a", "fgsm", "--json", "-q").out.splitlines()
     }
+
+
+def test_a_cell_that_failed_is_called_as_one_that_did_not_and_joins_by_its_hash(tmp_path):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    given = ("run", *SMALL, "-l", "protonet", "--plugins", tmp_path, "--results", tmp_path / "r", "--eps", "8/255")
+    attacks = ("-a", "fgsm", "-a", "broken:steps=10", "-a", "broken:steps=40")
+    done = bench(*given, *attacks, "--json")
+    events = [strictly(line) for line in done.out.splitlines()]
+    [finished] = [event for event in events if event["event"] == "cell_finished"]
+    failed = [event for event in events if event["event"] == "cell_failed"]
+    assert {event["attack"] for event in failed} == {"broken:steps=10", "broken:steps=40"}
+    for event in failed:
+        assert set(finished) < set(event)
+        for name in ("learner", "eps", "support", "query", "seed"):
+            assert event[name] == finished[name], name
+    assert {event["eps"] for event in failed} == {"8/255"}
+    notes = {path.stem for path in (tmp_path / "r" / "failures").glob("*.json")}
+    assert {event["spec_hash"] for event in failed} == notes
+    loaded = load_results(tmp_path / "r").failed.drop(columns="before").to_dict("records")
+    assert sorted(map(str, loaded)) == sorted(str({name: event[name] for name in loaded[0]}) for event in failed)
+    shown = told(bench(*given, *attacks, "--retry-failed").err)
+    for steps in (10, 40):
+        assert f"failed: broken:steps={steps} eps=8/255 clean/adv on protonet (seed 0): attack 'broken" in shown
+
+
+@pytest.mark.parametrize("labels", [7, "x", {}, {"learner": "maml", "seed": "x"}])
+def test_a_damaged_note_of_a_failure_is_left_out(tmp_path, labels):
+    (tmp_path / "failures").mkdir()
+    note = {"key": "0" * 64, "reason": "no luck", "labels": labels, "spec": {}}
+    (tmp_path / "failures" / "a.json").write_text(json.dumps(note))
+    assert failures_in(tmp_path).empty
 
 
 def test_an_interrupted_stream_says_so(tmp_path):

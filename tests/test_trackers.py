@@ -12,11 +12,14 @@ from importlib.util import find_spec
 import pandas as pd
 import pytest
 
+import robustbench_meta as rbm
+from robustbench_meta import hookimpl
 from robustbench_meta.cli import main
 from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.options import parse_choice
+from robustbench_meta.plugins.trackers.mlflow import Experiment
 from robustbench_meta.registry import load_registry
-from robustbench_meta.tracking import attach
+from robustbench_meta.tracking import Tracker, attach
 
 STEPS = 4
 RUN = ("run", "--profile", "smoke", "-l", "maml", "-a", "none", "-a", "fgsm", "-a", "sulky", "--no-checks",
@@ -266,6 +269,21 @@ def test_mlflow_goes_on_with_the_run_of_the_same_training(experiment):
     assert again["maml (seed 0)"].info.run_id == first["maml (seed 0)"].info.run_id
 
 
+@pytest.mark.parametrize("started", [True, False])
+def test_mlflow_leaves_the_environment_as_it_was(tmp_path, monkeypatch, started):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+    for name in ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_ALLOW_FILE_STORE"):
+        monkeypatch.delenv(name, raising=False)
+    before, listener = dict(os.environ), Experiment(None, "mine")
+    if started:
+        with contextlib.suppress(ModuleNotFoundError):  # MLflow need not be there
+            listener.run_started(str(tmp_path), {})
+        assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == os.environ["MLFLOW_ALLOW_FILE_STORE"] == "true"
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "3", "the user's own"
+    listener.run_finished()
+    assert dict(os.environ) == before
+
+
 @pytest.mark.skipif(find_spec("mlflow") is not None, reason="mlflow is installed")
 def test_what_is_missing_is_told_before_anything_is_done(tmp_path):
     with contextlib.chdir(tmp_path):
@@ -291,6 +309,24 @@ def test_what_cannot_track_is_told(tmp_path, text, told):
     (tmp_path / "own.py").write_text(OWN)
     with pytest.raises((BenchError, PluginError), match=told):
         attach(load_registry(tmp_path), [text])
+
+
+def test_a_tracker_given_as_a_class_hears_a_run_of_several_jobs(tmp_path):
+    heard = []
+
+    class Here:
+        @hookimpl
+        def cell_finished(self, record):
+            heard.append((os.getpid(), record["labels"]["attack"]))
+
+    scope = {"Tracker": Tracker, "Here": Here, "heard": heard}
+    source = "class Given(Tracker):\n    name = 'given'\n    def listener(self): return Here()\n"
+    exec(source, scope)  # nobody can tell what its code is, and nobody needs to
+    rbm.run(
+        learner="protonet", attack=["none", "fgsm"], profile="smoke", meta_steps=2, episodes=2, checks=False,
+        device="cpu", track=scope["Given"], jobs=2, results=tmp_path, local_plugins=False,
+    )  # fmt: skip
+    assert sorted(heard) == [(os.getpid(), "fgsm"), (os.getpid(), "none")]
 
 
 def test_one_tracker_that_is_asked_for_twice_hears_once(tmp_path):

@@ -57,16 +57,18 @@ class Experiment:
         """MLflow's name of each training's run."""
         self._told: dict[str, set[float]] = {}
         """Of each training the steps whose numbers are logged."""
+        self._lent: dict[str, str] = {}
+        """What the environment has of us until the run is over."""
 
     @hookimpl
     def run_started(self, results: str, trainings: Mapping[str, Mapping[str, Any]]) -> None:
         """Open the experiment, or make it."""
-        for name, value in _QUIET.items():
-            os.environ.setdefault(name, value)
-        uri = self._uri
+        uri, wanted = self._uri, dict(_QUIET)
         if uri is None:
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow would rather have a database
+            wanted["MLFLOW_ALLOW_FILE_STORE"] = "true"  # MLflow would rather have a database
             uri = (Path(results) / "mlflow").resolve().as_uri()
+        self._lent = {name: value for name, value in wanted.items() if name not in os.environ}
+        os.environ.update(self._lent)
         from mlflow import MlflowClient  # noqa: PLC0415  # takes seconds
 
         self._client = MlflowClient(uri)
@@ -94,21 +96,26 @@ class Experiment:
         self._client.set_terminated(run, "FINISHED")
 
     @hookimpl
-    def cell_failed(self, cell: Mapping[str, Any], labels: Mapping[str, Any], training: str, reason: str) -> None:
+    def cell_failed(self, cell: Mapping[str, Any], labels: Mapping[str, Any], reason: str) -> None:
         """Log the cell as a run that failed, and why."""
         if not self._id:
             return
         title = cell_title(cell, labels["attack"], labels["eps"])
-        params = _scenario(cell) | {"learner": training, "attack": labels["attack"], "eps": cell["attack"]["eps"]}
-        run = self._cell(cell_key(cell["training"]), cell_key(cell), title, params, {"reason": reason[:_LONGEST]})
+        params = _scenario(cell) | {name: labels[name] for name in ("learner", "attack", "eps")}
+        tags = {"reason": reason[:_LONGEST]}
+        run = self._cell(cell_key(cell["training"]), labels["spec_hash"], title, params, tags)
         self._client.set_terminated(run, "FAILED")
 
     @hookimpl
     def run_finished(self) -> None:
-        """End the runs of trainings; those that did not get to their end as killed."""
-        for key, run in self._runs.items():
-            over = self._trainings[key]["spec"]["meta_steps"] in self._told[key] | {0}
-            self._client.set_terminated(run, "FINISHED" if over else "KILLED")
+        """End the runs of trainings, those that did not get to their end as killed; the environment is as it was."""
+        try:
+            for key, run in self._runs.items():
+                over = self._trainings[key]["spec"]["meta_steps"] in self._told[key] | {0}
+                self._client.set_terminated(run, "FINISHED" if over else "KILLED")
+        finally:
+            for name in self._lent:
+                os.environ.pop(name, None)
 
     def _points(self, key: str, entries: list[Mapping[str, float]]) -> None:
         run = self._training(key)

@@ -82,7 +82,7 @@ class Logs:
     def cell_failed(self, cell: Mapping[str, Any], labels: Mapping[str, Any], training: str, reason: str) -> None:
         """Log the reason, as text."""
         title = cell_title(cell, labels["attack"], labels["eps"])
-        place = self._place(_training_key(cell), cell) / _folder(title, cell_key(cell))
+        place = self._place(cell_key(cell["training"]), cell) / _folder(title, labels["spec_hash"])
         with _writer(place, 0) as writer:
             writer.add_text("failed", _quoted(f"{title} on {training}: {reason}"), 0)
 
@@ -127,10 +127,6 @@ def _writer(place: Path, step: int) -> SummaryWriter:
     from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  # takes a second
 
     return SummaryWriter(str(place), purge_step=step)
-
-
-def _training_key(cell: Mapping[str, Any]) -> str:
-    return cell_key(cell["training"])
 
 
 def _folder(title: str, key: str) -> str:

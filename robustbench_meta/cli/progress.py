@@ -75,7 +75,8 @@ class Listener:
     def cell_failed(self, labels: Mapping[str, Any], training: str, reason: str) -> None:
         """Count the cell and say why it failed; nothing more comes of what its training was at."""
         self.progress.cell_over(failed_of=training)
-        self.display.say(f"failed: {labels['attack']} on {labels['learner']}: {reason}")
+        what = f"{labels['attack']} eps={labels['eps']} {labels['support']}/{labels['query']}"
+        self.display.say(f"failed: {what} on {training}: {reason}")
         self.display.changed(self.progress, None)
 
     def _told(self, stretch: Stretch) -> None:
