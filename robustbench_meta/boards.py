@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +36,7 @@ class Score:
     """What the black-box probe left, in percent, where gradients are masked and it left less; else NaN."""
 
     def text(self) -> str:
-        """The mean as shown; what is bold is decided on this."""
+        """The mean as shown."""
         return "–" if math.isnan(self.mean) else shown(self.mean)
 
 
@@ -57,16 +57,30 @@ class Board:
     """By learner: what a wide terminal shows besides."""
     ranks: Mapping[str, int] = field(default_factory=dict)
     """By learner; a learner without a number in the last column has none."""
+    leaders: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """By column: the learners than which none is significantly better, in bold. Of rows alone only the last column's
+    are known, by their ranks; `comparison.judged` knows those of all."""
 
     @property
     def seeds(self) -> int:
         """The most seeds behind any of its numbers."""
         return max(score.seeds for row in self.scores.values() for score in row.values())
 
-    def best(self, column: str) -> str:
-        """The highest mean of a column, as shown."""
-        shown = [row[column] for row in self.scores.values() if not math.isnan(row[column].mean)]
-        return max(shown, key=lambda score: score.mean).text() if len(shown) > 1 else ""
+    def leads(self, name: str, column: str) -> bool:
+        """Whether a learner's number is known to be no worse than any other of its column, but for chance."""
+        return name in self.leaders.get(column, ())
+
+    def fewer(self, score: Score) -> bool:
+        """Whether a number rests on fewer seeds than others of the table: it gets a `*`."""
+        return 0 < score.seeds < self.seeds
+
+    def spread(self, score: Score) -> float:
+        """What stands behind ±, in percent; NaN: nothing, as for one seed beside numbers of several."""
+        return math.nan if self.fewer(score) and score.seeds == 1 else score.spread
+
+    def marks(self, score: Score) -> list[str]:
+        """The flags of a number that not all numbers of the table have: it gets a `!`."""
+        return sorted(score.flags - self.shared)
 
     @property
     def shared(self) -> frozenset[str]:
@@ -194,7 +208,8 @@ def _board(rows: pd.DataFrame) -> Board:
     )
     extras = {name: _extras(part) for name, part in parts.items()}
     setting = {name: rows[name].iloc[0] for name in [*PLACE, *THREAT]}
-    return Board(setting, columns, {name: scores[name] for name in ordered}, extras, ranks)
+    first = {name for name, rank in ranks.items() if rank == 1} if len(ranks) > 1 else set()
+    return Board(setting, columns, {name: scores[name] for name in ordered}, extras, ranks, {columns[-1]: first})
 
 
 def numbered(rows: pd.DataFrame, name: str, version: str) -> pd.Series[str]:

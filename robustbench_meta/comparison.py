@@ -18,6 +18,7 @@ from robustbench_meta.boards import (
     Score,
     attacks_apart,
     attacks_of,
+    boards,
     columns_of,
     groups,
     learners_apart,
@@ -82,6 +83,27 @@ def ranked(samples: Mapping[str, Sample]) -> dict[str, int]:
         if contrast.ahead:
             ranks[second if contrast.ahead > 0 else first] += 1
     return ranks
+
+
+def judged(frame: pd.DataFrame, samples: Samples) -> Iterator[Board]:
+    """The contents of the tables, as `boards` has them, with the leaders of every column."""
+    for rows, board in zip(groups(frame), boards(frame), strict=True):
+        yield replace(board, leaders=leaders(rows, samples))
+
+
+def leaders(rows: pd.DataFrame, samples: Samples) -> dict[str, set[str]]:
+    """Of a table's rows, by column: the learners than which none is significantly better; empty without two of them.
+
+    All pairs of a column are tested together, as for the table's ranks, which are those of its last column.
+    """
+    attacks, found = attacks_of(rows), {}
+    parts = {str(name): part for name, part in rows.groupby("learner", sort=False)}
+    for column in columns_of(rows):
+        taken = {name: samples.of(part, column, attacks) for name, part in parts.items()}
+        known = {name: sample for name, sample in taken.items() if sample is not None}
+        ranks = ranked(known) if len(known) > 1 else {}
+        found[column] = {name for name, rank in ranks.items() if rank == 1}
+    return found
 
 
 def ranks(frame: pd.DataFrame, samples: Samples) -> pd.Series[Any]:

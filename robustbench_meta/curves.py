@@ -76,6 +76,31 @@ def curves(frame: pd.DataFrame, samples: Samples) -> list[Curve]:
     return found
 
 
+def grouped(found: Sequence[Curve]) -> list[list[Curve]]:
+    """The curves by what a table or figure of them shares: setting, scenario and list of ε."""
+    groups: dict[tuple[Any, ...], list[Curve]] = {}
+    for curve in found:
+        groups.setdefault((*(curve.told[name] for name in [*PLACE, *SCENE]), curve.eps), []).append(curve)
+    return list(groups.values())
+
+
+def over_seeds(seeds: Sequence[Curve], most: int) -> tuple[np.ndarray, np.ndarray]:
+    """A line's mean over seeds and what stands behind ±, in percent: at each ε, and last of the area [points + 1].
+
+    ± is the half-width of the 95 % interval over episodes where no line of the table has several seeds, else the
+    standard deviation between seeds (n−1); NaN for one seed beside lines of several.
+
+    Args:
+        seeds: the curves of one learner and attack.
+        most: the most curves that a line of the same table or figure rests on.
+    """
+    each = 100 * np.array([[*map(curve.accuracy, range(len(curve.eps))), curve.area] for curve in seeds])
+    means = each[:, :, 0].mean(axis=0)
+    if most == 1:
+        return means, each[0, :, 1]
+    return means, each[:, :, 0].std(axis=0, ddof=1) if len(seeds) > 1 else np.full_like(means, np.nan)
+
+
 def _runs(rows: pd.DataFrame, samples: Samples) -> Iterator[dict[float, str]]:
     """The records of each curve, by ε: those that stand alone, then each sweep that no longer one contains.
 

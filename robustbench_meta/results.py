@@ -14,12 +14,13 @@ from rich.console import Console
 
 from robustbench_meta import frames
 from robustbench_meta.comparison import duels
+from robustbench_meta.curve_tables import curve_tables
 from robustbench_meta.curves import Curve, curves, to_frame
 from robustbench_meta.errors import BenchError
 from robustbench_meta.leaderboard import rows_of
 from robustbench_meta.results_html import page_of
 from robustbench_meta.store import Store
-from robustbench_meta.tables import curve_tables, tables
+from robustbench_meta.tables import tables
 
 _WIDTH = 100
 
@@ -104,7 +105,7 @@ class Results:
     def __str__(self) -> str:
         """The tables, as `bench leaderboard` shows them."""
         console = Console(file=io.StringIO(), width=_WIDTH, force_terminal=False, color_system=None, record=True)
-        for table in [*tables(self._frame, _WIDTH), *curve_tables(self._curves, _WIDTH)]:
+        for table in [*tables(self._frame, _WIDTH, self._samples), *curve_tables(self._curves, _WIDTH)]:
             console.print(table)
         text = "\n".join(line.rstrip() for line in console.export_text().splitlines()).strip()
         told = [

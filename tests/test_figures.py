@@ -17,7 +17,6 @@ from robustbench_meta.boards import boards
 from robustbench_meta.comparison import duels
 from robustbench_meta.curves import curves
 from robustbench_meta.figures import KINDS
-from robustbench_meta.figures.drawn import spread
 from robustbench_meta.figures.look import Look, Palette
 from robustbench_meta.figures.making import Shown, draw
 from robustbench_meta.figures.saving import save
@@ -121,7 +120,7 @@ def test_bars_and_their_errors_are_the_numbers_of_the_tables(tmp_path, seeds):
                 assert [patch.get_height() for patch in bar.patches] == pytest.approx([score.mean for score in scores])
                 (segments,) = [each.get_segments() for each in error.lines[2]]
                 assert [top[1] - low[1] for low, top in segments] == pytest.approx(
-                    [2 * spread(score, len(seeds)) for score in scores], abs=1e-9
+                    [2 * board.spread(score) for score in scores], abs=1e-9
                 )
 
 
@@ -330,5 +329,5 @@ def test_an_error_bar_is_left_out_where_the_table_tells_none(tmp_path):
         record(answers(0.6, 30), clean=clean, learner="aq"),
     )  # fmt: skip
     (board,) = boards(read(store)[0])
-    assert math.isnan(spread(board.scores["aq"]["pgd"], board.seeds))
-    assert spread(board.scores["maml"]["pgd"], board.seeds) == board.scores["maml"]["pgd"].spread
+    assert math.isnan(board.spread(board.scores["aq"]["pgd"]))
+    assert board.spread(board.scores["maml"]["pgd"]) == board.scores["maml"]["pgd"].spread

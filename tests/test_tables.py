@@ -12,10 +12,12 @@ from rich.console import Console
 
 from robustbench_meta.boards import OF_THE_MODEL, boards
 from robustbench_meta.checks import FLAGS
-from robustbench_meta.leaderboard import COLUMNS, build
+from robustbench_meta.exports.sheets import sheets
+from robustbench_meta.leaderboard import COLUMNS, build, read
+from robustbench_meta.store import Store
 from robustbench_meta.tables import tables
+from tests.records import answers, stored
 from tests.records import record as planted
-from tests.records import stored
 
 BASE = {
     "dataset": "glyphs", "way": 5, "shot": 1, "backbone": "conv4:width=32", "norm": "group", "learner": "maml",
@@ -37,10 +39,10 @@ def frame(*rows):
     return pd.DataFrame([{**BASE, **row} for row in rows], columns=COLUMNS)
 
 
-def drawn(leaderboard, width=80, color=False):
+def drawn(leaderboard, width=80, color=False, samples=None):
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=color, color_system="standard" if color else None)
-    for table in tables(leaderboard, width):
+    for table in tables(leaderboard, width, samples):
         console.print(table)
     return out.getvalue()
 
@@ -84,18 +86,30 @@ def test_learners_rank_by_worst_case():
     assert [list(board.scores) for board in boards(two_learners)] == [["adml", "maml"]]
 
 
-def test_the_best_of_each_column_is_bold():
-    text = drawn(two_learners, color=True)
-    for best in ("85.6", "67.3", "40.7", "40.1"):
-        assert re.search(rf"\x1b\[1m *{best}", text)
-    for other in ("83.0", "40.2", "19.8", "19.7"):
-        assert other in text
-        assert not re.search(rf"\x1b\[1m *{other}", text)
+def test_of_rows_alone_bold_is_rank_1_in_the_column_that_ranks_are_about():
+    ranks = two_learners.learner.map({"adml": 1, "maml": 2})
+    text = drawn(two_learners.assign(rank=ranks), color=True)
+    assert re.findall(r"\x1b\[1m *([0-9.]+)", text) == ["40.1"]
+    both = drawn(two_learners.assign(rank=1), color=True)
+    assert set(re.findall(r"\x1b\[1m *([0-9.]+)", both)) == {"40.1", "19.7"}
+    alone = two_learners[two_learners.learner == "adml"].assign(rank=1)
+    assert not re.findall(r"\x1b\[1m *([0-9.]+)", drawn(alone, color=True))
 
 
-def test_equal_as_shown_is_equally_bold():
-    text = drawn(frame({"robust_accuracy": 0.50001}, {"learner": "adml", "robust_accuracy": 0.50002}), color=True)
-    assert text.count("\x1b[1m50.0") == 2
+def test_bold_on_screen_is_what_is_bold_in_the_paper(tmp_path):
+    """A is 20 points better under both attacks than C; B is as good as A but for chance, and has no PGD."""
+    rows = [("a", 0.6, 1, "fgsm"), ("a", 0.5, 2, "pgd"), ("c", 0.4, 3, "fgsm"), ("c", 0.3, 4, "pgd"),
+            ("b", 0.605, 5, "fgsm")]  # fmt: skip
+    clean = answers(0.95, seed=9)
+    stored(tmp_path, *(planted(answers(mean, seed=seed), clean=clean, learner=learner, attack=attack)
+                       for learner, mean, seed, attack in rows))  # fmt: skip
+    found, samples = read(Store(tmp_path))
+    text = drawn(found, color=True, samples=samples)
+    bold = re.findall(r"\x1b\[1m *([0-9.]+)", text)
+    (sheet,) = sheets(found, samples)
+    assert bold == [row[name].mean for row in sheet.rows.values() for name in sheet.columns if row[name].bold]
+    assert {name for name, row in sheet.rows.items() if row["fgsm"].bold} == {"a", "b"}
+    assert [name for name, row in sheet.rows.items() if row["pgd"].bold] == ["a"]
 
 
 def test_the_title_tells_the_setting():

@@ -30,7 +30,8 @@ The tables that we publish, as `bench leaderboard` shows them; accuracy in %. Wi
 interval over the test episodes, and says nothing of the luck of training; with several, the number is the mean over
 seeds and ± their standard deviation. **Worst case**: right under every attack of the table in that threat model and,
 where the support set is clean, without any. `#` is 1 + how many learners are
-[significantly better](statistics.md#ranks); bold is the highest of its column. A number with
+[significantly better](statistics.md#ranks); in the last column those
+that none is better than are bold. A number with
 `!` has a [flag](flags.md) that is told below its table. Tables with
 [other settings](results.md#what-makes-rows-comparable) cannot be compared. How they were made, with which code:
 [published tables](../results/published/README.md).
@@ -78,7 +79,7 @@ def _table(board: Board) -> Iterator[str]:
     yield f"| {' | '.join(heads)} |"
     yield f"|{'---|' * (1 + ranked)}{'---:|' * len(board.columns)}"
     for name, row in board.scores.items():
-        cells = [_cell(board, column, row[column]) for column in board.columns]
+        cells = [_cell(board, row[column], board.leads(name, column)) for column in board.columns]
         rank = [str(board.ranks.get(name, "–"))] if ranked else []
         yield f"| {' | '.join([*rank, code(name), *cells])} |"
     yield ""
@@ -92,10 +93,10 @@ def _table(board: Board) -> Iterator[str]:
     yield ""
 
 
-def _cell(board: Board, column: str, score: Score) -> str:
+def _cell(board: Board, score: Score, bold: bool) -> str:
     if not score.seeds:
         return "–"
-    text = f"**{score.text()}**" if score.text() == board.best(column) else score.text()
+    text = f"**{score.text()}**" if bold else score.text()
     doubt = "\u00a0!" if score.flags - board.shared else ""
     return f"{text}\u00a0±{shown(score.spread)}{doubt}" if score.spread == score.spread else f"{text}{doubt}"
 

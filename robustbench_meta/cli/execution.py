@@ -62,8 +62,9 @@ def execute(
     with showing_progress(registry.manager, err(), show=shows), _hearing(registry.manager, events):
         summary = compute(ready, store, policy, stop)
     from robustbench_meta import leaderboard  # with pandas, which the first progress need not wait for
+    from robustbench_meta.curve_tables import curve_tables
     from robustbench_meta.curves import curves
-    from robustbench_meta.tables import curve_tables, tables
+    from robustbench_meta.tables import tables
 
     path = leaderboard.write(store)
     frame, samples = leaderboard.read(store, keys)  # the worst case is over the run's own attacks
@@ -81,7 +82,7 @@ def execute(
         for line in failures(summary):
             err().print(line, soft_wrap=True)
     else:
-        for table in [*tables(frame, console.width), *curve_tables(curves(frame, samples), console.width)]:
+        for table in [*tables(frame, console.width, samples), *curve_tables(curves(frame, samples), console.width)]:
             console.print(table)
         console.print(outcome(summary, path))
     return failed

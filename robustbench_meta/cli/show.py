@@ -172,12 +172,13 @@ def leaderboard(
         return
     store, frame, samples = read_results(results)
     from robustbench_meta.cli.console import out
+    from robustbench_meta.curve_tables import curve_tables
     from robustbench_meta.curves import curves
     from robustbench_meta.leaderboard import write
-    from robustbench_meta.tables import curve_tables, tables
+    from robustbench_meta.tables import tables
 
     path = write(store)
     console = out()
-    for table in [*tables(frame, console.width), *curve_tables(curves(frame, samples), console.width)]:
+    for table in [*tables(frame, console.width, samples), *curve_tables(curves(frame, samples), console.width)]:
         console.print(table)
     console.print(f"leaderboard: {path}", markup=False)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from robustbench_meta.boards import WORST, Board, attacks_of, boards, groups, shown
-from robustbench_meta.comparison import ranked
+from robustbench_meta.boards import WORST, Board, shown
+from robustbench_meta.comparison import judged
 from robustbench_meta.samples import Samples
 from robustbench_meta.tables import POINTER, doubts, worst_told
 
@@ -54,35 +54,17 @@ class Sheet:
 
 def sheets(frame: pd.DataFrame, samples: Samples) -> Iterator[Sheet]:
     """The tables of a leaderboard, as `bench leaderboard` shows them."""
-    for rows, board in zip(groups(frame), boards(frame), strict=True):
-        best = leaders(rows, board, samples)
-        cells = {name: {column: _cell(board, name, column, best) for column in board.columns} for name in board.scores}
-        yield Sheet(board.setting, board.columns, cells, _notes(board, any(best.values())))
+    for board in judged(frame, samples):
+        cells = {name: {column: _cell(board, name, column) for column in board.columns} for name in board.scores}
+        yield Sheet(board.setting, board.columns, cells, _notes(board, any(board.leaders.values())))
 
 
-def leaders(rows: pd.DataFrame, board: Board, samples: Samples) -> dict[str, set[str]]:
-    """By column: the learners than which none is significantly better; none where there are no two to compare.
-
-    All pairs of a column are tested together, as for the table's ranks, which are those of its last column.
-    """
-    attacks, found = attacks_of(rows), {}
-    parts = {str(name): part for name, part in rows.groupby("learner", sort=False)}
-    for column in board.columns:
-        taken = {name: samples.of(part, column, attacks) for name, part in parts.items()}
-        known = {name: sample for name, sample in taken.items() if sample is not None}
-        ranks = ranked(known) if len(known) > 1 else {}
-        found[column] = {name for name, rank in ranks.items() if rank == 1}
-    return found
-
-
-def _cell(board: Board, name: str, column: str, best: Mapping[str, set[str]]) -> Cell:
+def _cell(board: Board, name: str, column: str) -> Cell:
     score = board.scores[name][column]
     if math.isnan(score.mean):
         return Cell("")
-    fewer = score.seeds < board.seeds
-    told = not math.isnan(score.spread) and not (fewer and score.seeds == 1)
-    doubted = bool(score.flags - board.shared)
-    return Cell(score.text(), shown(score.spread) if told else "", name in best[column], doubted, fewer)
+    spread = "" if math.isnan(board.spread(score)) else shown(board.spread(score))
+    return Cell(score.text(), spread, board.leads(name, column), bool(board.marks(score)), board.fewer(score))
 
 
 def _notes(board: Board, ranked_: bool) -> list[str]:
@@ -99,6 +81,6 @@ def _notes(board: Board, ranked_: bool) -> list[str]:
             "Bold: all that cannot be told apart from the best, for no learner is significantly better "
             f"(5 %, paired over {by}, Holm's correction in each column)."
         )
-    if any(0 < score.seeds < board.seeds for score in scores):
+    if any(map(board.fewer, scores)):
         lines.append("* rests on fewer seeds.")
     return lines + [line for line in doubts(board) if line != POINTER]

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 
 from robustbench_meta.boards import CLEAN, Board
 from robustbench_meta.drawing import norm_name
-from robustbench_meta.figures.drawn import Drawn, boards_told, place_told, spread
+from robustbench_meta.figures.drawn import Drawn, boards_told, place_told
 from robustbench_meta.figures.look import GREY, Look, percents
 from robustbench_meta.figures.panels import packed
 from robustbench_meta.figures.settings import scenarios_of, shared_setting
@@ -59,7 +59,7 @@ def _panel(
     for place, name in enumerate(learners):
         row: dict[str, Any] = board.scores.get(name, {})
         found = [(x, row[column]) for x, column in enumerate(columns) if column in row]
-        spreads = np.array([spread(score, board.seeds) for _, score in found])
+        spreads = np.array([board.spread(score) for _, score in found])
         means = np.array([score.mean for _, score in found])
         x = np.array([x for x, _ in found]) + (place - (len(learners) - 1) / 2) * bar
         style = look.palette[name]

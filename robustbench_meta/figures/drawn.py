@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from robustbench_meta.boards import CLEAN, WORST, Board, Score
+from robustbench_meta.boards import CLEAN, WORST, Board
 from robustbench_meta.drawing import sides
 from robustbench_meta.tables import POINTER, doubts, worst_told
 
@@ -33,14 +32,6 @@ def place_told(told: Mapping[str, Any]) -> str:
         f"{told['dataset']}, {told['way']}-way {told['shot']}-shot; {told['backbone']} ({norm} norm, "
         f"{told['inference']}{precision}), {told['meta_steps']:,} meta-steps of {told['tasks_per_step']} tasks"
     )
-
-
-def spread(score: Score, seeds: int) -> float:
-    """The length of a number's error bar to one side, as tables tell it behind ±; NaN where they tell none.
-
-    Beside numbers of several seeds, one of a single seed has none.
-    """
-    return math.nan if seeds > 1 and score.seeds == 1 else score.spread
 
 
 def spread_told(what: str, seeds: Iterable[int], episodes: int) -> str:

@@ -14,7 +14,7 @@ from matplotlib.colors import Normalize
 
 from robustbench_meta.boards import CLEAN, WORST, Board, Score, shown
 from robustbench_meta.drawing import norm_name, sides
-from robustbench_meta.figures.drawn import Drawn, boards_told, place_told, spread
+from robustbench_meta.figures.drawn import Drawn, boards_told, place_told
 from robustbench_meta.figures.look import Look
 from robustbench_meta.figures.settings import scenarios_of, shared_setting
 
@@ -112,7 +112,7 @@ def _panel(axes: Axes, board: Board, learners: list[str], turned: bool, room: fl
 
 def _cell(score: Score, board: Board, tall: bool) -> str:
     mark = "!" if score.flags - board.shared else ""
-    own = spread(score, board.seeds)
+    own = board.spread(score)
     return f"{score.text()}{mark}" + (f"\n±{shown(own)}" if tall and not math.isnan(own) else "")
 
 

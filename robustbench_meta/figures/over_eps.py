@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from robustbench_meta.boards import PLACE
-from robustbench_meta.curves import SCENE, Curve
+from robustbench_meta.curves import SCENE, Curve, grouped, over_seeds
 from robustbench_meta.drawing import norm_name, sides, title
 from robustbench_meta.figures.drawn import Drawn, place_told, spread_told
 from robustbench_meta.figures.look import GREY, Look, percents
@@ -22,10 +21,7 @@ _MOST = 12
 
 def draw_curves(found: Sequence[Curve], look: Look) -> Iterator[Drawn]:
     """The figures of these curves: those that share a table share a figure."""
-    groups: dict[tuple[Any, ...], list[Curve]] = {}
-    for curve in found:
-        groups.setdefault((*(curve.told[name] for name in [*PLACE, *SCENE]), curve.eps), []).append(curve)
-    for group in groups.values():
+    for group in grouped(found):
         attacks = list(dict.fromkeys(curve.attack for curve in group))
         for start in range(0, len(attacks), _MOST):
             yield _figure(
@@ -67,15 +63,13 @@ def _panel(axes: Axes, group: list[Curve], look: Look, *, most: int) -> None:
     """
     for learner in sorted({curve.learner for curve in group}):
         mine = [curve for curve in group if curve.learner == learner]
-        accuracies = np.array([[curve.accuracy(point) for point in range(len(curve.eps))] for curve in mine])
-        means = 100 * accuracies[:, :, 0].mean(0)
+        means, spread = (numbers[:-1] for numbers in over_seeds(mine, most))
         style = look.palette[learner]
         axes.plot(
             mine[0].values, means, color=style.color, marker=style.marker, linestyle=style.line, label=learner,
             clip_on=False, zorder=3,
         )  # fmt: skip
-        if len(mine) > 1 or most == 1:
-            spread = 100 * (accuracies[0, :, 1] if len(mine) == 1 else accuracies[:, :, 0].std(0, ddof=1))
+        if not np.isnan(spread).any():
             axes.fill_between(
                 mine[0].values, np.clip(means - spread, 0, 100), np.clip(means + spread, 0, 100), color=style.color,
                 alpha=0.18, linewidth=0,

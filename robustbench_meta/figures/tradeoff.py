@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from robustbench_meta.boards import CLEAN, WORST, Board
 from robustbench_meta.drawing import norm_name, sides
-from robustbench_meta.figures.drawn import Drawn, boards_told, place_told, spread
+from robustbench_meta.figures.drawn import Drawn, boards_told, place_told
 from robustbench_meta.figures.look import GREY, Look
 from robustbench_meta.figures.panels import grid
 from robustbench_meta.figures.settings import scenarios_of, shared_setting
@@ -56,7 +56,7 @@ def _panel(axes: Axes, board: Board, look: Look) -> None:
     for name in board.measured(board.columns[-1]):
         style = look.palette[name]
         clean, robust = board.scores[name][CLEAN], board.scores[name][board.columns[-1]]
-        bars = [spread(score, board.seeds) for score in (clean, robust)]
+        bars = [board.spread(score) for score in (clean, robust)]
         axes.errorbar(
             clean.mean, robust.mean, xerr=bars[0], yerr=bars[1], color=style.color, marker=style.marker, markersize=5,
             linestyle="none", elinewidth=0.9, label=name, zorder=3, clip_on=False,
@@ -74,7 +74,7 @@ def _limits(panels: list[Axes], group: list[Board]) -> None:
         for name in board.measured(board.columns[-1]):
             for values, column in zip(ends, (CLEAN, board.columns[-1]), strict=True):
                 score = board.scores[name][column]
-                bar = spread(score, board.seeds)
+                bar = board.spread(score)
                 values.extend([score.mean] if math.isnan(bar) else [score.mean - bar, score.mean + bar])
     low = max(0, 10 * math.floor((min(ends[0]) - 2) / 10))
     for axes in panels:

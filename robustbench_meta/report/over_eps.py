@@ -7,10 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from robustbench_meta.boards import PLACE, shown
-from robustbench_meta.curves import SCENE, Curve
+from robustbench_meta.boards import shown
+from robustbench_meta.curves import Curve, grouped, over_seeds
 from robustbench_meta.drawing import norm_name, sides
 from robustbench_meta.report.charts import PERCENTS, Line, Palette, Panel, Scale, Tick, outline, thinned
 
@@ -34,10 +32,7 @@ class Sweep:
 
 def sweeps(found: Sequence[Curve], palette: Palette) -> Iterator[Sweep]:
     """All curves, those together that share a table of the leaderboard but for ε."""
-    groups: dict[tuple[Any, ...], list[Curve]] = {}
-    for curve in found:
-        groups.setdefault((*(curve.told[name] for name in [*PLACE, *SCENE]), curve.eps), []).append(curve)
-    for group in groups.values():
+    for group in grouped(found):
         yield _sweep(group, palette)
 
 
@@ -60,15 +55,6 @@ def _sweep(group: list[Curve], palette: Palette) -> Sweep:
     )  # fmt: skip
 
 
-def _means(curves: list[Curve], seeds: int) -> tuple[np.ndarray, np.ndarray]:
-    """In percent, at each ε: the mean over seeds and its spread, as tables tell it; NaN: none to tell."""
-    each = 100 * np.array([[curve.accuracy(point) for point in range(len(curve.eps))] for curve in curves])
-    means = each[:, :, 0].mean(0)
-    if seeds == 1:
-        return means, each[0, :, 1]
-    return means, each[:, :, 0].std(0, ddof=1) if len(curves) > 1 else np.full_like(means, math.nan)
-
-
 def _panel(
     attack: str, lines: dict[tuple[str, str], list[Curve]], seeds: int, heading: str, palette: Palette
 ) -> Panel:  # fmt: skip
@@ -77,7 +63,7 @@ def _panel(
     across, up = Scale(0.0, float(first.values[-1]), _LEFT, _RIGHT), Scale(0.0, 100.0, _BOTTOM, _TOP)
     drawn = []
     for learner in sorted(mine):
-        means, spread = _means(mine[learner], seeds)
+        means, spread = (numbers[:-1] for numbers in over_seeds(mine[learner], seeds))
         points = [(across(x), up(y)) for x, y in zip(first.values, means, strict=True)]
         band = outline(first.values.tolist(), means.tolist(), spread.tolist(), across, up)
         drawn.append(Line(learner, palette[learner], points, band, points))
@@ -94,11 +80,8 @@ def _panel(
 
 def _numbers(curves: list[Curve], seeds: int) -> tuple[list[str], str]:
     """What stands in the table: the accuracies, and the area with its spread."""
-    means, spread = _means(curves, seeds)
-    cells = [
-        shown(mean) + ("" if math.isnan(half) else f" ±{shown(half)}") for mean, half in zip(means, spread, strict=True)
+    *cells, area = [
+        shown(mean) + ("" if math.isnan(half) else f" ±{shown(half)}")
+        for mean, half in zip(*over_seeds(curves, seeds), strict=True)
     ]
-    areas = [100 * curve.area[0] for curve in curves]
-    half = 100 * curves[0].area[1] if seeds == 1 else float(np.std(areas, ddof=1)) if len(areas) > 1 else math.nan
-    area = shown(float(np.mean(areas))) + ("" if math.isnan(half) else f" ±{shown(half)}")
     return cells, area + ("*" if len(curves) < seeds else "")

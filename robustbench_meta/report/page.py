@@ -16,9 +16,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from robustbench_meta import __version__
-from robustbench_meta.boards import PLACE, boards, groups, shown
+from robustbench_meta.boards import PLACE, groups, shown
 from robustbench_meta.checks import FLAGS
-from robustbench_meta.comparison import duels
+from robustbench_meta.comparison import duels, judged
 from robustbench_meta.curves import curves
 from robustbench_meta.drawing import norm_name
 from robustbench_meta.errors import BenchError
@@ -59,7 +59,7 @@ def page(store: Store, frame: pd.DataFrame, samples: Samples) -> str:
     records = {record["key"]: record for record in store.records() if record["key"] in keys}
     order = Order(frame)
     tables = sorted(groups(frame), key=lambda rows: order({str(name): value for name, value in rows.iloc[0].items()}))
-    found = sorted(boards(frame), key=lambda board: order(board.setting))
+    found = sorted(judged(frame, samples), key=lambda board: order(board.setting))
     palette = Palette(sorted(name for board in found for name in board.scores))
     there = places(found)
     style, script = _resource("style.css"), _resource("script.js")

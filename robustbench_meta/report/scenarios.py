@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from robustbench_meta.boards import CLEAN, PLACE, Board, Score
+from robustbench_meta.boards import CLEAN, PLACE, Board, Score, shown
 from robustbench_meta.drawing import sides, threat
 from robustbench_meta.errors import BenchError
 from robustbench_meta.options import parse_eps
@@ -135,7 +135,8 @@ def _panel(scene: Scene, learners: list[str], palette: Palette) -> Panel:
 
 
 def _dot(learner: str, score: Score, across: Scale, y: float, board: Board, palette: Palette) -> Dot:
-    half = 0.0 if math.isnan(score.spread) or (board.seeds > 1 and score.seeds == 1) else score.spread
-    told = f"{learner}: {score.text()}" + (f" ±{half:.1f}" if half else "")
+    spread = board.spread(score)
+    half = 0.0 if math.isnan(spread) else spread
+    told = f"{learner}: {score.text()}" + ("" if math.isnan(spread) else f" ±{shown(spread)}")
     low, high = across(score.mean - half), across(score.mean + half)
     return Dot(learner, palette[learner], across(score.mean), round(y, 1), low, high, told)

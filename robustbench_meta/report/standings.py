@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from robustbench_meta.boards import CLEAN, PLACE, WORST, Board, Score
+from robustbench_meta.boards import CLEAN, PLACE, WORST, Board
 from robustbench_meta.checks import FLAGS
 from robustbench_meta.drawing import sides, threat
 from robustbench_meta.report.scenarios import UNATTACKED, scenario
@@ -39,20 +38,6 @@ class Standing:
     extras: list[str]
     caption: str
     doubts: list[Doubt]
-
-    def marks(self, score: Score) -> list[str]:
-        """The flags of a number that not all numbers of the table have."""
-        return sorted(score.flags - self.board.shared)
-
-    def fewer(self, score: Score) -> bool:
-        """Whether a number rests on fewer seeds than others."""
-        return 0 < score.seeds < self.board.seeds
-
-    def spread(self, score: Score) -> float | None:
-        """What stands behind ±; None where nothing does."""
-        if math.isnan(score.spread) or (self.fewer(score) and score.seeds == 1):
-            return None
-        return score.spread
 
 
 @dataclass(frozen=True)
@@ -134,7 +119,7 @@ def _caption(board: Board) -> str:
         return f"Accuracy in %; ± half of the 95 % interval over {episodes}."
     told = f"Accuracy in %, mean of {board.seeds} seeds ({episodes} each); ± standard deviation of the seeds."
     scores = [score for row in board.scores.values() for score in row.values()]
-    return told + (" * rests on fewer seeds." if any(0 < score.seeds < board.seeds for score in scores) else "")
+    return told + (" * rests on fewer seeds." if any(map(board.fewer, scores)) else "")
 
 
 def _caption_of_all(standings: Sequence[Standing]) -> str:
