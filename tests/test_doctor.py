@@ -1,5 +1,6 @@
 """`bench doctor`: right about what is there, clear about what is not, and never the one to fall over."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from robustbench_meta import __version__, doctor
-from robustbench_meta.doctor import cpu_limit, examine, memory_left
+from robustbench_meta.doctor import examine, machine
+from robustbench_meta.doctor.machine import cpu_limit, memory_left
 from robustbench_meta.selfcheck import meta_gradient_error
 from tests.test_cli import bench, listing
 
@@ -63,7 +65,7 @@ def test_a_broken_plugin_is_a_note_and_two_of_one_name_end_runs(clean):
     found = findings(clean / "r", plugins=folder)
     assert "RuntimeError" in found["plugins", "note"].seen
     assert found["plugins", "note"].seen.isprintable()
-    source = Path(doctor.__file__).parent.parent / "plugins" / "attacks" / "fgsm.py"
+    source = Path(doctor.__file__).parents[2] / "plugins" / "attacks" / "fgsm.py"
     if not source.is_file():
         pytest.skip("not a checkout")
     text = source.read_text(encoding="utf-8").replace("from .", "from robustbench_meta.plugins.attacks.")
@@ -118,7 +120,7 @@ def test_one_check_that_breaks_costs_no_other(clean, monkeypatch):
     def broken():
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr(doctor, "memory_left", broken)
+    monkeypatch.setattr(machine, "memory_left", broken)
     found = findings(clean / "r")
     assert found["memory", "wrong"].seen == "could not be looked at: ZeroDivisionError: by zero"
     assert ("results", "ok") in found
@@ -154,19 +156,42 @@ def test_memory_is_what_the_container_leaves(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("version", "bounds", "fits"),
+    ("needed", "told"),
     [
-        ("2.13.0+cpu", ">=2.8,<2.14", True), ("2.14.0", ">=2.8,<2.14", False), ("2.7.1", ">=2.8", False),
-        ("3.5.1", "==3.5.1", True), ("3.5", "==3.5.0", True), ("1.5", "", True), ("2.8.0rc1", ">=2.8", True),
+        ("torch>=2.8", None), ("torch<2", "torch {} is installed; needed: torch<2"),
+        ("no-such-thing>=1", "no-such-thing is not installed; needed: no-such-thing>=1"),
+        ("no-such-thing>=1 ; python_version < '3'", None), ("no-such-thing ; extra == 'ray'", None),
+        ("no-such-thing ; python_version >= '3'", "no-such-thing is not installed; needed: no-such-thing"),
+        ("torch[opt]==0 ; extra == 'x'", None),
     ],
+    ids=str,
 )  # fmt: skip
-def test_declared_versions(version, bounds, fits):
-    assert doctor._fits(version, bounds) is fits
+def test_what_is_declared_and_lacks(clean, monkeypatch, needed, told):
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: [needed])
+    found = findings(clean / "r").get(("packages", "wrong"))
+    installed = importlib.metadata.version("torch")
+    assert (found and found.seen) == (told and told.format(installed))
+
+
+def test_extras_are_installed_in_one_step_and_mlflow_in_another(clean, monkeypatch):
+    version = importlib.metadata.version
+    gone = {"ray", "submitit", "mlflow-skinny"}
+
+    def known(name):
+        if name in gone:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.0" if name == "tensorboard" else version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", known)
+    found = findings(clean / "r")["extras", "ok"]
+    assert found.seen.startswith("tensorboard 1.0; not installed: ray, submitit, mlflow-skinny")
+    steps = "python -m pip install 'robustbench_meta[ray,slurm]' && python -m pip install mlflow-skinny"
+    assert found.mend == steps, "pip finds no versions that go together"
 
 
 def test_threads_beyond_the_cores_are_told(clean, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "4096")
-    monkeypatch.setattr(doctor, "cpu_limit", lambda: None)
+    monkeypatch.setattr(machine, "cpu_limit", lambda: None)
     assert findings(clean / "r")["cores", "note"].mend.startswith("export OMP_NUM_THREADS=")
 
 

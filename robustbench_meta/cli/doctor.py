@@ -11,7 +11,7 @@ import typer
 from robustbench_meta.cli.options import RESULTS, DataRoot, Debug, Json, NoLocalPlugins, Plugins, folder
 
 if TYPE_CHECKING:
-    from robustbench_meta.doctor import Finding
+    from robustbench_meta.doctor.finding import Finding
 
 _STYLES = {"ok": "green", "note": "yellow", "wrong": "bold red"}
 

@@ -123,7 +123,7 @@ def _bytes(walls: Iterable[Wall]) -> int:
 
 
 def _largest(walls: Sequence[Wall]) -> list[Wall]:
-    """Of walls that differ in ε alone, the last: rows are in the order of the leaderboard, which sorts ε as text."""
+    """Of walls that differ in ε alone, the one of the largest, as its images show."""
     kept: dict[tuple[Any, ...], Wall] = {}
     for wall in walls:
         same = (*(wall.told[name] for name in [*PLACE, *THREAT] if name != "eps"), wall.attack)
