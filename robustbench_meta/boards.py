@@ -227,12 +227,19 @@ def numbered(rows: pd.DataFrame, name: str, version: str) -> pd.Series[str]:
 _NUMBERS = {CLEAN: ("clean_accuracy", "clean_ci95"), WORST: ("worst_case_accuracy", "worst_case_ci95")}
 
 
+_NEEDED = [
+    "seed", "attack", "clean_accuracy", "clean_ci95", "worst_case_accuracy", "worst_case_ci95", "robust_accuracy",
+    "robust_ci95", "black_box_accuracy", "flags",
+]  # fmt: skip
+
+
 def scores_of(rows: pd.DataFrame, columns: list[str]) -> dict[str, Score]:
     """A learner's numbers: clean, under each attack, and the worst case.
 
     The worst case has the flags of the model from any of its attacks, and those that all of its attacks have.
     """
     attacks = [name for name in columns if name not in {CLEAN, WORST}]
+    rows = rows[_NEEDED]  # narrow frames are taken apart several times as fast
     scores = {}
     for column in columns:
         part = under(rows, column, attacks)

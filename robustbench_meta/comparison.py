@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -14,6 +14,7 @@ from robustbench_meta.boards import (
     CLEAN,
     PLACE,
     THREAT,
+    WORST,
     Board,
     Score,
     attacks_apart,
@@ -168,9 +169,10 @@ def duels(frame: pd.DataFrame, samples: Samples, first: str | None = None, secon
         raise BenchError(f"'{first}' and '{second}' are the same learner; name two")
     drafts: list[tuple[dict[str, Any], str, str, dict[str, tuple[Sample, Sample]], dict[str, tuple[Score, Score]]]] = []
     strangers: list[str] = []
+    numbers = _Numbers(samples)
     for rows in places:
         for one, two in _pairs(rows, wanted):
-            for setting, column, pair, scores in _columns(one, two, samples):
+            for setting, column, pair, scores in _columns(one, two, numbers):
                 names = str(one["learner"].iloc[0]), str(two["learner"].iloc[0])
                 if not pairable(*pair):
                     strangers.append(f"{names[0]} and {names[1]} under {column}")
@@ -229,32 +231,52 @@ def _pairs(rows: pd.DataFrame, wanted: tuple[set[str], set[str]] | None) -> Iter
     yield from combinations(sorted(parts, key=lambda part: str(part["learner"].iloc[0])), 2)
 
 
+class _Numbers:
+    """A learner's samples and scores, taken once: it meets the same columns in most pairs."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+        self._known: dict[Hashable, tuple[dict[str, Sample | None], dict[str, Score]]] = {}
+
+    def of(self, rows: pd.DataFrame, columns: list[str]) -> tuple[dict[str, Sample | None], dict[str, Score]]:
+        """By column, of a learner's rows in a table with these columns."""
+        key = *rows["spec_hash"], *rows["attack"], *columns
+        if key not in self._known:
+            attacks = [column for column in columns if column not in {CLEAN, WORST}]
+            taken = {column: self._samples.of(rows, column, attacks) for column in columns}
+            self._known[key] = taken, scores_of(rows, columns)
+        return self._known[key]
+
+    def clean(self, rows: pd.DataFrame) -> tuple[Sample | None, Score]:
+        """A learner's clean accuracy, with the flags of its rows without attack."""
+        key = CLEAN, *rows["spec_hash"]
+        if key not in self._known:
+            alone = scores_of(rows[rows["threat_norm"] == "none"], [CLEAN])[CLEAN]
+            score = replace(scores_of(rows, [CLEAN])[CLEAN], flags=alone.flags)
+            self._known[key] = {CLEAN: self._samples.of(rows, CLEAN, [])}, {CLEAN: score}
+        taken, scores = self._known[key]
+        return taken[CLEAN], scores[CLEAN]
+
+
 def _columns(
-    one: pd.DataFrame, two: pd.DataFrame, samples: Samples
+    one: pd.DataFrame, two: pd.DataFrame, numbers: _Numbers
 ) -> Iterator[tuple[dict[str, Any], str, tuple[Sample, Sample], tuple[Score, Score]]]:
     """The setting, column, samples and numbers of all that both have: clean, then each threat's attacks, worst case."""
     place = {name: one[name].iloc[0] for name in PLACE}
-    pair = samples.of(one, CLEAN, []), samples.of(two, CLEAN, [])
-    if pair[0] is not None and pair[1] is not None:
-        yield {**place, **_NO_THREAT}, CLEAN, (pair[0], pair[1]), (_clean(one), _clean(two))
+    (sample, score), (other, others) = numbers.clean(one), numbers.clean(two)
+    if sample is not None and other is not None:
+        yield {**place, **_NO_THREAT}, CLEAN, (sample, other), (score, others)
     both = pd.concat([one, two])
     for _, group in both[both["threat_norm"] != "none"].groupby(THREAT, sort=False, dropna=False):
         rows = attacks_apart(group)
-        attacks = attacks_of(rows)
         setting = {**place, **{name: rows[name].iloc[0] for name in THREAT}}
         mine, theirs = (rows[rows["recipe_hash"] == part["recipe_hash"].iloc[0]] for part in (one, two))
         columns = columns_of(rows)
-        first, second = scores_of(mine, columns), scores_of(theirs, columns)
+        (taken, first), (their, second) = numbers.of(mine, columns), numbers.of(theirs, columns)
         for column in columns[1:]:
-            found = samples.of(mine, column, attacks), samples.of(theirs, column, attacks)
-            if found[0] is not None and found[1] is not None:
-                yield setting, column, (found[0], found[1]), (first[column], second[column])
-
-
-def _clean(rows: pd.DataFrame) -> Score:
-    """A learner's clean accuracy, with the flags of its rows without attack."""
-    alone = scores_of(rows[rows["threat_norm"] == "none"], [CLEAN])[CLEAN]
-    return replace(scores_of(rows, [CLEAN])[CLEAN], flags=alone.flags)
+            sample, other = taken[column], their[column]
+            if sample is not None and other is not None:
+                yield setting, column, (sample, other), (first[column], second[column])
 
 
 def _nothing(
