@@ -32,6 +32,9 @@ from robustbench_meta.statistics import Paired, holm, paired, separated, welch
 
 _NO_THREAT = {"support": "clean", "query": "clean", "surrogate": "none", "threat_norm": "none", "eps": "0"}
 
+_VERSION = r" [#@][0-9a-f]{4,}$"
+"""Behind the name of a data set of which there are several versions."""
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -62,7 +65,7 @@ def contrasts(pairs: Sequence[tuple[Sample, Sample]]) -> list[Contrast]:
     """
     found = []
     for first, second in pairs:
-        if not pairable(first, second):
+        if first.digest != second.digest or len(first.episodes) != len(second.episodes):
             raise ValueError("two learners on different episodes cannot be paired")
         result = paired(first.episodes, second.episodes)
         found.append(Contrast(first, second, result, result.p, welch(first.means, second.means)))
@@ -70,14 +73,13 @@ def contrasts(pairs: Sequence[tuple[Sample, Sample]]) -> list[Contrast]:
     return [replace(contrast, corrected=float(p)) for contrast, p in zip(found, corrected, strict=True)]
 
 
-def pairable(first: Sample, second: Sample) -> bool:
-    """Whether two samples are of the same episodes."""
-    return first.digest == second.digest and len(first.episodes) == len(second.episodes)
-
-
 def ranked(samples: Mapping[str, Sample]) -> dict[str, int]:
-    """1 + the number of learners that are significantly better, by learner: equal ranks cannot be told apart."""
-    names = [pair for pair in combinations(samples, 2) if pairable(samples[pair[0]], samples[pair[1]])]
+    """1 + the number of learners that are significantly better, by learner: equal ranks cannot be told apart.
+
+    Raises:
+        ValueError: they saw different episodes.
+    """
+    names = list(combinations(samples, 2))
     ranks = dict.fromkeys(samples, 1)
     pairs = [(samples[first], samples[second]) for first, second in names]
     for (first, second), contrast in zip(names, contrasts(pairs), strict=True):
@@ -168,20 +170,17 @@ def duels(frame: pd.DataFrame, samples: Samples, first: str | None = None, secon
     if wanted is not None and wanted[0] & wanted[1]:
         raise BenchError(f"'{first}' and '{second}' are the same learner; name two")
     drafts: list[tuple[dict[str, Any], str, str, dict[str, tuple[Sample, Sample]], dict[str, tuple[Score, Score]]]] = []
-    strangers: list[str] = []
     numbers = _Numbers(samples)
     for rows in places:
         for one, two in _pairs(rows, wanted):
             for setting, column, pair, scores in _columns(one, two, numbers):
                 names = str(one["learner"].iloc[0]), str(two["learner"].iloc[0])
-                if not pairable(*pair):
-                    strangers.append(f"{names[0]} and {names[1]} under {column}")
-                elif drafts and drafts[-1][:3] == (setting, *names):
+                if drafts and drafts[-1][:3] == (setting, *names):
                     drafts[-1][3][column], drafts[-1][4][column] = pair, scores
                 else:
                     drafts.append((setting, *names, {column: pair}, {column: scores}))
     if not drafts:
-        raise BenchError(_nothing(frame, places, wanted, strangers, (first, second)))
+        raise BenchError(_nothing(frame, places, wanted, (first, second)))
     done = iter(contrasts([pair for *_, pairs, _ in drafts for pair in pairs.values()]))
     return [
         Duel(setting, one, two, {column: next(done) for column in pairs}, scores)
@@ -280,23 +279,21 @@ def _columns(
 
 
 def _nothing(
-    frame: pd.DataFrame, places: list[pd.DataFrame], wanted: tuple[set[str], set[str]] | None, strangers: list[str],
+    frame: pd.DataFrame, places: list[pd.DataFrame], wanted: tuple[set[str], set[str]] | None,
     typed: tuple[str | None, str | None],
 ) -> str:  # fmt: skip
     """Why there is nothing to compare."""
-    if strangers:
-        return (
-            f"nothing can be compared: the test episodes differ between {strangers[0]} (their records hold different "
-            "episodes_digest): the data were changed in between; run both again"
-        )
+    apart = ""
+    if frame["dataset"].str.contains(_VERSION, regex=True).any():
+        apart = " (# and @ tell versions of the data apart: they were changed in between; run both learners again)"
     if wanted is None:
         learners = ", ".join(sorted(set(frame["learner"])))
-        return f"nothing can be compared: no two learners share a setting; there is: {learners}"
+        return f"nothing can be compared: no two learners share a setting{apart}; there is: {learners}"
     told = []
     for name, recipes in zip(typed, wanted, strict=True):
         where = {_place(rows) for rows in places if rows["recipe_hash"].isin(recipes).any()}
         told.append(f"{name} is in {'; '.join(sorted(where))}")
-    return f"nothing can be compared: the two learners share no setting: {', and '.join(told)}"
+    return f"nothing can be compared: the two learners share no setting{apart}: {', and '.join(told)}"
 
 
 def _place(rows: pd.DataFrame) -> str:

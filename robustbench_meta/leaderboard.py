@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robustbench_meta.boards import numbered
+from robustbench_meta.boards import PLACE, numbered
 from robustbench_meta.comparison import ranks
 from robustbench_meta.curves import curves, write_curves
 from robustbench_meta.files import write_atomically
@@ -29,7 +29,7 @@ COLUMNS = [
     "queries", "meta_steps", "tasks_per_step", "training_attack", "training_eps",
     "training_hash", "recipe_hash", "attack_hash", "precision", "peak_memory_mb",
     "surrogate", "warm_start", "check_ms_per_task", "worst_case_ci95", "rank", "black_box_accuracy",
-    "forward_per_image", "gradients_per_image",
+    "forward_per_image", "gradients_per_image", "data_hash",
 ]  # fmt: skip
 """The CSV's columns, in order. Accuracies are fractions; `…_ci95` are half-widths of 95 % intervals over episodes."""
 
@@ -61,7 +61,7 @@ def build(store: Store, keys: Collection[str] | None = None) -> pd.DataFrame:
     """One row a record (of these keys only, if any are given), in an order that does not depend on when it was made.
 
     But of several records of one cell, with and without checks, the newest comes first. `surrogate` has the first
-    digits of a hash behind a name that stands for several models.
+    digits of a hash behind a name that stands for several models, and `dataset` behind one of several versions.
 
     `worst_case_accuracy`, `rank` and the flags that come from comparing rows are over the rows that are built.
     """
@@ -81,10 +81,21 @@ def rows_of(records: Sequence[Mapping[str, Any]]) -> tuple[pd.DataFrame, Samples
     if rows:
         models = [_digest(surrogate_of(record["spec"])) for record in records]
         frame["surrogate"] = numbered(frame.assign(model=models), "surrogate", "model")
+        frame["dataset"] = _data_apart(frame, [record["episodes_digest"] for record in records])
         dated = frame.assign(written=[record["written"] for record in records])
         ascending = [*([True] * len(_ORDER)), False, True]
         frame = dated.sort_values([*_ORDER, "written", "spec_hash"], ascending=ascending, ignore_index=True)[COLUMNS]
     return frame.assign(rank=ranks(frame, samples)), samples
+
+
+def _data_apart(frame: pd.DataFrame, episodes: Sequence[str]) -> pd.Series[str]:
+    """Data sets, with digits of a hash behind a name whose images were changed in between, or of whose episodes.
+
+    So rows of other images or episodes share no table, figure, mean, rank or comparison.
+    """
+    frame = frame.assign(dataset=numbered(frame, "dataset", "data_hash"), episodes_hash=episodes)
+    several = frame.groupby(PLACE, dropna=False)["episodes_hash"].transform("nunique") > 1
+    return frame["dataset"].where(~several, frame["dataset"] + " @" + frame["episodes_hash"].str[:4])
 
 
 def write(store: Store) -> Path:
@@ -128,6 +139,7 @@ def _row(record: Mapping[str, Any], samples: Samples, flags: Collection[str]) ->
         "surrogate": labels.get("surrogate", "none"), "warm_start": labels.get("warm_start", ""),
         "worst_case_ci95": round(worst_case_ci95, 6), "black_box_accuracy": _probed(record, "black box"),
         **{name: _cost(record, name) for name in ("forward_per_image", "gradients_per_image")},
+        "data_hash": _digest({"fingerprint": spec["training"].get("fingerprint", "")}),
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from robustbench_meta.store import SCHEMA, Store, pack
 def record(robust, *, clean=None, learner="maml", attack="pgd", eps=0.1, seed=0, code="v1", attack_code="v1", core="c",
            way=2, sweep=(), support="clean", query="adv", surrogate="none", norm="linf", digest="e" * 16,
            written="2026-01-01T00:00:00Z", flags=(), dataset="d", method="iterative", trained=None, checks="",
-           surrogate_code="v1", probed=None):  # fmt: skip
+           surrogate_code="v1", probed=None, fingerprint="f"):  # fmt: skip
     """A record of `robust`, booleans [episodes, queries]; clean answers are all right unless given.
 
     `surrogate` is the label; `trained` its training's key (by default one of each seed), or `file DIGEST`;
@@ -20,7 +20,7 @@ def record(robust, *, clean=None, learner="maml", attack="pgd", eps=0.1, seed=0,
     robust = np.asarray(robust, bool)
     clean = np.ones_like(robust) if clean is None else np.asarray(clean, bool)
     training = {"learner": {"name": learner, "options": {}, "code": code}, "dataset": dataset, "way": way, "shot": 1}
-    training |= {"query": 1, "meta_steps": 10, "tasks_per_step": 4, "seed": seed}
+    training |= {"query": 1, "meta_steps": 10, "tasks_per_step": 4, "seed": seed, "fingerprint": fingerprint}
     plugin = {"name": attack, "options": {}, "code": attack_code}
     model = {
         "learner": {"name": surrogate.split()[0], "options": {}, "code": surrogate_code},

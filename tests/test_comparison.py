@@ -81,8 +81,9 @@ def test_equals_share_a_rank():
     assert ranked({}) == {}
 
 
-def test_ranks_do_not_compare_what_saw_other_episodes():
-    assert ranked({"a": sample(near(0.2, 1)), "b": sample(near(0.9, 2), digest="other")}) == {"a": 1, "b": 1}
+def test_what_saw_other_episodes_is_never_ranked_together():
+    with pytest.raises(ValueError, match="different episodes"):
+        ranked({"a": sample(near(0.2, 1)), "b": sample(near(0.9, 2), digest="other")})
 
 
 def test_the_csv_holds_the_ranks_of_the_tables(tmp_path):
@@ -204,10 +205,22 @@ def test_two_versions_are_named_by_digits_as_the_tables_show_them(tmp_path):
         assert found[1].contrasts["pgd"].ahead == 1
 
 
-def test_other_episodes_are_a_reason(tmp_path):
-    store = stored(tmp_path, record(answers(0.5), learner="a"), record(answers(0.5), learner="b", digest="f" * 16))
-    with pytest.raises(BenchError, match="the test episodes differ between a and b under clean"):
-        of(store, "a", "b")
+@pytest.mark.parametrize(
+    ("kind", "before", "now", "mark"), [("digest", "0" * 16, "f" * 16, "@"), ("fingerprint", "old", "new", "#")]
+)
+def test_results_on_changed_data_stand_apart_everywhere(tmp_path, kind, before, now, mark):
+    """A and B on the data as they were, B and C as they are now."""
+    cells = [("a", 0.5, before), ("b", 0.9, before), ("b", 0.6, now), ("c", 0.9, now)]
+    store = stored(tmp_path, *(record(answers(mean, seed=seed), learner=learner, **{kind: data})
+                               for seed, (learner, mean, data) in enumerate(cells)))  # fmt: skip
+    frame = build(store)
+    assert set(frame.dataset.str[:3]) == {f"d {mark}"}
+    found = [dict(rows[["learner", "rank"]].itertuples(index=False)) for _, rows in frame.groupby("dataset")]
+    assert sorted(found, key=min) == [{"a": 2, "b": 1}, {"b": 2, "c": 1}]
+    assert sorted(sorted(board.scores) for board in boards(frame)) == [["a", "b"], ["b", "c"]]
+    assert {(duel.first, duel.second) for duel in of(store)} == {("a", "b"), ("b", "c")}
+    with pytest.raises(BenchError, match=r"share no setting \(.* were changed in between; run both learners again\)"):
+        of(store, "a", "c")
 
 
 # -- the command -------------------------------------------------------------------------------------

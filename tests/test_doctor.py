@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import robustbench_meta
 from robustbench_meta import __version__, doctor
 from robustbench_meta.doctor import examine, machine
 from robustbench_meta.doctor.machine import cpu_limit, memory_left
@@ -37,7 +38,8 @@ def test_a_sound_machine_is_sound_and_nothing_is_left_behind(clean):
     found = findings(clean / "new" / "results")
     assert not [each for each in found if each[1] == "wrong"]
     assert found["torch", "ok"].seen.startswith(torch.__version__)
-    assert __version__ in found["version", "ok"].seen
+    where = Path(robustbench_meta.__file__).resolve().parent
+    assert found["version", "ok"].seen.startswith(f"robustbench_meta {__version__} at {where};")
     assert found["data", "note"].mend == "bench data download omniglot"
     assert listing(clean) == []
 

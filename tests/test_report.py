@@ -17,7 +17,9 @@ from robustbench_meta.checks import FLAGS
 from robustbench_meta.cli import main
 from robustbench_meta.cli.results import read_results
 from robustbench_meta.gallery import png
+from robustbench_meta.leaderboard import build
 from robustbench_meta.report import page, pictures
+from robustbench_meta.report.costs import bills
 from robustbench_meta.report.origins import joined
 from tests import chromium
 from tests.records import answers, clean_record, record, stored
@@ -233,6 +235,14 @@ def test_cost_and_learning_curves_are_told(tree):
     assert ["adml", "0", "100", "1.500", "40.0", "1.400", "30.0", ""] in rows
 
 
+def test_checks_cost_what_they_cost_on_average(tmp_path):
+    made = [record(answers(0.5, seed=seed), attack=attack) for seed, attack in enumerate(("fgsm", "pgd"))]
+    for each, milliseconds in zip(made, (100.0, 500.0), strict=True):
+        each["timings"] = {**each["timings"], "check_ms_per_task": milliseconds}
+    (bill,) = bills(build(stored(tmp_path, *made)))
+    assert [upkeep.check_ms for upkeep in bill.learners] == [300.0]
+
+
 # -- what is not there -----------------------------------------------------------------------------
 
 
@@ -252,10 +262,13 @@ def test_clean_accuracy_alone_makes_a_report(tmp_path):
 
 
 def test_what_failed_is_told(tmp_path):
-    stored(tmp_path, record(answers(0.5))).write_failure("f" * 16, {"reason": "<b>no memory</b>"})
+    labels = {"learner": "<i>maml", "attack": "boom", "eps": "8/255", "support": "clean", "query": "adv", "seed": 3}
+    stored(tmp_path, record(answers(0.5))).write_failure("f" * 16, {"reason": "<b>no memory</b>", "labels": labels})
     tree = Tree(page.page(*read_results(tmp_path))).root
     assert "1 cell failed" in tree.text
     assert "<b>no memory</b>" in tree.get("failed").parent.text
+    rows = [[cell.text for cell in row.all("th", "td")] for row in tree.all("tr")]
+    assert ["boom", "8/255", "clean, adv", "<i>maml", "3", "<b>no memory</b>"] in rows
 
 
 # -- pictures --------------------------------------------------------------------------------------

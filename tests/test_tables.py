@@ -462,6 +462,15 @@ def test_seeds_of_a_trained_surrogate_are_averaged(tmp_path):
     assert (board.scores["maml"]["pgd"].mean, board.scores["maml"]["pgd"].seeds) == (60, 2)
 
 
+def test_wide_tables_tell_the_strongest_attack_of_each_seed_and_the_mean_over_seeds():
+    told = {("fgsm", 0): (0.2, 0.3), ("pgd", 0): (0.5, 0.1), ("fgsm", 1): (0.9, 0.05), ("pgd", 1): (0.8, 0.2)}
+    rows = [{"attack": attack, "seed": seed, "attack_success_rate": success, "worst_decile_accuracy": decile}
+            for (attack, seed), (success, decile) in told.items()]  # fmt: skip
+    (board,) = boards(frame(*rows))
+    assert board.extras["maml"]["success"] == "70.0", "of 50 and 90"
+    assert board.extras["maml"]["worst 10 %"] == "7.5", "of 10 and 5"
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_of_several_records_of_one_cell_the_newest_checked_one_is_shown(tmp_path, turned):
     # In both orders of their hashes: the three differ in what checked them only.

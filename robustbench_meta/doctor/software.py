@@ -21,7 +21,7 @@ MLFLOW = "mlflow-skinny"
 
 def check_version() -> Iterator[Finding]:
     """Where this package runs, and what it needs and lacks."""
-    where = Path(__file__).resolve().parent
+    where = Path(__file__).resolve().parents[1]
     python = f"Python {platform.python_version()} at {sys.executable or 'an unknown place'}"
     yield Finding("version", "ok", f"robustbench_meta {__version__} at {where}; {python}; {platform.platform()}")
     for lack in _lacking():

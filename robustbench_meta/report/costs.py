@@ -62,7 +62,7 @@ def _upkeep(rows: pd.DataFrame) -> Iterator[Upkeep]:
         trained = part.drop_duplicates("training_hash")
         yield Upkeep(
             str(learner), int(part["seed"].nunique()), int(part["parameters"].iloc[0]), _mean(trained["train_seconds"]),
-            _mean(part["adapt_ms_per_task"]), _mean(trained["check_ms_per_task"]), _mean(part["peak_memory_mb"]),
+            _mean(part["adapt_ms_per_task"]), _mean(part["check_ms_per_task"]), _mean(part["peak_memory_mb"]),
         )  # fmt: skip
 
 

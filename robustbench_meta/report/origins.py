@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from robustbench_meta.commands import command_for
-from robustbench_meta.store import Store
 
 _REPEATED = ("--seed", "--scenario", "--attack", "--learner")
 """Options that may be given several times, and whose values then span a grid."""
@@ -115,10 +114,3 @@ def versions(records: Iterable[Mapping[str, Any]]) -> list[Versions]:
         Versions(list(same[0]), same[1], same[2], count, min(dates[same]), max(dates[same]))
         for same, count in found.most_common()
     ]
-
-
-def failures(store: Store) -> list[tuple[str, str]]:
-    """The cells that failed when they were last tried: their keys, and why."""
-    keys = sorted(path.stem for path in (store.root / "failures").glob("[!.]*.json"))
-    told = [(key, store.failure(key)) for key in keys]
-    return [(key, reason) for key, reason in told if reason is not None]

@@ -23,10 +23,11 @@ from robustbench_meta.curves import curves
 from robustbench_meta.drawing import norm_name
 from robustbench_meta.errors import BenchError
 from robustbench_meta.files import write_atomically, write_text
+from robustbench_meta.frames import failures_in
 from robustbench_meta.report.charts import Palette
 from robustbench_meta.report.contests import Contests, contests
 from robustbench_meta.report.costs import bills
-from robustbench_meta.report.origins import commands, failures, versions
+from robustbench_meta.report.origins import commands, versions
 from robustbench_meta.report.over_eps import Sweep, sweeps
 from robustbench_meta.report.pictures import exhibition
 from robustbench_meta.report.scenarios import Order, threats
@@ -69,8 +70,8 @@ def page(store: Store, frame: pd.DataFrame, samples: Samples) -> str:
         palette=palette, places=there, threats=threats(found, palette), sweeps=_sweeps(frame, samples, palette, order),
         contests=_contests(frame, samples, order), exhibition=exhibition(tables, records), bills=list(bills(frame)),
         courses=list(courses(frame, list(records.values()), palette)), commands=commands(records.values()),
-        versions=versions(records.values()), failures=failures(store), summary=_summary(frame),
-        flags=_flags(there, frame), several_places=len(there) > 1, level=LEVEL,
+        versions=versions(records.values()), failures=failures_in(store.root).to_dict("records"),
+        summary=_summary(frame), flags=_flags(there, frame), several_places=len(there) > 1, level=LEVEL,
     )  # fmt: skip
 
 
