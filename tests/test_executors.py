@@ -295,7 +295,7 @@ def test_a_training_that_makes_no_step_is_ended(tmp_path, hurts):
         "@hookimpl\ndef register_learners(register):\n    register(Stuck)\n"
     )
     grid = {"dataset": "toy", "learners": ("stuck", "maml"), "attacks": ("none",)}
-    summary, _, _ = run(tmp_path / "r", 1, hurts, Policy(cell_timeout=3.0), **grid)
+    summary, _, _ = run(tmp_path / "r", 1, hurts, Policy(cell_timeout=6.0), **grid)
     assert summary.finished == 1
     [(cell, reason)] = summary.failed
     assert cell.learner == "stuck"

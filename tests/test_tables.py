@@ -429,7 +429,7 @@ def test_the_worst_case_is_over_the_attacks_on_one_surrogate(tmp_path):
     assert sorted(scores["worst case"].mean for scores in found) == pytest.approx([30, 70])
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(
     st.lists(
         st.tuples(

@@ -31,8 +31,9 @@ def cache(monkeypatch, tmp_path):
     return tmp_path / "plans"
 
 
-@pytest.mark.parametrize("learner", ["maml", "adml", "protonet"])
-@pytest.mark.parametrize(("shared", "own"), [("vmap", "loop"), ("loop", "loop"), ("vmap", "vmap")])
+@pytest.mark.parametrize(
+    ("shared", "own", "learner"), [("vmap", "loop", "adml"), ("loop", "loop", "protonet"), ("vmap", "vmap", "maml")]
+)
 @pytest.mark.usefixtures("quick_compiler")
 def test_compiled_gradients_are_the_plain_ones(registry, learner, shared, own):
     engine, weights = make_world(registry, learner, ("conv4", {"width": "4", "groups": "2"}))
