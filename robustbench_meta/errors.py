@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class BenchError(Exception):
     """A mistake in the input or the environment, told in one message; the command line exits with 2."""
+
+    about: tuple[str, str | None] | None = None
+    """The field of a run's spec that it is about, and which of several values, as typed; None: of no field alone."""
+
+
+@contextmanager
+def about(field: str, text: str | None = None) -> Iterator[None]:
+    """What is found wrong inside is wrong with this field of a run's spec, and with this one of its values."""
+    try:
+        yield
+    except BenchError as error:
+        if error.about is None:
+            error.about = field, text
+        raise
 
 
 class PluginError(BenchError):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner, Setting
-from robustbench_meta.errors import BenchError, DataError, PluginError
+from robustbench_meta.errors import BenchError, DataError, PluginError, about
 from robustbench_meta.options import SCENARIOS, parse_choice, parse_scenarios
 from robustbench_meta.probes import Battery, assemble
 from robustbench_meta.profiles import get_profile
@@ -184,22 +184,34 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None, splits: Sp
         BenchError: an unknown plugin or option, data that are missing or too few, or an attack or
             learner that cannot work in this setting.
     """
-    dataset, dataset_spec, dataset_label = resolve(registry, "dataset", parse_choice(run.dataset), run.profile)
-    learners = [resolve(registry, "learner", choice, run.profile) for choice in run.choices("learner")]
-    attacks = [resolve(registry, "attack", split_eps(choice)[0]) for choice in run.choices("attack")]
-    backbone, backbone_spec, backbone_label = resolve(
-        registry, "backbone", parse_choice(run.backbone or dataset.backbone), run.profile
-    )
+    with about("dataset"):
+        dataset, dataset_spec, dataset_label = resolve(registry, "dataset", parse_choice(run.dataset), run.profile)
+    learners, attacks, attacks_typed = [], [], {}
+    for text, choice in run.typed("learner"):
+        with about("learners", text):
+            learners.append((text, *resolve(registry, "learner", choice, run.profile)))
+    for text, choice in run.typed("attack"):
+        with about("attacks", text):
+            attacks.append(resolve(registry, "attack", split_eps(choice)[0]))
+            attacks_typed[attacks[-1][2]] = text
+    with about("backbone"):
+        backbone, backbone_spec, backbone_label = resolve(
+            registry, "backbone", parse_choice(run.backbone or dataset.backbone), run.profile
+        )
     threats = all_threats(run, dataset, attacks)
-    way = _way(run, dataset)
+    with about("way"):
+        way = _way(run, dataset)
     shot, query = run.size("shot"), run.size("query")
-    splits = splits if splits is not None else _loaded(dataset, dataset_label, data_root)
-    check_disjoint_classes(splits)
+    with about("dataset"):
+        splits = splits if splits is not None else _loaded(dataset, dataset_label, data_root)
+        check_disjoint_classes(splits)
     for source in splits:
-        source.check(way, shot, query)
+        with about("way" if way > len(source.classes) else "query" if run.shot is None else "shot"):
+            source.check(way, shot, query)
     setting = Setting(splits.test.shape, way, shot, query, dataset.loss, backbone.transductive)
     grid = Grid(run, dataset, backbone, splits, setting, {"dataset": dataset_label, "backbone": backbone_label})
-    _refuse("backbone", backbone_label, backbone, setting)
+    with about("backbone"):
+        _refuse("backbone", backbone_label, backbone, setting)
     if run.eps and not {threat.eps.value for threat in threats if not threat.attack.clean} & set(numbers(run.eps)):
         grid.notes.append(f"--eps {', '.join(run.eps)} is for no attack of this run")
     base = _base(run, setting, splits, dataset_spec, backbone_spec)
@@ -208,13 +220,18 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None, splits: Sp
             lambda name, options: registry.make("attack", name, options),
             lambda name: registry.origin("attack", name).identity,
         )
-    surrogates = _surrogates(registry, grid, base, threats)
-    for learner, spec, label in learners:
+    with about("surrogate"):
+        surrogates = _surrogates(registry, grid, base, threats)
+    for text, learner, spec, label in learners:
         moved = setting._replace(transductive=setting.transductive or learner.transductive)
-        _refuse("learner", label, learner, moved)
+        with about("learners", text):
+            _refuse("learner", label, learner, moved)
         for threat in threats:
-            _refuse("attack", threat.label, threat.attack, moved)
-        for training in _trainings(registry, grid, learner, spec, label, base, moved):
+            with about("attacks", attacks_typed[threat.label]):
+                _refuse("attack", threat.label, threat.attack, moved)
+        with about("learners", text):
+            trainings = list(_trainings(registry, grid, learner, spec, label, base, moved))
+        for training in trainings:
             if training.key not in {other.key for other in grid.trainings}:
                 _add_cells(grid, training, threats, surrogates.get(training.spec.seed))
     if not grid.cells:
@@ -229,8 +246,9 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None, splits: Sp
 
 
 def prepare_all(
-    runs: Sequence[RunSpec], registry: Registry, data_root: Path | None, places: Sequence[str] = ()
-) -> list[Grid]:
+    runs: Sequence[RunSpec], registry: Registry, data_root: Path | None,
+    told: Sequence[Callable[[BenchError], BenchError]] = (),
+) -> list[Grid]:  # fmt: skip
     """Resolve the parts of a suite into their grids.
 
     A cell that several parts have is in the first of them only; a part without any cell of its own is left out. A data
@@ -240,7 +258,7 @@ def prepare_all(
         runs: the parts.
         registry: the plugins.
         data_root: where data sets are.
-        places: what to begin a message with that is about one of the parts.
+        told: by part, how an error of it is told: with its place in the suite's file.
 
     Raises:
         BenchError: as of `prepare`.
@@ -250,12 +268,13 @@ def prepare_all(
     grids = []
     for index, run in enumerate(runs):
         try:
-            _, dataset, _ = resolve(registry, "dataset", parse_choice(run.dataset), run.profile)
+            with about("dataset"):
+                _, dataset, _ = resolve(registry, "dataset", parse_choice(run.dataset), run.profile)
             grid = prepare(run, registry, data_root, loaded.get(dataset.model_dump_json()))
         except BenchError as error:
-            if not places or not places[index]:
+            if not told or (placed := told[index](error)) is error:
                 raise
-            raise BenchError(f"{places[index]}: {error}") from error
+            raise placed from error
         loaded[dataset.model_dump_json()] = grid.splits
         grid.cells[:] = [cell for cell in grid.cells if cell.key not in seen]
         seen |= {cell.key for cell in grid.cells}

@@ -69,7 +69,7 @@ def prepare(
     if bring is not None:
         bring(registry)
     attach(registry, track)
-    grids = prepare_all(specs, registry, data_root, [part.place for part in suite.parts])
+    grids = prepare_all(specs, registry, data_root, [part.placed for part in suite.parts])
     return Ready(suite, grids, registry, device, plugins, local_plugins, data_root)
 
 

@@ -39,11 +39,12 @@ class OptionError(BenchError):
         field: of `RunSpec`.
         told: what is wrong with it, without its name.
         message: the same with its name, where `told` needs it.
+        text: which of several values, as typed.
     """
 
-    def __init__(self, field: str, told: str, message: str | None = None) -> None:
+    def __init__(self, field: str, told: str, message: str | None = None, text: str | None = None) -> None:
         super().__init__(told if message is None else message)
-        self.field, self.told = field, told
+        self.field, self.told, self.about = field, told, (field, text)
 
 
 class RunSpec(BaseModel):
@@ -89,22 +90,25 @@ class RunSpec(BaseModel):
         except ValidationError as error:
             issues = error.errors()
             message = "; ".join(f"--{option_of(str(issue['loc'][0]))} {_explain(issue)}" for issue in issues)
-            raise OptionError(str(issues[0]["loc"][0]), _explain(issues[0]), message) from error
+            field, *index = issues[0]["loc"]
+            text = str(issues[0]["input"]) if index else None
+            raise OptionError(str(field), _explain(issues[0]), message, text) from error
         with _of("profile"):
             get_profile(spec.profile)
         for field, texts in {
             "learners": spec.learners, "attacks": spec.attacks, "dataset": (spec.dataset,),
             "backbone": (spec.backbone,) if spec.backbone else (),
         }.items():  # fmt: skip
-            with _of(field):
-                for text in texts:
+            for text in texts:
+                with _of(field, text):
                     parse_choice(text)
-        with _of("eps"):
-            values = [value for eps in spec.eps for value in parse_eps_range(eps)]
-            for eps in values:
-                parse_eps(eps)
-        with _of("scenarios"):
-            parse_scenarios(list(spec.scenarios))
+        values: list[str] = []
+        for eps in spec.eps:
+            with _of("eps", eps):
+                values += [value for value in parse_eps_range(eps) if parse_eps(value)]
+        for scenario in spec.scenarios:
+            with _of("scenarios", scenario):
+                parse_scenarios([scenario])
         if spec.surrogate is None and TRANSFER in spec.scenarios:
             raise OptionError(
                 "scenarios",
@@ -124,8 +128,15 @@ class RunSpec(BaseModel):
 
     def choices(self, kind: str) -> list[Choice]:
         """The learners or attacks, read, without repetitions."""
+        return [choice for _, choice in self.typed(kind)]
+
+    def typed(self, kind: str) -> list[tuple[str, Choice]]:
+        """The same, each with the text that it was read from."""
         texts = self.learners if kind == "learner" else self.attacks
-        unique = {str(choice): choice for choice in map(parse_choice, texts)}
+        unique: dict[str, tuple[str, Choice]] = {}
+        for text in texts:
+            choice = parse_choice(text)
+            unique.setdefault(str(choice), (text, choice))
         return list(unique.values())
 
 
@@ -143,12 +154,12 @@ def _explain(issue: Any) -> str:
 
 
 @contextmanager
-def _of(field: str) -> Iterator[None]:
-    """What is found wrong inside is wrong with this field."""
+def _of(field: str, text: str | None = None) -> Iterator[None]:
+    """What is found wrong inside is wrong with this field, and with this one of its values."""
     try:
         yield
     except BenchError as error:
-        raise OptionError(field, str(error)) from error
+        raise OptionError(field, str(error), text=text) from error
 
 
 class PluginSpec(BaseModel):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date, time
@@ -47,6 +49,9 @@ KEYS = {
     "precision": Key("precision"),
 }
 """What identifies numbers, named as the options of `bench run` are."""
+_NAMES = {key.field: name for name, key in KEYS.items()}
+_OPTION = re.compile(rf"--({'|'.join(sorted(KEYS, key=len, reverse=True))})\b(?: ([^\s,;()]*[^\s,;:().]))?")
+"""An option of the command line with its value, in a message."""
 HOW = frozenset({
     "device", "compile", "jobs", "executor", "ray-address", "cell-timeout", "retry-failed", "fresh", "results",
     "data-root", "plugins", "no-local-plugins", "dry-run", "save", "quiet", "json", "track", "debug",
@@ -68,8 +73,37 @@ class Part:
     given: Mapping[str, Any]
     """Fields of `RunSpec`, as typed; what is not here has its default."""
     about: str = ""
-    place: str = ""
-    """The file and the line where it begins."""
+    document: Document | None = None
+    """The file that it is of."""
+    path: tuple[str | int, ...] = ()
+    """Where it begins there; empty: it is all of the file."""
+    own: frozenset[str] = frozenset()
+    """The fields that it sets itself; the others that are given are defaults at the top of the file."""
+    typed: frozenset[str] = frozenset()
+    """The fields that were typed over those of the file."""
+
+    @property
+    def place(self) -> str:
+        """The file and the line where it begins; empty if it is of none."""
+        return "" if self.document is None else self.document.place(*self.path)
+
+    def placed(self, error: BenchError) -> BenchError:
+        """The error with the file, line and key of what it is about, in the words of suites.
+
+        The error itself where no file has it: it was typed, or there is no file.
+        """
+        field, text = error.about or ("", None)
+        if self.document is None or field in self.typed:
+            return error
+        told = _in_keys(error.told if isinstance(error, OptionError) else str(error))
+        if field not in self.given or field not in _NAMES:
+            return BenchError(f"{self.place}: {told}")
+        value, name = self.given[field], _NAMES[field]
+        path = (*self.path, name) if field in self.own else (name,)
+        if self.path and field not in self.own and isinstance(error, OptionError):
+            told += f" (or not to the part that begins at line {self.document.line(*self.path)})"
+        values = list(map(str, value)) if isinstance(value, tuple) else []
+        return self.document.error(told, *path, item=values.index(text) if text in values else None)
 
     def spec(self) -> RunSpec:
         """What is to be run, checked.
@@ -97,14 +131,26 @@ class Suite:
         """
         parts: dict[RunSpec, Part] = {}
         for part in self.parts:
-            changed = replace(part, given={**part.given, **typed})
+            changed = replace(part, given={**part.given, **typed}, typed=part.typed | frozenset(typed))
             try:
                 parts.setdefault(changed.spec(), changed)
             except OptionError as error:
-                if error.field in typed or not part.place:
+                if (placed := changed.placed(error)) is error:
                     raise
-                raise BenchError(f"{part.place}: {error}") from error
+                raise placed from error
         return replace(self, parts=tuple(parts.values()))
+
+
+def _in_keys(told: str) -> str:
+    """A message about options in the words of suites: `--eps 0.1` is `eps = "0.1"` there."""
+
+    def said(option: re.Match[str]) -> str:
+        name, value = option.groups()
+        if value is None:
+            return f"'{name}'"
+        return f"{name} = {value if KEYS[name].kind == 'number' else json.dumps(value)}"
+
+    return _OPTION.sub(said, told)
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -201,7 +247,10 @@ def _given(document: Document, table: Mapping[str, Any], *path: str | int) -> di
             raise document.error(f"is a list; expected {_EXPECTED[key.kind]}", *path, name)
         if listed and not value:
             raise document.error("is empty; expected at least one, or leave it out", *path, name)
-        values = [_read(document, key, each, *path, name) for each in (value if listed else [value])]
+        values = [
+            _read(document, key, each, *path, name, item=item if listed else None)
+            for item, each in enumerate(value if listed else [value])
+        ]
         given[key.field] = tuple(values) if key.repeated else values[0]
     return given
 
@@ -217,28 +266,28 @@ def _unknown(name: str, value: Any, in_cell: bool) -> str:
     return f"unknown; did you mean '{near[0]}'?" if near else f"unknown; there is: {', '.join(known)}"
 
 
-def _read(document: Document, key: Key, value: Any, *path: str | int) -> str | int | bool:
+def _read(document: Document, key: Key, value: Any, *path: str | int, item: int | None) -> str | int | bool:
     """One value, of its type."""
     kind = key.kind
     number = isinstance(value, int) and not isinstance(value, bool)
     if number and not -(2**63) <= value < 2**63:
-        raise document.error("is a number of more than 64 bits; expected a smaller one", *path)
+        raise document.error("is a number of more than 64 bits; expected a smaller one", *path, item=item)
     if kind == "eps" and (number or isinstance(value, float)):
         return repr(value)
     fits = {"number": number, "switch": isinstance(value, bool)}.get(kind, isinstance(value, str))
     if not fits:
-        raise document.error(f"is {_called(value)}; expected {_EXPECTED[kind]}", *path)
+        raise document.error(f"is {_called(value)}; expected {_EXPECTED[kind]}", *path, item=item)
     if isinstance(value, str):
         if not value.strip():
-            raise document.error(f"is an empty text; expected {_EXPECTED[kind]}, or leave it out", *path)
-        _check_printable(document, value, *path)
+            raise document.error(f"is an empty text; expected {_EXPECTED[kind]}, or leave it out", *path, item=item)
+        _check_printable(document, value, *path, item=item)
     read: str | int | bool = value
     return read
 
 
-def _check_printable(document: Document, text: str, *path: str | int) -> None:
+def _check_printable(document: Document, text: str, *path: str | int, item: int | None = None) -> None:
     if not text.isprintable():
-        raise document.error("holds a character that cannot be printed; leave it out", *path)
+        raise document.error("holds a character that cannot be printed; leave it out", *path, item=item)
 
 
 def _called(value: Any) -> str:
@@ -259,15 +308,11 @@ def _part(
     document: Document, defaults: Mapping[str, Any], about: str, path: tuple[str | int, ...], own: Mapping[str, Any]
 ) -> Part:
     """A part with the defaults filled in, checked as what is typed is."""
-    part = Part({**defaults, **own}, about, document.place(*path))
+    part = Part({**defaults, **own}, about, document, path, frozenset(own))
     try:
         part.spec()
     except OptionError as error:
-        names = {key.field: name for name, key in KEYS.items()}
-        place = (*path, names[error.field]) if error.field in own else (names[error.field],)
-        if document.line(*place) is None:  # its default does not go with the others
-            raise BenchError(f"{part.place}: {error}") from error
-        raise document.error(error.told, *place) from error
+        raise part.placed(error) from error
     return part
 
 

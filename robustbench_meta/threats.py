@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from robustbench_meta.contracts import Attack, Dataset, Learner, Plugin
-from robustbench_meta.errors import BenchError
+from robustbench_meta.errors import BenchError, about
 from robustbench_meta.options import Choice, Epsilon, exact, parse_choice, parse_eps, plain
 from robustbench_meta.profiles import get_profile
 from robustbench_meta.registry import Registry
@@ -57,10 +57,12 @@ def all_threats(run: RunSpec, dataset: Dataset, attacks: list[tuple[Attack, Plug
     own = [split_eps(choice)[1] for choice in run.choices("attack")]
     _refuse_many_norms(run, dataset, [attack for attack, text in zip(attacks, own, strict=True) if text is None])
     found: dict[str, Threat] = {}
-    for (attack, spec, label), text in zip(attacks, own, strict=True):
-        given = [parse_eps(eps) for eps in (run.eps if text is None else [text])]
-        for threat in _threats(dataset, attack, spec, label, given):
-            found.setdefault(threat.spec.model_dump_json(), threat)
+    for (attack, spec, label), text, (typed, _) in zip(attacks, own, run.typed("attack"), strict=True):
+        given: Sequence[str | None] = (run.eps if text is None else [text]) or [None]
+        for eps in given:
+            with about("eps", eps) if text is None and eps is not None else about("attacks", typed):
+                for threat in _threats(dataset, attack, spec, label, [] if eps is None else [parse_eps(eps)]):
+                    found.setdefault(threat.spec.model_dump_json(), threat)
     return [replace(threat, sweep=_sweep(threat, found.values())) for threat in found.values()]
 
 
@@ -84,11 +86,13 @@ def _refuse_many_norms(run: RunSpec, dataset: Dataset, attacks: list[tuple[Attac
         usual = default_eps(dataset, norms[other], other).text
     except BenchError:
         usual = "1.0"
-    raise BenchError(
+    error = BenchError(
         f"--eps {', '.join(run.eps)} would go to attacks of several norms, in which it means different things: "
         f"{', '.join(f'{label} ({attack.norm})' for label, attack in norms.items())}; give eps by attack, as "
         f"--attack {other}{',' if ':' in other else ':'}eps={usual}"
     )
+    error.about = "eps", None
+    raise error
 
 
 def _threats(dataset: Dataset, attack: Attack, spec: PluginSpec, label: str, given: list[Epsilon]) -> Iterator[Threat]:

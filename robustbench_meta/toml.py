@@ -28,10 +28,11 @@ class Document:
     text: str
     values: Mapping[str, Any]
 
-    def error(self, told: str, *path: str | int) -> BenchError:
-        """What to raise about a key: file, line, key, what is wrong."""
+    def error(self, told: str, *path: str | int, item: int | None = None) -> BenchError:
+        """What to raise about a key, or about an item of its list: file, line, key, what is wrong."""
         key = f"key '{shown(str(path[-1]))}': " if path and isinstance(path[-1], str) else ""
-        return BenchError(f"{self.place(*path)}: {key}{told}")
+        line = None if item is None else self._item_line(path, item)
+        return BenchError(f"{self.place(*path) if line is None else f'{self.name}:{line}'}: {key}{told}")
 
     def place(self, *path: str | int) -> str:
         """`quick.toml:12`; the file alone for the whole of it, or what is not in it."""
@@ -45,6 +46,21 @@ class Document:
         ends = self._ends
         first = bisect.bisect_left(ends, True, key=lambda end: _holds(tomllib.loads(self._until(end)), path))
         return ends[first - 1] + 1 if first else 1
+
+    def _item_line(self, path: Sequence[str | int], item: int) -> int | None:
+        """The line where an item of a list ends: the first after which the list, closed there, has it."""
+        start = self.line(*path)
+        if start is None:
+            return None
+        for end in range(start, len(self._lines) + 1):
+            for closed in ("", "]"):
+                try:
+                    values = tomllib.loads(self._until(end) + closed)
+                except tomllib.TOMLDecodeError:
+                    continue
+                if _holds(values, [*path, item]):
+                    return end
+        return None
 
     @cached_property
     def _lines(self) -> list[str]:

@@ -168,8 +168,86 @@ def test_the_parts_are_one_run_that_trains_nothing_twice(tmp_path):
 def test_a_part_that_cannot_run_is_told_with_its_line(registry):
     content = b'profile = "smoke"\ndataset = "toy"\n\n[[cells]]\nshot = 1\n\n[[cells]]\nlearner = "protonet"\n'
     suite = parse_suite(content, "x.toml")
-    with pytest.raises(BenchError, match=r"^x\.toml:7: learner 'protonet' cannot run here"):
-        runner.prepare_all([part.spec() for part in suite.parts], registry, None, [part.place for part in suite.parts])
+    with pytest.raises(BenchError, match=r"^x\.toml:8: key 'learner': learner 'protonet' cannot run here"):
+        expand(suite, registry)
+
+
+def expand(suite, registry):
+    return runner.prepare_all(
+        [part.spec() for part in suite.parts], registry, None, [part.placed for part in suite.parts]
+    )
+
+
+WITH_CELLS = """\
+profile = "smoke"
+dataset = "toy"
+attack = ["none",
+  "{attack}"]  # here
+
+[[cells]]
+shot = 1
+
+[[cells]]
+shot = 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('attack = ["none",\n "fgsm",\n "pdg"]\n', "3: key 'attack': unknown attack 'pdg': did you mean"),
+        ('attack = ["none", "fgsm",\n "pgd:stepz=3"]\n', "2: key 'attack': unknown option of attack 'pgd' 'stepz'"),
+        ('\n[[cells]]\nattack = [\n "none",\n "pdg",\n]\n', "5: key 'attack': unknown attack 'pdg'"),
+        (WITH_CELLS.format(attack="pdg"), "4: key 'attack': unknown attack 'pdg'"),
+        (WITH_CELLS.format(attack="fgsm:eps=-1"), "4: key 'attack': eps '-1' is negative"),
+        ('learner = [\n "maml",\n "aq:train_attack=pgdd"]\n', "3: key 'learner': unknown attack 'pgdd'"),
+        ('learner = "admll"\n', "1: key 'learner': unknown learner 'admll'"),
+        ('way = 5\ndataset = "omniglott"\n', "2: key 'dataset': unknown dataset 'omniglott'"),
+        ('backbone = "conv4:width=x"\n', "1: key 'backbone': "),
+        ('\neps = [0.1,\n 3]\n', "3: key 'eps': eps 3 for attack 'fgsm' cannot be"),
+        ('dataset = "toy"\nway = 3\n', "2: key 'way': way = 3: the data set 'toy' gives 2-way tasks only"),
+        ('shot = 500\n', "1: key 'shot': glyphs"),
+        ('way = 9000\n', "1: key 'way': glyphs"),
+        ('surrogate = "mml"\nscenario = "clean/transfer"\n', "1: key 'surrogate': unknown learner 'mml'"),
+        ('seed = [0,\n 1,\n -2]\n', "3: key 'seed': was given -2"),
+        ('surrogate = "maml"\n\n[[cells]]\nscenario = "clean/transfer"\n[[cells]]\nscenario = "clean/adv"\n',
+         '1: key \'surrogate\': is for the scenario clean/transfer: add scenario = "clean/transfer" (or not '
+         "to the part that begins at line 5)"),
+        ('eps = 0.1\nattack = ["fgsm",\n "pgdl2"]\n',
+         '1: key \'eps\': eps = "0.1" would go to attacks of several norms'),
+    ],
+    ids=lambda value: re.sub(r"\W+", " ", value)[:40],
+)  # fmt: skip
+def test_a_mistake_in_what_is_named_is_told_with_its_line_and_key(registry, content, told):
+    with pytest.raises(BenchError) as found:
+        expand(parse_suite(content.encode(), "x.toml"), registry)
+    assert str(found.value).startswith(f"x.toml:{told}")
+    assert "--" not in str(found.value), "these are the command line's words"
+
+
+def test_what_was_typed_is_not_told_as_the_files(registry):
+    suite = parse_suite(b'learner = "maml"\nattack = "fgsm"\n', "x.toml")
+    for typed in ({"learners": ("mml",)}, {"attacks": ("none", "pdg")}, {"way": 9000}):
+        with pytest.raises(BenchError) as found:
+            expand(suite.overridden(typed), registry)
+        assert "x.toml" not in str(found.value)
+
+
+@given(
+    st.lists(st.sampled_from(["none", "fgsm", "pgd", "bim"]), max_size=6), st.integers(0, 6),
+    st.lists(st.sampled_from(["", "\n", " # pdg, ]\n"]), min_size=9, max_size=9), st.booleans(),
+)  # fmt: skip
+def test_a_wrong_item_is_told_at_its_line_wherever_it_is(registry, attacks, place, between, in_cell):
+    place = min(place, len(attacks))
+    items = [*attacks[:place], "pdg", *attacks[place:]]
+    text = "[[cells]]\n" * in_cell + "attack = ["
+    for item, space in zip(items, between, strict=False):
+        text += space
+        if item == "pdg":
+            line = text.count("\n") + 1
+        text += f'"{item}", '
+    with pytest.raises(BenchError, match=rf"^x\.toml:{line}: key 'attack': unknown attack 'pdg'"):
+        expand(parse_suite(f"{text}]\n".encode(), "x.toml"), registry)
 
 
 def test_the_command_runs_shows_saves_and_refuses_to_overwrite(tmp_path, monkeypatch, capsys):
@@ -234,7 +312,7 @@ MANY = b'eps = [\n  0.1,\n  "x",\n]\n'
         (b'backbone = ""\n', "x.toml:1: key 'backbone': is an empty text"),
         (b'learner = "\\u001b[2J"\n', "x.toml:1: key 'learner': holds a character that cannot be printed"),
         (b'\n\n# c\nlearner = ["maml:x"]\n', "x.toml:4: key 'learner': 'x' in 'maml:x' is not an option"),
-        (b"way = 5\n" + MANY, "x.toml:2: key 'eps': eps 'x' is not a number"),
+        (b"way = 5\n" + MANY, "x.toml:4: key 'eps': eps 'x' is not a number"),
         (b"eps = nan\n", "x.toml:1: key 'eps': eps 'nan' is not a number"),
         (b'profile = "qick"\n', "x.toml:1: key 'profile': unknown profile 'qick': did you mean 'quick'?"),
         (b'scenario = "adv"\n', "x.toml:1: key 'scenario': unknown scenario (support/query) 'adv'"),
