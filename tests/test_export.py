@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustbench_meta.boards import boards
+from robustbench_meta.exports.latex import TEXT_WIDTH, latex
 from robustbench_meta.exports.latex import escape as latex_escape
-from robustbench_meta.exports.latex import latex
 from robustbench_meta.exports.markdown import code, markdown
 from robustbench_meta.exports.markdown import escape as markdown_escape
 from robustbench_meta.exports.sheets import Cell, Sheet, sheets
@@ -150,6 +150,67 @@ def test_latex_compiles_whatever_the_names(tmp_path):
         capture_output=True, text=True, errors="replace",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:]
+
+
+NAMES = ["fgsm", "pgd", "apgd", "square", "cw", "fab", "autoattack:eps_iter=0.02"]
+
+
+def sheet_of(attacks, learners=("maml", "protonet", "adml"), spread="1.2", dataset="d"):
+    columns = ["clean", *NAMES[:attacks], "worst case"]
+    row = {column: Cell("85.3", spread, bold=True) for column in columns}
+    return Sheet(SETTING | {"dataset": dataset}, columns, dict.fromkeys(learners, row), ["note"])
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_the_widths_of_tables_are_those_that_latex_gives_them(tmp_path):
+    cases = [(sheet_of(number), turned) for number in range(2, 8) for turned in (False, True)]
+    one = ("maml:steps=10,alpha=0.05",)
+    cases += [(sheet_of(number, one, spread), False) for number in (2, 4) for spread in ("", "10.2")]
+    bodies = [latex([sheet], turned=turned) for sheet, turned in cases]
+    measured = "".join(bodies).replace(r"\begin{tabular}", r"\sbox0{\begin{tabular}").replace(
+        r"\end{tabular}", r"\end{tabular}}\typeout{WIDTH \the\wd0}"
+    )  # fmt: skip
+    packages = r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{booktabs}\begin{document}"
+    (tmp_path / "t.tex").write_text(f"{packages}\\typeout{{TEXT \\the\\textwidth}}\n{measured}\n\\end{{document}}\n")
+    done = subprocess.run(
+        ["pdflatex", "-draftmode", "-interaction=nonstopmode", "t.tex"], cwd=tmp_path, check=False, capture_output=True,
+        text=True, errors="replace",
+    )  # fmt: skip
+    assert [float(text) for text in re.findall(r"TEXT ([\d.]+)pt", done.stdout)] == [TEXT_WIDTH]
+    widths = [float(width) for width in re.findall(r"WIDTH ([\d.]+)pt", done.stdout)]
+    beside = {(len(sheet.columns), turned): width for (sheet, turned), width in zip(cases[:12], widths, strict=False)}
+    for (sheet, turned), width, body in zip(cases, widths, bodies, strict=True):
+        found = re.search(r"% The table is about (\d+) pt wide.*: with --attacks-as-rows (\d+) pt", body)
+        close = abs(width - TEXT_WIDTH) < 0.015 * TEXT_WIDTH
+        assert close or (found is not None) == (width > TEXT_WIDTH), (sheet.columns, width)
+        if found:
+            assert int(found[1]) == pytest.approx(width, rel=0.015)
+            assert len(sheet.rows) < 3 or int(found[2]) == pytest.approx(
+                beside[len(sheet.columns), not turned], rel=0.015
+            )
+    assert 0 < sum("% The table is about" in body for body in bodies) < len(bodies)
+
+
+def test_a_table_that_is_too_wide_says_what_makes_it_fit():
+    assert "pt wide" not in latex([sheet_of(2)])
+    told_ = latex([sheet_of(1), sheet_of(5)])
+    assert "% 1 of 2 tables is wider than the text of article (345 pt), table 2 about 4" in told_
+    assert ": with --attacks-as-rows" in latex([sheet_of(5)])
+    many = tuple(f"learner-of-a-long-name-{number}" for number in range(4))
+    assert ": without --attacks-as-rows" in latex([sheet_of(1, many)], turned=True)
+    assert "--attack and --learner choose fewer." in latex([sheet_of(6, many)])
+
+
+def test_a_table_that_is_too_wide_is_told_on_stderr(tmp_path):
+    clean = answers(0.9, 30)
+    stored(tmp_path, *(record(answers(0.5, 30, seed=n), clean=clean, attack=name) for n, name in enumerate(NAMES)))
+    done = bench("export", tmp_path, "--out", tmp_path / "t.tex")
+    assert done.code == 0
+    found = re.search(
+        r"the table is about (\d+) pt wide, the text of article 345 pt: with --attacks-as-rows", told(done.err)
+    )
+    assert f"% The table is about {found[1]} pt wide" in (tmp_path / "t.tex").read_text()
+    assert bench("export", tmp_path, "--out", tmp_path / "t.tex", "--attacks-as-rows").err == ""
 
 
 # -- Markdown --------------------------------------------------------------------------------------

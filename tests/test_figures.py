@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ET
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from PIL import Image
 
@@ -55,6 +56,27 @@ def drawn(store, kind, look=None):
     frame, samples = read(store)
     ((_, found),) = draw([kind], Shown(frame, samples, store.records()), look or Look())
     return found
+
+
+SCENES = {"clean/adv": "none", "adv/clean": "none", "adv/adv": "none"}
+LONG = "protonet:steps=5,alpha=0.01,backbone=conv4-64-with-a-name-of-its-own"
+
+
+def staged(root, attacks, scenes=SCENES, learners=("maml", "protonet"), seeds=None):
+    """Learners in scenarios, `seeds` of them each (0 alone by default), under the same attacks or those of each."""
+    records = {}
+    for place, learner in enumerate(learners):
+        for number, (scene, surrogate) in enumerate(scenes.items()):
+            support, query = scene.split("/")
+            for seed in (seeds or {}).get(scene, (0,)):
+                clean = answers(0.9 - 0.1 * place, 30, seed=10 * place + seed)
+                mine = [clean_record(clean, learner=learner, seed=seed)]
+                for at, attack in enumerate(attacks[scene] if isinstance(attacks, dict) else attacks):
+                    robust = answers(0.7 - 0.1 * number, 30, seed=100 + 10 * number + at + seed)
+                    mine.append(record(robust, clean=clean, learner=learner, attack=attack, seed=seed,
+                                       support=support, query=query, surrogate=surrogate))  # fmt: skip
+                records.update({each["key"]: each for each in mine})
+    return stored(root, *records.values())
 
 
 def lines(axes):
@@ -180,6 +202,71 @@ def test_a_caption_tells_doubts_intervals_and_seeds(tmp_path):
     assert [text.get_text()[:5] for axes in figure.figure.axes for text in axes.texts if "!" in text.get_text()] != []
 
 
+SEEDS = {"clean/adv": (0, 1)}
+
+
+@pytest.mark.parametrize("kind", ["scenarios", "tradeoff"])
+def test_no_interval_stands_beside_deviations_between_seeds(tmp_path, kind):
+    (figure,) = drawn(staged(tmp_path, ["fgsm"], seeds=SEEDS), kind)
+    bars = {}
+    for axes in figure.figure.axes:
+        errors = [each for each in axes.containers if not hasattr(each, "patches")]
+        segments = [part for error in errors for each in error.lines[2] for part in each.get_segments()]
+        bars[axes.get_title().replace("\n", " ")] = sum(len(part) == 2 and np.isfinite(part).all() for part in segments)
+    assert bars == {
+        **({"no attack": 2} if kind == "scenarios" else {}),
+        "clean support, attacked query": 2 if kind == "scenarios" else 4,  # there of both accuracies
+        "attacked support, clean query": 0, "attacked support, attacked query": 0,
+    }  # fmt: skip
+    assert "Means over 2 seeds (some rest on fewer)" in figure.caption
+    assert "standard deviation between seeds, none where there is one seed" in figure.caption
+
+
+def test_no_interval_stands_beside_deviations_between_seeds_in_a_heat_map(tmp_path):
+    (figure,) = drawn(staged(tmp_path, ["fgsm"], seeds=SEEDS), "heatmap")
+    for axes in figure.figure.axes[:3]:
+        two = axes.get_title(loc="left") == "clean support, attacked query"
+        assert {"±" in text.get_text() for text in axes.texts} == {two}
+    assert "±: standard deviation between seeds, none where there is one seed" in figure.caption
+
+
+def test_every_learner_is_drawn_without_attack_by_all_of_its_seeds(tmp_path):
+    store = staged(tmp_path, ["fgsm"], seeds={"adv/adv": (0, 1, 2)})
+    for each in staged(tmp_path / "other", ["fgsm"], {"adv/clean": "none"}, learners=("aq",)).records():
+        store.write_record(each)
+    (figure,) = drawn(store, "scenarios")
+    bars = [each for each in figure.figure.axes[0].containers if hasattr(each, "patches")]
+    means = {bar.get_label(): bar.patches[0].get_height() for bar in bars if bar.patches}
+    clean = {"aq": [answers(0.9, 30)], **{
+        name: [answers(mean, 30, seed=start + seed) for seed in range(3)]
+        for name, mean, start in (("maml", 0.9, 0), ("protonet", 0.8, 10))
+    }}  # fmt: skip
+    assert means == {name: pytest.approx(100 * np.mean(each)) for name, each in clean.items()}
+
+
+@pytest.mark.parametrize(
+    ("attacks", "told", "titles"),
+    [
+        ((["fgsm"],) * 3, "and under fgsm (L∞", [""] * 3),
+        ((["fgsm", "pgd"],) * 3, "and in the worst case (L∞", [""] * 3),
+        ((["fgsm"], ["pgd"], ["fgsm"]), "and under each scenario's only attack (L∞",
+         ["(under fgsm)", "(under pgd)", "(under fgsm)"]),
+        ((["fgsm", "pgd"], ["fgsm"], ["fgsm"]),
+         "and in the worst case, or under the only attack, fgsm, where a scenario has one (L∞",
+         ["(worst case)", "(under fgsm)", "(under fgsm)"]),
+        ((["fgsm", "pgd"], ["fgsm"], ["cw"]),
+         "and in the worst case, or under the only attack where a scenario has one (L∞",
+         ["(worst case)", "(under fgsm)", "(under cw)"]),
+    ],
+    ids=["one", "several", "one each", "one or several", "one each or several"],
+)  # fmt: skip
+def test_the_tradeoff_says_under_which_attacks_each_panel_is(tmp_path, attacks, told, titles):
+    store = staged(tmp_path, dict(zip(SCENES, attacks, strict=True)))
+    (figure,) = drawn(store, "tradeoff")
+    assert f"Accuracy without attack, {told}" in figure.caption
+    assert [axes.get_title().partition("query")[2].strip() for axes in figure.figure.axes] == titles
+
+
 # -- looks -----------------------------------------------------------------------------------------
 
 
@@ -213,6 +300,73 @@ def test_hostile_names_are_drawn_as_they_are(tmp_path, kind):
         assert "<b>" in shown
         if kind not in {"learning", "tradeoff"}:
             assert "$\\frac{1}{0}$" in shown
+
+
+@pytest.mark.parametrize("width", [None, 3.25, 6.75])
+@pytest.mark.parametrize(
+    ("kind", "attacks", "surrogate"),
+    [
+        ("scenarios", ["fgsm"], ""),
+        ("scenarios", ["fgsm", "pgd", "cw"], ""),
+        ("scenarios", {"clean/adv": ["fgsm", "pgd"], "adv/clean": ["fgsm"], "adv/adv": ["fgsm"]}, ""),
+        ("scenarios", ["pgd:steps=100,step_size=0.02,restarts=5", "x" * 40], LONG),
+        ("tradeoff", ["pgd:steps=100,step_size=0.02,restarts=5", "x" * 40], LONG),
+        ("heatmap", ["pgd:steps=100,step_size=0.02,restarts=5", "x" * 40], LONG),
+        ("compare", ["pgd:steps=100,step_size=0.02,restarts=5", "x" * 40], LONG),
+    ],
+    ids=["one attack", "several", "some several", "long names", "tradeoff", "heatmap", "compare"],
+)
+def test_titles_keep_clear_of_one_another_and_of_the_edges(tmp_path, kind, attacks, surrogate, width):
+    store = staged(tmp_path, attacks, SCENES | ({"clean/transfer": surrogate} if surrogate else {}))
+    look = Look(width)
+    for figure in drawn(store, kind, look):
+        panels, canvas = figure.figure.axes, FigureCanvasAgg(figure.figure)
+        with look.styled():
+            canvas.draw()
+        renderer = canvas.get_renderer()
+        texts = [title for axes in panels for title in (axes.title, axes._left_title) if title.get_text()]
+        assert len(texts) >= 4
+        boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts]
+        boxes += [("legend", legend.get_window_extent(renderer)) for legend in figure.figure.legends]
+        inside = figure.figure.bbox.padded(1)
+        for place, (name, box) in enumerate(boxes):
+            assert inside.x0 <= box.x0 <= box.x1 <= inside.x1, name
+            assert inside.y0 <= box.y0 <= box.y1 <= inside.y1, name
+            for other, beside in boxes[:place]:
+                assert not box.overlaps(beside), (name, other)
+        assert all(axes.bbox.width > 15 and axes.bbox.height > 15 for axes in panels[:4]), "panels have collapsed"
+
+
+def test_one_attack_in_admls_scenarios_is_drawn_as_wide_as_its_titles_need(tmp_path):
+    (four,) = drawn(staged(tmp_path / "four", ["fgsm"]), "scenarios")
+    assert four.figure.get_figwidth() == 6.75
+    assert [axes.get_title() for axes in four.figure.axes] == [
+        "no attack", "clean support,\nattacked query", "attacked support,\nclean query",
+        "attacked support,\nattacked query",
+    ]  # fmt: skip
+    (two,) = drawn(staged(tmp_path / "two", ["fgsm"], {"clean/adv": "none"}), "scenarios")
+    assert two.figure.get_figwidth() == 3.25
+
+
+@pytest.mark.parametrize("room", [0.3, 0.7, 2.0])
+def test_a_fitted_title_holds_all_its_letters_in_lines_that_fit(room):
+    look, text = Look(), "attacked support, query from protonet:steps=5"
+    shown = look.fitted(text, room)
+    assert all(look.breadth(line) <= room for line in shown.split("\n"))
+    told = re.sub(r"\s", "", shown)
+    assert told == re.sub(r"\s", "", text) or (told.endswith("…") and shown.count("\n") == 5)
+
+
+def test_more_rows_of_panels_than_a_page_holds_make_several_figures(tmp_path):
+    attacks = [f"attack-{number}" for number in range(7)]
+    found = drawn(staged(tmp_path, attacks, learners=[f"l{n}" for n in range(9)]), "scenarios", Look(3.25))
+    assert [figure.setting["part"] for figure in found] == [1, 2]
+    shown = [
+        (axes.get_title().partition(" …")[0], label.get_text())
+        for figure in found for axes in figure.figure.axes for label in axes.get_xticklabels()
+    ]  # fmt: skip
+    assert len(shown) == len(set(shown)) == 1 + 3 * 8
+    assert all(figure.figure.get_figheight() <= 8.5 for figure in found)
 
 
 # -- files -----------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from robustbench_meta.exports import FORMATS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from robustbench_meta.exports.sheets import Sheet
+
 
 def export(
     results: Annotated[Path, typer.Argument(metavar="DIR", help="The results folder. Default: ./results.")] = RESULTS,
@@ -93,9 +95,20 @@ def _written(name: str, turned: bool) -> Callable[[Results], str]:
         if name == "csv":
             return lambda found: csv(found.frame)
         return lambda found: as_json(found.frame, curves(found.frame, found.samples))
-    from robustbench_meta.exports.latex import latex
-    from robustbench_meta.exports.markdown import markdown
     from robustbench_meta.exports.sheets import sheets
 
-    write = latex if name == "latex" else markdown
-    return lambda found: write(sheets(found.frame, found.samples), turned=turned)
+    if name == "latex":
+        return lambda found: _latex(list(sheets(found.frame, found.samples)), turned)
+    from robustbench_meta.exports.markdown import markdown
+
+    return lambda found: markdown(sheets(found.frame, found.samples), turned=turned)
+
+
+def _latex(found: list[Sheet], turned: bool) -> str:
+    """The tables; on stderr, what stands in the file as a comment as well: which does not fit."""
+    from robustbench_meta.cli.console import err
+    from robustbench_meta.exports.latex import latex, too_wide
+
+    for line in too_wide(found, turned=turned):
+        err().print(line, markup=False, highlight=False, style="dim")
+    return latex(found, turned=turned)

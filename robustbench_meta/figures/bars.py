@@ -2,60 +2,73 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from robustbench_meta.boards import CLEAN, Board
+from robustbench_meta.boards import Board
 from robustbench_meta.drawing import norm_name
-from robustbench_meta.figures.drawn import Drawn, boards_told, place_told
+from robustbench_meta.figures.drawn import Drawn, alike, boards_told, numbers, place_told
 from robustbench_meta.figures.look import GREY, Look, percents
 from robustbench_meta.figures.panels import packed
+from robustbench_meta.figures.scenes import Piece, Plan, planned
 from robustbench_meta.figures.settings import scenarios_of, shared_setting
+from robustbench_meta.figures.sizes import TALLEST
+
+_SPARE = 0.5
+"""Inches by which rows may be lower where they then fit a page."""
+_REACH = 0.1
+"""Inches that an attack's name may reach beyond its panel."""
 
 
 def draw_scenarios(boards: Iterable[Board], look: Look) -> Iterator[Drawn]:
     """A figure for each setting, norm and ε that something was attacked in."""
     for group in scenarios_of(boards, attacked=True):
-        yield _figure(group, look)
+        yield from _figures(group, look)
 
 
-def _figure(group: list[Board], look: Look) -> Drawn:
-    setting = group[0].setting
+def _figures(group: list[Board], look: Look) -> Iterator[Drawn]:
+    """One, or several where the rows of panels are more than a page holds."""
+    shown = numbers(group)
+    group, setting = alike(group, shown), group[0].setting
     threat = f"{norm_name(setting['threat_norm'])} ε = {setting['eps']}"
     learners = sorted({name for board in group for name in board.scores})
-    whole = max(group, key=lambda board: len(board.scores))
-    columns = 1 + sum(len(board.columns) - 1 for board in group)
-    width = look.wide("single" if columns * len(learners) <= 14 else "double")
-    most = max(2, int((width - 0.4) / (0.08 * max(len(learners), 4))))  # narrower bars are not seen
-    pieces = [(whole, [CLEAN])]
-    for board in group:
-        pieces += [(board, board.columns[start : start + most]) for start in range(1, len(board.columns), most)]
-    room = (width - 0.5) / min(most, columns) - 0.03
-    below = max(look.below(shown, room) for _, shown in pieces)
+    plan = planned(group, len(learners), look)
+    caption = (
+        f"Accuracy by scenario ({threat}) on {place_told(setting)}. {boards_told(group, shown, 'error bars')} "
+        "Dotted: chance."
+    )
+    below = max(look.below(piece.columns, plan.room, _REACH) for piece in plan.pieces)
+    lines = max(title.count("\n") + 1 for title in plan.titles)
+    height = 1.45 + below + look.high(max(0, lines - 2))
+    parts = math.ceil(len(plan.rows) / max(1, int((TALLEST - 0.8) / (height - _SPARE))))
+    rows = math.ceil(len(plan.rows) / parts)
+    for number, start in enumerate(range(0, len(plan.rows), rows), start=1):
+        part = plan.part(start, start + rows)
+        figure = _figure(part, height, learners, [place_told(setting), threat], look)
+        told = shared_setting(group) | ({"part": number} if parts > 1 else {})
+        yield Drawn("scenarios", told, figure, "Accuracy by scenario", caption)
+
+
+def _figure(plan: Plan, height: float, learners: list[str], title: list[str], look: Look) -> Figure:
     with look.styled():
-        figure, panels = packed(
-            look, [len(shown) for _, shown in pieces], most, width, 1.45 + below, [place_told(setting), threat]
-        )
-        for axes, (board, shown) in zip(panels, pieces, strict=True):
-            _panel(axes, board, shown, learners, room, look)
-            more = "" if shown[0] in {CLEAN, board.columns[1]} else " …"
-            axes.set_title("no attack" if shown == [CLEAN] else look.scene(board.setting) + more)
+        figure, panels = packed(look, plan.rows, plan.across, plan.width, height, title)
+        sizes = [size for row in plan.rows for size in row]
+        for axes, piece, name, size in zip(panels, plan.pieces, plan.titles, sizes, strict=True):
+            _panel(axes, piece, size, learners, plan.room, look)
+            axes.set_title(name)
         figure.supylabel("accuracy (%)", fontsize=look.font_size)
         look.legend(figure, {name: _patch(name, look) for name in learners})
-    caption = (
-        f"Accuracy by scenario ({threat}) on {place_told(setting)}. {boards_told(group, 'error bars')} Dotted: chance."
-    )
-    return Drawn("scenarios", shared_setting(group), figure, "Accuracy by scenario", caption)
+    return figure
 
 
-def _panel(
-    axes: Axes, board: Board, columns: list[str], learners: list[str], room: float, look: Look
-) -> None:  # fmt: skip
-    bar = 0.82 / len(learners)
+def _panel(axes: Axes, piece: Piece, size: int, learners: list[str], room: float, look: Look) -> None:
+    board, columns, bar = piece.board, piece.columns, 0.82 / len(learners)
     for place, name in enumerate(learners):
         row: dict[str, Any] = board.scores.get(name, {})
         found = [(x, row[column]) for x, column in enumerate(columns) if column in row]
@@ -68,9 +81,9 @@ def _panel(
             x, means, [np.minimum(spreads, means), np.minimum(spreads, 100 - means)], fmt="none", ecolor="#222222",
             elinewidth=0.8, capsize=min(2.0, 20 * bar),
         )  # fmt: skip
-    look.across(axes, range(len(columns)), columns, room)
+    look.across(axes, range(len(columns)), columns, room, _REACH)
     axes.tick_params(axis="x", length=0)
-    axes.set_xlim(-0.5, len(columns) - 0.5)
+    axes.set_xlim((len(columns) - 1 - size) / 2, (len(columns) - 1 + size) / 2)
     axes.axhline(100 / board.setting["way"], color=GREY, linewidth=0.8, linestyle=":")
     percents(axes)
 

@@ -40,21 +40,26 @@ def _figure(group: list[Duel], comparisons: int, look: Look) -> Drawn:
     last = group[-1]
     attacked = [duel for duel in group if duel.setting["threat_norm"] != "none"]
     threat = f"{norm_name(last.setting['threat_norm'])} ε = {last.setting['eps']}" if attacked else "no attack"
-    heights = [_ROW * len(duel.contrasts) + 0.08 for duel in group]
-    titles = 0.22 * (len(group) - (not attacked))
+    width = look.wide("single")
+    labels = {column: look.fitted(column, 0.4 * width) for duel in group for column in duel.contrasts}
+    row = max(_ROW, look.high(max(label.count("\n") + 1 for label in labels.values())))
+    heights = [row * len(duel.contrasts) + 0.08 for duel in group]
+    room = width - max(map(look.breadth, labels.values())) - 0.15
+    titles = ["no attack" if duel not in attacked else look.fitted(sides(duel.setting), room) for duel in group]
+    high = sum(0.22 + look.high(title.count("\n")) for title in titles) if attacked else 0
+    ahead = f"◂ {look.shown(last.second, 18)} ahead    points    {look.shown(last.first, 18)} ahead ▸"
     with look.styled():
-        width = look.wide("single")
-        figure = look.figure(width, sum(heights) + titles + 0.85, [place_told(last.setting), threat])
+        figure = look.figure(width, sum(heights) + high + 0.85, [place_told(last.setting), threat])
         panels = figure.subplots(len(group), 1, height_ratios=heights, sharex=True, squeeze=False)[:, 0]
-        for axes, duel in zip(panels, group, strict=True):
-            _panel(axes, duel, look)
+        for axes, duel, title in zip(panels, group, titles, strict=True):
+            _panel(axes, duel, [labels[column] for column in duel.contrasts], look)
             if attacked:
-                axes.set_title("no attack" if duel not in attacked else look.shown(sides(duel.setting), 60), loc="left")
+                axes.set_title(title, loc="left")
         _limits(panels[-1], group)
-        panels[-1].set_xlabel(
-            f"◂ {look.shown(last.second, 18)} ahead    points    {look.shown(last.first, 18)} ahead ▸"
-            if max(len(last.first), len(last.second)) <= 18 else "difference in points, first − second"
-        )  # fmt: skip
+        if "\n" not in ahead and look.breadth(ahead) <= room:
+            panels[-1].set_xlabel(ahead)
+        else:
+            figure.supxlabel("difference in points, first − second", fontsize=look.font_size)
     return Drawn(
         "compare", {**last.setting, "first": last.first, "second": last.second} | _scene(attacked), figure,
         f"{last.first} against {last.second}", _caption(group, threat, comparisons),
@@ -66,7 +71,7 @@ def _scene(attacked: list[Duel]) -> dict[str, Any]:
     return dict.fromkeys(("support", "query", "surrogate"), "") if len(attacked) > 1 else {}
 
 
-def _panel(axes: Axes, duel: Duel, look: Look) -> None:
+def _panel(axes: Axes, duel: Duel, labels: list[str], look: Look) -> None:
     color = look.palette[duel.first].color, look.palette[duel.second].color
     axes.axvline(0, color=GREY, linewidth=0.8)
     for place, contrast in enumerate(duel.contrasts.values()):
@@ -76,7 +81,7 @@ def _panel(axes: Axes, duel: Duel, look: Look) -> None:
             points, place, xerr=half, color=ink, marker="o", markersize=4, capsize=2, elinewidth=1.1,
             markerfacecolor=ink if contrast.ahead else "white",
         )  # fmt: skip
-    axes.set_yticks(range(len(duel.contrasts)), [look.shown(column, 22) for column in duel.contrasts])
+    axes.set_yticks(range(len(duel.contrasts)), labels)
     axes.set_ylim(len(duel.contrasts) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -95,19 +100,21 @@ def _limits(axes: Axes, group: list[Duel]) -> None:
 def _caption(group: list[Duel], threat: str, comparisons: int) -> str:
     last = group[-1]
     contrasts = [contrast for duel in group for contrast in duel.contrasts.values()]
-    seeds = max(len(sample.by_seed) for each in contrasts for sample in (each.first, each.second))
+    counts = {len(sample.by_seed) for each in contrasts for sample in (each.first, each.second)}
+    seeds = max(counts)
     scene = f", {sides(last.setting)}" if len(group) <= 2 and threat != "no attack" else ""
     lines = [
         f"Difference in accuracy, {last.first} − {last.second}, in points ({threat}{scene}) on "
         f"{place_told(last.setting)}.",
         f"Mean over the same {last.setting['episodes']:,} test episodes"
-        + (f", each over {seeds} seeds" if seeds > 1 else "")
+        + (f", each over {seeds} seeds{' (some over fewer)' if len(counts) > 1 else ''}" if seeds > 1 else "")
         + "; bars: 95 % intervals.",
         f"Filled: told apart at 5 % (paired t-test over episodes, Holm's correction for {comparisons:,} comparisons"
         + (", and Welch's test over seeds); hollow: not." if seeds > 1 else "); hollow: not."),
     ]
     if any(WORST in duel.contrasts for duel in group):
         lines.append("Worst case: under every attack that the two were under.")
-    if any(min(len(each.first.by_seed), len(each.second.by_seed)) == 1 for each in contrasts):
-        lines.append("One training each: its luck is not in the intervals.")
+    if 1 in counts:
+        trained = "One training each" if seeds == 1 else "Where there is one training"
+        lines.append(f"{trained}: its luck is not in the intervals.")
     return " ".join(lines)

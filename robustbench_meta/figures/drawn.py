@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from robustbench_meta.boards import CLEAN, WORST, Board
+from robustbench_meta.boards import CLEAN, WORST, Board, Score
 from robustbench_meta.drawing import sides
 from robustbench_meta.tables import POINTER, doubts, worst_told
 
@@ -34,6 +35,34 @@ def place_told(told: Mapping[str, Any]) -> str:
     )
 
 
+def scene_told(told: Mapping[str, Any]) -> str:
+    """What is done to support and query, a line each."""
+    return sides(told).replace(", ", ",\n", 1)
+
+
+def numbers(found: Iterable[Board]) -> list[Score]:
+    """All numbers of these boards."""
+    return [score for board in found for row in board.scores.values() for score in row.values()]
+
+
+def alike(found: Iterable[Board], shown: Iterable[Score]) -> list[Board]:
+    """The boards of a figure, without the intervals of single seeds if it shows numbers of several seeds, in any panel.
+
+    They would be intervals over episodes beside deviations between seeds.
+    """
+    if max((score.seeds for score in shown), default=1) <= 1:
+        return list(found)
+    return [
+        replace(board, scores={name: {column: _bare(score) for column, score in row.items()}
+                               for name, row in board.scores.items()})
+        for board in found
+    ]  # fmt: skip
+
+
+def _bare(score: Score) -> Score:
+    return replace(score, spread=math.nan) if score.seeds == 1 else score
+
+
 def spread_told(what: str, seeds: Iterable[int], episodes: int) -> str:
     """What the numbers are means of, and what the error bars (`what`) are."""
     counts = {count for count in seeds if count}
@@ -42,15 +71,20 @@ def spread_told(what: str, seeds: Iterable[int], episodes: int) -> str:
     most, fewer = max(counts), len(counts) > 1
     return (
         f"Means over {most} seeds{' (some rest on fewer)' if fewer else ''} of {episodes:,} test episodes each; "
-        f"{what}: standard deviation between seeds."
+        f"{what}: standard deviation between seeds{', none where there is one seed' if 1 in counts else ''}."
     )
 
 
-def boards_told(found: Iterable[Board], what: str) -> str:
-    """What the numbers of these boards rest on, what the worst case is, and which of them are in doubt, and why."""
+def boards_told(found: Iterable[Board], shown: Iterable[Score], what: str) -> str:
+    """What the numbers rest on, what the worst case is, and which of the boards' are in doubt, and why.
+
+    Args:
+        found: the boards of a figure.
+        shown: those of their numbers that it shows.
+        what: its error bars are called.
+    """
     boards = list(found)
-    counts = (score.seeds for board in boards for row in board.scores.values() for score in row.values())
-    lines = [spread_told(what, counts, boards[0].setting["episodes"])]
+    lines = [spread_told(what, (score.seeds for score in shown), boards[0].setting["episodes"])]
     worst = [board for board in boards if WORST in board.columns]
     if worst:
         clean = all(board.setting["support"] == CLEAN for board in worst)

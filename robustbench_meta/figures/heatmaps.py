@@ -14,7 +14,7 @@ from matplotlib.colors import Normalize
 
 from robustbench_meta.boards import CLEAN, WORST, Board, Score, shown
 from robustbench_meta.drawing import norm_name, sides
-from robustbench_meta.figures.drawn import Drawn, boards_told, place_told
+from robustbench_meta.figures.drawn import Drawn, alike, boards_told, numbers, place_told
 from robustbench_meta.figures.look import Look
 from robustbench_meta.figures.settings import scenarios_of, shared_setting
 
@@ -34,10 +34,17 @@ def _figures(group: list[Board], look: Look) -> Iterator[Drawn]:
     wide = look.wide("single" if columns <= 4 and names < 1.2 else "double")
     turned = (wide - names - 0.7) / columns < look.inches(4, look.small) * 1.1
     unit = 0.17 if turned else 0.3
-    heights = [unit * len(board.columns if turned else board.scores) + 0.3 for board in group]
+    left = [name for board in group for name in (board.columns if turned else board.scores)]
+    room = max(1.0, wide - max(look.inches(min(len(name), 26), look.small) for name in left) - 0.6)
+    titles = [look.fitted(sides(board.setting), room) for board in group]
+    heights = [
+        unit * len(board.columns if turned else board.scores) + 0.3 + look.high(title.count("\n"))
+        for board, title in zip(group, titles, strict=True)
+    ]
     parts = list(_parts(heights))
     for number, (start, part) in enumerate(parts, start=1):
-        drawn = _figure(group[start : start + len(part)], wide, part, turned, look)
+        end = start + len(part)
+        drawn = _figure(group[start:end], titles[start:end], wide, part, turned, look)
         yield replace(drawn, setting={**drawn.setting, "part": number}) if len(parts) > 1 else drawn
 
 
@@ -52,8 +59,10 @@ def _parts(heights: list[float]) -> Iterator[tuple[int, list[float]]]:
         start = end
 
 
-def _figure(group: list[Board], width: float, heights: list[float], turned: bool, look: Look) -> Drawn:
-    setting = group[0].setting
+def _figure(
+    group: list[Board], titles: list[str], width: float, heights: list[float], turned: bool, look: Look
+) -> Drawn:  # fmt: skip
+    group, setting = alike(group, numbers(group)), group[0].setting
     threat = f"{norm_name(setting['threat_norm'])} ε = {setting['eps']}"
     with look.styled():
         same = len({tuple(board.columns) for board in group}) == 1 and (
@@ -65,11 +74,11 @@ def _figure(group: list[Board], width: float, heights: list[float], turned: bool
         figure = look.figure(width, sum(heights) + labels, [place_told(setting), threat])
         panels = figure.subplots(len(group), 1, height_ratios=heights, squeeze=False)[:, 0]
         order = list(max(group, key=lambda board: len(board.scores)).scores)
-        for axes, board in zip(panels, group, strict=True):
+        for axes, board, title in zip(panels, group, titles, strict=True):
             mesh = _panel(axes, board, [name for name in order if name in board.scores], turned, room, look)
             if same and axes is not panels[-1]:
                 axes.set_xticklabels([])
-            axes.set_title(sides(board.setting), loc="left")
+            axes.set_title(title, loc="left")
         bar = figure.colorbar(
             mesh, ax=list(panels), fraction=0.05, pad=0.015, aspect=sum(heights) / 0.09, ticks=[0, 50, 100]
         )
@@ -77,7 +86,8 @@ def _figure(group: list[Board], width: float, heights: list[float], turned: bool
         bar.set_label("accuracy (%)")
     scene = f", {sides(setting)}" if len(group) == 1 else ""
     caption = (
-        f"Accuracy in % by learner and attack ({threat}{scene}) on {place_told(setting)}. {boards_told(group, '±')}"
+        f"Accuracy in % by learner and attack ({threat}{scene}) on {place_told(setting)}. "
+        f"{boards_told(group, numbers(group), '±')}"
     )
     if any(board.doubts() for board in group):
         caption += " In the figure, ! marks the numbers that are in doubt."

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from robustbench_meta.drawing import folded, sides
+from robustbench_meta.drawing import folded
+from robustbench_meta.figures.lettering import breadth, fitted, letters
 from robustbench_meta.figures.sizes import COLUMNS, TALLEST
 
 Line = Literal["-", "--", "-.", ":"]
@@ -80,8 +79,7 @@ class Look:
 
     def figure(self, width: float, height: float, title: list[str]) -> Figure:
         """An empty figure of exactly this width; its title is drawn if titles are wanted."""
-        letters = int(width / self.inches(1))
-        lines = [part for line in title if self.title for part in self.shown(line, letters).split("\n")]
+        lines = [part for line in title if self.title for part in self.fitted(line, width - 0.1).split("\n")]
         extra = len(lines) * 1.4 * self.font_size / 72
         room = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.03, hspace=0.04)
         drawn = Figure(figsize=(width, min(height + extra, TALLEST)), layout=room)
@@ -91,48 +89,71 @@ class Look:
 
     def shown(self, label: str, width: int = 24) -> str:
         """A label, folded, cut after some four lines; a sign stands for each letter that the font has not."""
-        known = _letters(_FAMILIES[self.font])
         label = label if len(label) <= 4 * width else f"{label[: 4 * width - 1]}…"
         lines = [
             line[start : start + 2 * width]
             for line in folded(label, width).split("\n")
             for start in range(0, max(1, len(line)), 2 * width)
         ]
-        return "".join(letter if letter == "\n" or ord(letter) in known else "\ufffd" for letter in "\n".join(lines))
+        return self._known("\n".join(lines))
 
-    def scene(self, told: Mapping[str, Any]) -> str:
-        """What is done to support and query, in two lines."""
-        return "\n".join(self.shown(part, 40) for part in sides(told).replace(", ", ",\n", 1).split("\n"))
+    def fitted(self, text: str, room: float) -> str:
+        """A title in lines that are no wider than `room` inches."""
+        return fitted(self._known(text), room, _FAMILIES[self.font], self.font_size)
 
-    def across(self, axes: Axes, places: Iterable[float], names: Sequence[str], room: float) -> None:
-        """Names below an axis, `room` inches apart: folded where that makes them fit, else aslant."""
+    def breadth(self, text: str) -> float:
+        """How wide a title is, in inches."""
+        return max(breadth(line, _FAMILIES[self.font], self.font_size) for line in self._known(text).split("\n"))
+
+    def high(self, lines: int) -> float:
+        """How high so many lines are, in inches."""
+        return 1.2 * lines * self.font_size / 72
+
+    def across(
+        self, axes: Axes, places: Iterable[float], names: Sequence[str], room: float, reach: float = math.inf
+    ) -> None:  # fmt: skip
+        """Names below an axis, `room` inches apart: folded where that makes them fit, else aslant.
+
+        They stand on end where one would then reach more than `reach` inches left of where the first's place begins.
+        """
         labels = self._upright(names, room)
         if labels:
             axes.set_xticks(list(places), labels)
+            return
+        labels = [self.shown(name, 18) for name in names]
+        if self._on_end(labels, room, reach):
+            axes.set_xticks(list(places), labels, rotation=90)
         else:
-            axes.set_xticks(
-                list(places), [self.shown(name, 18) for name in names], rotation=40, ha="right", rotation_mode="anchor"
-            )
+            axes.set_xticks(list(places), labels, rotation=40, ha="right", rotation_mode="anchor")
 
-    def below(self, names: Sequence[str], room: float) -> float:
+    def below(self, names: Sequence[str], room: float, reach: float = math.inf) -> float:
         """About how high the names are that `across` writes, in inches."""
         upright = self._upright(names, room)
-        lines = [label.split("\n") for label in upright or [self.shown(name, 18) for name in names]]
-        most, line = max(map(len, lines)), 1.2 * self.small / 72
+        labels = upright or [self.shown(name, 18) for name in names]
+        most, line = max(label.count("\n") + 1 for label in labels), 1.2 * self.small / 72
         if upright:
             return 0.1 + most * line
-        return (
-            0.1
-            + 0.65 * self.inches(max(len(part) for parts in lines for part in parts), self.small)
-            + 0.8 * most * line
-        )
+        if self._on_end(labels, room, reach):
+            return 0.1 + self._longest(labels)
+        return 0.1 + 0.65 * self._longest(labels) + 0.8 * most * line
+
+    def _on_end(self, labels: Sequence[str], room: float, reach: float) -> bool:
+        return any(0.77 * self._longest([label]) - (place + 0.5) * room > reach for place, label in enumerate(labels))
+
+    def _longest(self, labels: Sequence[str]) -> float:
+        return self.inches(max(len(line) for label in labels for line in label.split("\n")), self.small)
+
+    def _known(self, text: str) -> str:
+        """Text with a sign for each letter that the font has not."""
+        known = letters(_FAMILIES[self.font])
+        return "".join(letter if letter == "\n" or ord(letter) in known else "\ufffd" for letter in text)
 
     def _upright(self, names: Sequence[str], room: float) -> list[str]:
         """The names in lines that fit `room` inches; none if they do not."""
-        letters = int(room / self.inches(1, self.small))
-        labels = [self.shown(name, max(4, letters)) for name in names]
+        most = int(room / self.inches(1, self.small))
+        labels = [self.shown(name, max(4, most)) for name in names]
         longest = max(len(line) for label in labels for line in label.split("\n"))
-        return labels if longest <= letters else []
+        return labels if longest <= most else []
 
     def legend(self, figure: Figure, handles: dict[str, Line2D]) -> None:
         """The learners above the panels, in as many columns as fit; the figure grows by what is more than a line."""
@@ -180,8 +201,3 @@ def percents(axes: Axes, axis: str = "y") -> None:
     (axes.set_yticks if axis == "y" else axes.set_xticks)(range(0, 101, 20))
     axes.grid(axis=axis, color="#dddddd", linewidth=0.5)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
-
-
-@cache
-def _letters(family: str) -> frozenset[int]:
-    return frozenset(get_font(findfont(FontProperties(family=family))).get_charmap())

@@ -13,7 +13,7 @@ from robustbench_meta.curves import SCENE, Curve, grouped, over_seeds
 from robustbench_meta.drawing import norm_name, sides, title
 from robustbench_meta.figures.drawn import Drawn, place_told, spread_told
 from robustbench_meta.figures.look import GREY, Look, percents
-from robustbench_meta.figures.panels import grid
+from robustbench_meta.figures.panels import grid, room
 
 _MOST = 12
 """Panels in a figure."""
@@ -34,11 +34,13 @@ def _figure(group: list[Curve], attacks: list[str], look: Look, part: int) -> Dr
     width = look.wide("single" if len(attacks) == 1 else "double")
     seeds = [len([1 for other in group if _line(other) == _line(curve)]) for curve in group]
     with look.styled():
-        figure, panels = grid(look, len(attacks), width, 1.75, title(told))
-        for axes, attack in zip(panels, attacks, strict=True):
+        titles = [look.fitted(attack, room(len(attacks), width, 1.75)) for attack in attacks]
+        lines = max(name.count("\n") + 1 for name in titles)
+        figure, panels = grid(look, len(attacks), width, 1.75, title(told), lines=lines)
+        for axes, attack, name in zip(panels, attacks, titles, strict=True):
             _panel(axes, [curve for curve in group if curve.attack == attack], look, most=max(seeds))
             if len(attacks) > 1:
-                axes.set_title(look.shown(attack, 28))
+                axes.set_title(name)
         figure.supxlabel(f"ε ({norm_name(told['threat_norm'])})", fontsize=look.font_size)
         figure.supylabel("accuracy (%)", fontsize=look.font_size)
         look.legend(figure, {name: look.handle(name) for name in sorted({curve.learner for curve in group})})

@@ -11,14 +11,25 @@ from matplotlib.figure import Figure
 from robustbench_meta.figures.look import Look
 
 
+def beside(count: int, width: float, least: float) -> int:
+    """How many of so many equal panels stand side by side; `least` is the width in inches that one needs."""
+    rows = math.ceil(count / min(count, max(1, int(width / least))))
+    return math.ceil(count / rows)
+
+
+def room(count: int, width: float, least: float) -> float:
+    """How wide the title of such a panel may be, in inches."""
+    return (width - 0.5) / beside(count, width, least) - 0.1
+
+
 def grid(
-    look: Look, count: int, width: float, least: float, title: list[str], *, aspect: float = 0.72
+    look: Look, count: int, width: float, least: float, title: list[str], *, aspect: float = 0.72, lines: int = 1
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of so many equal panels, which share their y axis; `least` is the width in inches that one needs."""
-    columns = min(count, max(1, int(width / least)))
+    """A figure of so many equal panels, which share their y axis, with titles of so many lines."""
+    columns = beside(count, width, least)
     rows = math.ceil(count / columns)
-    columns = math.ceil(count / rows)
-    figure = look.figure(width, rows * (aspect * min(width / columns, 3.4) + 0.2) + 0.45, title)
+    high = aspect * min(width / columns, 3.4) + 0.2 + look.high(lines - 1)
+    figure = look.figure(width, rows * high + 0.45, title)
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
     for spare in list(axes)[count:]:
         spare.remove()
@@ -26,17 +37,11 @@ def grid(
 
 
 def packed(
-    look: Look, sizes: Sequence[int], most: float, width: float, height: float, title: list[str]
+    look: Look, rows: Sequence[Sequence[int]], across: int, width: float, height: float, title: list[str]
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of panels as wide as their sizes say, in rows of at most `most`, as even as can be.
-
-    Each row is `height` inches.
-    """
-    rows = _rows(sizes, most)
-    while max(map(sum, rows)) > max(sizes) and len(tighter := _rows(sizes, max(map(sum, rows)) - 1)) == len(rows):
-        rows = tighter
+    """A figure of panels as wide as their sizes say, in these rows of at most `across`; each is `height` inches."""
     figure = look.figure(width, len(rows) * height + 0.4, title)
-    places = figure.add_gridspec(len(rows), max(map(sum, rows)))
+    places = figure.add_gridspec(len(rows), across)
     panels: list[Axes] = []
     for down, row in enumerate(rows):
         for column, size in enumerate(row):
@@ -48,7 +53,15 @@ def packed(
     return figure, panels
 
 
-def _rows(sizes: Sequence[int], most: float) -> list[list[int]]:
+def even_rows(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Sizes in rows of at most `most`, or of one, as few as can be, and as even."""
+    rows = _rows(sizes, most)
+    while max(map(sum, rows)) > max(sizes) and len(tighter := _rows(sizes, max(map(sum, rows)) - 1)) == len(rows):
+        rows = tighter
+    return rows
+
+
+def _rows(sizes: Sequence[int], most: int) -> list[list[int]]:
     """The sizes in rows that are filled one after the other."""
     rows: list[list[int]] = [[]]
     for size in sizes:

@@ -11,10 +11,13 @@ from matplotlib.ticker import MaxNLocator
 
 from robustbench_meta.boards import CLEAN, WORST, Board
 from robustbench_meta.drawing import norm_name, sides
-from robustbench_meta.figures.drawn import Drawn, boards_told, place_told
+from robustbench_meta.figures.drawn import Drawn, alike, boards_told, place_told, scene_told
 from robustbench_meta.figures.look import GREY, Look
-from robustbench_meta.figures.panels import grid
+from robustbench_meta.figures.panels import grid, room
 from robustbench_meta.figures.settings import scenarios_of, shared_setting
+
+_LEAST = 2.0
+"""Inches: the width that a panel needs."""
 
 
 def draw_tradeoffs(boards: Iterable[Board], look: Look) -> Iterator[Drawn]:
@@ -28,28 +31,50 @@ def draw_tradeoffs(boards: Iterable[Board], look: Look) -> Iterator[Drawn]:
 def _figure(group: list[Board], look: Look) -> Drawn:
     setting = group[0].setting
     threat = f"{norm_name(setting['threat_norm'])} ε = {setting['eps']}"
-    lasts = {board.columns[-1] for board in group}
-    robust = lasts.pop() if len(lasts) == 1 else "robust"
+    shown = [
+        board.scores[name][column] for board in group for name in board.measured(board.columns[-1])
+        for column in (CLEAN, board.columns[-1])
+    ]  # fmt: skip
+    group = alike(group, shown)
+    lasts = list(dict.fromkeys(board.columns[-1] for board in group))
+    width = look.wide("single" if len(group) == 1 else "double")
+    titles = [look.fitted(_scene(board, told=len(lasts) > 1), room(len(group), width, _LEAST)) for board in group]
+    lines = max(2, *(title.count("\n") + 1 for title in titles)) - 1 if len(group) > 1 else 1
     with look.styled():
-        width = look.wide("single" if len(group) == 1 else "double")
-        figure, panels = grid(look, len(group), width, 2.0, [place_told(setting), threat], aspect=0.9)
-        for axes, board in zip(panels, group, strict=True):
+        figure, panels = grid(look, len(group), width, _LEAST, [place_told(setting), threat], aspect=0.9, lines=lines)
+        for axes, board, title in zip(panels, group, titles, strict=True):
             _panel(axes, board, look)
             if len(group) > 1:
-                axes.set_title(look.scene(board.setting))
+                axes.set_title(title)
         _limits(panels, group)
         figure.supxlabel("clean accuracy (%)", fontsize=look.font_size)
-        label = robust if robust in {WORST, "robust"} else f"{look.shown(robust)}:"
+        label = "robust" if len(lasts) > 1 else WORST if lasts == [WORST] else f"{look.shown(lasts[0])}:"
         figure.supylabel(f"{label} accuracy (%)", fontsize=look.font_size)
         learners = sorted({name for board in group for name in board.measured(board.columns[-1])})
         look.legend(figure, {name: _handle(name, look) for name in learners})
     scene = f", {sides(setting)}" if len(group) == 1 else ""
     caption = (
-        f"Accuracy without attack, and {'in the worst case' if robust == WORST else f'under {robust}'} "
-        f"({threat}{scene}), on {place_told(setting)}. "
-        f"{boards_told(group, 'error bars')} Grey: where an attack would take nothing."
+        f"Accuracy without attack, and {_robust(lasts)} ({threat}{scene}), on {place_told(setting)}. "
+        f"{boards_told(group, shown, 'error bars')} Grey: where an attack would take nothing."
     )
     return Drawn("tradeoff", shared_setting(group), figure, "Clean and robust accuracy", caption)
+
+
+def _robust(lasts: list[str]) -> str:
+    """What the robust accuracies of the panels are, by their boards' last columns, each told once."""
+    if len(lasts) == 1:
+        return "in the worst case" if lasts == [WORST] else f"under {lasts[0]}"
+    if WORST not in lasts:
+        return "under each scenario's only attack"
+    alone = [name for name in lasts if name != WORST]
+    named = f", {alone[0]}," if len(alone) == 1 else ""
+    return f"in the worst case, or under the only attack{named} where a scenario has one"
+
+
+def _scene(board: Board, *, told: bool) -> str:
+    """A panel's title, with what its robust accuracy is, if that is `told`."""
+    last = board.columns[-1]
+    return scene_told(board.setting) + (f"\n({last if last == WORST else f'under {last}'})" if told else "")
 
 
 def _panel(axes: Axes, board: Board, look: Look) -> None:
