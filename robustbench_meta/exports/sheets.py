@@ -79,7 +79,7 @@ def _notes(board: Board, ranked_: bool) -> list[str]:
         by = "episodes" + (" and seeds" if board.seeds > 1 else "")
         lines.append(
             "Bold: all that cannot be told apart from the best, for no learner is significantly better "
-            f"(5 %, paired over {by}, Holm's correction in each column)."
+            f"(5 %, paired over {by}, Holm's correction for the pairs under one attack)."
         )
     if any(map(board.fewer, scores)):
         lines.append("* rests on fewer seeds.")

@@ -135,6 +135,8 @@ def _caption_of_all(standings: Sequence[Standing]) -> str:
     if ranked:
         lines.append("Rank: 1 + how many learners are significantly better in the shaded column; "
                      "equal ranks cannot be told apart.")  # fmt: skip
+        lines.append("Bold: none is significantly better in that column. Ranks and bold correct for the pairs in one "
+                     "column, the comparisons in pairs for all of them, and so may tell fewer apart.")  # fmt: skip
         seeds = {board.scores[name][board.columns[-1]].seeds for board in ranked for name in board.ranks}
         if 1 in seeds:
             some = " where a learner has one seed" if len(seeds) > 1 else ""

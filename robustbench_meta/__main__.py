@@ -1,0 +1,5 @@
+"""`python -m robustbench_meta`: the command `bench`."""
+
+from robustbench_meta.cli import main
+
+main()
