@@ -61,8 +61,9 @@ def run_started(
 ) -> None:  # fmt: skip
     """A run begins: what it is (`run`, plain data), how many cells it has still to do, and the work that they are.
 
-    `work` has for each learner to train or test its label (`training`), its `cells`, and the passes through a task that
-    it needs to `train` and to `test`, 0 where nothing is to do. `results` is the folder that it writes
+    `work` has for each learner to train or test its label (`training`), its `cells`, the passes through a task that
+    it needs to `train` and to `test`, 0 where nothing is to do, and how many (episode, attack) pairs, the first ones,
+    are `checked` and so take longer than their share. `results` is the folder that it writes
     to. `trainings` has by its key each training that the cells need: the `title` that other events call it by, the
     labels `learner`, `dataset` and `backbone`, and all that decides it (`spec`).
     """

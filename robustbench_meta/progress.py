@@ -29,16 +29,23 @@ class Stretch:
     """Loss and validation accuracy, of a training."""
     over: bool = False
     began: float = 0.0
+    checked: int = 0
+    """So much of it, at its beginning, takes longer than the rest: probes run beside the attacks."""
     spent: float = 0.0
     """Seconds from its first to its last event."""
     first: int = 0
     """What was done before this run began with it."""
     seen: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_MOST_SEEN))
+    _slowly: float | None = None
+    """The rate at the end of what was checked."""
 
     def reach(self, now: float, done: int, total: int) -> None:
         """It is at `done` of `total`."""
         if not self.seen:
             self.began, self.first = now, done
+        if self.done < self.checked <= done:
+            self._slowly = self.rate
+            self.seen.clear()
         self.done, self.total, self.spent = done, total, now - self.began
         if not self.seen or self.seen[-1][1] != done:
             self.seen.append((now, done))
@@ -53,10 +60,30 @@ class Stretch:
     @property
     def rate(self) -> float | None:
         """Steps or (episode, attack) pairs a second; None: not known yet."""
+        fresh = self._fresh
+        return self._slowly if fresh is None else fresh
+
+    def lately(self) -> float | None:
+        """The rate; of what is over, that of all of it."""
+        return self.whole() if self.over else self.rate
+
+    def whole(self) -> float | None:
+        """The rate from its first to its last event; where too little is done for that, the rate."""
+        enough = self.done > self.first and (self.over or self.rate is not None) and self.spent > 0
+        return (self.done - self.first) / self.spent if enough else self.rate
+
+    @property
+    def _fresh(self) -> float | None:
+        """Of the last minute, and of what is not checked once that has begun."""
         if len(self.seen) < 3:
             return None
         (start, first), (end, last) = self.seen[1], self.seen[-1]
         return (last - first) / (end - start) if end - start >= SETTLED_SECONDS and last > first else None
+
+    @property
+    def quickens(self) -> bool:
+        """Whether the rate is that of what is checked, so that less time is left than it says."""
+        return self.done < min(self.checked, self.total - 1) or (self._slowly is not None and self._fresh is None)
 
     @property
     def left(self) -> float | None:
@@ -72,6 +99,8 @@ class Share:
     cells: int
     costs: Mapping[Stage, int]
     """In passes through a task; 0: nothing to do."""
+    checked: int = 0
+    """Of the (episode, attack) pairs of its test, the first ones."""
     stretches: dict[Stage, Stretch] = field(default_factory=dict)
     failed: int = 0
     """Cells."""
@@ -91,9 +120,9 @@ class Left(NamedTuple):
     """How long a run still takes."""
 
     seconds: float
-    known: Literal["measured", "guessed", "more"]
-    """Each part by its own pace; parts that have not begun by the pace of others; or of parts there is no pace yet, so
-    that it takes longer than this."""
+    known: Literal["measured", "guessed", "more", "less"]
+    """Each part by its own pace; parts that have not begun by the pace of others; of parts there is no pace yet, so
+    that it takes longer than this; or the pace is that of episodes that are checked, so that it takes less."""
 
 
 class Progress:
@@ -115,7 +144,10 @@ class Progress:
     def begin(self, cells: int, work: Iterable[Mapping[str, Any]]) -> None:
         """A run begins; see the event `run_started`."""
         self.cells, self._began = cells, self._clock()
-        self.shares = [Share(each["training"], each["cells"], {s: each[s] for s in STAGES}) for each in work]
+        self.shares = [
+            Share(each["training"], each["cells"], {stage: each[stage] for stage in STAGES}, each["checked"])
+            for each in work
+        ]
 
     def reach(
         self, stage: Stage, title: str, done: int, total: int, told: Mapping[str, float] | None = None
@@ -130,6 +162,7 @@ class Progress:
             for share in self.shares:
                 if share.title == title and share.costs[stage] and stage not in share.stretches:
                     share.stretches[stage] = stretch
+                    stretch.checked = share.checked if stage == "test" else 0
                     break
         stretch.reach(self._clock(), done, total)
         stretch.told = told or {}
@@ -171,16 +204,19 @@ class Progress:
     @property
     def left(self) -> Left | None:
         """How long the run still takes; None: nothing has been measured yet."""
-        paces = {stage: self._paces(stage) for stage in STAGES}
-        chains, known = [], {"measured"}
+        paces = {stage: self._paces(stage, Stretch.lately) for stage in STAGES}
+        usual = {stage: list(self._paces(stage, Stretch.whole).values()) for stage in STAGES}
+        chains, known = [], set()
+        if any(stretch.quickens for stretch in self.stretches):
+            known.add("less")
         for share in self.shares:
             parts = []
             for stage in STAGES:
                 if not share.costs[stage] or share.over(stage):
                     continue
                 pace = paces[stage].get(share.title)
-                if pace is None and paces[stage]:
-                    pace = sum(paces[stage].values()) / len(paces[stage])
+                if pace is None and usual[stage]:
+                    pace = sum(usual[stage]) / len(usual[stage])
                     known.add("guessed")
                 if pace is None:
                     known.add("more")
@@ -191,18 +227,15 @@ class Progress:
             return None
         side_by_side = max(1, len(self.stretches))
         seconds = max([*chains, sum(chains) / side_by_side], default=0.0)
-        return Left(seconds, "more" if "more" in known else "guessed" if "guessed" in known else "measured")
+        if {"more", "less"} <= known:
+            return Left(seconds, "guessed")
+        return Left(seconds, next((mark for mark in ("more", "less", "guessed") if mark in known), "measured"))
 
-    def _paces(self, stage: Stage) -> dict[str, float]:
+    def _paces(self, stage: Stage, rate: Callable[[Stretch], float | None]) -> dict[str, float]:
         """The seconds that a unit of cost takes, by the titles of which this is known."""
         found = {}
         for share in self.shares:
             stretch = share.stretches.get(stage)
-            if stretch is None or not stretch.total:
-                continue
-            rate = stretch.rate
-            if stretch.over and stretch.done > stretch.first and stretch.spent > 0:
-                rate = (stretch.done - stretch.first) / stretch.spent
-            if rate:
-                found[share.title] = stretch.total / share.costs[stage] / rate
+            if stretch is not None and stretch.total and (known := rate(stretch)):
+                found[share.title] = stretch.total / share.costs[stage] / known
         return found

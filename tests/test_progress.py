@@ -13,6 +13,7 @@ import sys
 import termios
 import time
 from fcntl import ioctl
+from functools import partial
 
 import pluggy
 import pytest
@@ -23,8 +24,8 @@ from robustbench_meta.cli.progress import Lines, Listener, drawn, left_told, sho
 from robustbench_meta.progress import Progress
 
 TWO = [
-    {"training": "maml (seed 0)", "cells": 3, "train": 400, "test": 300},
-    {"training": "adml (seed 0)", "cells": 3, "train": 800, "test": 300},
+    {"training": "maml (seed 0)", "cells": 3, "train": 400, "test": 300, "checked": 0},
+    {"training": "adml (seed 0)", "cells": 3, "train": 800, "test": 300, "checked": 0},
 ]
 
 
@@ -97,6 +98,24 @@ def test_the_time_left_is_a_lower_bound_then_a_guess_then_measured():
     assert left_told(progress.left) == "~0:00:06 left"
     advance(progress, clock, "test", "adml (seed 0)", 0, 150, 300, 15.0)
     assert left_told(progress.left) == "0:00:15 left", "its own pace now: 150 pairs at 0.1 s"
+
+
+def test_checked_episodes_bound_the_time_that_is_left():
+    clock = Clock()
+    progress = Progress(clock)
+    progress.begin(3, [{**TWO[0], "train": 0, "checked": 96}, {**TWO[1], "train": 0, "checked": 96}])
+    reach = partial(advance, progress, clock, "test")
+    reach("maml (seed 0)", 0, 60, 300, 60.0)
+    assert left_told(progress.left) == "<0:09:00 left", "240 and 300 pairs at a second each, at most"
+    reach("maml (seed 0)", 60, 96, 300, 36.0)
+    assert left_told(progress.left) == "<0:08:24 left", "what is not checked has not been seen yet"
+    reach("maml (seed 0)", 96, 200, 300, 10.4)
+    # 100 pairs of 0.1 s, and 300 of the mean of 200 that took 106.4 s
+    assert left_told(progress.left) == "~0:02:50 left"
+    reach("maml (seed 0)", 200, 300, 300, 10.0)
+    reach("adml (seed 0)", 0, 96, 300, 96.0)
+    reach("adml (seed 0)", 96, 200, 300, 10.4)
+    assert left_told(progress.left) == "0:00:10 left"
 
 
 def test_work_side_by_side_takes_as_long_as_the_longest_chain():
@@ -176,6 +195,16 @@ def test_a_training_that_goes_on_says_from_where():
     assert tape.lines == ["train maml (seed 0): going on from 180 of 300"]
 
 
+def test_what_is_checked_no_more_does_not_go_on_from_somewhere():
+    tape, clock = Tape(), Clock()
+    listener = Listener(tape, Progress(clock))
+    listener.run_started(3, [{**TWO[0], "checked": 96}])
+    for done in range(0, 300, 32):
+        clock.now += 1.0
+        listener.evaluation_progress("maml (seed 0)", done, 300)
+    assert tape.lines == []
+
+
 def test_a_tracker_of_a_stranger_hears_the_same():
     heard = []
 
@@ -243,7 +272,7 @@ import time
 from robustbench_meta.cli.progress import showing_progress
 from tests.test_progress import Manager
 manager = Manager()
-work = [{"training": f"maml[x] (seed {n})", "cells": 1, "train": 9, "test": 9} for n in range(100)]
+work = [{"training": f"maml[x] (seed {n})", "cells": 1, "train": 9, "test": 9, "checked": 0} for n in range(100)]
 with showing_progress(manager):
     manager.tell("run_started", cells=100, work=work)
     for n in range(100):

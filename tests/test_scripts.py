@@ -65,8 +65,8 @@ def test_the_stream_of_a_run_is_in_order_and_ends_with_the_rows_of_the_csv(strea
     assert {event["format"] for event in events} == {1}
     times = [event["seconds"] for event in events]
     assert times == sorted(times)
-    # 2 meta-steps of 4 tasks; 4 episodes, each adapted to once and once attacked.
-    share = {"training": "protonet (seed 0)", "cells": 2, "train": 8, "test": 8}
+    # 2 meta-steps of 4 tasks; 4 episodes, each adapted to once and once attacked; all are checked.
+    share = {"training": "protonet (seed 0)", "cells": 2, "train": 8, "test": 8, "checked": 8}
     assert events[0]["work"] == [share]
     steps = [event["step"] for event in events if event["event"] == "training_progress"]
     pairs = [event["done"] for event in events if event["event"] == "evaluation_progress"]

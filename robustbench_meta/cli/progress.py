@@ -80,7 +80,7 @@ class Listener:
         self.display.changed(self.progress, None)
 
     def _told(self, stretch: Stretch) -> None:
-        if len(stretch.seen) == 1 and 0 < stretch.done < stretch.total:
+        if stretch.spent == 0 and 0 < stretch.first == stretch.done < stretch.total:
             self.display.say(f"{_name(stretch)}: going on from {stretch.done:,} of {stretch.total:,}")
         if stretch.over and stretch.total:
             metrics = _metrics(stretch.told)
@@ -114,11 +114,20 @@ def _time(seconds: float) -> str:
 
 
 def left_told(left: Left | None) -> str:
-    """`0:12:30 left`; ~ where it rests on the pace of others, > where of some work there is no pace yet."""
+    """`0:12:30 left`, with a mark.
+
+    ~ where it rests on the pace of others, > where of some work there is no pace yet, < where the pace is that of
+    episodes that are checked.
+    """
     if left is None or (left.known == "more" and left.seconds < 1):
         return "…"
-    mark = {"measured": "", "guessed": "~", "more": ">"}[left.known]
+    mark = {"measured": "", "guessed": "~", "more": ">", "less": "<"}[left.known]
     return f"{mark}{_time(left.seconds)} left"
+
+
+def _own_left(stretch: Stretch) -> str:
+    """`0:12:30` of one training or evaluation."""
+    return "" if stretch.left is None else f"{'<' if stretch.quickens else ''}{_time(stretch.left)}"
 
 
 def _shortened(text: str, width: int) -> str:
@@ -149,7 +158,7 @@ def drawn(progress: Progress, width: int, height: int = 24) -> RenderableType:
             ProgressBar(total=stretch.total or 1, completed=stretch.done),
             f"{stretch.done:,}/{stretch.total:,}",
             "" if stretch.rate is None else _rate(stretch.rate),
-            "" if stretch.left is None else _time(stretch.left) + (" left" if wide else ""),
+            "" if stretch.left is None else _own_left(stretch) + (" left" if wide else ""),
             _metrics(stretch.told).replace(" %", "%").replace(",", ""),
         )
     parts: list[RenderableType] = [table] if shown else []
@@ -225,7 +234,7 @@ class Lines:
             return
         if not self._due(_name(stretch), QUIET_SECONDS * max(1.0, len(progress.stretches) / 4)):
             return
-        pace = stretch.rate and f", {_rate(stretch.rate)}, {_time(stretch.left or 0)} left"
+        pace = stretch.rate and f", {_rate(stretch.rate)}, {_own_left(stretch)} left"
         told = _metrics(stretch.told)
         self.say(f"{_name(stretch)}: {stretch.done:,}/{stretch.total:,}{pace or ''}{', ' + told if told else ''}")
 

@@ -10,6 +10,7 @@ import torch
 from robustbench_meta.executors import Task
 from robustbench_meta.grid import Cell, Grid, Training
 from robustbench_meta.options import Jobs
+from robustbench_meta.probes import CHECKED
 
 WORTH_STARTING = 2000
 """The tasks (episodes) that a run must go through for worker processes to pay: about 20 s with the profile quick's
@@ -72,10 +73,12 @@ def shares_of(grid: Grid, pending: Collection[str], trained: Callable[[str], boo
     """What is to do for each training of a run, as the event `run_started` tells it; costs are those of `tasks_of`."""
     tasks = tasks_of(grid, pending, trained)
     shares: dict[str, dict[str, Any]] = {
-        task.training: {"training": task.title, "cells": 0, "train": _own(task, tasks), "test": 0}
+        task.training: {"training": task.title, "cells": 0, "train": _own(task, tasks), "test": 0, "checked": 0}
         for task in reversed(tasks)
     }
+    checked = min(CHECKED, grid.run.size("episodes")) if grid.battery is not None else 0
     for task in tasks:
+        shares[task.training]["checked"] += checked * len(task.cells)
         shares[task.training]["cells"] += len(task.cells)
         shares[task.training]["test"] += task.cost if task.cells else 0
     return list(reversed(shares.values()))
