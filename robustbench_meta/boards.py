@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
+
+from robustbench_meta.errors import BenchError
+from robustbench_meta.options import parse_eps
 
 CLEAN, WORST = "clean", "worst case"
 PLACE = [
@@ -139,6 +142,48 @@ def groups(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
     for part in (attacked, clean):
         for _, rows in part.groupby([*PLACE, *THREAT], sort=False, dropna=False):
             yield told_apart(rows)
+
+
+def eps_of(setting: Mapping[str, Any]) -> float:
+    """The size of ε; infinite where it cannot be read."""
+    try:
+        return parse_eps(str(setting["eps"])).value
+    except BenchError:
+        return math.inf
+
+
+def numbers(found: Iterable[Board]) -> list[Score]:
+    """All numbers of these boards."""
+    return [score for board in found for row in board.scores.values() for score in row.values()]
+
+
+def alike(found: Iterable[Board], pictured: Iterable[Score]) -> list[Board]:
+    """The boards of a picture, without the intervals of single seeds if any of the numbers in it is of several seeds.
+
+    They would be intervals over episodes beside deviations between seeds, in one panel or in two.
+    """
+    if max((score.seeds for score in pictured), default=1) <= 1:
+        return list(found)
+    return [
+        replace(board, scores={name: {column: _bare(score) for column, score in row.items()}
+                               for name, row in board.scores.items()})
+        for board in found
+    ]  # fmt: skip
+
+
+def _bare(score: Score) -> Score:
+    return replace(score, spread=math.nan) if score.seeds == 1 else score
+
+
+def unattacked(group: Iterable[Board]) -> Board:
+    """The clean accuracies of boards that differ in the threat alone: each learner's where it rests on most seeds."""
+    boards = list(group)
+    rows: dict[str, dict[str, Score]] = {}
+    for board in boards:
+        for name, row in board.scores.items():
+            if name not in rows or row[CLEAN].seeds > rows[name][CLEAN].seeds:
+                rows[name] = {CLEAN: row[CLEAN]}
+    return replace(boards[0], columns=[CLEAN], scores=rows)
 
 
 def once(frame: pd.DataFrame) -> pd.DataFrame:

@@ -37,7 +37,10 @@ def _duel_drawn(duel: Duel, width: int, luck: bool) -> RenderableType:
     }
     if luck:
         cells["p seeds"] = {column: Text(_p(contrast.seeds_p)) for column, contrast in rows.items()}
-    cells["ahead"] = {column: Text(folded(_ahead(duel, contrast, room), room)) for column, contrast in rows.items()}
+    ahead = {column: _ahead(duel, contrast, room) for column, contrast in rows.items()}
+    cells["ahead"] = {column: Text(told) for column, told in ahead.items()}
+    if len(list(portions(first, cells, width))) > 1:
+        cells["ahead"] = {column: Text(folded(told, 12)) for column, told in ahead.items()}
     parts: list[RenderableType] = [Text(line, style="bold") for line in title(duel.setting)]
     parts += [
         Text.assemble((f"{letter} ", "bold"), name)

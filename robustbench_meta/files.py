@@ -18,10 +18,15 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 """What the system says when there is no room."""
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], None], *, kept: bool = True) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step.
 
     When this returns, the file survives a crash of the machine, as far as its disk keeps its word.
+
+    Args:
+        path: of the file.
+        write: given the temporary file's path.
+        kept: see `cannot_write`.
 
     Raises:
         StorageError: the folder cannot be written, or the disk is full; `path` is as it was.
@@ -41,15 +46,15 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             part.unlink(missing_ok=True)
         _sync_folder(path.parent)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise cannot_write(path, error, kept=kept) from error
 
 
-def cannot_write(path: Path, error: OSError) -> StorageError:
-    """The message for a file that cannot be written."""
+def cannot_write(path: Path, error: OSError, *, kept: bool = True) -> StorageError:
+    """The message for a file that cannot be written; `kept`: it is one of a run, whose finished cells are there."""
     what = "free some space" if error.errno in FULL else "see to it that this folder can be written, or choose another"
     return StorageError(
-        f"cannot write {path}: {error.strerror or error}; {what}, then give the same command again: "
-        "what was finished is kept"
+        f"cannot write {path}: {error.strerror or error}; {what}, then give the same command again"
+        + (": what was finished is kept" if kept else "")
     )
 
 

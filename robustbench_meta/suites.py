@@ -370,7 +370,7 @@ def save_suite(suite: Suite, path: Path) -> bool:
         except BenchError:
             pass  # it is something else altogether
         raise BenchError(f"{told}: is there already, and says something else; choose another name, or remove it")
-    write_atomically(path, lambda part: write_text(part, text.removesuffix("\n")))
+    write_atomically(path, lambda part: write_text(part, text.removesuffix("\n")), kept=False)
     return True
 
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustbench_meta.boards import boards
+from robustbench_meta.checks import FLAGS
 from robustbench_meta.exports.latex import TEXT_WIDTH, latex
 from robustbench_meta.exports.latex import escape as latex_escape
 from robustbench_meta.exports.markdown import code, markdown
@@ -110,6 +111,26 @@ def test_latex_gets_no_control_characters_lines_or_open_braces(text):
         depth += {"{": 1, "}": -1}.get(letter, 0)
         assert depth >= 0
     assert depth == 0
+
+
+def test_captions_set_names_as_names_and_sentences_as_sentences(folder):
+    text = bench("export", folder, "--eps", "0.1", "--format", "latex").out
+    (caption,) = re.findall(r"\\caption{(.*)}\n", text)
+    assert caption.startswith(r"\texttt{d}, 2-way 1-shot; \texttt{b} (no norm, inductive), 10 meta-steps;")
+    assert "Holm's correction" in caption
+    assert "textquotesingle" not in caption
+    assert latex_escape("it's") == r"it\textquotesingle{}s"
+    assert latex_escape("''" + "'", prose=True) == "'{}'{}'"
+
+
+def test_captions_say_what_flags_mean(tmp_path):
+    clean = answers(0.9, 30)
+    stored(tmp_path, *(record(answers(0.5, 30, seed=n), clean=clean, attack=name, flags=["smoke", *flags])
+                       for n, (name, flags) in enumerate({"fgsm": [], "pgd": ["not-converged"]}.items())))  # fmt: skip
+    for format in ("latex", "markdown"):
+        text = bench("export", tmp_path, "--format", format).out
+        assert f"All: smoke ({FLAGS['smoke']})." in text
+        assert f"! not-converged ({FLAGS['not-converged']}): maml under pgd." in text
 
 
 def test_latex_has_a_booktabs_table_for_each_board(folder):

@@ -12,18 +12,22 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from robustbench_meta.boards import boards
+from robustbench_meta.checks import FLAGS
 from robustbench_meta.comparison import duels
 from robustbench_meta.curves import curves
 from robustbench_meta.figures import KINDS
+from robustbench_meta.figures.heatmaps import ink
 from robustbench_meta.figures.look import Look, Palette
 from robustbench_meta.figures.making import Shown, draw
 from robustbench_meta.figures.saving import save
 from robustbench_meta.leaderboard import read
 from tests.records import answers, clean_record, record, stored
 from tests.test_cli import bench, told
+from tests.test_report import contrast as seen
 
 HOSTILE = ["a$b_c^d{e}\\x", "<b>&amp;|%#~", "$\\frac{1}{0}$", "漢字 😀" + "x" * 150]
 
@@ -197,9 +201,50 @@ def test_a_caption_tells_doubts_intervals_and_seeds(tmp_path):
     doubted = record(answers(0.5, 30), clean=clean, flags=flags)
     store = stored(tmp_path, doubted, record(answers(0.6, 30), clean=clean, learner="aq"))
     (figure,) = drawn(store, "heatmap")
-    assert "masked-gradients: maml under pgd" in figure.caption
+    assert f"! masked-gradients ({FLAGS['masked-gradients']}): maml under pgd." in figure.caption
     assert "30 test episodes, of one training each; ±: 95 % intervals" in figure.caption
     assert [text.get_text()[:5] for axes in figure.figure.axes for text in axes.texts if "!" in text.get_text()] != []
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        ("curves", ["All: {smoke}.", "Flagged {not-converged}: maml under pgd (ε = 0.2)."]),
+        ("scenarios", ["All: {smoke}.", "Flagged {not-converged}: maml under pgd."]),
+        ("compare", ["All: {smoke}.", "Flagged {not-converged}: maml under pgd (clean support, attacked query)."]),
+        ("learning", ["Flagged among the test results of these weights: {not-converged}: maml; {smoke}: all."]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_kind_of_figure_tells_the_flags_of_its_numbers_and_what_they_mean(tmp_path, kind, wanted):
+    meanings = {flag: f"{flag} ({FLAGS[flag]})" for flag in ("smoke", "not-converged")}
+    store = planted(tmp_path, supports=("clean",))
+    for each in store.records():
+        label = each["labels"]
+        doubted = (label["learner"], label["attack"], label["eps"]) == ("maml", "pgd", "0.2")
+        store.write_record({**each, "flags": ["smoke", *(["not-converged"] if doubted else [])]})
+    told_ = [figure.caption for figure in drawn(store, kind) if figure.setting.get("eps") != "0.1"]
+    assert len(told_) == 1
+    for line in wanted:
+        assert line.format(**meanings) in told_[0]
+    assert told_[0].count(FLAGS["smoke"]) == 1
+
+
+def test_a_flag_of_all_numbers_is_told_once_whatever_the_scenarios(tmp_path):
+    store = planted(tmp_path, eps=(0.1,))
+    for each in store.records():
+        store.write_record({**each, "flags": ["smoke"]})
+    (figure,) = drawn(store, "heatmap")
+    assert figure.caption.count("smoke") == 1
+
+
+def test_numbers_are_as_readable_on_their_cells_as_black_or_white_can_be():
+    values = np.linspace(0, 100, 1001)
+    grounds = [to_hex(mpl.colormaps["cividis"](value / 100)) for value in values]
+    inks = {"black": "#000000", "white": "#ffffff"}
+    for value, ground in zip(values, grounds, strict=True):
+        contrasts = {name: seen(color, ground) for name, color in inks.items()}
+        assert contrasts[ink(value)] == max(contrasts.values()) >= 4.5, value
 
 
 SEEDS = {"clean/adv": (0, 1)}
@@ -419,6 +464,41 @@ def test_bench_plot_draws_all_and_says_where_and_what(tmp_path):
     assert names == {"heatmap.svg", "scenarios.svg", "tradeoff.svg", "learning.svg", "compare.svg"}
     assert "5 figures in" in done.out
     assert "Accuracy in % by learner and attack (L∞ ε = 0.1)" in told(done.out)
+
+
+def test_every_file_that_was_written_is_listed(tmp_path):
+    planted(tmp_path / "R", eps=(0.1,), supports=("clean",))
+    done = bench("plot", "heatmap", "tradeoff", tmp_path / "R", "--format", "png", "--format", "svg", "--dpi", "50")
+    assert done.code == 0, done.err
+    written = sorted(str(path) for path in (tmp_path / "R" / "figures").iterdir())
+    assert len(written) == 4
+    assert sorted(re.findall(rf"^{re.escape(str(tmp_path))}\S+\.\w{{3}}\b", done.out, re.MULTILINE)) == written
+
+
+@pytest.mark.parametrize("kind", ["heatmap", "scenarios", "tradeoff", "compare"])
+def test_eps_zero_is_drawn_only_where_it_is_asked_for(tmp_path, kind):
+    planted(tmp_path / "R", eps=(0.0, 0.1), supports=("clean",))
+    done = bench("plot", kind, tmp_path / "R", "--format", "svg", "--out", tmp_path / "some")
+    assert done.code == 0, done.err
+    assert "left out: eps 0, where an attack changes nothing; `--eps 0` draws it" in told(done.err)
+    assert [path.name for path in (tmp_path / "some").iterdir()] == [f"{kind}.svg"]
+    assert "ε = 0.1" in done.out
+    if kind == "compare":
+        assert "correction for 7 comparisons" in told(done.out), "clean, and three columns at each ε"
+    done = bench("plot", kind, tmp_path / "R", "--format", "svg", "--out", tmp_path / "zero", "--eps", "0")
+    assert done.code == 0, done.err
+    assert "ε = 0)" in told(done.out) or "ε = 0, " in told(done.out)
+    assert "left out" not in done.err
+
+
+def test_what_cannot_be_written_is_told_without_promises(tmp_path):
+    planted(tmp_path / "R", eps=(0.1,), supports=("clean",))
+    (tmp_path / "file").write_text("")
+    commands = [("plot", "heatmap", "x.svg"), ("export", "--format=csv", "x.csv"), ("report", "x.html")]
+    for command, *options, name in commands:
+        done = bench(command, *options, tmp_path / "R", "--out", tmp_path / "file" / name)
+        assert done.code == 2
+        assert told(done.err).endswith("or choose another, then give the same command again"), command
 
 
 def test_several_figures_of_one_file_are_named_by_what_differs(tmp_path):

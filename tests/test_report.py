@@ -192,6 +192,46 @@ def test_heat_map_and_table_of_scenarios_say_what_the_leaderboards_say(tree):
         assert [cell.rstrip("!") for cell in cells] == [each.text.split()[0] for each in wanted]
 
 
+def charts(tree, kind):
+    """Of the charts of a section, by title: how many dots there are, and how many have a bar."""
+    section = tree.get(kind).parent
+    return {
+        next(figure.all("figcaption")).text: (
+            len(list(figure.all("use"))),
+            len([each for each in figure.all("path") if each.attributes["class"] == "whisker"]),
+        )
+        for figure in section.all("figure")
+    }  # fmt: skip
+
+
+def test_no_interval_stands_beside_deviations_between_seeds_in_the_scenarios(tmp_path):
+    clean = [answers(0.9, 30, seed=seed) for seed in (0, 1)]
+    made = [record(answers(0.5, 30, seed=seed), clean=clean[seed], seed=seed) for seed in (0, 1)]
+    made.append(record(answers(0.4, 30), clean=clean[0], support="adv"))
+    tree = Tree(report(tmp_path / "several", *made)).root
+    assert charts(tree, "scenarios") == {
+        "clean support, clean query": (1, 1), "clean support, attacked query": (1, 1),
+        "attacked support, attacked query": (1, 0),
+    }  # fmt: skip
+    assert "bars: standard deviation between seeds, none where there is one seed." in tree.text
+    tree = Tree(report(tmp_path / "one", *made[::2])).root
+    assert charts(tree, "scenarios")["attacked support, attacked query"] == (1, 1)
+    assert "bars: 95 % intervals over episodes." in tree.text
+
+
+def test_without_attack_each_learner_counts_where_it_rests_on_the_most_seeds(tmp_path):
+    clean = [answers(0.9, 30, seed=seed) for seed in range(3)]
+    made = [record(answers(0.4, 30), clean=clean[0]), record(answers(0.4, 30), clean=clean[1], learner="aq")]
+    made += [record(answers(0.5, 30), clean=clean[seed], seed=seed, support="adv") for seed in range(3)]
+    made.append(record(answers(0.3, 30), clean=clean[2], learner="elsewhere", support="adv"))
+    tree = Tree(report(tmp_path, *made)).root
+    (heat,) = [table for table in tree.all("table") if table.attributes.get("class") == "heat"]
+    shown = {next(row.all("th")).text: next(row.all("td")).text for row in next(heat.all("tbody")).all("tr")}
+    means = {"maml": np.mean(clean), "aq": clean[1].mean(), "elsewhere": clean[2].mean()}
+    assert shown == {name: f"{100 * mean:.1f}" for name, mean in means.items()}
+    assert "Without attack: each learner where it rests on the most seeds." in tree.text
+
+
 def test_curves_lie_where_the_numbers_are(folder, tree):
     with (folder / "curves.csv").open(encoding="utf-8") as file:
         wanted = {"learner": "maml", "attack": "pgd", "support": "clean"}
@@ -291,6 +331,13 @@ def test_each_attack_shows_clean_attacked_and_difference_images_with_the_answers
         assert "✓ right, class 0 90 %→ then ✗ wrong, class 1 71 %" in wall.text
 
 
+def test_the_picture_that_is_unfolded_is_of_the_greatest_eps_and_it_is_said(tree):
+    walls = [each for each in tree.all("details") if each.attributes.get("class") == "wall"]
+    (opened,) = [next(wall.all("summary")).text for wall in walls if "open" in wall.attributes]
+    assert opened.startswith("fgsmL∞ ε = 0.2 · clean support, attacked query")
+    assert "Unfolded: fgsm at the greatest ε, 0.2;" in tree.text
+
+
 def test_too_many_pictures_are_left_out_and_it_is_said(tmp_path, monkeypatch):
     stored(tmp_path, *world())
     monkeypatch.setattr(pictures, "ROOM", 8_000)
@@ -369,6 +416,16 @@ def test_names_stay_text(tmp_path):
     assert set(shown) == set(HOSTILE[:2])
     assert {f"{name}:steps=2" for name in HOSTILE[2:]} <= set(shown[HOSTILE[0]])
     assert set(HOSTILE) <= {name.text for name in tree.all("bdi")}
+
+
+def test_names_break_between_words_and_inside_long_ones_alone():
+    for text, shown in {
+        "L∞ over ε · clean support, attacked query": "L∞ over ε · clean support, attacked query",
+        "pgd:steps=2,alpha=1": "pgd:<wbr>steps=2,<wbr>alpha=1",
+        "x" * 45 + " y": f"{'x' * 20}<wbr>{'x' * 20}<wbr>xxxxx y",
+        "<b>/c": "&lt;b&gt;/<wbr>c",
+    }.items():
+        assert page.breakable(text) == shown
 
 
 def test_nothing_is_loaded_and_nothing_else_runs(whole, tree):
@@ -566,6 +623,8 @@ def test_a_phone_scrolls_tables_and_never_the_page(opened, folder, tmp_path):
         opened.open(path, width=360, height=700)
         opened.run("document.querySelectorAll('details').forEach((e) => { e.open = true; })")
         assert opened.run("document.documentElement.scrollWidth") <= 360, path
+    heights = "[...document.querySelectorAll('table:not(.pictures) tbody tr')].map((e) => e.offsetHeight)"
+    assert max(opened.run(heights)) < 5 * 24, "no cell is squeezed into a column of single words"
 
 
 @needs_chromium

@@ -49,7 +49,7 @@ def card(
     if out is None:
         sys.stdout.write(text + "\n")
         return
-    write_atomically(out, lambda part: write_text(part, text))
+    write_atomically(out, lambda part: write_text(part, text), kept=False)
     stdout().print(f"model card: {out}", markup=False, soft_wrap=True)
 
 

@@ -52,7 +52,7 @@ def export(
     from robustbench_meta.cli.console import out as stdout
     from robustbench_meta.files import write_atomically, write_text
 
-    write_atomically(out, lambda part: write_text(part, text.removesuffix("\n")))
+    write_atomically(out, lambda part: write_text(part, text.removesuffix("\n")), kept=False)
     stdout().print(f"{chosen}: {out}", markup=False, soft_wrap=True)
 
 

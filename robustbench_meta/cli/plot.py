@@ -84,8 +84,9 @@ def plot(
     from robustbench_meta.cli.console import counted, err
     from robustbench_meta.cli.console import out as stdout
     from robustbench_meta.figures.look import Look, Palette
-    from robustbench_meta.figures.making import Shown, draw, needs
+    from robustbench_meta.figures.making import Shown, draw, leaves_out, needs
     from robustbench_meta.figures.saving import parse_out
+    from robustbench_meta.options import parse_eps
 
     files = parse_out(out, format or [], place / "figures")
     keys = set(results.frame["spec_hash"])
@@ -96,7 +97,11 @@ def plot(
     command += [word for option, values in chosen for value in values or () for word in (option, value)]
     command += ["--width", width] if width else []
     found: list[Drawn] = []
-    for kind, drawn in draw(kinds, Shown(results.frame, results.samples, records), look):
+    zero = any(parse_eps(text).value == 0 for text in eps or ())
+    shown = Shown(results.frame, results.samples, records, zero)
+    if leaves_out(kinds, shown):
+        err().print("left out: eps 0, where an attack changes nothing; `--eps 0` draws it", markup=False, style="dim")
+    for kind, drawn in draw(kinds, shown, look):
         if kinds == list(KINDS) and kind == "compare" and len(drawn) > _MOST_PAIRS:
             told = f"left out: compare, {len(drawn)} figures of two learners each; `bench plot compare` draws them"
             err().print(told, markup=False, style="dim")
@@ -109,7 +114,7 @@ def plot(
     paths = save_all(found, look, *files, shlex.join(command), dpi)
     tell(paths)
     if len(found) > 1:
-        stdout().print(f"{counted(len(found), 'figure')} in {paths[0][0].parent}", markup=False)
+        stdout().print(f"{counted(len(found), 'figure')} in {paths[0][0][0].parent}", markup=False)
 
 
 plot.__doc__ = f"""{plot.__doc__}
@@ -129,8 +134,8 @@ bench plot compare --learner maml --learner adml --format svg
 
 def save_all(
     found: Sequence[Drawn], look: Look, base: Path, formats: Sequence[str], single: bool, command: str, dpi: int = 300
-) -> list[tuple[Path, Drawn]]:
-    """Write figures, and return them with the file of each, of the first format.
+) -> list[tuple[list[Path], Drawn]]:
+    """Write figures, and return them with the files of each, one a format.
 
     Args:
         found: the figures.
@@ -150,25 +155,26 @@ def save_all(
     folder = base.parent if single else base
     paths = []
     for drawn, name in zip(found, told, strict=True):
-        for ending in formats:
-            save(drawn, folder / f"{name}.{ending}", look, command, dpi)
-        paths.append((folder / f"{name}.{formats[0]}", drawn))
+        files = [folder / f"{name}.{ending}" for ending in formats]
+        for path in files:
+            save(drawn, path, look, command, dpi)
+        paths.append((files, drawn))
     return paths
 
 
-def tell(paths: Iterable[tuple[Path, Drawn]]) -> None:
-    """Say where each figure is, how large, and what its caption may say."""
+def tell(paths: Iterable[tuple[list[Path], Drawn]]) -> None:
+    """Say where each figure is, in each format, how large, and what its caption may say."""
     from rich.padding import Padding
     from rich.text import Text
 
     from robustbench_meta.cli.console import out
 
     console = out()
-    for path, drawn in paths:
+    for files, drawn in paths:
         width, height = drawn.figure.get_size_inches()
-        console.print(
-            Text.assemble((str(path), "bold"), (f"  {width:.2f} × {height:.2f} in", "dim")), soft_wrap=True
-        )  # fmt: skip
+        for path in files:
+            size = f"  {width:.2f} × {height:.2f} in" if path == files[0] else ""
+            console.print(Text.assemble((str(path), "bold"), (size, "dim")), soft_wrap=True)
         console.print(Padding(Text(drawn.caption), (0, 0, 1, 2)))
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from robustbench_meta.drawing import folded, title
+from robustbench_meta.drawing import folded, sides, threat
 from robustbench_meta.exports.sheets import Cell, Sheet
 
 _TEXT = {
@@ -18,22 +19,27 @@ _TEXT = {
     "–": r"\textendash{}", "…": r"\dots{}", "α": r"$\alpha$", "β": r"$\beta$",
 }  # fmt: skip
 """[ and * behind a line's end would be its arguments."""
+_PROSE = {**_TEXT, "'": "'"}
 TEXT_WIDTH = 345
 """Of article at 10 pt, in points."""
 _PLAIN = frozenset({"clean", "worst case"})
 """Columns that are no names."""
-_LIGATURES = re.compile(r"(?<=-)-|(?<=,),")
-"""-- would be a dash, ,, a quotation mark; of the others, one letter is never left as it is."""
+_LIGATURES = re.compile(r"(?<=-)-|(?<=,),|(?<=')'")
+"""-- would be a dash, ,, and '' quotation marks; of the others, one letter is never left as it is."""
 
 
-def escape(text: str) -> str:
-    """Text as LaTeX prints it, whatever is in it; any blank is one space, and control characters are left out."""
+def escape(text: str, *, prose: bool = False) -> str:
+    """Text as LaTeX prints it, whatever is in it; any blank is one space, and control characters are left out.
+
+    In `prose`, ' is an apostrophe; in names it stays upright.
+    """
+    signs = _PROSE if prose else _TEXT
     plain = (
         " " if letter.isspace() else letter
         for letter in text
         if letter.isspace() or unicodedata.category(letter) not in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
     )
-    return _LIGATURES.sub(r"{}\g<0>", "".join(_TEXT.get(letter, letter) for letter in plain))
+    return _LIGATURES.sub(r"{}\g<0>", "".join(signs.get(letter, letter) for letter in plain))
 
 
 def latex(found: Iterable[Sheet], *, turned: bool = False) -> str:
@@ -134,6 +140,21 @@ def _number(cell: Cell) -> str:
 
 
 def _caption(sheet: Sheet) -> str:
-    """The setting, then what the numbers mean."""
-    told = "; ".join(title(sheet.setting)).replace(" · ", ", ")
-    return re.sub(" +", " ", escape(f"{told}. {' '.join(sheet.notes)}"))
+    """The setting, then what the numbers mean; names are set as such."""
+    told = sheet.setting
+    precision = "" if told["precision"] == "float32" else f", {told['precision']}"
+    norm = "no" if told["norm"] == "none" else told["norm"]
+    sentences = [
+        f"{_name(told['dataset'])}, {told['way']}-way {told['shot']}-shot; {_name(told['backbone'])} "
+        + escape(f"({norm} norm, {told['inference']}{precision}), {told['meta_steps']:,} meta-steps;", prose=True),
+        "no attack." if told["threat_norm"] == "none" else f"{escape(threat(told))}, {_scene(told)}.",
+        *(escape(note, prose=True) for note in sheet.notes),
+    ]
+    return re.sub(" +", " ", " ".join(sentences))
+
+
+def _scene(told: Mapping[str, Any]) -> str:
+    """What is done to support and query; a surrogate is a name."""
+    if told["query"] != "transfer":
+        return sides(told)
+    return sides({**told, "surrogate": ""}) + _name(told["surrogate"])

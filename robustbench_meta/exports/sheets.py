@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 
 from robustbench_meta.boards import WORST, Board, shown
+from robustbench_meta.captions import flags_told
 from robustbench_meta.comparison import judged
 from robustbench_meta.samples import Samples
-from robustbench_meta.tables import POINTER, doubts, worst_told
+from robustbench_meta.tables import worst_told
 
 
 @dataclass(frozen=True)
@@ -83,4 +84,4 @@ def _notes(board: Board, ranked_: bool) -> list[str]:
         )
     if any(map(board.fewer, scores)):
         lines.append("* rests on fewer seeds.")
-    return lines + [line for line in doubts(board) if line != POINTER]
+    return lines + flags_told({"": board}, "! ")

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from robustbench_meta.boards import Board
+from robustbench_meta.boards import Board, alike, numbers
 from robustbench_meta.drawing import norm_name
-from robustbench_meta.figures.drawn import Drawn, alike, boards_told, numbers, place_told
+from robustbench_meta.figures.drawn import Drawn, boards_told, place_told
 from robustbench_meta.figures.look import GREY, Look, percents
 from robustbench_meta.figures.panels import packed
 from robustbench_meta.figures.scenes import Piece, Plan, planned

@@ -10,18 +10,22 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from robustbench_meta.boards import PLACE, WORST
+from robustbench_meta.captions import flags_told
 from robustbench_meta.comparison import Duel
 from robustbench_meta.drawing import norm_name, sides
-from robustbench_meta.figures.drawn import Drawn, place_told
+from robustbench_meta.figures.drawn import Drawn, by_scenario, place_told
 from robustbench_meta.figures.look import GREY, Look
-from robustbench_meta.figures.settings import scenario_place
+from robustbench_meta.figures.settings import at_zero, scenario_place
 
 _ROW = 0.2
 """Inches."""
 
 
-def draw_duels(found: Sequence[Duel], look: Look) -> Iterator[Drawn]:
-    """A figure for each two learners, setting, norm and ε; the difference without attack stands above."""
+def draw_duels(found: Sequence[Duel], look: Look, *, zero: bool = True) -> Iterator[Drawn]:
+    """A figure for each two learners, setting, norm and ε; the difference without attack stands above.
+
+    Attacks at ε = 0 are drawn if `zero`; p-values are corrected for them in any case.
+    """
     comparisons = sum(len(duel.contrasts) for duel in found)
     pairs: dict[tuple[Any, ...], list[Duel]] = {}
     for duel in found:
@@ -30,7 +34,7 @@ def draw_duels(found: Sequence[Duel], look: Look) -> Iterator[Drawn]:
         clean = [duel for duel in group if duel.setting["threat_norm"] == "none"]
         threats: dict[tuple[str, str], list[Duel]] = {}
         for duel in group:
-            if duel not in clean:
+            if duel not in clean and (zero or not at_zero(duel.setting)):
                 threats.setdefault((duel.setting["threat_norm"], duel.setting["eps"]), []).append(duel)
         for part in threats.values() or [[]]:
             yield _figure([*clean, *sorted(part, key=lambda duel: scenario_place(duel.setting))], comparisons, look)
@@ -117,4 +121,6 @@ def _caption(group: list[Duel], threat: str, comparisons: int) -> str:
     if 1 in counts:
         trained = "One training each" if seeds == 1 else "Where there is one training"
         lines.append(f"{trained}: its luck is not in the intervals.")
-    return " ".join(lines)
+    boards = [duel.board for duel in group]
+    flagged = [board for board in boards if board.shared or board.doubts() or board.setting["threat_norm"] != "none"]
+    return " ".join([*lines, *flags_told(by_scenario(flagged))])

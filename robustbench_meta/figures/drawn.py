@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from robustbench_meta.boards import CLEAN, WORST, Board, Score
+from robustbench_meta.captions import flags_told, spread_told
 from robustbench_meta.drawing import sides
-from robustbench_meta.tables import POINTER, doubts, worst_told
+from robustbench_meta.tables import worst_told
 
 
 @dataclass(frozen=True)
@@ -40,48 +40,14 @@ def scene_told(told: Mapping[str, Any]) -> str:
     return sides(told).replace(", ", ",\n", 1)
 
 
-def numbers(found: Iterable[Board]) -> list[Score]:
-    """All numbers of these boards."""
-    return [score for board in found for row in board.scores.values() for score in row.values()]
-
-
-def alike(found: Iterable[Board], shown: Iterable[Score]) -> list[Board]:
-    """The boards of a figure, without the intervals of single seeds if it shows numbers of several seeds, in any panel.
-
-    They would be intervals over episodes beside deviations between seeds.
-    """
-    if max((score.seeds for score in shown), default=1) <= 1:
-        return list(found)
-    return [
-        replace(board, scores={name: {column: _bare(score) for column, score in row.items()}
-                               for name, row in board.scores.items()})
-        for board in found
-    ]  # fmt: skip
-
-
-def _bare(score: Score) -> Score:
-    return replace(score, spread=math.nan) if score.seeds == 1 else score
-
-
-def spread_told(what: str, seeds: Iterable[int], episodes: int) -> str:
-    """What the numbers are means of, and what the error bars (`what`) are."""
-    counts = {count for count in seeds if count}
-    if counts <= {1}:
-        return f"Means over {episodes:,} test episodes, of one training each; {what}: 95 % intervals over episodes."
-    most, fewer = max(counts), len(counts) > 1
-    return (
-        f"Means over {most} seeds{' (some rest on fewer)' if fewer else ''} of {episodes:,} test episodes each; "
-        f"{what}: standard deviation between seeds{', none where there is one seed' if 1 in counts else ''}."
-    )
-
-
-def boards_told(found: Iterable[Board], shown: Iterable[Score], what: str) -> str:
+def boards_told(found: Iterable[Board], shown: Iterable[Score], what: str, mark: str = "Flagged ") -> str:
     """What the numbers rest on, what the worst case is, and which of the boards' are in doubt, and why.
 
     Args:
         found: the boards of a figure.
         shown: those of their numbers that it shows.
         what: its error bars are called.
+        mark: what the sentences on numbers in doubt begin with.
     """
     boards = list(found)
     lines = [spread_told(what, (score.seeds for score in shown), boards[0].setting["episodes"])]
@@ -91,9 +57,9 @@ def boards_told(found: Iterable[Board], shown: Iterable[Score], what: str) -> st
         told = worst_told({"support": CLEAN if clean else ""}, "right under every attack that is shown")
         partly = not clean and any(board.setting["support"] == CLEAN for board in worst)
         lines.append(f"{told[:-1]}, and, with clean support, without any." if partly else told)
-    for board in boards:
-        flags = doubts(board)
-        if flags:
-            where = f"{sides(board.setting)}: " if len(boards) > 1 and board.setting["threat_norm"] != "none" else ""
-            lines.append(where + " ".join(line for line in flags if line != POINTER))
-    return " ".join(lines)
+    return " ".join([*lines, *flags_told(by_scenario(boards), mark)])
+
+
+def by_scenario(boards: Iterable[Board]) -> dict[str, Board]:
+    """Boards that differ in the scenario alone, by its name in words."""
+    return {"no attack" if board.setting["threat_norm"] == "none" else sides(board.setting): board for board in boards}

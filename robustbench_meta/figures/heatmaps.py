@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 
-from robustbench_meta.boards import CLEAN, WORST, Board, Score, shown
+from robustbench_meta.boards import CLEAN, WORST, Board, Score, alike, numbers, shown
 from robustbench_meta.drawing import norm_name, sides
-from robustbench_meta.figures.drawn import Drawn, alike, boards_told, numbers, place_told
+from robustbench_meta.figures.drawn import Drawn, boards_told, place_told
 from robustbench_meta.figures.look import Look
 from robustbench_meta.figures.settings import scenarios_of, shared_setting
 
@@ -87,7 +87,7 @@ def _figure(
     scene = f", {sides(setting)}" if len(group) == 1 else ""
     caption = (
         f"Accuracy in % by learner and attack ({threat}{scene}) on {place_told(setting)}. "
-        f"{boards_told(group, numbers(group), '±')}"
+        f"{boards_told(group, numbers(group), '±', mark='! ')}"
     )
     if any(board.doubts() for board in group):
         caption += " In the figure, ! marks the numbers that are in doubt."
@@ -112,8 +112,7 @@ def _panel(axes: Axes, board: Board, learners: list[str], turned: bool, room: fl
         for column, told in enumerate(columns):
             x, y = (row + 0.5, column + 0.5) if turned else (column + 0.5, row + 0.5)
             text = _cell(board.scores[name][told], board, tall)
-            axes.text(x,
-                y, text, ha="center", va="center", color=_ink(values[row, column]), fontsize=look.small - 1,
+            axes.text(x, y, text, ha="center", va="center", color=ink(values[row, column]), fontsize=look.small - 1,
                       linespacing=1.0)  # fmt: skip
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -126,9 +125,11 @@ def _cell(score: Score, board: Board, tall: bool) -> str:
     return f"{score.text()}{mark}" + (f"\n±{shown(own)}" if tall and not math.isnan(own) else "")
 
 
-def _ink(value: float) -> str:
-    """Black or white, whichever is easier to read on the cell's colour."""
+def ink(value: float) -> str:
+    """Black or white, whichever has more contrast with a cell's colour, as WCAG 2 defines it: 4.5 or more for any."""
     if math.isnan(value):
         return "black"
-    red, green, blue, _ = mpl.colormaps[_COLORS](Normalize(0, 100)(value))
-    return "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.45 else "white"
+    shares = mpl.colormaps[_COLORS](Normalize(0, 100)(value))[:3]
+    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "black" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "white"

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from robustbench_meta.boards import PLACE
+from robustbench_meta.boards import PLACE, Board, scores_of
+from robustbench_meta.captions import flags_told, spread_told
 from robustbench_meta.curves import SCENE, Curve, grouped, over_seeds
 from robustbench_meta.drawing import norm_name, sides, title
-from robustbench_meta.figures.drawn import Drawn, place_told, spread_told
+from robustbench_meta.figures.drawn import Drawn, place_told
 from robustbench_meta.figures.look import GREY, Look, percents
 from robustbench_meta.figures.panels import grid, room
 
@@ -19,17 +21,17 @@ _MOST = 12
 """Panels in a figure."""
 
 
-def draw_curves(found: Sequence[Curve], look: Look) -> Iterator[Drawn]:
-    """The figures of these curves: those that share a table share a figure."""
+def draw_curves(found: Sequence[Curve], frame: pd.DataFrame, look: Look) -> Iterator[Drawn]:
+    """The figures of these curves, of a leaderboard's rows: those that share a table share a figure."""
+    rows = frame.drop_duplicates("spec_hash").set_index("spec_hash", drop=False)
     for group in grouped(found):
         attacks = list(dict.fromkeys(curve.attack for curve in group))
         for start in range(0, len(attacks), _MOST):
-            yield _figure(
-                group, attacks[start : start + _MOST], look, start // _MOST + 1 if len(attacks) > _MOST else 0
-            )
+            part = start // _MOST + 1 if len(attacks) > _MOST else 0
+            yield _figure(group, attacks[start : start + _MOST], rows, look, part)
 
 
-def _figure(group: list[Curve], attacks: list[str], look: Look, part: int) -> Drawn:
+def _figure(group: list[Curve], attacks: list[str], rows: pd.DataFrame, look: Look, part: int) -> Drawn:
     told = group[0].told
     width = look.wide("single" if len(attacks) == 1 else "double")
     seeds = [len([1 for other in group if _line(other) == _line(curve)]) for curve in group]
@@ -46,12 +48,28 @@ def _figure(group: list[Curve], attacks: list[str], look: Look, part: int) -> Dr
         look.legend(figure, {name: look.handle(name) for name in sorted({curve.learner for curve in group})})
     under = f" under {attacks[0]}" if len(attacks) == 1 else ""
     scene = f"{norm_name(told['threat_norm'])}, {sides(told)}"
-    caption = (
-        f"Accuracy over ε{under} ({scene}; at 0: without attack) on {place_told(told)}. "
-        f"{spread_told('bands', seeds, group[0].episodes.shape[1])} Dotted: chance."
-    )
+    told_flags = flags_told(_points([curve for curve in group if curve.attack in attacks], rows))
+    caption = " ".join([
+        f"Accuracy over ε{under} ({scene}; at 0: without attack) on {place_told(told)}.",
+        spread_told("bands", seeds, group[0].episodes.shape[1]), *told_flags, "Dotted: chance.",
+    ])  # fmt: skip
     setting = {name: told[name] for name in [*PLACE, *SCENE]} | {"eps": f"0-{group[0].eps[-1]}-{len(group[0].eps)}"}
     return Drawn("curves", setting | ({"part": part} if part else {}), figure, "Accuracy over ε", caption)
+
+
+def _points(group: list[Curve], rows: pd.DataFrame) -> dict[str, Board]:
+    """What curves show at each ε that was run, as a table would have it."""
+    found = {}
+    attacks = list(dict.fromkeys(curve.attack for curve in group))
+    for point, eps in enumerate(group[0].eps):
+        run = [curve for curve in group if curve.keys[point] not in curve.keys[point + 1 :]]
+        if run:  # else it is the accuracy without attack, of the record of the next ε
+            part = rows.loc[[curve.keys[point] for curve in run]].assign(
+                learner=[curve.learner for curve in run], attack=[curve.attack for curve in run]
+            )
+            scores = {str(name): scores_of(mine, attacks) for name, mine in part.groupby("learner", sort=True)}
+            found[f"ε = {eps}"] = Board({str(name): value for name, value in part.iloc[0].items()}, attacks, scores, {})
+    return found
 
 
 def _line(curve: Curve) -> tuple[str, str]:

@@ -72,7 +72,9 @@ def save(drawn: Drawn, path: Path, look: Look, command: str, dpi: int = 300) -> 
     ending = path.suffix.removeprefix(".")
     told = _METADATA[ending](drawn, command)
     with look.styled():
-        write_atomically(path, lambda part: drawn.figure.savefig(part, format=ending, metadata=told, dpi=dpi))
+        write_atomically(
+            path, lambda part: drawn.figure.savefig(part, format=ending, metadata=told, dpi=dpi), kept=False
+        )
 
 
 def _pdf(drawn: Drawn, command: str) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from robustbench_meta.boards import CLEAN, Board, Score
+from robustbench_meta.boards import CLEAN, Board, unattacked
 from robustbench_meta.figures.drawn import scene_told
 from robustbench_meta.figures.look import Look
 from robustbench_meta.figures.panels import even_rows
@@ -58,7 +58,7 @@ def planned(group: list[Board], learners: int, look: Look) -> Plan:
 
 def _laid_out(group: list[Board], learners: int, width: float, look: Look) -> Plan:
     most = max(2, int((width - 0.4) / (0.08 * max(learners, 4))))  # narrower bars are not seen
-    pieces = [Piece(_unattacked(group), [CLEAN], "no attack")]
+    pieces = [Piece(unattacked(group), [CLEAN], "no attack")]
     for board in group:
         for start in range(1, len(board.columns), most):
             scene = scene_told(board.setting) + (" …" if start > 1 else "")
@@ -98,13 +98,3 @@ def _clear(rows: list[list[int]], unit: float, breadths: list[float]) -> bool:
             end, start = centre + half + 0.08, start + size * unit
         found = found and end <= max(map(sum, rows)) * unit + 0.08 - _GAP / 2
     return found
-
-
-def _unattacked(group: list[Board]) -> Board:
-    """Each learner's clean accuracy, where it rests on the most seeds."""
-    rows: dict[str, dict[str, Score]] = {}
-    for board in group:
-        for name, row in board.scores.items():
-            if name not in rows or row[CLEAN].seeds > rows[name][CLEAN].seeds:
-                rows[name] = row
-    return replace(group[0], columns=[CLEAN], scores=rows)

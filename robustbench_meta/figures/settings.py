@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from robustbench_meta.boards import PLACE, Board
+from robustbench_meta.boards import PLACE, Board, eps_of
 from robustbench_meta.options import SCENARIOS
 
 
@@ -16,6 +16,11 @@ def scenarios_of(boards: Iterable[Board], *, attacked: bool = False) -> list[lis
         if board.setting["threat_norm"] != "none" or not attacked:
             groups.setdefault(tuple(board.setting[name] for name in [*PLACE, "threat_norm", "eps"]), []).append(board)
     return [sorted(group, key=lambda board: scenario_place(board.setting)) for group in groups.values()]
+
+
+def at_zero(setting: Mapping[Any, Any]) -> bool:
+    """Whether something was attacked with ε = 0, where an attack changes nothing."""
+    return setting["threat_norm"] != "none" and eps_of(setting) == 0
 
 
 def shared_setting(group: list[Board]) -> dict[str, Any]:

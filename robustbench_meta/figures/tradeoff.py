@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from robustbench_meta.boards import CLEAN, WORST, Board
+from robustbench_meta.boards import CLEAN, WORST, Board, alike
 from robustbench_meta.drawing import norm_name, sides
-from robustbench_meta.figures.drawn import Drawn, alike, boards_told, place_told, scene_told
+from robustbench_meta.figures.drawn import Drawn, boards_told, place_told, scene_told
 from robustbench_meta.figures.look import GREY, Look
 from robustbench_meta.figures.panels import grid, room
 from robustbench_meta.figures.settings import scenarios_of, shared_setting

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from robustbench_meta.boards import PLACE, learners_apart
+from robustbench_meta.captions import meaning
 from robustbench_meta.figures.drawn import Drawn, place_told
 from robustbench_meta.figures.look import GREY, Look, percents
 from robustbench_meta.figures.panels import grid
@@ -24,14 +25,15 @@ def draw_learning(frame: pd.DataFrame, records: Sequence[Mapping[str, Any]], loo
     curves = learning_curves(records)
     chosen = {str(record["training"]): record.get("chosen_step") for record in records}
     for _, rows in frame.groupby(_PLACE, sort=False, dropna=False):
-        named = learners_apart(rows).drop_duplicates("training_hash")
+        named = learners_apart(rows)
         named = named[named["training_hash"].isin(curves)]
         if not named.empty:
-            yield _figure(named, curves, chosen, look)
+            flags = _flags(named)
+            yield _figure(named.drop_duplicates("training_hash"), curves, chosen, flags, look)
 
 
 def _figure(
-    rows: pd.DataFrame, curves: Mapping[str, list[Validation]], chosen: Mapping[str, Any], look: Look
+    rows: pd.DataFrame, curves: Mapping[str, list[Validation]], chosen: Mapping[str, Any], flags: str, look: Look
 ) -> Drawn:  # fmt: skip
     told = {str(name): value for name, value in rows.iloc[0].items()}
     with look.styled():
@@ -51,8 +53,19 @@ def _figure(
     caption = (
         f"Accuracy over meta-steps on {place_told(told)}: of what each learner's objective judges, which under "
         f"adversarial training are attacked queries.{several} Markers: the weights that were kept. Dotted: chance."
+        f"{flags}"
     )
     return Drawn("learning", {name: told[name] for name in _PLACE}, figure, "Accuracy over meta-steps", caption)
+
+
+def _flags(rows: pd.DataFrame) -> str:
+    """The flags of what was tested with these weights, each with its meaning and the learners; empty if it has none."""
+    each = rows["flags"].fillna("").str.split()
+    told = []
+    for flag in sorted({flag for flags in each for flag in flags}):
+        has = each.map(lambda flags, flag=flag: flag in flags).astype(bool)
+        told.append(f"{flag} ({meaning(flag)}): {'all' if has.all() else ', '.join(sorted(set(rows['learner'][has])))}")
+    return f" Flagged among the test results of these weights: {'; '.join(told)}." if told else ""
 
 
 def _line(

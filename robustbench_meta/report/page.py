@@ -51,7 +51,7 @@ def write_report(path: Path, store: Store, frame: pd.DataFrame, samples: Samples
         StorageError: the file cannot be written.
     """
     text = page(store, frame, samples)
-    write_atomically(path, lambda part: write_text(part, text))
+    write_atomically(path, lambda part: write_text(part, text), kept=False)
 
 
 def page(store: Store, frame: pd.DataFrame, samples: Samples) -> str:
@@ -122,7 +122,7 @@ def _environment(where: Mapping[tuple[Any, ...], str]) -> Environment:
         lstrip_blocks=True,
     )  # fmt: skip
     made.filters |= {
-        "shown": shown, "number": _number, "breakable": _breakable,
+        "shown": shown, "number": _number, "breakable": breakable,
         "where": lambda told: where[tuple(told[name] for name in PLACE)],
         "points": lambda found: " ".join(f"{x:g},{y:g}" for x, y in found),
         "norm": norm_name,
@@ -131,9 +131,10 @@ def _environment(where: Mapping[tuple[Any, ...], str]) -> Environment:
     return made
 
 
-def _breakable(text: str) -> Markup:
-    """A name that may be broken behind `:`, `,`, `;` and `/`, and behind so many letters without any."""
-    return Markup("<wbr>").join(escape(piece) for piece in re.findall(r"[^:,;/]{1,20}[:,;/]*|[:,;/]{1,20}", text))
+def breakable(text: str) -> Markup:
+    """A name that may be broken behind `:`, `,`, `;` and `/`, and in words behind so many letters without any."""
+    words = (re.findall(r"\s+|[^\s:,;/]{1,20}[:,;/]*|[:,;/]{1,20}", word) for word in re.split(r"(\s+)", text))
+    return Markup().join(Markup("<wbr>").join(map(escape, pieces)) for pieces in words)
 
 
 def _number(value: float, digits: int = 1) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from robustbench_meta.boards import PLACE, THREAT
+from robustbench_meta.boards import PLACE, THREAT, eps_of
 from robustbench_meta.drawing import sides, threat
 from robustbench_meta.gallery import Gallery, Picture, gallery_of
 
@@ -59,6 +59,16 @@ class Exhibition(NamedTuple):
     """What was left out, in words; empty if nothing was."""
     most: float
     """The largest change of a pixel that is shown."""
+
+    @property
+    def first(self) -> list[Wall]:
+        """Those of the first scenario, at any ε."""
+        return [wall for wall in self.walls if _but_eps(wall.told) == _but_eps(self.walls[0].told)]
+
+    @property
+    def opened(self) -> Wall:
+        """The one that is unfolded at first: of the first scenario's, the first attack at the greatest ε."""
+        return max(self.first, key=lambda wall: eps_of(wall.told))
 
 
 def exhibition(groups: Iterable[pd.DataFrame], records: Mapping[str, Mapping[str, Any]]) -> Exhibition:
@@ -126,10 +136,14 @@ def _largest(walls: Sequence[Wall]) -> list[Wall]:
     """Of walls that differ in ε alone, the one of the largest, as its images show."""
     kept: dict[tuple[Any, ...], Wall] = {}
     for wall in walls:
-        same = (*(wall.told[name] for name in [*PLACE, *THREAT] if name != "eps"), wall.attack)
+        same = (*_but_eps(wall.told), wall.attack)
         if same not in kept or _strength(wall) >= _strength(kept[same]):
             kept[same] = wall
     return list(kept.values())
+
+
+def _but_eps(told: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(told[name] for name in [*PLACE, *THREAT] if name != "eps")
 
 
 def _strength(wall: Wall) -> float:

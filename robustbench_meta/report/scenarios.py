@@ -9,10 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from robustbench_meta.boards import CLEAN, PLACE, Board, Score, shown
+from robustbench_meta.boards import CLEAN, PLACE, Board, Score, alike, eps_of, numbers, shown, unattacked
+from robustbench_meta.captions import spread_told
 from robustbench_meta.drawing import sides, threat
-from robustbench_meta.errors import BenchError
-from robustbench_meta.options import parse_eps
 from robustbench_meta.report.charts import PERCENTS, Dot, Palette, Panel, Scale, Tick
 
 _ORDER = ["clean/clean", "clean/adv", "adv/clean", "adv/adv", "poisoned/clean", "poisoned/adv", "clean/transfer"]
@@ -43,6 +42,8 @@ class Threat:
     scenes: list[Scene]
     learners: list[str]
     panels: list[Panel]
+    spread: str
+    """What the numbers rest on, and what the bars of the panels are."""
 
     def cell(self, scene: Scene, learner: str, column: str) -> Score | None:
         """A number of the heat map; None where there is none."""
@@ -59,7 +60,7 @@ def threats(boards: Iterable[Board], palette: Palette) -> list[Threat]:
     """
     groups: dict[tuple[Any, ...], list[Board]] = {}
     for board in boards:
-        if board.setting["threat_norm"] != "none" and size(board.setting) > 0:
+        if board.setting["threat_norm"] != "none" and eps_of(board.setting) > 0:
             groups.setdefault(tuple(board.setting[name] for name in [*PLACE, "threat_norm", "eps"]), []).append(board)
     return [_threat(group, palette) for group in groups.values()]
 
@@ -84,30 +85,26 @@ class Order:
         name, norm = scenario(setting), str(setting["threat_norm"])
         place = self._places[tuple(setting[column] for column in PLACE)]
         known = _ORDER.index(name) if name in _ORDER else len(_ORDER)
-        return place, known, str(setting["surrogate"]), norm != "linf", norm, size(setting)
-
-
-def size(setting: Mapping[str, Any]) -> float:
-    """The size of ε; infinite where it cannot be read."""
-    try:
-        return parse_eps(str(setting["eps"])).value
-    except BenchError:
-        return math.inf
+        return place, known, str(setting["surrogate"]), norm != "linf", norm, eps_of(setting)
 
 
 def _threat(group: list[Board], palette: Palette) -> Threat:
+    counts = [score.seeds for score in numbers(group)]
+    group = alike(group, numbers(group))
     learners = list(dict.fromkeys(name for board in group for name in board.scores))
-    unattacked: dict[str, dict[str, Score]] = {}
+    clean = unattacked(group)
+    scenes = [Scene("clean/clean", UNATTACKED, clean.columns, clean.scores, clean)]
     for board in group:
-        for name, row in board.scores.items():
-            unattacked.setdefault(name, {CLEAN: row[CLEAN]})
-    scenes = [Scene("clean/clean", UNATTACKED, [CLEAN], unattacked, group[0])]
-    for board in group:
-        rows = {name: {c: score for c, score in row.items() if c != CLEAN} for name, row in board.scores.items()}
-        scenes.append(Scene(scenario(board.setting), sides(board.setting), board.columns[1:], rows, board))
+        columns = board.columns[1:]
+        rows = {name: {column: row[column] for column in columns} for name, row in board.scores.items()}
+        scenes.append(Scene(scenario(board.setting), sides(board.setting), columns, rows, board))
     setting = dict(group[0].setting)
     panels = [_panel(scene, learners, palette) for scene in scenes]
-    return Threat(setting, threat(setting), scenes, learners, panels)
+    told = spread_told("bars", counts, setting["episodes"])
+    if any(board.scores[name][CLEAN].seeds < row[CLEAN].seeds
+           for board in group for name, row in clean.scores.items() if name in board.scores):  # fmt: skip
+        told += " Without attack: each learner where it rests on the most seeds."
+    return Threat(setting, threat(setting), scenes, learners, panels, told)
 
 
 def _panel(scene: Scene, learners: list[str], palette: Palette) -> Panel:

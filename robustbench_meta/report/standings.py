@@ -7,22 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustbench_meta.boards import CLEAN, PLACE, WORST, Board
-from robustbench_meta.checks import FLAGS
+from robustbench_meta.captions import Doubt, doubts_of
 from robustbench_meta.drawing import sides, threat
 from robustbench_meta.report.scenarios import UNATTACKED, scenario
-from robustbench_meta.tables import doubted, searches, worst_told
+from robustbench_meta.tables import worst_told
 
 SUCCESS, DECILE = "success", "worst 10 %"
-
-
-@dataclass(frozen=True)
-class Doubt:
-    """A flag below a table: what it means, and which numbers have it."""
-
-    flag: str
-    means: str
-    who: str
-    shared: bool
 
 
 @dataclass(frozen=True)
@@ -98,18 +88,8 @@ def _standing(board: Board, number: int) -> Standing:
         f"table-{number}", board, threat(setting) if attacked else "no attack",
         scenario(setting), sides(setting) if attacked else UNATTACKED,
         len(board.scores) > 1 and bool(board.ranks), list(next(iter(board.extras.values()))), _caption(board),
-        doubts_of(board),
+        doubts_of(board, "all numbers of this table"),
     )  # fmt: skip
-
-
-def doubts_of(board: Board) -> list[Doubt]:
-    """The flags of a table, those of all its numbers first."""
-    told = [(flag, "all numbers of this table", True) for flag in sorted(board.shared)]
-    told += [(flag, who, False) for flag, who in doubted(board).items()]
-    return [
-        Doubt(flag, FLAGS.get(flag, "a flag that this version does not know"), who + searches(board, {flag}), shared)
-        for flag, who, shared in told
-    ]
 
 
 def _caption(board: Board) -> str:
