@@ -1,9 +1,9 @@
-"""The command that gives a record again: `bench run` with the options of one cell."""
+"""Commands from records: `bench run` that gives a record again, or that makes its checkpoint a surrogate."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from robustbench_meta.discovery import SESSION
@@ -30,23 +30,46 @@ def command_for(record: Mapping[str, Any]) -> str | None:
         None where it cannot be told: a plugin was given from Python, the surrogate was a checkpoint's file, or an
         option is no plain value.
     """
+    return _line(lambda: _options(record["spec"], record["labels"]))
+
+
+def transfer_command(record: Mapping[str, Any], file: str) -> str | None:
+    """A line for a POSIX shell that attacks another learner by way of the checkpoint of a record's training.
+
+    The other learner is trained for the same tasks, in the same network and as long.
+
+    Args:
+        record: of any cell of that training, as it was read.
+        file: the checkpoint's.
+
+    Returns:
+        None where it cannot be told, as for `command_for`.
+    """
+    return _line(lambda: _transfer(record["spec"]["training"], record["labels"], file))
+
+
+def _line(words: Callable[[], Iterable[str]]) -> str | None:
     try:
-        line = shlex.join(["bench", "run", *_options(record["spec"], record["labels"])])
+        line = shlex.join(["bench", "run", *words()])
     except (_UntellableError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None  # the spec is what the record says: its parts may be anything
     return line if line.isprintable() else None
 
 
+def _transfer(training: Mapping[str, Any], labels: Mapping[str, str], file: str) -> Iterator[str]:
+    _check_tellable(training["learner"])  # it must be found to read its weights
+    name, profile = _profile(training)
+    yield from _place(training, labels, name, profile)
+    yield from ("--learner", "adml" if training["learner"]["name"] == "maml" else "maml", "--attack", "pgd")
+    yield from ("--scenario", "clean/transfer", "--surrogate", file)
+    yield from _sizes(training, profile)
+
+
 def _options(spec: Mapping[str, Any], labels: Mapping[str, str]) -> Iterator[str]:
     training, attack = spec["training"], spec["attack"]
-    used = [attack["plugin"], *(training[kind] for kind in ("dataset", "backbone", "learner"))]
-    used += [spec["surrogate"]["learner"]] if spec["surrogate"] is not None else []
-    if any(plugin["code"].startswith(SESSION) for plugin in used):
-        raise _UntellableError
+    _check_tellable(attack["plugin"], training["learner"])
     name, profile = _profile(training)
-    yield from ("--profile", name)
-    yield from ("--dataset", _typed(training["dataset"], labels["dataset"], profile.dataset))
-    yield from ("--backbone", _typed(training["backbone"], labels["backbone"], profile.backbone))
+    yield from _place(training, labels, name, profile)
     yield from ("--learner", _typed(training["learner"], labels["learner"], profile.learner))
     yield from ("--attack", _typed(attack["plugin"], labels["attack"], {}))
     if attack["norm"] != "none":
@@ -55,18 +78,39 @@ def _options(spec: Mapping[str, Any], labels: Mapping[str, str]) -> Iterator[str
         yield from ("--eps", labels["eps"] if _is(labels["eps"], attack["eps"]) else exact(attack["eps"]))
         yield from ("--scenario", f"{spec['support']}/{spec['query']}")
     if spec["surrogate"] is not None:
+        _check_tellable(spec["surrogate"]["learner"])
         if spec["surrogate"]["trained"].startswith("file "):
             raise _UntellableError
         yield from ("--surrogate", _typed(spec["surrogate"]["learner"], labels["surrogate"], profile.learner))
-    sizes = [(option, training[size], getattr(profile, size)) for size, option in _SIZES.items()]
-    for option, value, usual in [*sizes, ("--episodes", spec["episodes"], profile.episodes)]:
-        if value != usual:
-            yield from (option, str(int(value)))
+    yield from _sizes(training, profile)
+    if spec["episodes"] != profile.episodes:
+        yield from ("--episodes", str(int(spec["episodes"])))
     yield from ("--seed", str(int(training["seed"])))
     if training["precision"] != "float32":
         yield from ("--precision", str(training["precision"]))
     if not spec["checks"]:
         yield "--no-checks"
+
+
+def _check_tellable(*plugins: Mapping[str, Any]) -> None:
+    if any(plugin["code"].startswith(SESSION) for plugin in plugins):
+        raise _UntellableError
+
+
+def _place(
+    training: Mapping[str, Any], labels: Mapping[str, str], name: str, profile: Profile
+) -> Iterator[str]:  # fmt: skip
+    """Profile, data set and backbone."""
+    _check_tellable(training["dataset"], training["backbone"])
+    yield from ("--profile", name)
+    yield from ("--dataset", _typed(training["dataset"], labels["dataset"], profile.dataset))
+    yield from ("--backbone", _typed(training["backbone"], labels["backbone"], profile.backbone))
+
+
+def _sizes(training: Mapping[str, Any], profile: Profile) -> Iterator[str]:
+    for size, option in _SIZES.items():
+        if training[size] != getattr(profile, size):
+            yield from (option, str(int(training[size])))
 
 
 def _profile(training: Mapping[str, Any]) -> tuple[str, Profile]:

@@ -2,7 +2,9 @@
 
 import csv
 import hashlib
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import yaml
 
 from robustbench_meta.cards import card
 from robustbench_meta.checkpoints import Trained, checkpoint_bytes, read_file, weights_of
+from robustbench_meta.cli import main
 from robustbench_meta.errors import BenchError
 from robustbench_meta.registry import load_registry
 from robustbench_meta.spec import digest_of
@@ -94,6 +97,20 @@ def test_a_published_checkpoint_can_be_a_surrogate(path):
     assert (named.learner.name, named.backbone.name, named.way) == (path.stem.split("-")[-1], "conv4", 5)
 
 
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_the_command_of_a_published_card_attacks_by_way_of_it_in_its_own_setting(path, monkeypatch, capsys):
+    (command,) = re.findall(r"^\$ (bench run .* --surrogate .*)$", path.with_suffix(".md").read_text("utf-8"), re.M)
+    monkeypatch.chdir(path.parent)
+    with pytest.raises(SystemExit) as end:
+        main([*shlex.split(command)[1:], "--dry-run", "--json"])
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    about = weights_of(path.read_bytes())[1]
+    assert (end.value.code, plan["event"], len(plan["cells"])) == (0, "planned", 1)
+    (work,) = plan["work"]
+    assert (work["meta_steps"], work["attacked_tasks"]) == (about["meta_steps"], 200)
+    assert work["task_gradients"] == about["meta_steps"] * about["tasks_per_step"]
+
+
 # -- what is made ------------------------------------------------------------------------------------
 
 HOSTILE = 'a`|b"<script>:{{c}}[d](e)'
@@ -135,6 +152,23 @@ def test_a_card_tells_of_its_own_training_only(trained):
     assert "license:" not in text
     assert "not told" in dict(table(text, ""))["licence"]
     assert "meta-step 5, the best on validation tasks (75.0 %" in text
+    assert "given from Python" not in text
+
+
+def test_a_card_says_what_no_command_line_can_find(trained):
+    path, store = trained
+    records = store.records()
+    training = {**records[0]["spec"]["training"], "learner": {"name": "l", "options": {}, "code": "session sha256:0"}}
+    for each in records[:2]:
+        each["spec"]["training"], each["training"] = training, digest_of(training)
+    store = stored(path.parent / "again", *records[:2])
+    path.write_bytes(checkpoint_bytes(Trained({"w": torch.zeros(3, 4)}), training))
+    text = card(path, store)
+    assert "The learner was given from Python, as code that is in no plugin file" in text
+    assert "bench run" not in text
+    path.write_bytes(checkpoint_bytes(Trained({}), training))
+    with pytest.raises(BenchError, match=r"holds no weights: .* is a model of your own that evaluate\(\) was given"):
+        card(path, store)
 
 
 def test_a_checkpoint_without_records_has_no_card(trained, tmp_path):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustbench_meta import evaluation, hookimpl, keeping, leaderboard, runner, sharing, work
 from robustbench_meta.cli import execution, main
-from robustbench_meta.commands import command_for
+from robustbench_meta.commands import command_for, transfer_command
 from robustbench_meta.contracts import Attack
 from robustbench_meta.effort import Counted, Effort
 from robustbench_meta.engine import Plan
@@ -514,6 +514,31 @@ def test_the_command_of_a_record_gives_its_cell(registry, typed, given):
         assert cell.key in {each.key for each in again.cells}, line
         if not cell.spec.attack.sweep and cell.query != "transfer":
             assert len(again.cells) == 1, "no other cell is computed"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"way": 3, "shot": 2, "query": 4, "meta_steps": 7, "tasks_per_step": 1, "backbone": "conv4:width=8"},
+        {"dataset": "toy", "attacks": ("fgsm",)},
+        {"profile": "quick", "learners": ("adml:alpha=0.1",)},
+    ],
+    ids=lambda given: " ".join(map(str, given.values())) or "plain",
+)
+def test_a_checkpoint_is_a_surrogate_in_the_setting_that_it_was_trained_in(registry, typed, given):
+    spec = RunSpec.read(**{**SMALL, "learners": ("maml",), **given})
+    grid = prepare(spec, registry, None)
+    made = {"spec": json.loads(grid.cells[0].spec.model_dump_json()), "labels": grid.labels}
+    again = typed(transfer_command(made, "it s.safetensors"))
+    assert (again.surrogate, again.scenarios) == ("it s.safetensors", ("clean/transfer",))
+    victim = prepare(again.model_copy(update={"surrogate": None, "scenarios": ("clean/adv",)}), registry, None)
+    (ours,), (theirs,) = grid.trainings, victim.trainings
+    assert ours.spec.learner.name != theirs.spec.learner.name
+    for name in ("dataset", "backbone", "way", "shot", "query", "meta_steps", "tasks_per_step", "validations"):
+        assert getattr(ours.spec, name) == getattr(theirs.spec, name), name
+    made["spec"]["training"]["learner"]["code"] = "session sha256:0"
+    assert transfer_command(made, "it.safetensors") is None, "no command line finds that learner"
 
 
 def test_commands_are_quoted_for_the_shell_and_untold_where_they_cannot_be():

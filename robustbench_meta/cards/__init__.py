@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -14,9 +13,11 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from robustbench_meta.boards import shown
 from robustbench_meta.checkpoints import read_file, weights_of
 from robustbench_meta.checks import FLAGS
-from robustbench_meta.commands import command_for
+from robustbench_meta.commands import command_for, transfer_command
+from robustbench_meta.discovery import SESSION
 from robustbench_meta.errors import BenchError, StorageError
 from robustbench_meta.exports.markdown import code, escape
 from robustbench_meta.leaderboard import build
@@ -61,15 +62,22 @@ def card(path: Path, store: Store, licence: str | None = None) -> str:
     rows = build(store, {record["key"] for record in records})
     newest = max(records, key=lambda record: str(record["written"]))
     training, labels = newest["spec"]["training"], newest["labels"]
+    plugins = {kind: training[kind] for kind in ("learner", "backbone", "dataset")}
+    given = [kind for kind, plugin in plugins.items() if plugin["code"].startswith(SESSION)]
+    if not weights and "learner" in given:
+        raise BenchError(
+            f"{path} holds no weights: {labels['learner']} is a model of your own that evaluate() was given, and "
+            f"nothing is known here of how it was made. Its numbers for a card of your own: bench export {store.root}"
+        )
     commands = dict.fromkeys(filter(None, map(command_for, _ordered(records, rows))))
     template = _environment().from_string(files(__name__).joinpath("card.md.jinja").read_text(encoding="utf-8"))
     return template.render(
         file=path.name, sha256=hashlib.sha256(data).hexdigest(), size=len(data), licence=licence, key=key, task=TASK,
         parameters=sum(weight.numel() for weight in weights.values()), record=newest, training=training, labels=labels,
-        plugins={kind: training[kind] for kind in ("learner", "backbone", "dataset")}, rows=list(_rows(rows)),
+        plugins=plugins, given=given, rows=list(_rows(rows)),
         metrics=list(_metrics(rows)), flags=_flags(rows), chosen=newest.get("chosen_step"),
         validation=_validation(newest), commands=list(commands), tags=_tags(training),
-        transfer=_transfer(path.name, training["learner"]["name"]), seconds=round(newest["timings"]["train_seconds"]),
+        transfer=transfer_command(newest, path.name), seconds=round(newest["timings"]["train_seconds"]),
     )  # fmt: skip
 
 
@@ -96,7 +104,7 @@ def _rows(frame: pd.DataFrame) -> Any:
 
 
 def _with_interval(mean: float, ci95: float) -> str:
-    return f"{100 * mean:.1f}\u00a0±{100 * ci95:.1f}"
+    return f"{shown(100 * mean)}\u00a0±{shown(100 * ci95)}"
 
 
 def _metrics(frame: pd.DataFrame) -> Any:
@@ -125,13 +133,6 @@ def _validation(record: Mapping[str, Any]) -> float | None:
 def _tags(training: Mapping[str, Any]) -> list[str]:
     names = [training[kind]["name"] for kind in ("learner", "backbone", "dataset")]
     return ["few-shot-learning", "meta-learning", "adversarial-robustness", *names]
-
-
-def _transfer(file: str, learner: str) -> str:
-    """A command that attacks another learner by way of this one."""
-    other = "protonet" if learner == "maml" else "maml"
-    words = ["bench", "run", "--learner", other, "--attack", "pgd", "--scenario", "clean/transfer", "--surrogate", file]
-    return shlex.join(words)
 
 
 def _quoted(value: Any) -> Markup:
