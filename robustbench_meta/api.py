@@ -6,7 +6,10 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from robustbench_meta import own_model, session
 from robustbench_meta.arguments import (
@@ -14,6 +17,7 @@ from robustbench_meta.arguments import (
     eps_text,
     folder_of,
     maybe_folder,
+    misspelt,
     options_of,
     seconds_of,
     several,
@@ -32,18 +36,22 @@ from robustbench_meta.store import Store
 from robustbench_meta.suites import Suite
 from robustbench_meta.surrogates import is_file
 
+Numbers = NDArray[np.integer[Any]] | NDArray[np.floating[Any]]
+"""Of numpy."""
+
 __all__ = ["Adapt", "Folder", "Named", "Progress", "Results", "evaluate", "load_results", "run"]
 
 
+@misspelt
 def run(
     suite: Folder | None = None,
     *,
     learner: Named | Sequence[Named] | None = None,
     attack: Named | Sequence[Named] | None = None,
-    eps: str | float | Sequence[str | float] | None = None,
+    eps: str | float | Sequence[str | float] | Numbers | None = None,
     scenario: str | Sequence[str] | None = None,
     surrogate: Named | None = None,
-    seed: int | Sequence[int] | None = None,
+    seed: int | Sequence[int] | Numbers | None = None,
     dataset: Named | None = None,
     backbone: Named | None = None,
     way: int | None = None,
@@ -134,15 +142,15 @@ def run(
     """
     given = GivenPlugins()
     typed = options_of(
-        learners=[given.typed("learner", each) for each in several(learner)],
-        attacks=[given.typed("attack", each) for each in several(attack)],
+        learners=[given.typed("learner", each) for each in several("learner", learner)],
+        attacks=[given.typed("attack", each) for each in several("attack", attack)],
         dataset=dataset and given.typed("dataset", dataset), backbone=backbone and given.typed("backbone", backbone),
-        way=way, shot=shot, query=query, eps=[eps_text(each) for each in several(eps)], scenarios=several(scenario),
-        profile=profile, meta_steps=meta_steps, tasks_per_step=tasks_per_step, episodes=episodes, seeds=several(seed),
-        device=device, precision=precision, compile=compile,
+        way=way, shot=shot, query=query, eps=[eps_text(each) for each in several("eps", eps)],
+        scenarios=several("scenario", scenario), seeds=several("seed", seed), profile=profile, meta_steps=meta_steps,
+        tasks_per_step=tasks_per_step, episodes=episodes, device=device, precision=precision, compile=compile,
         surrogate=surrogate and given.typed("learner", surrogate), checks=checks,
     )  # fmt: skip
-    tracked = [given.typed("tracker", each) for each in several(track)]
+    tracked = [given.typed("tracker", each) for each in several("track", track or None)]
     wanted = suite_of(suite).overridden(typed)
     chosen, seconds = chosen_executor(executor, ray_address), seconds_of(cell_timeout)
 
@@ -159,13 +167,14 @@ def run(
     return done(ready, folder_of(results), policy, progress, kept=True)
 
 
+@misspelt
 def evaluate(
     adapt: Adapt,
     *,
     name: str = "mine",
     version: str | None = None,
     attack: Named | Sequence[Named] | None = None,
-    eps: str | float | Sequence[str | float] | None = None,
+    eps: str | float | Sequence[str | float] | Numbers | None = None,
     scenario: str | Sequence[str] | None = None,
     surrogate: Folder | None = None,
     seed: int = 0,
@@ -267,10 +276,10 @@ def evaluate(
     given, models = GivenPlugins(), OwnModels(adapt, seed, name)
     learner = own_model.own_learner(models, name, is_transductive=transductive)
     typed = options_of(
-        learners=[name], attacks=[given.typed("attack", each) for each in several(attack)],
+        learners=[name], attacks=[given.typed("attack", each) for each in several("attack", attack)],
         dataset=dataset and given.typed("dataset", dataset), backbone=backbone or own_model.OWN,
-        way=way, shot=shot, query=query, eps=[eps_text(each) for each in several(eps)],
-        scenarios=without_poison(several(scenario), transfer=surrogate is not None), profile=profile,
+        way=way, shot=shot, query=query, eps=[eps_text(each) for each in several("eps", eps)],
+        scenarios=without_poison(several("scenario", scenario), transfer=surrogate is not None), profile=profile,
         meta_steps=meta_steps, tasks_per_step=tasks_per_step, episodes=episodes, seeds=[seed], device=device,
         surrogate=None if surrogate is None else str(surrogate), checks=checks,
     )  # fmt: skip
@@ -279,7 +288,9 @@ def evaluate(
         own_model.bring(registry, learner, version)
         given.bring(registry)
 
-    parse_jobs(str(jobs))
+    processes = parse_jobs(str(jobs))
+    if processes == "auto":
+        raise BenchError("jobs was given 'auto'; expected a number here, of processes that share out the episodes")
     policy = Policy(fresh=fresh, retry_failed=True)
     ready = session.prepare(
         Suite().overridden(typed), maybe_folder(plugins), local_plugins, maybe_folder(data_root), policy, bring=bring
@@ -290,7 +301,7 @@ def evaluate(
         store = Store(folder)
         stored = [] if fresh else [each for each in store.records() if each["training"] == grid.trainings[0].key]
         own_model.rehearse(models, grid, ready.device, stored)
-        stack.enter_context(threads(jobs))
+        stack.enter_context(threads(processes))
         found = done(ready, folder, policy, progress, kept=results is not None)
     if not len(found):
         raise BenchError(str(found.failed["reason"].iloc[0]))

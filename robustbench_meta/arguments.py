@@ -2,29 +2,54 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from robustbench_meta.errors import BenchError
+from robustbench_meta.errors import BenchError, unknown
 from robustbench_meta.options import SCENARIOS, exact, parse_seconds
 from robustbench_meta.suites import Suite, find_suite, read_suite
 
 Folder = str | os.PathLike[str]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def several(given: Any) -> list[Any]:
-    """One, several or none, as a list; a text is one."""
+def several(name: str, given: Any) -> list[Any]:
+    """One or several, as a list; a text is one. None is not given.
+
+    Raises:
+        BenchError: a list with nothing in it.
+    """
     if given is None:
         return []
     if isinstance(given, np.ndarray):
+        given = np.atleast_1d(given)
         given = given.tolist() if np.issubdtype(given.dtype, np.integer) else list(given)
-    if isinstance(given, (list, tuple, range)):
-        return list(given)
-    return [given]
+    if not isinstance(given, (list, tuple, range)):
+        return [given]
+    if not given:
+        raise BenchError(f"{name} was given nothing, in {given!r}; expected one or more, or leave {name} out")
+    return list(given)
+
+
+def misspelt(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, whose TypeError for an unknown argument says which one may be meant."""
+    known = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def call(*given: P.args, **named: P.kwargs) -> R:
+        for name in named:
+            if name not in known:
+                raise TypeError(f"{function.__name__}(): {unknown('argument', name, known)}")
+        return function(*given, **named)
+
+    return call
 
 
 def options_of(**options: Any) -> dict[str, Any]:

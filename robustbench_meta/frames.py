@@ -156,6 +156,13 @@ def failed(told: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=FAILED)
 
 
+def failure_told(row: Mapping[Any, Any]) -> str:
+    """A row of the frame of failed cells in one line: which cell, and why."""
+    eps, support, query, seed = ("" if pd.isna(row[name]) else str(row[name]) for name in FAILED[2:6])
+    threat = f" eps={eps} {support}/{query}" if eps else ""
+    return f"{row['attack']}{threat} on {row['learner']}{f' (seed {seed})' if seed else ''}: {row['reason']}"
+
+
 def failures_in(folder: Path) -> pd.DataFrame:
     """The same of a results folder; a note that is damaged is left out."""
     found = [told for path in sorted((folder / "failures").glob("[!.]*.json")) if (told := _failure(path)) is not None]

@@ -108,9 +108,7 @@ class Results:
         for table in [*tables(self._frame, _WIDTH, self._samples), *curve_tables(self._curves, _WIDTH)]:
             console.print(table)
         text = "\n".join(line.rstrip() for line in console.export_text().splitlines()).strip()
-        told = [
-            f"failed: {row['attack']} on {row['learner']}: {row['reason']}" for row in self.failed.to_dict("records")
-        ]
+        told = [f"failed: {frames.failure_told(row)}" for row in self.failed.to_dict("records")]
         return "\n".join([text, *told] if text else told) or repr(self)
 
     def _repr_html_(self) -> str:

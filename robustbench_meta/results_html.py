@@ -8,6 +8,7 @@ import pandas as pd
 
 from robustbench_meta.drawing import title
 from robustbench_meta.exports.sheets import Cell, Sheet, sheets
+from robustbench_meta.frames import failure_told
 from robustbench_meta.samples import Samples
 
 _DIM = "opacity:.65"
@@ -31,10 +32,7 @@ def page_of(frame: pd.DataFrame, samples: Samples, failed: pd.DataFrame) -> str:
         parts.append(f"<p>and {len(found) - _MOST_TABLES} more tables: <code>print(results)</code> shows all.</p>")
     parts.append(_notes(everywhere))
     if not failed.empty:
-        lines = "".join(
-            f"<li>{escape(str(row['attack']))} on {escape(str(row['learner']))}: {escape(str(row['reason']))}</li>"
-            for row in failed.head(_MOST_FAILED).to_dict("records")
-        )
+        lines = "".join(f"<li>{escape(failure_told(row))}</li>" for row in failed.head(_MOST_FAILED).to_dict("records"))
         more = f"<p>and {len(failed) - _MOST_FAILED} more</p>" if len(failed) > _MOST_FAILED else ""
         parts.append(f"<p><b>Failed</b></p><ul>{lines}</ul>{more}")
     return f"<div>{''.join(parts) or '<p>No finished cells.</p>'}</div>"

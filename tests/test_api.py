@@ -3,6 +3,7 @@
 import contextlib
 import doctest
 import functools
+import inspect
 import json
 import linecache
 import logging
@@ -265,7 +266,8 @@ def test_a_cell_that_fails_costs_no_other_and_is_told_of(tmp_path, caplog):
     assert found.failed[["learner", "attack", "before"]].to_numpy().tolist() == [["protonet", "raises", False]]
     assert found.failed["reason"][0] == "attack 'raises' failed: ValueError: not today"
     assert "1 of 2 cells failed" in caplog.text
-    assert "failed: raises on protonet" in str(found)
+    assert "failed: raises eps=0.1 clean/adv on protonet (seed 0): attack 'raises' failed" in str(found)
+    assert "raises eps=0.1 clean/adv on protonet (seed 0): " in found._repr_html_()
     loaded = rbm.load_results(tmp_path).failed
     assert loaded[["learner", "attack", "reason", "before"]].to_numpy().tolist() == [
         ["protonet", "raises", "attack 'raises' failed: ValueError: not today", True]
@@ -411,10 +413,36 @@ def test_classes_that_cannot_be_told_apart_or_named_are_refused(tmp_path):
 
 
 def test_numbers_of_numpy_are_numbers():
-    assert several(np.arange(2)) == several(range(2)) == [0, 1]
-    assert [eps_text(each) for each in several(np.array([0.1, 8 / 255]))] == ["0.1", "8/255"]
-    assert [eps_text(each) for each in several(np.float32(0.1))] == ["0.1"]
-    assert several("maml") == ["maml"]
+    read = functools.partial(several, "eps")
+    assert read(np.arange(2)) == read(range(2)) == [0, 1]
+    assert [eps_text(each) for each in read(np.array([0.1, 8 / 255]))] == ["0.1", "8/255"]
+    assert (
+        [eps_text(each) for each in read(np.float32(0.1))]
+        == [eps_text(each) for each in read(np.array(0.1))]
+        == ["0.1"]
+    )
+    assert read("maml") == ["maml"]
+
+
+@pytest.mark.parametrize("name", ["learner", "attack", "eps", "scenario", "seed"])
+@pytest.mark.parametrize("nothing", [[], (), np.array([])], ids=repr)
+def test_nothing_is_not_the_default(name, nothing, tmp_path):
+    with pytest.raises(rbm.BenchError, match=f"^{name} was given nothing, in .*; expected one or more, or leave"):
+        rbm.run(**{name: nothing}, results=tmp_path)
+
+
+def test_a_misspelt_argument_says_which_may_be_meant():
+    with pytest.raises(TypeError, match=r"^run\(\): unknown argument 'lerner': did you mean 'learner'"):
+        rbm.run(lerner="maml")
+    with pytest.raises(TypeError, match=r"^evaluate\(\): unknown argument 'atack': did you mean 'attack'"):
+        rbm.evaluate(centroids, atack="pgd")
+    assert list(inspect.signature(rbm.run).parameters)[:3] == ["suite", "learner", "attack"]
+
+
+@pytest.mark.parametrize("jobs", ["auto", 0, -1, True, 1.5])
+def test_own_models_are_shared_out_to_a_number_of_processes(jobs):
+    with pytest.raises(rbm.BenchError, match=r"jobs.*expected.* number"):
+        rbm.evaluate(centroids, jobs=jobs, **TASK)
 
 
 def test_an_instance_is_said_as_on_the_command_line():
