@@ -11,7 +11,7 @@ import contextlib
 import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,28 @@ def datasets(ctx: typer.Context, incomplete: str) -> list[str]:
 def backbones(ctx: typer.Context, incomplete: str) -> list[str]:
     """Backbones."""
     return _names("backbone", ctx, incomplete)
+
+
+def trackers(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Trackers."""
+    return _names("tracker", ctx, incomplete)
+
+
+def one_of(names: Iterable[str]) -> Callable[[str], list[str]]:
+    """Completes words that are always the same ones."""
+    known = tuple(names)
+
+    def words(incomplete: str) -> list[str]:
+        return _beginning(known, incomplete)
+
+    return words
+
+
+def drawn(incomplete: str) -> list[str]:
+    """What `bench plot` draws, and folders of results."""
+    from robustbench_meta.figures import KINDS
+
+    return _beginning([*KINDS, *_folders()], incomplete)
 
 
 def profiles(incomplete: str) -> list[str]:
@@ -95,9 +117,15 @@ def compared(incomplete: str) -> list[str]:
     with contextlib.suppress(OSError, csv.Error, UnicodeDecodeError):
         lines = (Path("results") / "leaderboard.csv").read_text(encoding="utf-8").splitlines()
         found |= {row.get("learner") or "" for row in csv.DictReader(lines)}
+    return _beginning(sorted({*filter(str.isprintable, found), *_folders()}), incomplete)
+
+
+def _folders() -> list[str]:
+    """Folders of results in the current one."""
+    found: list[str] = []
     with contextlib.suppress(OSError):
-        found |= {path.name for path in Path().iterdir() if (path / "records").is_dir()}
-    return _beginning(sorted(name for name in found if name.isprintable()), incomplete)
+        found += [path.name for path in Path().iterdir() if (path / "records").is_dir() and path.name.isprintable()]
+    return sorted(found)
 
 
 def _beginning(names: object, start: str) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from robustbench_meta.cli import completion
 from robustbench_meta.cli.options import RESULTS, Debug
 from robustbench_meta.cli.results import Attacks, Eps, Learners, Results, Scenarios, read_selected
 from robustbench_meta.errors import BenchError, unknown
@@ -24,7 +25,12 @@ def export(
     format: Annotated[
         str | None,
         typer.Option(
-            "--format", "-f", metavar="|".join(FORMATS), help="What is written.", show_default="by FILE; else markdown"
+            "--format",
+            "-f",
+            autocompletion=completion.one_of(FORMATS),
+            metavar="|".join(FORMATS),
+            help="What is written.",
+            show_default="by FILE; else markdown",
         ),
     ] = None,
     out: Annotated[

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from robustbench_meta.cli import completion
 from robustbench_meta.cli.options import RESULTS, Debug, folder
 from robustbench_meta.cli.results import Attacks, Eps, Learners, Scenarios, read_selected
 from robustbench_meta.errors import BenchError, unknown
@@ -30,7 +31,7 @@ def plot(
     what: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[WHAT…] [DIR]",
+            autocompletion=completion.drawn, metavar="[WHAT…] [DIR]",
             help=f"{', '.join(KINDS)}; and the results folder. Default: all that ./results has numbers for.",
         ),
     ] = None,
@@ -44,7 +45,8 @@ def plot(
     format: Annotated[
         list[str] | None,
         typer.Option(
-            "--format", metavar="|".join(FORMATS), rich_help_panel=_LOOK, show_default="pdf",
+            "--format", autocompletion=completion.one_of(FORMATS), metavar="|".join(FORMATS),
+            rich_help_panel=_LOOK, show_default="pdf",
             help="Of the files in the folder; may be repeated.",
         ),
     ] = None,

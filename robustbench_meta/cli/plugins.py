@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from robustbench_meta.cli import completion
 from robustbench_meta.cli.options import Debug, Json, NoLocalPlugins, Plugins, folder
 from robustbench_meta.errors import BenchError
 
@@ -50,7 +51,14 @@ def plugins(
 
 @app.command()
 def new(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="learner, attack, dataset or backbone.")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            autocompletion=completion.one_of(("learner", "attack", "dataset", "backbone")),
+            metavar="KIND",
+            help="learner, attack, dataset or backbone.",
+        ),
+    ],
     name: Annotated[str, typer.Argument(metavar="NAME", help="What is typed to use it, such as my-attack.")],
     into: Annotated[
         Path, typer.Option(metavar="DIR", parser=folder, help="The folder; made if it is not there.")

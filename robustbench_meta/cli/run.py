@@ -153,8 +153,8 @@ def run(
     executor: Annotated[
         str,
         typer.Option(
-            metavar="NAME[:…]", rich_help_panel=_HOW,
-            help="local, processes, ray or slurm; options as in ray:gpus=1,cpus=2.",
+            autocompletion=completion.one_of(("local", "processes", "ray", "slurm")), metavar="NAME[:…]",
+            rich_help_panel=_HOW, help="local, processes, ray or slurm; options as in ray:gpus=1,cpus=2.",
         ),
     ] = "local",
     ray_address: Annotated[
@@ -167,8 +167,8 @@ def run(
     track: Annotated[
         list[str] | None,
         typer.Option(
-            "--track", metavar=_PLUGIN, rich_help_panel=_HOW, help="Keep its curves and cells: tensorboard, mlflow.",
-            show_default="none",
+            "--track", autocompletion=completion.trackers, metavar=_PLUGIN, rich_help_panel=_HOW,
+            help="Keep its curves and cells: tensorboard, mlflow.", show_default="none",
         ),
     ] = None,
     cell_timeout: Annotated[
@@ -192,12 +192,16 @@ def run(
     precision: Annotated[
         str | None,
         typer.Option(
-            metavar="float32|tf32|bf16", rich_help_panel=WHERE, help="What layers are computed in; tf32: CUDA only.",
-            show_default="float32",
+            autocompletion=completion.one_of(("float32", "tf32", "bf16")), metavar="float32|tf32|bf16",
+            rich_help_panel=WHERE, help="What layers are computed in; tf32: CUDA only.", show_default="float32",
         ),
     ] = None,
     compile: Annotated[
-        str, typer.Option(metavar="auto|on|off", rich_help_panel=WHERE, help="torch.compile; auto: long runs on CUDA.")
+        str,
+        typer.Option(
+            autocompletion=completion.one_of(("auto", "on", "off")), metavar="auto|on|off", rich_help_panel=WHERE,
+            help="torch.compile; auto: long runs on CUDA.",
+        ),
     ] = "auto",
     data_root: DataRoot = None,
     results: Annotated[
