@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -60,7 +61,11 @@ class TaskSource(ABC):
 
     @abstractmethod
     def sample(self, seeds: Sequence[int], way: int, shot: int, query: int, tasks_per_seed: int = 1) -> TaskBatch:
-        """Draw `tasks_per_seed` tasks from each seed; a seed always gives the same tasks."""
+        """Draw `tasks_per_seed` tasks from each seed; a seed always gives the same tasks.
+
+        Queries come in an order that tells nothing of their class; support images may be sorted, since their
+        labels are given.
+        """
 
 
 class Splits(NamedTuple):
@@ -120,18 +125,24 @@ class ImageBank(TaskSource):
 
     def to(self, device: torch.device) -> ImageBank:
         """The same bank with its images on `device`."""
-        return ImageBank(self.name, self.images.to(device), self.counts.tolist(), self.classes, self.fingerprint)
+        moved = copy(self)
+        moved.images = self.images.to(device)
+        return moved
 
     def draw(
         self, seed: int, tasks: int, way: int, shot: int, query: int
-    ) -> Int64[np.ndarray, "{tasks} {way} {shot+query}"]:
-        """Indices of images: `way` classes a task, then `shot`+`query` images a class, without replacement."""
+    ) -> tuple[Int64[np.ndarray, "{tasks} {way} {shot+query}"], Int64[np.ndarray, "{tasks} {way*query}"]]:
+        """Indices of images, `way` classes a task and `shot`+`query` images a class, without replacement.
+
+        Second, the order of a task's queries: places among those sorted by class.
+        """
         rng = np.random.Generator(np.random.Philox(seed))
         classes = _choose(rng.random((tasks, len(self.classes))), way)
         keys = rng.random((tasks, way, int(self.counts.max())))
         keys[np.arange(keys.shape[2]) >= self.counts[classes][..., None]] = 2.0  # places past a smaller class's end
         index: np.ndarray = self.starts[classes][..., None] + _choose(keys, shot + query)
-        return index
+        queries = way * query
+        return index, _choose(rng.random((tasks, queries)), queries)
 
     def sample(self, seeds: Sequence[int], way: int, shot: int, query: int, tasks_per_seed: int = 1) -> TaskBatch:
         """Draw tasks by index and gather their images on the device; support and query share no image.
@@ -140,19 +151,21 @@ class ImageBank(TaskSource):
             DataError: too few classes or images, as in `check`.
         """
         self.check(way, shot, query)
-        drawn = np.concatenate([self.draw(seed, tasks_per_seed, way, shot, query) for seed in seeds])
-        _check_disjoint(self.name, drawn)
-        index = send(drawn, self.images.device)
-        return TaskBatch(self._gather(index[:, :, :shot]), self._gather(index[:, :, shot:]))
-
-    def _gather(self, index: Int64[Tensor, "tasks way each"]) -> Batch:
-        tasks, way, each = index.shape
-        x: Float[Tensor, "tasks n c h w"] = (
-            self.images.index_select(0, index.reshape(-1)).float().div_(255).view(tasks, way * each, *self.shape)
+        drawn = [self.draw(seed, tasks_per_seed, way, shot, query) for seed in seeds]
+        index, order = (np.concatenate(part) for part in zip(*drawn, strict=True))
+        _check_disjoint(self.name, index)
+        tasks, cut = len(index), way * shot
+        support = index[:, :, :shot].reshape(tasks, cut)
+        asked = np.take_along_axis(index[:, :, shot:].reshape(tasks, -1), order, 1)
+        sent = send(np.concatenate([support, asked, order // query], 1), self.images.device)
+        labels = (torch.arange(cut, device=sent.device) // shot).expand(tasks, -1)
+        return TaskBatch(
+            Batch(self._gather(sent[:, :cut]), labels),
+            Batch(self._gather(sent[:, cut : cut + order.shape[1]]), sent[:, cut + order.shape[1] :]),
         )
-        labels = torch.arange(way, device=self.images.device)
-        y = labels[:, None].expand(-1, each).reshape(-1).expand(tasks, -1)
-        return Batch(x, y)
+
+    def _gather(self, index: Int64[Tensor, "tasks n"]) -> Float[Tensor, "tasks n c h w"]:
+        return self.images.index_select(0, index.reshape(-1)).float().div_(255).view(*index.shape, *self.shape)
 
 
 def _choose(keys: np.ndarray, count: int) -> np.ndarray:

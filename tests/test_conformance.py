@@ -669,6 +669,20 @@ class BytesBank(ImageBank):
         return TaskBatch(*(Batch(batch.x * 255, batch.y) for batch in tasks))
 
 
+class SortedBank(ImageBank):
+    def sample(self, seeds, way, shot, query, tasks_per_seed=1):
+        tasks = super().sample(seeds, way, shot, query, tasks_per_seed)
+        order = tasks.query.y.argsort(1)
+        x = torch.stack([x[places] for x, places in zip(tasks.query.x, order, strict=True)])
+        return TaskBatch(tasks.support, Batch(x, tasks.query.y.gather(1, order)))
+
+
+class SortsQueries(Dots):
+    """Gives the queries class by class."""
+
+    bank = SortedBank
+
+
 class GivesBytes(Dots):
     """Does not scale its images."""
 
@@ -715,6 +729,10 @@ DATASETS = {
     SharesClasses: ("its splits share no class", "'dot-0' is both"),
     DrawsGlobally: ("draws the same tasks from the same seeds, and other ones from others", "two different tasks"),
     GivesBytes: ("gives images in [0, 1] and labels below the way, in the shapes of the contract", r"lie in \[.*25"),
+    SortsQueries: (
+        "gives queries in an order that does not tell their class",
+        r"of 30 tasks .* \[0, 1",
+    ),
     RefusesNothing: ("refuses tasks that it cannot give, with DataError", "way=10000000.* refused nothing"),
     MovesData: ("is the same on another device", "other tasks"),
     ChangingFingerprint: ("has a fingerprint that only other data change", "loaded twice"),

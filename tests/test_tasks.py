@@ -85,10 +85,22 @@ def test_seeds_differ():
     assert len(drawn) == 50
 
 
+def test_the_place_of_a_query_tells_nothing_of_its_class():
+    """χ² at 0.1 %, Bonferroni: each label is as frequent at each place, and at each place after each other label."""
+    y = bank([20] * 10).sample(range(300), 3, 1, 4, 20).query.y.numpy()
+    assert (np.sort(y, axis=1) == np.repeat(np.arange(3), 4)).all()
+    for place in range(12):
+        assert stats.chisquare(np.bincount(y[:, place], minlength=3)).pvalue > 1e-3 / 12
+    same = (y[:, 1:] == y[:, :-1]).mean()  # of the 11 others, 3 are of the same class
+    assert same == pytest.approx(3 / 11, abs=0.01)
+    asked = bank([20] * 10).sample(range(300), 3, 1, 4).query
+    assert len({tuple(row) for row in asked.y.tolist()}) > 250, "each task has an order of its own"
+
+
 @pytest.mark.parametrize("sizes", [[20] * 10, [5, 80, 6, 33, 7, 5, 50, 9, 10, 11]], ids=["equal", "unequal"])
 def test_classes_labels_and_images_are_drawn_uniformly(sizes):
     """χ² at 0.1 %: which classes, which class gets label 0, and which image of a class is its support image."""
-    index = bank(sizes).draw(7, 6000, 3, 1, 2)
+    index, _ = bank(sizes).draw(7, 6000, 3, 1, 2)
     class_of, starts = np.repeat(np.arange(10), sizes), np.cumsum([0, *sizes[:-1]])
     drawn = class_of[index[:, :, 0]]
     assert stats.chisquare(np.bincount(drawn.ravel(), minlength=10)).pvalue > 1e-3

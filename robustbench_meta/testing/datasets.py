@@ -105,6 +105,17 @@ class DatasetContract(Contract):
             distinct = {self.draw(source, seed).query.x.sum().item() for seed in range(6)}
             expect(len(distinct) > 1, f"{source.name}: six seeds gave one and the same task", remedy)
 
+    @clause("gives queries in an order that does not tell their class", after=(_REPEATS,))
+    def shuffles(self) -> None:
+        """Labels of 30 tasks: a source that sorts gives the same row every time."""
+        for source in self.splits:
+            labels = self.draw(source, *range(10), each=3).query.y
+            expect(
+                self.way == 1 or not torch.equal(labels, labels[:1].expand_as(labels)),
+                f"{source.name}: the queries of all of 30 tasks have the labels {labels[0].tolist()}",
+                "shuffle each task's queries, by its seed: a learner could read the labels from their places",
+            )  # fmt: skip
+
     @clause("refuses tasks that it cannot give, with DataError", after=(_LOADS,))
     def refuses(self) -> None:
         """Too many classes, or none; and nothing that it can give."""

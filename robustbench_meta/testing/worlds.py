@@ -37,7 +37,7 @@ def tasks_of(
     setting: Setting, tasks: int = TASKS, *, seed: int = 0, black_and_white: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> TaskBatch:  # fmt: skip
-    """Tasks of a random pattern a class, in noise: a nearest centroid has most of them right.
+    """Tasks of a random pattern a class, in noise: a nearest centroid has most of them right. Queries are shuffled.
 
     Patterns are the fainter the more pixels there are, so that classes are as far apart (in L2) in every shape.
     """
@@ -53,7 +53,9 @@ def tasks_of(
         y = torch.arange(setting.way).repeat_interleave(each).expand(tasks, -1)
         return Batch(x.reshape(tasks, -1, *setting.shape).to(dtype), y.clone())
 
-    return TaskBatch(batch(setting.shot), batch(setting.query))
+    support, query = batch(setting.shot), batch(setting.query)
+    order = torch.randperm(query.y.shape[1], generator=draw)
+    return TaskBatch(support, Batch(query.x[:, order], query.y[:, order]))
 
 
 def engine_of(
