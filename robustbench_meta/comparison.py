@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -48,6 +48,8 @@ class Contrast:
     """The p-value over episodes, by Holm's correction for all contrasts that were made together."""
     seeds_p: float
     """Welch's p-value over the means of the seeds; NaN unless both have several."""
+    tests: int
+    """The distinct contrasts that were made together, for which it is corrected."""
 
     @property
     def ahead(self) -> int:
@@ -58,19 +60,36 @@ class Contrast:
 
 
 def contrasts(pairs: Sequence[tuple[Sample, Sample]]) -> list[Contrast]:
-    """The contrasts of these pairs, corrected together.
+    """The contrasts of these pairs, corrected together; equal numbers, as at ε = 0 and without attack, are one test.
 
     Raises:
         ValueError: a pair saw different episodes.
     """
-    found = []
-    for first, second in pairs:
+    keys = [(_content(first), _content(second)) for first, second in pairs]
+    distinct = dict(zip(keys, pairs, strict=True))
+    found = {}
+    for key, (first, second) in distinct.items():
         if first.digest != second.digest or len(first.episodes) != len(second.episodes):
             raise ValueError("two learners on different episodes cannot be paired")
         result = paired(first.episodes, second.episodes)
-        found.append(Contrast(first, second, result, result.p, welch(first.means, second.means)))
-    corrected = holm([contrast.corrected for contrast in found])
-    return [replace(contrast, corrected=float(p)) for contrast, p in zip(found, corrected, strict=True)]
+        found[key] = Contrast(first, second, result, result.p, welch(first.means, second.means), len(distinct))
+    for key, p in zip(found, holm([contrast.corrected for contrast in found.values()]), strict=True):
+        found[key] = replace(found[key], corrected=float(p))
+    return [found[key] for key in keys]
+
+
+def _content(sample: Sample) -> Hashable:
+    """What two samples of the same numbers on the same episodes share."""
+    return sample.digest, *((seed, values.tobytes()) for seed, values in sorted(sample.by_seed.items()))
+
+
+def tests_told(found: Iterable[Duel]) -> str:
+    """For how many comparisons these are corrected: `5 comparisons`, or `3 different comparisons among 5`."""
+    all_of = [contrast for duel in found for contrast in duel.contrasts.values()]
+    tests = all_of[0].tests if all_of else 0
+    return (
+        f"{tests:,} comparisons" if tests == len(all_of) else f"{tests:,} different comparisons among {len(all_of):,}"
+    )
 
 
 def ranked(samples: Mapping[str, Sample]) -> dict[str, int]:

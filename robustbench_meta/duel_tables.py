@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from robustbench_meta.boards import WORST, Board, Score, shown
-from robustbench_meta.comparison import Contrast, Duel
+from robustbench_meta.comparison import Contrast, Duel, tests_told
 from robustbench_meta.drawing import WIDE, draw, folded, portions, title
 from robustbench_meta.statistics import Paired
 from robustbench_meta.tables import POINTER, doubts, worst_told
@@ -21,7 +21,7 @@ def duel_tables(found: Sequence[Duel], width: int = 80) -> list[RenderableType]:
     spread = any(len(sample.by_seed) > 1 for contrast in contrasts for sample in (contrast.first, contrast.second))
     luck = any(not math.isnan(contrast.seeds_p) for contrast in contrasts)
     drawn = [_duel_drawn(duel, width, luck) for duel in found]
-    return [*drawn, Text(_duel_caption(found, len(contrasts), spread, luck), style="dim")]
+    return [*drawn, Text(_duel_caption(found, spread, luck), style="dim")]
 
 
 def _duel_drawn(duel: Duel, width: int, luck: bool) -> RenderableType:
@@ -85,13 +85,13 @@ def _ahead(duel: Duel, contrast: Contrast, room: int) -> str:
     return first if contrast.ahead > 0 else second
 
 
-def _duel_caption(found: Sequence[Duel], count: int, spread: bool, luck: bool) -> str:
+def _duel_caption(found: Sequence[Duel], spread: bool, luck: bool) -> str:
     episodes = sorted({int(duel.setting["episodes"]) for duel in found})
     lines = [
         "A, B: accuracy in %" + ("; ± standard deviation between seeds, where there are several." if spread else "."),
         "A − B: in points, mean over the same episodes; ± half of its 95 % interval over "
         + f"{' or '.join(f'{number:,}' for number in episodes)} episodes.",
-        f"p: paired t-test over episodes, by Holm's correction for {count:,} comparisons, all that are printed.",
+        f"p: paired t-test over episodes, by Holm's correction for {tests_told(found)}, all that are printed.",
     ]
     if luck:
         lines.append("p seeds: Welch's t-test over the means of the seeds; – where one learner has a single seed.")

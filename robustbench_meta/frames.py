@@ -135,8 +135,8 @@ def comparisons(duels: Iterable[Duel]) -> pd.DataFrame:
     """A row for each two learners, threat and column of a table; `ahead` names the better one, or is empty.
 
     Accuracies and `difference` (first − second) are fractions, `ci95` half of its 95 % interval; `p` is of the paired
-    test over episodes, `corrected_p` by Holm's correction for all rows, `seeds_p` of the test over seeds (NaN unless
-    both have several). They are told apart where `ahead` is not empty.
+    test over episodes, `corrected_p` by Holm's correction for all rows (equal ones are one test), `seeds_p` of the test
+    over seeds (NaN unless both have several). They are told apart where `ahead` is not empty.
     """
     rows = []
     for duel in duels:

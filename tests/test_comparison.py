@@ -56,6 +56,32 @@ def test_contrasts_are_corrected_for_how_many_there_are():
     assert all(t >= a for t, a in zip(together, alone, strict=True))
 
 
+def test_numbers_that_occur_again_are_one_test():
+    one, two = [(sample(near(0.5, seed)), sample(near(0.52, seed + 10))) for seed in range(2)]
+    again = tuple(sample(each.by_seed[0].copy()) for each in one)
+    three, alone = contrasts([one, two, again]), contrasts([one, two])
+    assert [each.corrected for each in three] == [each.corrected for each in (*alone, alone[0])]
+    assert {each.tests for each in three} == {2}
+
+
+def test_attacks_at_eps_0_cost_no_correction(tmp_path):
+    """A sweep from ε = 0 by three attacks, which change nothing there: clean, 3 at 0.1, and their worst case count."""
+    clean = {name: answers(mean, seed=seed) for seed, (name, mean) in enumerate([("a", 0.6), ("b", 0.66)])}
+    stored(
+        tmp_path,
+        *(record(right & (answers(0.8, seed=at) | (eps == 0)), clean=right, learner=name, attack=attack, eps=eps)
+          for name, right in clean.items() for at, attack in enumerate(("fgsm", "pgd", "bim")) for eps in (0.0, 0.1)),
+    )  # fmt: skip
+    found = [contrast for duel in of(Store(tmp_path)) for contrast in duel.contrasts.values()]
+    p = sorted({contrast.paired.p for contrast in found})
+    assert len(found) == 9
+    assert len(p) == 5, "the planted numbers differ"
+    assert min(contrast.corrected for contrast in found) == pytest.approx(5 * p[0])
+    assert "Holm's correction for 5 different comparisons among 9, all" in " ".join(
+        bench("compare", tmp_path).out.split()
+    )
+
+
 def test_seeds_that_scatter_more_than_the_learners_differ_separate_nothing():
     # Over episodes 8 points are sure; but the seeds of one learner reach from 0.40 to 0.66.
     lucky = sample(*(near(mean, seed) for seed, mean in enumerate((0.40, 0.66, 0.68))))
@@ -252,7 +278,9 @@ def test_the_command_tells_differences_and_who_is_ahead(folder, width):
     text = " ".join(shown.out.split())
     (clean,) = [line for line in shown.out.splitlines() if line.startswith("clean ")]
     assert "cannot be" in clean, "all clean answers are right"
-    assert "Holm's correction for 5 comparisons, all that are printed" in text
+    assert "Holm's correction for 4 different comparisons among 5, all that are printed" in text, (
+        "fgsm's and square's are equal"
+    )
     assert "± standard deviation between seeds" in text
     assert f"A {LONG} B maml" in text
     assert [line.split()[-1] for line in rows] == ["A"], "its name is too long for the column"

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from robustbench_meta.boards import PLACE, WORST
 from robustbench_meta.captions import flags_told
-from robustbench_meta.comparison import Duel
+from robustbench_meta.comparison import Duel, tests_told
 from robustbench_meta.drawing import norm_name, sides
 from robustbench_meta.figures.drawn import Drawn, by_scenario, place_told
 from robustbench_meta.figures.look import GREY, Look
@@ -24,9 +24,9 @@ _ROW = 0.2
 def draw_duels(found: Sequence[Duel], look: Look, *, zero: bool = True) -> Iterator[Drawn]:
     """A figure for each two learners, setting, norm and ε; the difference without attack stands above.
 
-    Attacks at ε = 0 are drawn if `zero`; p-values are corrected for them in any case.
+    Attacks at ε = 0 are drawn if `zero`.
     """
-    comparisons = sum(len(duel.contrasts) for duel in found)
+    comparisons = tests_told(found)
     pairs: dict[tuple[Any, ...], list[Duel]] = {}
     for duel in found:
         pairs.setdefault((*(duel.setting[name] for name in PLACE), duel.first, duel.second), []).append(duel)
@@ -40,7 +40,7 @@ def draw_duels(found: Sequence[Duel], look: Look, *, zero: bool = True) -> Itera
             yield _figure([*clean, *sorted(part, key=lambda duel: scenario_place(duel.setting))], comparisons, look)
 
 
-def _figure(group: list[Duel], comparisons: int, look: Look) -> Drawn:
+def _figure(group: list[Duel], comparisons: str, look: Look) -> Drawn:
     last = group[-1]
     attacked = [duel for duel in group if duel.setting["threat_norm"] != "none"]
     threat = f"{norm_name(last.setting['threat_norm'])} ε = {last.setting['eps']}" if attacked else "no attack"
@@ -101,7 +101,7 @@ def _limits(axes: Axes, group: list[Duel]) -> None:
     axes.set_xlim(-most, most)
 
 
-def _caption(group: list[Duel], threat: str, comparisons: int) -> str:
+def _caption(group: list[Duel], threat: str, comparisons: str) -> str:
     last = group[-1]
     contrasts = [contrast for duel in group for contrast in duel.contrasts.values()]
     counts = {len(sample.by_seed) for each in contrasts for sample in (each.first, each.second)}
@@ -113,7 +113,7 @@ def _caption(group: list[Duel], threat: str, comparisons: int) -> str:
         f"Mean over the same {last.setting['episodes']:,} test episodes"
         + (f", each over {seeds} seeds{' (some over fewer)' if len(counts) > 1 else ''}" if seeds > 1 else "")
         + "; bars: 95 % intervals.",
-        f"Filled: told apart at 5 % (paired t-test over episodes, Holm's correction for {comparisons:,} comparisons"
+        f"Filled: told apart at 5 % (paired t-test over episodes, Holm's correction for {comparisons}"
         + (", and Welch's test over seeds); hollow: not." if seeds > 1 else "); hollow: not."),
     ]
     if any(WORST in duel.contrasts for duel in group):

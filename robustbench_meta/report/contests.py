@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from robustbench_meta.boards import PLACE, shown
-from robustbench_meta.comparison import Contrast, Duel
+from robustbench_meta.comparison import Contrast, Duel, tests_told
 from robustbench_meta.drawing import sides, threat
 from robustbench_meta.report.charts import Scale
 
@@ -56,6 +56,8 @@ class Contests(NamedTuple):
 
     matches: list[Match]
     contrasts: int
+    tests: str
+    """The comparisons for which p is corrected, in words."""
     shown: int
     luck: bool
     """Whether seeds were tested as well."""
@@ -72,7 +74,7 @@ def contests(duels: Sequence[Duel]) -> Contests:
         pairs.setdefault((*(duel.setting[name] for name in PLACE), duel.first, duel.second), []).append(duel)
     matches = [_match(group, whole) for group in pairs.values()]
     return Contests(
-        matches, len(contrasts), sum(len(match.bouts) for match in matches),
+        matches, len(contrasts), tests_told(duels), sum(len(match.bouts) for match in matches),
         any(not math.isnan(contrast.seeds_p) for contrast in contrasts),
         any(1 in {len(contrast.first.by_seed), len(contrast.second.by_seed)} for contrast in contrasts),
     )  # fmt: skip
