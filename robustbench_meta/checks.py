@@ -18,7 +18,7 @@ from robustbench_meta.statistics import above, mean_and_ci95
 from robustbench_meta.trials import Trial
 
 ENOUGH = 600
-"""Episodes from which on a row is more than a smoke test: as many as the papers take."""
+"""Episodes from which on a row rests on enough of them: as many as the papers take."""
 
 FLAGS: dict[str, str] = {
     "probabilities": "the logits are probabilities: losses of them saturate, and attacks on them are weak",
@@ -33,7 +33,7 @@ FLAGS: dict[str, str] = {
     "flat-in-eps": "accuracy under PGD does not fall with eps",
     "robust-at-full-range": "accuracy stays above chance when every pixel may be changed at will",
     "fgsm-alone": "no attack of more than one step: the number is no claim of robustness",
-    "smoke": f"fewer than {ENOUGH} episodes",
+    "few-episodes": f"fewer than {ENOUGH} episodes",
     "unchecked": "the reliability checks were skipped, or one of their probes failed (the record tells which)",
 }
 """What each flag means, in a line."""
@@ -90,7 +90,7 @@ def certify(
     if effects is not None and not above(effects, 0.0):
         flags.append("no-effect")
     flags += _compared(trial, clean[:checked].mean(1), robust, own, probed, found, way)
-    flags += ["smoke"] if len(robust) < ENOUGH else []
+    flags += ["few-episodes"] if len(robust) < ENOUGH else []
     flags += ["unchecked"] if failed else []
     return Certificate(
         episodes=checked,
@@ -134,4 +134,4 @@ def _compared(
 
 def unchecked(episodes: int) -> list[str]:
     """The flags of a row whose checks were skipped."""
-    return ["smoke", "unchecked"] if episodes < ENOUGH else ["unchecked"]
+    return ["few-episodes", "unchecked"] if episodes < ENOUGH else ["unchecked"]

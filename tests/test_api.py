@@ -490,7 +490,7 @@ def test_an_own_model_is_checked_as_others_are():
                          **{**TASK, "checks": True})  # fmt: skip
     board = found.leaderboard
     assert len(board) == 4
-    assert board["flags"].str.contains("smoke").all()
+    assert board["flags"].str.contains("few-episodes").all()
     assert not board["flags"].str.contains("unchecked").any()
     attacked = board[board["query"] == "adv"]
     assert (attacked["robust_accuracy"] <= attacked["clean_accuracy"]).all()

@@ -14,6 +14,7 @@ from robustbench_meta.grid import prepare
 from robustbench_meta.neighbours import flags_between
 from robustbench_meta.observation import Observation, influence_of_mates
 from robustbench_meta.probes import CHECKED, probes
+from robustbench_meta.profiles import PROFILES
 from robustbench_meta.records import pack
 from robustbench_meta.spec import RunSpec
 from robustbench_meta.statistics import above
@@ -68,7 +69,7 @@ def test_a_sound_row_has_no_flag(registry):
         ({"twice": 0.6}, "flat-in-eps"),
         ({"robust": 0.9, "pgd": 0.9, "twice": 0.9, "full": 0.9, "stronger": 0.9}, "flat-in-eps"),
         ({"twice": 0.4, "full": 0.35}, "robust-at-full-range"),
-        ({"episodes": ENOUGH - 1}, "smoke"),
+        ({"episodes": ENOUGH - 1}, "few-episodes"),
         ({"observation": Observation(queries=800, probabilities=800)}, "probabilities"),
         ({"observation": Observation(queries=800, zero_gradients=9)}, "zero-gradients"),
         ({"observation": Observation(queries=800, varies=0.01)}, "random-outputs"),
@@ -202,3 +203,7 @@ def test_every_flag_has_its_page():
     page = (Path(__file__).parent.parent / "docs" / "flags.md").read_text(encoding="utf-8")
     for flag in FLAGS:
         assert f"\n## `{flag}`\n" in page, flag
+
+
+def test_no_flag_has_the_name_of_a_profile():
+    assert not set(FLAGS) & set(PROFILES)

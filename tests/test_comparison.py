@@ -300,7 +300,7 @@ def test_who_is_ahead_is_told_by_name(tmp_path):
 def test_flags_and_single_trainings_are_told(tmp_path):
     stored(
         tmp_path,
-        *(record(answers(0.5), learner=name, attack=attack, flags=["smoke", *flags])
+        *(record(answers(0.5), learner=name, attack=attack, flags=["few-episodes", *flags])
           for name, flags in (("a", ["zero-gradients"]), ("b", [])) for attack in ("fgsm", "pgd")),
     )  # fmt: skip
     shown = bench("compare", tmp_path).out
@@ -308,7 +308,7 @@ def test_flags_and_single_trainings_are_told(tmp_path):
         assert re.search(rf"^{column} +\d+\.\d! +\d+\.\d ", shown, re.MULTILINE)
     assert re.search(r"^worst case +\d+\.\d! ", shown, re.MULTILINE)
     text = " ".join(shown.split())
-    assert "All: smoke. ! zero-gradients: a. " in text
+    assert "All: few-episodes. ! zero-gradients: a. " in text
     assert text.count("What the flags mean: docs/flags.md.") == 1
     assert "Comparisons rest on one training each: its luck is not in p." in text
 

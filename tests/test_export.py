@@ -125,11 +125,11 @@ def test_captions_set_names_as_names_and_sentences_as_sentences(folder):
 
 def test_captions_say_what_flags_mean(tmp_path):
     clean = answers(0.9, 30)
-    stored(tmp_path, *(record(answers(0.5, 30, seed=n), clean=clean, attack=name, flags=["smoke", *flags])
+    stored(tmp_path, *(record(answers(0.5, 30, seed=n), clean=clean, attack=name, flags=["few-episodes", *flags])
                        for n, (name, flags) in enumerate({"fgsm": [], "pgd": ["not-converged"]}.items())))  # fmt: skip
     for format in ("latex", "markdown"):
         text = bench("export", tmp_path, "--format", format).out
-        assert f"All: smoke ({FLAGS['smoke']})." in text
+        assert f"All: few-episodes ({FLAGS['few-episodes']})." in text
         assert f"! not-converged ({FLAGS['not-converged']}): maml under pgd." in text
 
 

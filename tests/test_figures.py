@@ -209,33 +209,36 @@ def test_a_caption_tells_doubts_intervals_and_seeds(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "wanted"),
     [
-        ("curves", ["All: {smoke}.", "Flagged {not-converged}: maml under pgd (ε = 0.2)."]),
-        ("scenarios", ["All: {smoke}.", "Flagged {not-converged}: maml under pgd."]),
-        ("compare", ["All: {smoke}.", "Flagged {not-converged}: maml under pgd (clean support, attacked query)."]),
-        ("learning", ["Flagged among the test results of these weights: {not-converged}: maml; {smoke}: all."]),
+        ("curves", ["All: {few-episodes}.", "Flagged {not-converged}: maml under pgd (ε = 0.2)."]),
+        ("scenarios", ["All: {few-episodes}.", "Flagged {not-converged}: maml under pgd."]),
+        (
+            "compare",
+            ["All: {few-episodes}.", "Flagged {not-converged}: maml under pgd (clean support, attacked query)."],
+        ),
+        ("learning", ["Flagged among the test results of these weights: {few-episodes}: all; {not-converged}: maml."]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_every_kind_of_figure_tells_the_flags_of_its_numbers_and_what_they_mean(tmp_path, kind, wanted):
-    meanings = {flag: f"{flag} ({FLAGS[flag]})" for flag in ("smoke", "not-converged")}
+    meanings = {flag: f"{flag} ({FLAGS[flag]})" for flag in ("few-episodes", "not-converged")}
     store = planted(tmp_path, supports=("clean",))
     for each in store.records():
         label = each["labels"]
         doubted = (label["learner"], label["attack"], label["eps"]) == ("maml", "pgd", "0.2")
-        store.write_record({**each, "flags": ["smoke", *(["not-converged"] if doubted else [])]})
+        store.write_record({**each, "flags": ["few-episodes", *(["not-converged"] if doubted else [])]})
     told_ = [figure.caption for figure in drawn(store, kind) if figure.setting.get("eps") != "0.1"]
     assert len(told_) == 1
     for line in wanted:
         assert line.format(**meanings) in told_[0]
-    assert told_[0].count(FLAGS["smoke"]) == 1
+    assert told_[0].count(FLAGS["few-episodes"]) == 1
 
 
 def test_a_flag_of_all_numbers_is_told_once_whatever_the_scenarios(tmp_path):
     store = planted(tmp_path, eps=(0.1,))
     for each in store.records():
-        store.write_record({**each, "flags": ["smoke"]})
+        store.write_record({**each, "flags": ["few-episodes"]})
     (figure,) = drawn(store, "heatmap")
-    assert figure.caption.count("smoke") == 1
+    assert figure.caption.count("few-episodes") == 1
 
 
 def test_numbers_are_as_readable_on_their_cells_as_black_or_white_can_be():

@@ -228,7 +228,7 @@ def test_rows_of_older_versions_are_what_these_versions_said(schema, tmp_path):
     compared = [column for column in told if column not in {"flags", "attack_hash"}]
     pd.testing.assert_frame_equal(rows[compared], told[compared])
     if schema == 1:  # it knew neither flags nor code that evaluates, which is in the hash now
-        assert list(rows["flags"]) == ["smoke unchecked", "fgsm-alone smoke unchecked"]
+        assert list(rows["flags"]) == ["few-episodes unchecked", "few-episodes fgsm-alone unchecked"]
         assert set(rows["surrogate"]) == {"none"}
     else:
         pd.testing.assert_frame_equal(rows[["flags", "attack_hash"]], told[["flags", "attack_hash"]])

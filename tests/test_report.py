@@ -104,7 +104,7 @@ def world(learners=("adml", "maml"), attacks=("fgsm", "pgd")):
         for attack, eps, support in itertools.product(attacks, (0.1, 0.2), ("clean", "adv")):
             mean = 0.75 - 2 * eps - 0.1 * at - 0.1 * attacks.index(attack)
             made = record(answers(mean, 30, 10, seed), clean=clean, attack=attack, eps=eps, support=support,
-                          flags=["smoke", *(["not-converged"] if (learner, attack) == ("maml", "pgd") else [])],
+                          flags=["few-episodes", *(["not-converged"] if (learner, attack) == ("maml", "pgd") else [])],
                           **same)  # fmt: skip
             made["gallery"] = show(len(found), 2)
             made["cost"] = {"attacked_images": 10, "forward_per_image": 20.0, "gradients_per_image": 20.5}

@@ -239,22 +239,24 @@ def test_flags_are_told_with_the_numbers_that_have_them():
 
 def test_a_flag_of_all_numbers_is_told_once_and_marks_none():
     rows = [
-        {"learner": name, "attack": attack, "flags": "smoke"} for name in ("maml", "adml") for attack in ("fgsm", "pgd")
+        {"learner": name, "attack": attack, "flags": "few-episodes"}
+        for name in ("maml", "adml")
+        for attack in ("fgsm", "pgd")
     ]
     text = drawn(frame(*rows))
-    assert "All: smoke.\n" in unpadded(text)
-    assert text.count("smoke") == 1
+    assert "All: few-episodes.\n" in unpadded(text)
+    assert text.count("few-episodes") == 1
     assert "!" not in text
-    rows[3]["flags"] = "not-converged smoke"
+    rows[3]["flags"] = "few-episodes not-converged"
     text = drawn(frame(*rows))
-    assert "All: smoke.\n! not-converged: adml under pgd.\n" in unpadded(text)
+    assert "All: few-episodes.\n! not-converged: adml under pgd.\n" in unpadded(text)
     assert text.count("!") == 2, "at the number, and in the line that explains it"
 
 
 def test_a_clean_table_tells_the_flags_of_its_rows():
-    rows = [{**CLEAN, "flags": "smoke"}, {**CLEAN, "learner": "adml", "flags": "random-outputs smoke"}]
+    rows = [{**CLEAN, "flags": "few-episodes"}, {**CLEAN, "learner": "adml", "flags": "few-episodes random-outputs"}]
     text = drawn(frame(*rows))
-    assert "All: smoke.\n! random-outputs: adml.\n" in unpadded(text)
+    assert "All: few-episodes.\n! random-outputs: adml.\n" in unpadded(text)
 
 
 def test_a_doubt_of_the_model_under_every_attack_is_told_by_its_name_alone():
@@ -331,9 +333,11 @@ def test_a_warm_start_is_told_in_the_name_where_that_is_the_difference():
 
 
 def test_one_number_checked_and_unchecked_is_shown_once():
-    (board,) = boards(frame({"flags": "unchecked", "spec_hash": "0" * 16}, {"spec_hash": "1" * 16, "flags": "smoke"}))
+    (board,) = boards(
+        frame({"flags": "unchecked", "spec_hash": "0" * 16}, {"spec_hash": "1" * 16, "flags": "few-episodes"})
+    )
     assert board.scores["maml"]["fgsm"].seeds == 1
-    assert board.shared == {"smoke"}
+    assert board.shared == {"few-episodes"}
 
 
 @pytest.mark.parametrize(
@@ -480,7 +484,7 @@ def test_of_several_records_of_one_cell_the_newest_checked_one_is_shown(tmp_path
     records = {
         checks: planted(
             counted(count, count), checks=checks, written=f"{days[checks]}T00:00:00Z",
-            flags=["smoke"] if checks else ["unchecked"],
+            flags=["few-episodes"] if checks else ["unchecked"],
         )
         for checks, count in (("old", 5), ("new", 6), ("", 7))
     }  # fmt: skip
