@@ -120,7 +120,7 @@ class Grid:
     splits: Splits
     setting: Setting
     labels: dict[str, str]
-    """`dataset` and `backbone` as tables show them."""
+    """`dataset` and `backbone` as tables show them, and what was done about `copies` of images."""
     trainings: list[Training] = field(default_factory=list)
     cells: list[Cell] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -209,7 +209,12 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None, splits: Sp
         with about("way" if way > len(source.classes) else "query" if run.shot is None else "shot"):
             source.check(way, shot, query)
     setting = Setting(splits.test.shape, way, shot, query, dataset.loss, backbone.transductive)
-    grid = Grid(run, dataset, backbone, splits, setting, {"dataset": dataset_label, "backbone": backbone_label})
+    copies = ", ".join(f"{source.copies} from {part}".replace("kept from", "kept in")
+                       for part, source in splits._asdict().items() if source.copies)  # fmt: skip
+    labels = {"dataset": dataset_label, "backbone": backbone_label, "copies": copies}
+    grid = Grid(run, dataset, backbone, splits, setting, labels)
+    if copies:
+        grid.notes.append(f"equal images of {dataset_label}: {copies}")
     with about("backbone"):
         _refuse("backbone", backbone_label, backbone, setting)
     if run.eps and not {threat.eps.value for threat in threats if not threat.attack.clean} & set(numbers(run.eps)):

@@ -29,7 +29,7 @@ COLUMNS = [
     "queries", "meta_steps", "tasks_per_step", "training_attack", "training_eps",
     "training_hash", "recipe_hash", "attack_hash", "precision", "peak_memory_mb",
     "surrogate", "warm_start", "check_ms_per_task", "worst_case_ci95", "rank", "black_box_accuracy",
-    "forward_per_image", "gradients_per_image", "data_hash",
+    "forward_per_image", "gradients_per_image", "data_hash", "copies",
 ]  # fmt: skip
 """The CSV's columns, in order. Accuracies are fractions; `…_ci95` are half-widths of 95 % intervals over episodes."""
 
@@ -140,6 +140,7 @@ def _row(record: Mapping[str, Any], samples: Samples, flags: Collection[str]) ->
         "worst_case_ci95": round(worst_case_ci95, 6), "black_box_accuracy": _probed(record, "black box"),
         **{name: _cost(record, name) for name in ("forward_per_image", "gradients_per_image")},
         "data_hash": _digest({"fingerprint": spec["training"].get("fingerprint", "")}),
+        "copies": labels.get("copies", ""),
     }  # fmt: skip
 
 

@@ -165,6 +165,7 @@ class _Labels(_Part):
     training_eps: _Text
     surrogate: _Text
     warm_start: _Text
+    copies: _Text = ""
 
 
 class _Versions(_Part):

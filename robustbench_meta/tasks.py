@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from typing import NamedTuple
 
@@ -50,6 +50,8 @@ class TaskSource(ABC):
     """Names of the classes; no two splits of a data set share one."""
     fingerprint: str
     """Changes whenever the data changes: part of what identifies a result."""
+    copies: str = ""
+    """What was done about equal images, as rows say it: '3 dropped', '3 kept', or nothing."""
 
     @abstractmethod
     def check(self, way: int, shot: int, query: int) -> None:
@@ -84,6 +86,8 @@ class ImageBank(TaskSource):
         images: uint8 [images, channels, height, width], all images of class 0 first, then class 1, …
         counts: how many images each class has, in order.
         classes: the names of the classes, in order.
+        fingerprint: of all that.
+        copies: what was done about equal images.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class ImageBank(TaskSource):
         counts: Sequence[int],
         classes: Sequence[str],
         fingerprint: str,
+        copies: str = "",
     ) -> None:
         if len(counts) != len(classes) or sum(counts) != len(images):
             raise DataError(
@@ -103,7 +108,8 @@ class ImageBank(TaskSource):
             raise DataError(
                 f"{name}: expected uint8 images of at least one class, and at least one image of each class"
             )
-        self.name, self.images, self.classes, self.fingerprint = name, images, list(classes), fingerprint
+        self.name, self.images, self.classes = name, images, list(classes)
+        self.fingerprint, self.copies = fingerprint, copies
         self.counts = np.asarray(counts, dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.counts)[:-1]]).astype(np.int64)
         self.shape = tuple(images.shape[1:])
@@ -187,10 +193,13 @@ def _check_disjoint(name: str, index: np.ndarray) -> None:
 
 def check_disjoint_classes(splits: Splits) -> None:
     """Raise DataError when two splits share a class."""
+    check_disjoint({source.name: source.classes for source in splits})
+
+
+def check_disjoint(classes: Mapping[str, Iterable[str]]) -> None:
+    """Raise DataError when two splits, by name, share a class."""
     owner: dict[str, str] = {}
-    for source in splits:
-        for label in source.classes:
-            if owner.setdefault(label, source.name) != source.name:
-                raise DataError(
-                    f"class '{label}' is both in {owner[label]} and in {source.name}; splits must share no class"
-                )
+    for name, labels in classes.items():
+        for label in labels:
+            if owner.setdefault(label, name) != name:
+                raise DataError(f"class '{label}' is both in {owner[label]} and in {name}; splits must share no class")

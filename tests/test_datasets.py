@@ -371,13 +371,6 @@ class TestPickled:
             (tmp_path / f"{part}.p").write_bytes(pickle.dumps(content))
         assert [split.classes for split in Pickled(path=str(tmp_path)).load(None)] == [["0"], ["b"], ["c", "d"]]
 
-    def test_copies_stay_with_a_warning(self, tmp_path, caplog):
-        contents = pickle_parts(tmp_path, META)
-        contents["test"]["data"][0] = contents["train"]["data"][0]
-        (tmp_path / META.format("test")).write_bytes(pickle.dumps(contents["test"]))
-        assert Pickled(path=str(tmp_path)).load(None).test.counts.tolist() == [3, 3, 3]
-        assert "1 images are copies of others; they stay" in caplog.text
-
     def test_is_added_listed_and_loaded(self, tmp_path):
         pickle_parts(tmp_path / "mine", CACHE)
         row = add("mini", tmp_path / "mine", tmp_path / "root")

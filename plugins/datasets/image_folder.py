@@ -10,7 +10,8 @@ from pydantic import Field, field_validator
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Dataset
-from robustbench_meta.data.folders import PARTS, list_images
+from robustbench_meta.data.copies import ABOUT, PARTS, Copies
+from robustbench_meta.data.folders import list_images
 from robustbench_meta.data.pictures import cached_pictures
 from robustbench_meta.data.reading import read_listing, state_of
 from robustbench_meta.data.root import data_root, expanded
@@ -33,6 +34,8 @@ class ImageFolder(Dataset):
     split: str = Field("64:16:20", description="train:validation:test shares of the classes, where nothing else says")
     split_seed: int = Field(0, ge=0, description="seed of that division")
 
+    copies: Copies = Field("drop", description=ABOUT)
+
     @field_validator("channels", mode="before")
     @classmethod
     def _number(cls, value: object) -> object:
@@ -51,13 +54,13 @@ class ImageFolder(Dataset):
         folder = self._folder(root)
         shares = [int(share) for share in self.split.split(":")]
         listing = list_images(folder, self.csv, shares, self.split_seed)
-        key = {**self.model_dump(exclude={"path"}), "state": state_of(listing)}
+        key = {**self.model_dump(exclude={"path", "copies"}), "state": state_of(listing)}
         pictures = cached_pictures(
-            "image-folder", key, lambda: read_listing(listing, self.size, self.channels, self.fit)
+            "image-folder", key, lambda: read_listing(listing, self.size, self.channels, self.fit, self.copies)
         )
         place = {label: i for i, label in enumerate(pictures.classes.tolist())}
         parts = {part: [place[label] for label in listing.labels(part)] for part in PARTS}
-        return pictures.split(f"image-folder {folder.name}", parts)
+        return pictures.split(f"image-folder {folder.name}", parts, self.copies)
 
     def _folder(self, root: Path | None) -> Path:
         if not self.path:

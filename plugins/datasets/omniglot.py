@@ -13,6 +13,7 @@ from pydantic import Field
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Dataset
+from robustbench_meta.data.copies import ABOUT, Copies
 from robustbench_meta.data.omniglot import read_part
 from robustbench_meta.data.omniglot_parts import need_parts
 from robustbench_meta.data.pictures import Pictures
@@ -37,6 +38,8 @@ class Omniglot(Dataset):
     )
     rotations: bool = Field(False, description="rotations by 90° are classes of their own, in all splits")
 
+    copies: Copies = Field("keep", description=ABOUT)
+
     def load(self, root: Path | None) -> Splits:
         """Read both parts, and split: lake 792/172/659 characters, vinyals 1028/172/423."""
         background, evaluation = (read_part(part) for part in need_parts(data_root(root)))
@@ -48,7 +51,7 @@ class Omniglot(Dataset):
         self._check(parts)
         if self.rotations:
             pictures, parts = rotated(pictures, parts)
-        return pictures.split("omniglot", parts)
+        return pictures.split("omniglot", parts, self.copies)
 
     def _check(self, parts: dict[str, list[int]]) -> None:
         expected = {"train": 792, "validation": 172, "test": 659} if self.split == "lake" else _VINYALS["counts"]
@@ -80,9 +83,10 @@ def rotated(pictures: Pictures, parts: dict[str, list[int]]) -> tuple[Pictures, 
     turns = range(4)
     images = np.concatenate([np.rot90(pictures.images, turn, axes=(2, 3)) for turn in turns])
     names = np.concatenate([np.char.add(pictures.classes, f"/rotated{90 * turn}") for turn in turns])
+    digests = np.concatenate([pictures.digests + np.uint8(turn) for turn in turns])  # of copies still equal
     offset = len(pictures.counts)
     places = {part: [i + turn * offset for turn in turns for i in chosen] for part, chosen in parts.items()}
-    return Pictures(images, np.tile(pictures.counts, 4), names), places
+    return Pictures(images, np.tile(pictures.counts, 4), names, digests, np.tile(pictures.names, 4)), places
 
 
 @hookimpl

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Dataset
+from robustbench_meta.data.copies import ABOUT, Copies
 from robustbench_meta.data.pickled import read_series
 from robustbench_meta.data.root import data_root, expanded
 from robustbench_meta.data.series import choose_series
@@ -28,12 +29,13 @@ class Pickled(Dataset):
     series: str | None = Field(
         None, description="which data set, if there are several: what its files begin with, as CIFAR_FS"
     )
+    copies: Copies = Field("drop", description=ABOUT)
 
     def load(self, root: Path | None) -> Splits:
         """Read the three files; images keep their size."""
         folder = self._folder(root)
         series = choose_series(folder, self.series or "")
-        return read_series(series, f"pickled {series.name}")
+        return read_series(series, f"pickled {series.name}", self.copies)
 
     def _folder(self, root: Path | None) -> Path:
         if not self.path:

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from robustbench_meta.data.copies import PARTS
 from robustbench_meta.data.images import SUFFIXES
 from robustbench_meta.errors import DataError
 from robustbench_meta.seeds import seed_from
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("train", "validation", "test")
 _WORDS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 
 
@@ -33,6 +33,10 @@ class Listing(NamedTuple):
 
     folder: Path
     pictures: list[Picture]
+
+    def name_of(self, picture: Picture) -> str:
+        """What messages call an image: its path in the folder."""
+        return picture.path.relative_to(self.folder).as_posix()
 
     def labels(self, part: str) -> list[str]:
         """The classes of a split, in order."""

@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from robustbench_meta.data.archives import extract, looks_like_html
+from robustbench_meta.data.copies import PARTS
 from robustbench_meta.data.omniglot_parts import find_parts
 from robustbench_meta.data.root import data_root, size_of
-from robustbench_meta.data.series import SPLITS, find_series
+from robustbench_meta.data.series import find_series
 from robustbench_meta.errors import DataError
 
 OFFICIAL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
@@ -275,7 +276,7 @@ def _own(folder: Path) -> list[Row]:
         series = find_series(folder)
     except DataError:  # told when it is read
         return [Row(f"pickled:path={folder.name}", str(folder), "damaged", size_of(folder))]
-    whole = [one for one in series if len(one.files) == len(SPLITS)]
+    whole = [one for one in series if len(one.files) == len(PARTS)]
     if whole:
         names = [f"pickled:path={folder.name}" + (f",series={one.name}" if len(series) > 1 else "") for one in whole]
         sizes = [sum(size_of(path) for path in one.files.values()) for one in whole]

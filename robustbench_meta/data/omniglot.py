@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from robustbench_meta.data.archives import Limits, open_zip
 from robustbench_meta.data.cache import digest_of
+from robustbench_meta.data.copies import digest
 from robustbench_meta.data.images import read_bytes, read_image
 from robustbench_meta.data.omniglot_parts import CHARACTERS, Part
 from robustbench_meta.data.pictures import Pictures, cached_pictures
@@ -46,9 +47,11 @@ def _decode(part: Part) -> Pictures:
         drawings = sorted(name for name in names if _PLACE.fullmatch(name))
         by_class = {label: list(group) for label, group in groupby(drawings, lambda name: name.rpartition("/")[0])}
         _check_counts(part, by_class)
+        contents = {name: read(name) for name in drawings}
         return Pictures.stack(
-            {label: [draw(read(n), f"{part.path}: {n}") for n in group] for label, group in by_class.items()}
-        )
+            {label: [draw(contents[n], f"{part.path}: {n}") for n in group] for label, group in by_class.items()},
+            [digest(contents[name]) for name in drawings], drawings,
+        )  # fmt: skip
 
 
 def draw(data: bytes, where: str) -> np.ndarray:

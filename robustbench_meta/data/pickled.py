@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from robustbench_meta.data.copies import Copies, digest, resolve
 from robustbench_meta.data.pickles import Limits, read_pickle
 from robustbench_meta.data.pictures import Pictures
-from robustbench_meta.data.series import SPLITS, Series
+from robustbench_meta.data.series import Series
 from robustbench_meta.errors import DataError
-from robustbench_meta.tasks import Splits, check_disjoint_classes
+from robustbench_meta.tasks import Splits, check_disjoint
 
 logger = logging.getLogger(__name__)
 
@@ -21,35 +21,36 @@ LAYOUTS = "{image_data, class_dict} or {data, labels}"
 _SIDES = (4, 1024)
 
 
-def read_series(series: Series, name: str, limits: Limits | None = None) -> Splits:
+def read_series(series: Series, name: str, copies: Copies, limits: Limits | None = None) -> Splits:
     """The three splits, with their images as they are in the files.
 
     Raises:
-        DataError: a file that is no pickle of images in a known layout, images of several shapes, or a class in two
-            splits.
+        DataError: a file that is no pickle of images in a known layout, images of several shapes, a class in two
+            splits, or equal images where the rule is to refuse them.
     """
-    seen: dict[bytes, str] = {}
-    twins: list[str] = []
-    banks = []
-    for part in SPLITS:
-        pictures = _pictures(read_pickle(series.files[part], limits), str(series.files[part]))
-        twins += _twins(pictures, seen)
-        banks.append(pictures.select(f"{name} {part}", range(len(pictures.classes))))
-    splits = Splits(*banks)
-    if len({bank.shape for bank in splits}) > 1:
-        shapes = ", ".join(f"{bank.name} {'×'.join(map(str, bank.shape))}" for bank in splits)
-        raise DataError(f"the splits have images of different shapes: {shapes}; expected one")
-    check_disjoint_classes(splits)
-    if twins:
-        logger.warning(
-            "%s: %d images are copies of others; they stay, as in the published data: %s%s",
-            name, len(twins), twins[0], " …"[: len(twins)],
-        )  # fmt: skip
-    return splits
+    read = {part: _pictures(read_pickle(path, limits), part, str(path)) for part, path in series.ordered()}
+    shapes = {part: "×".join(map(str, pictures.images.shape[1:])) for part, pictures in read.items()}
+    if len(set(shapes.values())) > 1:
+        told = ", ".join(f"{name} {part} {shape}" for part, shape in shapes.items())
+        raise DataError(f"the splits have images of different shapes: {told}; expected one")
+    check_disjoint({f"{name} {part}": pictures.classes.tolist() for part, pictures in read.items()})
+    sizes = [len(pictures.images) for pictures in read.values()]
+    found = resolve(
+        np.concatenate([pictures.digests for pictures in read.values()]),
+        np.repeat(list(read), sizes).tolist(),
+        np.concatenate([np.repeat(pictures.classes, pictures.counts) for pictures in read.values()]).tolist(),
+        np.concatenate([pictures.names for pictures in read.values()]).tolist(),
+        copies, name,
+    )  # fmt: skip
+    stays = dict(zip(read, np.split(found.stays, np.cumsum(sizes)[:-1]), strict=True))
+    return Splits(*(
+        pictures.select(f"{name} {part}", range(len(pictures.classes)), stays[part], found.told[part])
+        for part, pictures in read.items()
+    ))  # fmt: skip
 
 
-def _pictures(content: Any, where: str) -> Pictures:
-    """The images of a file by class, channels first."""
+def _pictures(content: Any, part: str, where: str) -> Pictures:
+    """The images of a file by class, channels first, named by split and place in the file."""
     if not isinstance(content, dict):
         raise DataError(f"{where} holds a {type(content).__name__}; expected a dict: {LAYOUTS}")
     content = {key.decode("latin-1") if isinstance(key, bytes) else key: value for key, value in content.items()}
@@ -71,7 +72,8 @@ def _pictures(content: Any, where: str) -> Pictures:
     ordered = np.empty((len(images) - left, *channels_first.shape[1:]), dtype=np.uint8)
     for end, places in zip(np.cumsum(counts), members.values(), strict=True):
         ordered[end - len(places) : end] = channels_first[places]
-    return Pictures(ordered, counts, np.array(list(members)))
+    names = [f"{part} image {place} (class '{label}')" for label, places in members.items() for place in places]
+    return Pictures(ordered, counts, np.array(list(members)), np.stack([*map(digest, ordered)]), np.array(names))
 
 
 def _images(value: Any, where: str) -> np.ndarray:
@@ -146,14 +148,3 @@ def _told(value: Any) -> str:
     if isinstance(value, list | tuple | dict):
         return f"a {type(value).__name__} of {len(value)}"
     return f"a {type(value).__name__}"
-
-
-def _twins(pictures: Pictures, seen: dict[bytes, str]) -> Iterator[str]:
-    """Images that are pixel for pixel an earlier one."""
-    labels = np.repeat(pictures.classes, pictures.counts)
-    for image, label in zip(pictures.images, labels, strict=True):
-        digest = hashlib.blake2b(image, digest_size=16).digest()
-        if digest in seen:
-            yield f"one of class '{label}' and one of class '{seen[digest]}'"
-        else:
-            seen[digest] = str(label)

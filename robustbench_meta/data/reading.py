@@ -1,10 +1,7 @@
-"""Reading the images of a listing: resized, and none of them twice."""
+"""Reading the images of a listing: resized, with the digests that tell equal ones."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -14,12 +11,10 @@ import PIL
 from PIL import Image, ImageOps
 
 from robustbench_meta.data.cache import digest_of
+from robustbench_meta.data.copies import Copies, digest, resolve
 from robustbench_meta.data.folders import Listing, Picture
 from robustbench_meta.data.images import read_bytes, read_image
 from robustbench_meta.data.pictures import Pictures
-from robustbench_meta.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 Fit = Literal["squash", "crop"]
 
@@ -33,7 +28,7 @@ def state_of(listing: Listing) -> list[object]:
     stats = ((picture, picture.path.stat()) for picture in listing.pictures)
     files = [
         (
-            picture.path.relative_to(listing.folder).as_posix(),
+            listing.name_of(picture),
             picture.label,
             picture.part,
             stat.st_size,
@@ -46,46 +41,26 @@ def state_of(listing: Listing) -> list[object]:
     return [digest_of(Path(__file__)), PIL.__version__, files]
 
 
-def read_listing(listing: Listing, size: int, channels: int, fit: Fit) -> Pictures:
-    """Decode all images into [images, channels, size, size].
-
-    An image that is byte for byte another one of its class is left out, with a warning: else it could be
-    support and query of one task.
+def read_listing(listing: Listing, size: int, channels: int, fit: Fit, copies: Copies) -> Pictures:
+    """Decode all images into [images, channels, size, size]; equal ones are refused before that, if they are to be.
 
     Raises:
-        DataError: an image that cannot be read, or the same one under two classes (and so possibly in two splits).
+        DataError: an image that cannot be read, or equal ones where the rule is to refuse them.
     """
+    pictures, names = listing.pictures, [listing.name_of(picture) for picture in listing.pictures]
 
-    def read(picture: Picture) -> tuple[bytes, np.ndarray]:
-        data = read_bytes(picture.path)
-        return hashlib.sha256(data).digest(), _resized(data, str(picture.path), size, channels, fit)
+    def decode(picture: Picture) -> np.ndarray:
+        return _resized(read_bytes(picture.path), str(picture.path), size, channels, fit)
 
     with ThreadPoolExecutor() as pool:
-        contents = list(pool.map(read, listing.pictures))
-    by_class: dict[str, list[np.ndarray]] = {}
-    for i in _without_twins(listing.pictures, (digest for digest, _ in contents)):
-        by_class.setdefault(listing.pictures[i].label, []).append(contents[i][1])
-    return Pictures.stack(by_class)
-
-
-def _without_twins(pictures: list[Picture], digests: Iterable[bytes]) -> list[int]:
-    """The places of pictures that are not copies of an earlier one."""
-    first: dict[bytes, int] = {}
-    copies = []
-    for i, digest in enumerate(digests):
-        original = pictures[first.setdefault(digest, i)]
-        if original.label != pictures[i].label:
-            raise DataError(
-                f"{original.path} ({original.part}, class '{original.label}') and {pictures[i].path} "
-                f"({pictures[i].part}, class '{pictures[i].label}') are the same image: remove one or both"
-            )
-        if first[digest] != i:
-            copies.append(f"{pictures[i].path} = {original.path}")
-    if copies:
-        logger.warning(
-            "%d copies of images of the same class are left out: %s%s", len(copies), copies[0], " …"[: len(copies)]
-        )
-    return sorted(first.values())
+        digests = list(pool.map(lambda picture: digest(read_bytes(picture.path)), pictures))
+        if copies == "refuse":
+            parts, labels = [picture.part for picture in pictures], [picture.label for picture in pictures]
+            resolve(np.stack(digests), parts, labels, names, copies, str(listing.folder))
+        by_class: dict[str, list[np.ndarray]] = {}
+        for picture, image in zip(pictures, pool.map(decode, pictures), strict=True):
+            by_class.setdefault(picture.label, []).append(image)
+    return Pictures.stack(by_class, digests, names)
 
 
 def _resized(data: bytes, where: str, size: int, channels: int, fit: Fit) -> np.ndarray:

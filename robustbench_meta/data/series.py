@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from robustbench_meta.data.copies import PARTS
 from robustbench_meta.errors import DataError, unknown
 
-SPLITS = ("train", "validation", "test")
 _WORDS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 _FILE = re.compile(r"(?P<series>.*?)(?P<part>train|validation|valid|val|test)\.(pkl|pickle|p)", re.IGNORECASE)
 _BASE_CLASSES = "train_phase_"
@@ -22,6 +22,10 @@ class Series(NamedTuple):
     """What their names begin with, as in CIFAR_FS; 'data' where they are only train, val and test."""
     files: dict[str, Path]
     """By split."""
+
+    def ordered(self) -> list[tuple[str, Path]]:
+        """The files of train, validation and test."""
+        return [(part, self.files[part]) for part in PARTS]
 
 
 def find_series(folder: Path) -> list[Series]:
@@ -64,7 +68,7 @@ def choose_series(folder: Path, wanted: str) -> Series:
     if not wanted and len(there) > 1:
         raise DataError(f"{folder} has several data sets: choose one with the option series, of {', '.join(there)}")
     series = there[wanted] if wanted else next(iter(there.values()))
-    missing = [part for part in SPLITS if part not in series.files]
+    missing = [part for part in PARTS if part not in series.files]
     if missing:
         names = ", ".join(path.name for path in series.files.values())
         raise DataError(f"{folder} has no file of the split {' and '.join(missing)} beside {names}: get it, too")

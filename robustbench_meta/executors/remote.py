@@ -53,6 +53,7 @@ class Bank:
     counts: list[int]
     classes: list[str]
     fingerprint: str
+    copies: str
     shape: tuple[int, ...]
     """Of the images, uint8."""
 
@@ -92,7 +93,7 @@ def pack(recipe: Recipe, grid: Grid) -> tuple[Parcel, list[np.ndarray]]:
         _code(recipe),
         Path(named).read_bytes() if named is not None and is_file(named) else None,
         tuple(
-            Bank(bank.name, bank.counts.tolist(), list(bank.classes), bank.fingerprint, tuple(array.shape))
+            Bank(bank.name, bank.counts.tolist(), list(bank.classes), bank.fingerprint, bank.copies, tuple(array.shape))
             for bank, array in zip(banks, arrays, strict=True)
         ),
         identity_of(grid),
@@ -124,7 +125,14 @@ def unpack(parcel: Parcel, arrays: Sequence[np.ndarray], folder: Path) -> Grid:
         named.write_bytes(parcel.surrogate)
         run = run.model_copy(update={"surrogate": str(named)})
     splits = [
-        ImageBank(bank.name, torch.from_numpy(array.reshape(bank.shape)), bank.counts, bank.classes, bank.fingerprint)
+        ImageBank(
+            bank.name,
+            torch.from_numpy(array.reshape(bank.shape)),
+            bank.counts,
+            bank.classes,
+            bank.fingerprint,
+            bank.copies,
+        )
         for bank, array in zip(parcel.banks, arrays, strict=True)
     ]
     registry = load_registry(plugins if parcel.code else None, local=bool(parcel.code))

@@ -80,6 +80,8 @@ def images(root: Path) -> None:
         classes(root / "too-few-images" / part, names, 2)
     classes(root / "same-image", "abc")
     shutil.copy(root / "same-image" / "a" / "0.png", root / "same-image" / "b" / "0.png")
+    classes(root / "class-of-copies", "abc")
+    shutil.copytree(root / "class-of-copies" / "b", root / "class-of-copies" / "d")
     classes(root / "bomb", "abc")
     (root / "bomb" / "a" / "0.png").write_bytes(png(30_000, 30_000))
     classes(root / "text-as-image", "abc")
