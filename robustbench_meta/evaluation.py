@@ -29,7 +29,7 @@ from robustbench_meta.parts import Chunk, Found, Tally
 from robustbench_meta.probes import CHECKED, Battery, Probe, probes
 from robustbench_meta.seeds import seed_from
 from robustbench_meta.spec import TrainingSpec
-from robustbench_meta.tasks import TaskBatch, TaskSource
+from robustbench_meta.tasks import TaskBatch, TaskSource, check_images
 from robustbench_meta.trials import Arena, Armed, Contestant, Trial
 from robustbench_meta.undefended import SELF_TESTED, self_test
 from robustbench_meta.whereabouts import Whereabouts
@@ -62,7 +62,9 @@ class Outcome:
 def test_episodes(source: TaskSource, spec: TrainingSpec, places: Sequence[int]) -> TaskBatch:
     """The test episodes of these places (0, 1, …): the same ones for every learner, attack and seed."""
     seeds = [seed_from("episodes", "test", place) for place in places]
-    return source.sample(seeds, spec.way, spec.shot, spec.query)
+    tasks = source.sample(seeds, spec.way, spec.shot, spec.query)
+    check_images(source.name, tasks, spec.way)
+    return tasks
 
 
 def evaluate(

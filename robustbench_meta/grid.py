@@ -15,7 +15,7 @@ from robustbench_meta.profiles import get_profile
 from robustbench_meta.registry import Registry, core_code
 from robustbench_meta.spec import TRANSFER, CellSpec, PluginSpec, RunSpec, SurrogateSpec, TrainingSpec
 from robustbench_meta.surrogates import is_file, read_named
-from robustbench_meta.tasks import Splits, check_disjoint_classes
+from robustbench_meta.tasks import Splits, TaskSource, check_disjoint_classes, check_images
 from robustbench_meta.threats import Threat, all_threats, numbers, resolve, split_eps, training_threat
 from robustbench_meta.trials import Armed, Trial
 
@@ -207,7 +207,7 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None, splits: Sp
         check_disjoint_classes(splits)
     for source in splits:
         with about("way" if way > len(source.classes) else "query" if run.shot is None else "shot"):
-            source.check(way, shot, query)
+            _check_tasks(dataset_label, source, way, shot, query)
     setting = Setting(splits.test.shape, way, shot, query, dataset.loss, backbone.transductive)
     copies = ", ".join(f"{source.copies} from {part}".replace("kept from", "kept in")
                        for part, source in splits._asdict().items() if source.copies)  # fmt: skip
@@ -286,6 +286,23 @@ def prepare_all(
         if grid.cells:
             grids.append(grid)
     return grids
+
+
+def _check_tasks(label: str, source: TaskSource, way: int, shot: int, query: int) -> None:
+    """Look at a task of a split, before attacks and learners are blamed for what is wrong with it.
+
+    Raises:
+        DataError: there are too few classes or images, or its images or labels are not what they must be.
+    """
+    source.check(way, shot, query)
+    who = f"data set '{label}' ({source.name})"
+    try:
+        tasks = source.sample([0], way, shot, query)
+    except (BenchError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise DataError(f"{who} failed: {type(error).__name__}: {error}; --debug shows where") from error
+    check_images(who, tasks, way)
 
 
 def _loaded(dataset: Dataset, label: str, data_root: Path | None) -> Splits:

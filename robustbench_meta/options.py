@@ -61,6 +61,11 @@ def parse_choice(text: str, separator: str = ",") -> Choice:
     Raises:
         BenchError: no name, or a part that is not option=value.
     """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        shown = text.encode(errors="replace").decode()
+        raise BenchError(
+            f"'{shown}' is not UTF-8, as results are; rename that file or folder, or give a link to it whose name is"
+        )
     name, _, rest = text.strip().partition(":")
     if not name:
         raise BenchError(f"'{text}' names nothing; expected NAME or NAME:option=value,option=value")

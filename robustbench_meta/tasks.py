@@ -191,6 +191,20 @@ def _check_disjoint(name: str, index: np.ndarray) -> None:
         raise DataError(f"{name}: an image was drawn twice in one task; support and query must be disjoint")
 
 
+def check_images(name: str, tasks: TaskBatch, way: int) -> None:
+    """Raise DataError unless a split's tasks have images in [0, 1], which attacks stay in, and labels below `way`."""
+    for what, (x, y) in zip(("support", "query"), tasks, strict=True):
+        low, high = (float(end) for end in x.aminmax())
+        if not (low >= 0 and high <= 1):
+            raise DataError(
+                f"{name}: the {what} images of a task lie in [{low:.4g}, {high:.4g}]; expected [0, 1], where attacks "
+                "stay: scale them to it in the data set, and normalise them in the backbone"
+            )
+        least, most = (int(end) for end in y.aminmax())
+        if least < 0 or most >= way:
+            raise DataError(f"{name}: the {what} labels of a task are {least} to {most}; expected 0 to {way - 1}")
+
+
 def check_disjoint_classes(splits: Splits) -> None:
     """Raise DataError when two splits share a class."""
     check_disjoint({source.name: source.classes for source in splits})

@@ -68,14 +68,14 @@ class CacheBook:
 
     def read(self, name: str) -> str | None:
         """See `Book.read`."""
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, BenchError):
             return self._path(name).read_text(encoding="utf-8")
         return None
 
     def settle(self, name: str, text: str) -> str:
         """See `Book.settle`."""
-        path = self._path(name)
         with contextlib.suppress(OSError, BenchError):  # a cache that cannot be written costs a measurement, not a run
+            path = self._path(name)
             path.parent.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(path.with_suffix(".lock"), timeout=10):
                 if (earlier := self.read(name)) is not None and _plan(earlier) is not None:

@@ -51,6 +51,14 @@ def listing(folder):
     return sorted((str(path.relative_to(folder)), path.stat().st_mtime_ns) for path in folder.rglob("*"))
 
 
+@pytest.mark.parametrize("words", [["--help"], ["list", "attacks"], ["leaderboard", "nowhere"]])
+def test_a_screen_of_no_columns_is_one_of_unknown_size(words):
+    """COLUMNS=0, as serial consoles and containers have it, printed nothing at all."""
+    shown, usual = bench(*words, width=0), bench(*words, width=80)
+    assert (shown.code, told(shown.out + shown.err)) == (usual.code, told(usual.out + usual.err))
+    assert shown.out + shown.err
+
+
 # -- help ------------------------------------------------------------------------------------------
 
 

@@ -14,15 +14,19 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import ValidationError
 
 from robustbench_meta.data import add, archives, data_root, download_omniglot, library, list_data
+from robustbench_meta.data.cache import cached
+from robustbench_meta.data.images import read_image
+from robustbench_meta.doctor.folders import check_cache, check_data
 from robustbench_meta.errors import BenchError, DataError
 from robustbench_meta.plugins.datasets.image_folder import ImageFolder
 from robustbench_meta.plugins.datasets.omniglot import Omniglot
 from robustbench_meta.plugins.datasets.pickled import Pickled
 from robustbench_meta.registry import load_registry
+from robustbench_meta.tuning import CacheBook
 from tests.miniature import META, paint, pass_for_whole, pickle_parts, pickled_part, small_omniglot
 
 
@@ -607,6 +611,61 @@ class TestAdd:
         (tmp_path / "file").write_text("")
         refused(lambda: add("other", mine, tmp_path / "file"), "cannot be written", "--data-root")
         refused(lambda: add("other", tmp_path / "file", tmp_path / "root"), "is empty, not a zip")
+
+
+SOUND = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8))
+
+
+def with_exif(kind, exif):
+    file = io.BytesIO()
+    SOUND.save(file, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_pictures_are_turned_as_their_exif_says(number):
+    exif = Image.Exif()
+    exif[0x0112] = number
+    data = with_exif("PNG", exif.tobytes())
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert np.array_equal(read_image(data, "f", "RGB"), expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif",
+    [b"Exif\0\0", b"Exif\0\0II*\0", b"Exif\0\0II*\0" + struct.pack("<I", 5000), b"Exif\0\0garbage garbage",
+     b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 65535),
+     b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HHHII", 1, 0x0112, 3, 2**31, 0) + b"\0\0\0\0"],
+    ids=["header", "cut", "beyond the end", "not TIFF", "entries", "count"],
+)  # fmt: skip
+def test_damaged_exif_is_no_damaged_picture(kind, exif):
+    data = with_exif(kind, exif)
+    assert np.array_equal(read_image(data, "f", "RGB"), Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+class TestNobody:
+    """A user without HOME and without an entry in the list of users, as containers and batch systems have."""
+
+    @pytest.fixture(autouse=True)
+    def _nobody(self, monkeypatch):
+        for name in ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "ROBUSTBENCH_META_CACHE", "ROBUSTBENCH_META_DATA"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+
+    def test_what_would_be_kept_is_made_anew(self, caplog):
+        arrays = {"a": np.arange(3)}
+        assert cached("x", {}, lambda: arrays) is arrays
+        assert "nothing is kept" in caplog.text
+        assert "HOME" in caplog.text
+        assert CacheBook().settle("plan", "text") == "text"
+        assert CacheBook().read("plan") is None
+
+    def test_data_that_would_be_there_are_refused_with_what_to_do(self):
+        refused(lambda: data_root(None), "no home folder of yours", "HOME", "ROBUSTBENCH_META_DATA")
+        refused(lambda: list_data(None), "no home folder of yours")
+        assert [finding.state for finding in (*check_data(None), *check_cache())] == ["note", "note"]
 
 
 def test_the_data_root(tmp_path, monkeypatch):

@@ -179,6 +179,15 @@ def test_a_grid_that_a_worker_cannot_make_is_one_clear_error(tmp_path):
         Processes(recipe, 1, 1).run(desk)
 
 
+def test_workers_take_no_file_of_the_working_folder_for_a_library(tmp_path, monkeypatch):
+    for name in ("select", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('taken for a library')")
+    monkeypatch.chdir(tmp_path)
+    summary, _, _ = run(tmp_path / "r", 1, policy=Policy(executor="processes"), learners=("protonet",))
+    assert (summary.finished, summary.failed) == (2, [])
+    assert "PYTHONSAFEPATH" not in os.environ
+
+
 def test_a_worker_that_cannot_write_its_checkpoint_stops_the_run(tmp_path):
     desk, recipe = desk_for(tmp_path)
     (tmp_path / "checkpoints").rmdir()

@@ -55,6 +55,12 @@ def test_what_is_no_choice(text, told):
         parse_choice(text)
 
 
+def test_what_is_not_utf8_is_told_and_no_bug():
+    """As Python gives a path of an old disk: café in Latin-1."""
+    with pytest.raises(BenchError, match=r"'image-folder:path=caf\?' is not UTF-8.* rename"):
+        parse_choice("image-folder:path=caf\udce9")
+
+
 @given(st.integers(0, 10_000), st.integers(1, 10_000))
 def test_a_ratio_keeps_its_text_and_is_the_fraction(above, below):
     eps = parse_eps(f"{above}/{below}")

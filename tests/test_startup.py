@@ -53,6 +53,15 @@ def late(folder, body=MINE, name="'late'", file="late"):
     return folder
 
 
+def test_files_of_the_working_folder_are_not_taken_for_libraries(tmp_path):
+    """As `bench` does: `python -m` puts the working folder in front of all."""
+    for name in ("torch", "select", "rich"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('taken for a library')")
+    command = [sys.executable, "-m", "robustbench_meta", "list", "learners"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert "maml" in done.stdout
+
+
 # -- commands --------------------------------------------------------------------------------------
 
 

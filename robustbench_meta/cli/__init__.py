@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import traceback
 from typing import Annotated, Any
@@ -77,6 +78,9 @@ def main(arguments: list[str] | None = None) -> None:
     It exits with 0, 1 (a cell failed, or a bug), 2 (bad input or environment), 130 (Ctrl-C) or 143 (SIGTERM).
     """
     given = sys.argv[1:] if arguments is None else arguments
+    for size in ("COLUMNS", "LINES"):
+        if not os.environ.get(size, "").strip("0"):  # as serial consoles have: unknown, not a screen of no width
+            os.environ.pop(size, None)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # ε and ∞ are no reason to lose a run where they cannot be printed

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 
-from robustbench_meta.data.root import expanded
+from robustbench_meta.data.root import expanded, of_user
+from robustbench_meta.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +24,13 @@ Arrays = dict[str, np.ndarray]
 
 
 def cache_dir() -> Path:
-    """Where caches lie: $ROBUSTBENCH_META_CACHE, else the user's cache folder."""
+    """Where caches lie: $ROBUSTBENCH_META_CACHE, else the user's cache folder.
+
+    Raises:
+        DataError: somebody's home folder is not known here.
+    """
     given = os.environ.get(ENVIRONMENT)
-    return expanded(Path(given)) if given else Path(platformdirs.user_cache_dir("robustbench_meta"))
+    return expanded(Path(given)) if given else of_user(platformdirs.user_cache_dir, ENVIRONMENT)
 
 
 def cache_file(name: str, key: Mapping[str, object]) -> Path:
@@ -39,7 +44,11 @@ def cached(name: str, key: Mapping[str, object], make: Callable[[], Arrays]) -> 
 
     An unwritable or damaged cache is logged and otherwise without effect. Nothing is ever unpickled.
     """
-    path = cache_file(name, key)
+    try:
+        path = cache_file(name, key)
+    except DataError as error:
+        logger.warning("nothing is kept for the next run: %s", error)
+        return make()
     arrays = _read(path)
     if arrays is None:
         arrays = make()

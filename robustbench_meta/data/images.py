@@ -6,7 +6,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from robustbench_meta.errors import DataError
 
@@ -14,6 +14,12 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 256 * 2**20
+_TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""By the number that EXIF has for the orientation."""
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
@@ -50,7 +56,9 @@ def read_image(data: bytes, where: str, mode: Literal["L", "RGB"], max_pixels: i
                 raise DataError(f"{where} has {width}×{height} pixels; at most {max_pixels} are read: scale it down")
             if image.mode.startswith(("I", "F")):
                 raise DataError(f"{where} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits")
-            return _flatten(ImageOps.exif_transpose(image)).convert(mode)
+            image.load()
+            turn = _TURNS.get(_orientation(image))
+            return _flatten(image if turn is None else image.transpose(turn)).convert(mode)
     except DataError:
         raise
     except Image.DecompressionBombError as error:
@@ -59,6 +67,14 @@ def read_image(data: bytes, where: str, mode: Literal["L", "RGB"], max_pixels: i
         ) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, … on damage
         raise DataError(f"{where} is not a readable image ({_reason(error)}); replace or remove it") from error
+
+
+def _orientation(image: Image.Image) -> object:
+    """How its EXIF says that it lies; None where that is damaged, which no viewer minds."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # struct.error, SyntaxError, KeyError, …; the picture itself has been decoded
+        return None
 
 
 def _flatten(image: Image.Image) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
@@ -18,10 +19,22 @@ def data_root(explicit: Path | None) -> Path:
     It need not exist: downloading and adding make it.
 
     Raises:
-        DataError: it begins with the home folder of somebody who is not known here.
+        DataError: it begins with the home folder of somebody who is not known here, or there is no home folder at all.
     """
     given = explicit if explicit is not None else os.environ.get(ENVIRONMENT)
-    return expanded(Path(given)) if given else Path(platformdirs.user_data_dir("robustbench_meta"))
+    return expanded(Path(given)) if given else of_user(platformdirs.user_data_dir, ENVIRONMENT)
+
+
+def of_user(folder: Callable[[str], str], variable: str) -> Path:
+    """A folder of the user's own.
+
+    Raises:
+        DataError: the user has no home folder: HOME is not set, and the list of users does not have them.
+    """
+    try:
+        return Path(folder("robustbench_meta"))
+    except RuntimeError as error:
+        raise DataError(f"this system knows no home folder of yours; set HOME, or {variable} to a folder") from error
 
 
 def expanded(path: Path) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from robustbench_meta.doctor.finding import LEAST_BYTES, Finding, State, one_line, size
-from robustbench_meta.errors import brief
+from robustbench_meta.errors import DataError, brief
 
 
 def check_data(root: Path | None) -> Iterator[Finding]:
@@ -18,8 +18,8 @@ def check_data(root: Path | None) -> Iterator[Finding]:
 
     try:
         rows = list_data(root)
-    except OSError as error:
-        told = f"{data_root(root)}: {error.strerror or brief(error)}"
+    except (OSError, DataError) as error:
+        told = f"{data_root(root)}: {error.strerror or brief(error)}" if isinstance(error, OSError) else str(error)
         yield Finding("data", "note", told, "name another folder: --data-root DIR")
         return
     for row in rows:
@@ -77,7 +77,11 @@ def check_cache() -> Iterator[Finding]:
     """Whether what is drawn can be kept."""
     from robustbench_meta.data.cache import ENVIRONMENT, cache_dir  # noqa: PLC0415
 
-    folder = cache_dir()
+    try:
+        folder = cache_dir()
+    except DataError as error:
+        yield Finding("cache", "note", f"{error}; each run draws the glyphs anew", f"export {ENVIRONMENT}=DIR")
+        return
     try:
         with tempfile.TemporaryFile(dir=_nearest(folder)):
             pass

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -25,7 +26,7 @@ from robustbench_meta.desk import Desk
 from robustbench_meta.errors import BenchError
 from robustbench_meta.executors import Recipe
 from robustbench_meta.executors.speech import Voice, raised
-from robustbench_meta.executors.worker import serve
+from robustbench_meta.executors.worker import OURS, SAFE_PATH, serve
 
 _log = logging.getLogger(__name__)
 _SPAWN = multiprocessing.get_context("spawn")
@@ -67,7 +68,7 @@ class _Worker:
         """Why it ends in good order, in the middle of its task."""
 
     def start(self) -> None:
-        with self._theirs, _deaf_to_interrupts():
+        with self._theirs, _deaf_to_interrupts(), _away_from_here():
             self.process.start()
 
     def kill(self) -> None:
@@ -221,6 +222,18 @@ def _deaf_to_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _away_from_here() -> Iterator[None]:
+    """A Python that is started inside imports nothing of the working folder, where a select.py may lie."""
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = before or OURS
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SAFE_PATH]
 
 
 def _devices(device: str) -> list[str]:

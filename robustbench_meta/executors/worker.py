@@ -27,6 +27,9 @@ from robustbench_meta.shelf import Folder
 from robustbench_meta.stopping import Stop, Stopped
 from robustbench_meta.work import Workplace, do_task
 
+SAFE_PATH, OURS = "PYTHONSAFEPATH", "robustbench_meta"
+"""Python's variable that keeps the working folder out of imports, and what it is set to where only a start needs it."""
+
 
 def serve(pipe: Connection, recipe: Recipe, lanes: Any, level: int) -> None:
     """The whole life of a worker.
@@ -37,6 +40,8 @@ def serve(pipe: Connection, recipe: Recipe, lanes: Any, level: int) -> None:
         lanes: a shared value: how many threads this worker may use at the moment.
         level: of the log messages that the driver wants.
     """
+    if os.environ.get(SAFE_PATH) == OURS:
+        del os.environ[SAFE_PATH]  # of no concern to what a plugin starts
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the driver, which ends its workers
     _end_with_parent()
     stop = Stop()

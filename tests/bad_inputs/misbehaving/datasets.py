@@ -4,7 +4,7 @@ import torch
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Dataset
-from robustbench_meta.tasks import ImageBank, Splits
+from robustbench_meta.tasks import Batch, ImageBank, Splits, TaskBatch
 
 
 def bank(part, classes, counts=(8, 8, 8, 8, 8)):
@@ -48,7 +48,21 @@ class Raising(Dataset):
         raise KeyError("labels")
 
 
+class Normalised(Dataset):
+    """Gives images by mean and deviation, not in [0, 1]."""
+
+    name = "normalised"
+
+    def load(self, root):
+        class Bank(ImageBank):
+            def sample(self, *asked, **named):
+                return TaskBatch(*(Batch((x - 0.5) / 0.25, y) for x, y in super().sample(*asked, **named)))
+
+        images = torch.zeros(40, 1, 4, 4, dtype=torch.uint8)
+        return Splits(*(Bank(part, images, [8] * 5, [f"{part}{n}" for n in range(5)], part) for part in "tvs"))
+
+
 @hookimpl
 def register_datasets(register):
-    for dataset in (Leaking, Uncounted, Forgetful, Raising):
+    for dataset in (Leaking, Uncounted, Forgetful, Raising, Normalised):
         register(dataset)
