@@ -159,7 +159,13 @@ class Registry:
         except KeyError:
             failed = [item for item in self.found if item.error]
             hint = f" ({len(failed)} plugin(s) failed to load: see `bench plugins`)" if failed else ""
-            raise BenchError(unknown(kind, name, self.names(kind)) + hint) from None
+            told = unknown(kind, name, self.names(kind))
+            if kind == "dataset" and "did you mean" not in told:
+                told += (
+                    "; of your own files: `bench data add NAME PATH`, then --dataset image-folder:path=NAME, or "
+                    "pickled:path=NAME for pickles (as of miniImageNet, CIFAR-FS, FC100)"
+                )
+            raise BenchError(told + hint) from None
 
     def origin(self, kind: str, name: str) -> Origin:
         """Where the plugin of that name comes from."""

@@ -124,9 +124,11 @@ class ImageBank(TaskSource):
             raise DataError(f"{self.name} has {len(self.classes)} classes; a {way}-way task needs {way}: lower --way")
         smallest = int(self.counts.min())
         if shot + query > smallest:
+            advice = "lower --shot or --query" if smallest > 1 else "remove the class, or add images"
+            has = f"{smallest} image{'s' * (smallest > 1)}"
             raise DataError(
-                f"{self.name}: class '{self.classes[int(self.counts.argmin())]}' has {smallest} images; "
-                f"{shot} support + {query} query images a class need {shot + query}: lower --shot or --query"
+                f"{self.name}: class '{self.classes[int(self.counts.argmin())]}' has {has}; "
+                f"{shot} support + {query} query images a class need {shot + query}: {advice}"
             )
 
     def to(self, device: torch.device) -> ImageBank:

@@ -374,7 +374,7 @@ class TestPickled:
     def test_is_added_listed_and_loaded(self, tmp_path):
         pickle_parts(tmp_path / "mine", CACHE)
         row = add("mini", tmp_path / "mine", tmp_path / "root")
-        assert (row.dataset, row.state) == ("pickled:path=mini", "ready")
+        assert (row.dataset, row.state) == ("pickled:path=mini", "needs options"), "2 classes for validation"
         pickle_parts(tmp_path / "root" / "mini", META)
         rows = [row for row in list_data(tmp_path / "root") if row.where.endswith("mini")]
         assert [row.dataset for row in rows] == [

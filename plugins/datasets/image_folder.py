@@ -14,8 +14,7 @@ from robustbench_meta.data.copies import ABOUT, PARTS, Copies
 from robustbench_meta.data.folders import list_images
 from robustbench_meta.data.pictures import cached_pictures
 from robustbench_meta.data.reading import read_listing, state_of
-from robustbench_meta.data.root import data_root, expanded
-from robustbench_meta.errors import DataError
+from robustbench_meta.data.root import find_folder
 from robustbench_meta.tasks import Splits
 
 
@@ -26,12 +25,21 @@ class ImageFolder(Dataset):
     source = "split CSVs: Ravi and Larochelle 2017"
     eps: ClassVar = {"linf": "8/255", "l2": 3.0}
 
-    path: str = Field("", description="the folder, absolute or below the data root")
+    path: str = Field("", description="the folder: absolute, below the data root, or from here")
     csv: str = Field("", description="one split CSV (filename,label,split) in the folder")
-    size: int = Field(84, ge=4, le=1024, description="height and width in pixels")
+    size: int | None = Field(
+        None,
+        ge=4,
+        le=1024,
+        description="height and width in pixels; without: the longest side of all images, at most 84",
+    )
     channels: Literal[1, 3] = Field(3, description="3 for colour, 1 for grey")
     fit: Literal["squash", "crop"] = Field("squash", description="the whole image, or its central square")
-    split: str = Field("64:16:20", description="train:validation:test shares of the classes, where nothing else says")
+    split: str = Field(
+        "auto",
+        description="train:validation:test shares of the classes, where nothing else says; auto: 64:16:20, and where "
+        "there are enough at least five each",
+    )
     split_seed: int = Field(0, ge=0, description="seed of that division")
 
     copies: Copies = Field("drop", description=ABOUT)
@@ -44,15 +52,17 @@ class ImageFolder(Dataset):
     @field_validator("split")
     @classmethod
     def _shares(cls, value: str) -> str:
+        if value == "auto":
+            return value
         parts = value.split(":")
         if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
-            raise ValueError("expected three whole numbers above 0, as in 64:16:20")
+            raise ValueError("expected auto, or three whole numbers above 0, as in 64:16:20")
         return value
 
     def load(self, root: Path | None) -> Splits:
         """Read all images, resized; classes, files and splits are checked first."""
-        folder = self._folder(root)
-        shares = [int(share) for share in self.split.split(":")]
+        folder = find_folder(self.name, self.path, root)
+        shares = None if self.split == "auto" else [int(share) for share in self.split.split(":")]
         listing = list_images(folder, self.csv, shares, self.split_seed)
         key = {**self.model_dump(exclude={"path", "copies"}), "state": state_of(listing)}
         pictures = cached_pictures(
@@ -61,19 +71,6 @@ class ImageFolder(Dataset):
         place = {label: i for i, label in enumerate(pictures.classes.tolist())}
         parts = {part: [place[label] for label in listing.labels(part)] for part in PARTS}
         return pictures.split(f"image-folder {folder.name}", parts, self.copies)
-
-    def _folder(self, root: Path | None) -> Path:
-        if not self.path:
-            raise DataError(
-                "image-folder: which folder? Give its option path, as in --dataset image-folder:path=my-images"
-            )
-        folder = data_root(root) / expanded(Path(self.path))
-        if not folder.is_dir():
-            raise DataError(
-                f"image-folder: there is no folder {folder}; give an absolute path, or one below the data root "
-                f"({data_root(root)}); `bench data list` shows what is there"
-            )
-        return folder
 
 
 @hookimpl

@@ -11,10 +11,10 @@ from pydantic import Field
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Dataset
 from robustbench_meta.data.copies import ABOUT, Copies
+from robustbench_meta.data.folders import inner
 from robustbench_meta.data.pickled import read_series
-from robustbench_meta.data.root import data_root, expanded
+from robustbench_meta.data.root import find_folder
 from robustbench_meta.data.series import choose_series
-from robustbench_meta.errors import DataError
 from robustbench_meta.tasks import Splits
 
 
@@ -25,7 +25,7 @@ class Pickled(Dataset):
     source = "layouts: Ren et al. 2018 (mini-imagenet-cache), Lee et al. 2019 (MetaOptNet)"
     eps: ClassVar = {"linf": "8/255", "l2": 3.0}
 
-    path: str = Field("", description="the folder, absolute or below the data root")
+    path: str = Field("", description="the folder: absolute, below the data root, or from here")
     series: str | None = Field(
         None, description="which data set, if there are several: what its files begin with, as CIFAR_FS"
     )
@@ -33,20 +33,8 @@ class Pickled(Dataset):
 
     def load(self, root: Path | None) -> Splits:
         """Read the three files; images keep their size."""
-        folder = self._folder(root)
-        series = choose_series(folder, self.series or "")
+        series = choose_series(inner(find_folder(self.name, self.path, root)), self.series or "")
         return read_series(series, f"pickled {series.name}", self.copies)
-
-    def _folder(self, root: Path | None) -> Path:
-        if not self.path:
-            raise DataError("pickled: which folder? Give its option path, as in --dataset pickled:path=mini-imagenet")
-        folder = data_root(root) / expanded(Path(self.path))
-        if not folder.is_dir():
-            raise DataError(
-                f"pickled: there is no folder {folder}; give an absolute path, or one below the data root "
-                f"({data_root(root)}); `bench data list` shows what is there"
-            )
-        return folder
 
 
 @hookimpl

@@ -36,14 +36,14 @@ def list_data(data_root: DataRoot = None, json: Json = False, debug: Debug = Fal
 def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="omniglot, or a name of your own.", show_default=False)],
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="A folder, or a zip with such a folder.", show_default=False)
+        Path, typer.Argument(metavar="PATH", help="A folder, or a zip or tar with such a folder.", show_default=False)
     ],
     data_root: DataRoot = None,
     debug: Debug = False,
 ) -> None:
     """Copy images, or a download of Omniglot, below the data root, after checking that they load.
 
-    Images lie in a folder a class, or beside train.csv, val.csv and test.csv: see bench list datasets image-folder.
+    Images lie in a folder a class, or beside CSVs of the splits: see bench list datasets image-folder.
     Or three pickles, as of miniImageNet, CIFAR-FS and FC100: see bench list datasets pickled.
 
     [bold]Examples[/]
@@ -88,7 +88,7 @@ def _show(rows: list[Row]) -> None:
     console = out()
     for row in rows:
         size = f", {decimal(row.bytes)}" if row.bytes else ""
-        style = "yellow" if row.state in {"missing", "incomplete", "damaged"} else "green"
+        style = "yellow" if row.state in {"missing", "incomplete", "damaged", "needs options"} else "green"
         console.print(Text.assemble((f"--dataset {row.dataset}", "bold cyan"), "  ", (row.state, style), size))
         console.print(Padding(Text(row.where, style="dim", overflow="fold"), (0, 0, 0, 4)))
 

@@ -1,12 +1,15 @@
-"""Zip archives from strangers: checked whole before anything is read or written."""
+"""Zip and tar archives from strangers: checked whole before anything is read or written."""
 
 from __future__ import annotations
 
+import contextlib
+import lzma
 import ntpath
 import re
 import shutil
 import stat
 import struct
+import tarfile
 import zipfile
 import zlib
 from collections import Counter
@@ -15,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from robustbench_meta.data.root import is_clutter
 from robustbench_meta.errors import DataError
 
 _UNFIT = re.compile(r"[:]|[ .]$|^(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\.|$)", re.IGNORECASE)
@@ -80,16 +84,56 @@ def open_zip(path: Path, limits: Limits | None = None) -> Iterator[Archive]:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
         _check_size(path, entries, limits or Limits())
         for entry in archive.infolist():
-            _check_entry(path, entry)
+            if "\\" in entry.filename and "/" not in entry.filename:  # by Windows PowerShell 5
+                entry.filename = entry.filename.replace("\\", "/")
+        entries = [entry for entry in entries if not entry.is_dir()]
+        for entry in archive.infolist():
+            if not _is_extra(entry.filename) or ".." in PurePosixPath(entry.filename).parts:
+                _check_entry(path, entry)
         _check_names(path, [entry.filename for entry in entries])
         yield Archive(path, archive, [entry for entry in entries if not _is_extra(entry.filename)])
 
 
 def extract(path: Path, target: Path, limits: Limits | None = None) -> None:
-    """Unpack an archive into the folder `target`, checked as in `open_zip`."""
+    """Unpack a zip or tar into the folder `target`, checked as in `open_zip`."""
+    if path.is_file() and not zipfile.is_zipfile(path) and _is_tar(path):
+        _extract_tar(path, target, limits or Limits())
+        return
     with open_zip(path, limits) as archive:
         for entry in archive.entries:
             archive.copy(entry, target.joinpath(*PurePosixPath(entry.filename).parts))
+
+
+def _is_tar(path: Path) -> bool:
+    with contextlib.suppress(OSError, EOFError, zlib.error, lzma.LZMAError):
+        return tarfile.is_tarfile(path)
+    return False
+
+
+def _extract_tar(path: Path, target: Path, limits: Limits) -> None:
+    """Unpack a tar, packed or not: its heads are checked first, and no more is unpacked than they promise."""
+    with _told(path, "unpacked"), tarfile.open(path) as archive:
+        members, total = [], 0
+        for member in archive:
+            members.append(member)
+            total += member.size
+            if len(members) > limits.files or total > limits.total:
+                raise DataError(f"{path} would unpack to more than {limits.total} bytes or {limits.files} files")
+            if total > 2**20 and total > limits.ratio * path.stat().st_size:
+                raise DataError(f"{path} would unpack to more than {limits.ratio:.0f} times its size: not unpacked")
+        members = [one for one in members if not _is_extra(one.name) or ".." in PurePosixPath(one.name).parts]
+        for member in members:
+            _check_name(path, member.name)
+            if not (member.isreg() or member.isdir()):
+                raise DataError(f"{path} holds '{member.name}', which is no file or folder: not unpacked")
+        files = [member for member in members if member.isreg()]
+        _check_names(path, [member.name for member in files])
+        for member in files:
+            place = target.joinpath(*PurePosixPath(member.name).parts)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            content = archive.extractfile(member)
+            with place.open("xb") as file:
+                shutil.copyfileobj(content, file, 2**20)  # type: ignore[arg-type]  # a regular file has one
 
 
 @contextmanager
@@ -102,10 +146,10 @@ def _told(path: Path, done: str = "read") -> Iterator[None]:
     except OSError as error:
         if error.errno is not None:
             raise DataError(f"{path} cannot be {done}: {error.strerror or error}") from error
-        raise DataError(f"{path} {_what_is_it(path, error)}; download or copy it again") from error
-    except (zipfile.BadZipFile, zlib.error, struct.error, ArithmeticError, LookupError, RuntimeError, EOFError,
-            MemoryError, ValueError) as error:  # fmt: skip  # by what is damaged: lengths, offsets, names, methods, …
-        raise DataError(f"{path} {_what_is_it(path, error)}; download or copy it again") from error
+        raise DataError(f"{path} {_what_is_it(path, error)}") from error
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, ArithmeticError,
+            LookupError, RuntimeError, EOFError, MemoryError, ValueError) as error:  # fmt: skip  # by what is damaged
+        raise DataError(f"{path} {_what_is_it(path, error)}") from error
 
 
 def _check_size(path: Path, entries: list[zipfile.ZipInfo], limits: Limits) -> None:
@@ -138,8 +182,7 @@ def _check_names(path: Path, names: list[str]) -> None:
                 )
 
 
-def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
-    name = entry.filename
+def _check_name(path: Path, name: str) -> None:
     if not name.isprintable():
         raise DataError(f"{path} holds the name {name[:200]!r}; expected characters that can be printed: not unpacked")
     if name.startswith("/") or "\\" in name or ntpath.splitdrive(name)[0] or ".." in PurePosixPath(name).parts:
@@ -149,6 +192,11 @@ def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
     bad = next((part for part in PurePosixPath(name).parts if _UNFIT.search(part)), None)
     if bad is not None:
         raise DataError(f"{path} holds {name!r}; not every system can have a file named {bad!r}: not unpacked")
+
+
+def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
+    name = entry.filename
+    _check_name(path, name)
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise DataError(f"{path} holds the link '{name}'; only files are expected: not unpacked")
     if entry.flag_bits & 1:
@@ -161,19 +209,22 @@ def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
 
 
 def _is_extra(name: str) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+    return any(is_clutter(part) for part in PurePosixPath(name).parts)
 
 
 def _what_is_it(path: Path, error: BaseException) -> str:
+    again = "; download or copy it again"
     with path.open("rb") as file:
         head = file.read(512)
     if looks_like_html(head):
-        return "is a web page, not a zip (a log-in or error page, saved under the archive's name)"
+        return "is a web page, not a zip (a log-in or error page, saved under the archive's name)" + again
     if not head:
-        return "is empty, not a zip"
+        return "is empty, not a zip" + again
     if head.startswith(b"PK"):
-        return f"is a damaged or truncated zip of {path.stat().st_size} bytes ({error})"
-    return "is not a zip, nor a folder"
+        return f"is a damaged or truncated zip of {path.stat().st_size} bytes ({error})" + again
+    if path.suffix.lower() in (".pkl", ".pickle", ".p", ".npz", ".gz", ".h5", ".hdf5", ".csv"):
+        return f"is one file of a data set: give the folder that holds all of them, {path.absolute().parent}"
+    return "is not a zip, a tar or a folder" + again
 
 
 def looks_like_html(head: bytes) -> bool:

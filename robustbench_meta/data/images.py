@@ -37,6 +37,18 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+def longest_side(data: bytes) -> int:
+    """Of an image's width and height the larger, from the head of its file; 0 where that is damaged.
+
+    Decoding tells what is wrong with it.
+    """
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            return max(image.size)
+    except Exception:  # as below
+        return 0
+
+
 def read_image(data: bytes, where: str, mode: Literal["L", "RGB"], max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image file's bytes into 8-bit grey or colour, turned as its EXIF says, on white where transparent.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import tempfile
@@ -15,10 +16,12 @@ from urllib.parse import urlsplit
 
 from robustbench_meta.data.archives import extract, looks_like_html
 from robustbench_meta.data.copies import PARTS
+from robustbench_meta.data.folders import inner, list_images, whole_tables
 from robustbench_meta.data.omniglot_parts import find_parts
-from robustbench_meta.data.root import data_root, size_of
+from robustbench_meta.data.root import contents, data_root, is_clutter, size_of
 from robustbench_meta.data.series import find_series
 from robustbench_meta.errors import DataError
+from robustbench_meta.profiles import get_profile
 
 OFFICIAL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 MD5 = {
@@ -40,7 +43,7 @@ _RESERVED = {
 }
 
 
-State = Literal["built in", "ready", "damaged", "incomplete", "missing"]
+State = Literal["built in", "ready", "needs options", "damaged", "incomplete", "missing"]
 
 
 class Row(NamedTuple):
@@ -50,7 +53,9 @@ class Row(NamedTuple):
     """What to type after --dataset."""
     where: str
     state: State
-    """`ready` means that its files are there, and archives open; images are checked when they are read."""
+    """`ready` means that its files are there, and archives open; images are checked when they are read. What was just
+    added and loads, but has too few classes or images for the tasks that `bench run` draws by default, `needs options`.
+    """
     bytes: int
 
 
@@ -167,12 +172,12 @@ def _short(error: OSError) -> str:
 
 
 def add(name: str, path: Path, root: Path | None = None) -> Row:
-    """Copy a zip or folder below the data root as the data set `name`, after checking that it loads.
+    """Copy a zip, tar or folder below the data root as the data set `name`, after checking that it loads.
 
     Args:
         name: 'omniglot' (the two archives or the two folders are in `path`), or a name of your own for images in a
             layout that `image-folder` knows, or pickles that `pickled` knows.
-        path: a folder, or a zip with such a folder (not for omniglot, which consists of two zips).
+        path: a folder, or a zip or tar with such a folder (not for omniglot, which consists of two zips).
         root: the data root.
 
     Raises:
@@ -186,15 +191,18 @@ def add(name: str, path: Path, root: Path | None = None) -> Row:
     if target.exists():
         raise DataError(f"{target} exists: choose another name, or remove it first")
     if not path.exists():
-        raise DataError(f"there is no {path}; expected a folder, or a zip with such a folder")
+        raise DataError(f"there is no {path}; expected a folder, or a zip or tar with such a folder")
     with _staging(target.parent) as stage:
         staged = _copy_omniglot(path, stage / name) if name == "omniglot" else _copy(path, stage / name)
         try:
-            _check_loads(name, staged, stage)
+            unfit = _check_loads(name, staged, stage)
         except DataError as error:
             raise DataError(f"{path} was not added: {str(error).replace(str(staged), str(path))}") from error
         staged.rename(target)
-    return _omniglot(target.parent) if name == "omniglot" else _own(target)[0]
+    if name == "omniglot":
+        return _omniglot(target.parent)
+    row = _own(target)[0]
+    return row._replace(state="needs options", where=f"{row.where}: {unfit}") if unfit else row
 
 
 @contextmanager
@@ -223,32 +231,43 @@ def _copy_omniglot(path: Path, target: Path) -> Path:
 
 
 def _copy(path: Path, target: Path, unpack: bool = True) -> Path:
-    """A copy of a file or folder; of a zip, what is in it (without a single folder around it)."""
+    """A copy of a file or folder, without clutter; of an archive, what is in it."""
     if path.is_dir():
-        shutil.copytree(path, target, ignore=shutil.ignore_patterns(".*", "__MACOSX"))
+        for folder, _, _ in os.walk(path, followlinks=True):
+            if not any(map(is_clutter, Path(folder).relative_to(path).parts)):
+                contents(Path(folder))  # for links that lead nowhere
+        shutil.copytree(path, target, ignore=lambda _, names: [name for name in names if is_clutter(name)])
     elif unpack:
         extract(path, target)
-        inside = list(target.iterdir()) if target.is_dir() else []
-        if len(inside) == 1 and inside[0].is_dir():
-            wrapped = target.with_name(f".{target.name}")
-            target.rename(wrapped)
-            (wrapped / inside[0].name).rename(target)
+        target.mkdir(exist_ok=True)
     else:
         shutil.copy2(path, target)
     return target
 
 
-def _check_loads(name: str, staged: Path, stage: Path) -> None:
+def _check_loads(name: str, staged: Path, stage: Path) -> str:
+    """Load what is staged; why `bench run` would refuse it with its defaults, or nothing.
+
+    Raises:
+        DataError: it does not load.
+    """
     from robustbench_meta.registry import load_registry  # noqa: PLC0415  # imports torch
 
     registry = load_registry(local=False)
     if name == "omniglot":
         registry.make("dataset", "omniglot", {}).load(stage)
-        return
+        return ""
+    profile = get_profile("quick")  # the default
     for row in _own(staged):
         plugin, _, options = row.dataset.partition(":")
         chosen = dict(option.split("=", 1) for option in options.split(",")[1:])
-        registry.make("dataset", plugin, {**chosen, "path": str(staged.absolute())}).load(stage)
+        splits = registry.make("dataset", plugin, {**chosen, "path": str(staged.absolute())}).load(stage)
+        for source in splits:
+            try:
+                source.check(profile.way, profile.shot, profile.query)
+            except DataError as error:
+                return str(error)
+    return ""
 
 
 def list_data(root: Path | None = None) -> list[Row]:
@@ -273,14 +292,40 @@ def _omniglot(root: Path) -> Row:
 def _own(folder: Path) -> list[Row]:
     """What the user has put there: data sets as pickles, or images."""
     try:
-        series = find_series(folder)
+        series = find_series(inner(folder))
+        whole = [one for one in series if len(one.files) == len(PARTS)]
+        if whole:
+            names = [f",series={one.name}" if len(series) > 1 else "" for one in whole]
+            sizes = [sum(size_of(path) for path in one.files.values()) for one in whole]
+            return [
+                Row(f"pickled:path={folder.name}{name}", str(folder), "ready", size)
+                for name, size in zip(names, sizes, strict=True)
+            ]
+        there = contents(inner(folder))
     except DataError:  # told when it is read
         return [Row(f"pickled:path={folder.name}", str(folder), "damaged", size_of(folder))]
-    whole = [one for one in series if len(one.files) == len(PARTS)]
-    if whole:
-        names = [f"pickled:path={folder.name}" + (f",series={one.name}" if len(series) > 1 else "") for one in whole]
-        sizes = [sum(size_of(path) for path in one.files.values()) for one in whole]
-        return [Row(name, str(folder), "ready", size) for name, size in zip(names, sizes, strict=True)]
-    if series and not any(path.is_dir() or path.suffix.lower() == ".csv" for path in folder.iterdir()):
+    if series and not any(path.is_dir() or path.suffix.lower() == ".csv" for path in there):
         return [Row(f"pickled:path={folder.name}", str(folder), "incomplete", size_of(folder))]
-    return [Row(f"image-folder:path={folder.name}", str(folder), "ready", size_of(folder))]
+    return [
+        Row(f"image-folder:path={folder.name}{table}", str(folder), state, size_of(folder))
+        for table, state in _image_rows(folder)
+    ]
+
+
+def _image_rows(folder: Path) -> Iterator[tuple[str, State]]:
+    """What to type besides the path, and whether that lists images; only a table of splits beside others needs it."""
+    try:
+        list_images(folder, "", None, 0)
+    except DataError:
+        tables = whole_tables(inner(folder))
+        if len(tables) < 2:  # one needs no choice
+            yield "", "damaged"
+        for table in tables if len(tables) > 1 else ():
+            try:
+                list_images(folder, table.name, None, 0)
+            except DataError:
+                yield f",csv={table.name}", "damaged"
+            else:
+                yield f",csv={table.name}", "ready"
+    else:
+        yield "", "ready"

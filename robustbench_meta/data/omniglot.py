@@ -18,6 +18,7 @@ from robustbench_meta.data.copies import digest
 from robustbench_meta.data.images import read_bytes, read_image
 from robustbench_meta.data.omniglot_parts import CHARACTERS, Part
 from robustbench_meta.data.pictures import Pictures, cached_pictures
+from robustbench_meta.data.root import is_clutter
 from robustbench_meta.errors import DataError
 
 DRAWINGS = 20
@@ -38,8 +39,12 @@ def read_part(part: Part) -> Pictures:
 
 
 def _state_of_folder(folder: Path) -> list[tuple[str | int, ...]]:
-    stats = ((path.relative_to(folder).as_posix(), path.stat()) for path in sorted(folder.rglob("*.png")))
+    stats = ((path.relative_to(folder).as_posix(), path.stat()) for path in _drawings(folder))
     return [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for name, stat in stats]
+
+
+def _drawings(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.png") if not is_clutter(path.name))
 
 
 def _decode(part: Part) -> Pictures:
@@ -75,8 +80,10 @@ def _check_counts(part: Part, by_class: dict[str, list[str]]) -> None:
 def _open(part: Part) -> Iterator[tuple[Iterable[str], Callable[[str], bytes]]]:
     """The names of a part's files below its folder, and how to read one."""
     if part.path.suffix != ".zip":
-        names = (path.relative_to(part.path).as_posix() for path in part.path.rglob("*.png"))
-        yield names, lambda name: read_bytes(part.path / name)
+        nested = part.path / part.name  # as Windows unpacks
+        folder = nested if nested.is_dir() else part.path
+        names = (path.relative_to(folder).as_posix() for path in _drawings(folder))
+        yield names, lambda name: read_bytes(folder / name)
         return
     with open_zip(part.path, _LIMITS) as archive:
         inside = {_below(part.name, entry.filename): entry for entry in archive.entries}

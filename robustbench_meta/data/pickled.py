@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+import zipfile
+import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from robustbench_meta.data.archives import Limits as ArchiveLimits
+from robustbench_meta.data.archives import open_zip
 from robustbench_meta.data.copies import Copies, digest, resolve
 from robustbench_meta.data.pickles import Limits, read_pickle
 from robustbench_meta.data.pictures import Pictures
@@ -28,7 +33,7 @@ def read_series(series: Series, name: str, copies: Copies, limits: Limits | None
         DataError: a file that is no pickle of images in a known layout, images of several shapes, a class in two
             splits, or equal images where the rule is to refuse them.
     """
-    read = {part: _pictures(read_pickle(path, limits), part, str(path)) for part, path in series.ordered()}
+    read = {part: _pictures(_read(path, limits), part, str(path)) for part, path in series.ordered()}
     shapes = {part: "×".join(map(str, pictures.images.shape[1:])) for part, pictures in read.items()}
     if len(set(shapes.values())) > 1:
         told = ", ".join(f"{name} {part} {shape}" for part, shape in shapes.items())
@@ -49,6 +54,19 @@ def read_series(series: Series, name: str, copies: Copies, limits: Limits | None
     ))  # fmt: skip
 
 
+def _read(path: Path, limits: Limits | None) -> Any:
+    """What a pickle or an .npz holds."""
+    if path.suffix.lower() != ".npz":
+        return read_pickle(path, limits)
+    with open_zip(path, ArchiveLimits(total=(limits or Limits()).size)):
+        pass  # checked: no bomb
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} is not readable as arrays of numbers or text ({error}): get it again") from error
+
+
 def _pictures(content: Any, part: str, where: str) -> Pictures:
     """The images of a file by class, channels first, named by split and place in the file."""
     if not isinstance(content, dict):
@@ -57,8 +75,8 @@ def _pictures(content: Any, part: str, where: str) -> Pictures:
     if {"image_data", "class_dict"} <= content.keys():
         images = _images(content["image_data"], f"{where}: image_data")
         members = _members(content["class_dict"], len(images), f"{where}: class_dict")
-    elif {"data", "labels"} <= content.keys():
-        images = _images(content["data"], f"{where}: data")
+    elif "labels" in content and (held := next((name for name in ("data", "images") if name in content), None)):
+        images = _images(content[held], f"{where}: {held}")
         members = _by_label(content["labels"], len(images), f"{where}: labels")
     else:
         raise DataError(

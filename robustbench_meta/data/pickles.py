@@ -7,9 +7,11 @@ arrays are let through. In the unpickler, every name stands for an inert stand-i
 
 from __future__ import annotations
 
+import gzip
 import io
 import pickle
 import pickletools
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, NoReturn
@@ -48,10 +50,20 @@ def read_pickle(path: Path, limits: Limits | None = None) -> Any:
         size = path.stat().st_size
         if size > limits.size:
             raise DataError(f"{path} has {size} bytes; pickles of at most {limits.size} are read")
-        data = path.read_bytes()
+        data = _unpacked(path, limits.size) if path.suffix.lower() == ".gz" else path.read_bytes()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} is damaged or truncated ({error}): get it again") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     return parse_pickle(data, str(path), limits)
+
+
+def _unpacked(path: Path, most: int) -> bytes:
+    with gzip.open(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise DataError(f"{path} unpacks to more than {most} bytes: not read")
+    return data
 
 
 def parse_pickle(data: bytes, where: str, limits: Limits | None = None) -> Any:

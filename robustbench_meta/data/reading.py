@@ -13,9 +13,11 @@ from PIL import Image, ImageOps
 from robustbench_meta.data.cache import digest_of
 from robustbench_meta.data.copies import Copies, digest, resolve
 from robustbench_meta.data.folders import Listing, Picture
-from robustbench_meta.data.images import read_bytes, read_image
+from robustbench_meta.data.images import longest_side, read_bytes, read_image
 from robustbench_meta.data.pictures import Pictures
 
+USUAL_SIDE = 84
+"""Of few-shot benchmarks with larger images."""
 Fit = Literal["squash", "crop"]
 
 
@@ -41,22 +43,30 @@ def state_of(listing: Listing) -> list[object]:
     return [digest_of(Path(__file__)), PIL.__version__, files]
 
 
-def read_listing(listing: Listing, size: int, channels: int, fit: Fit, copies: Copies) -> Pictures:
+def read_listing(listing: Listing, size: int | None, channels: int, fit: Fit, copies: Copies) -> Pictures:
     """Decode all images into [images, channels, size, size]; equal ones are refused before that, if they are to be.
+
+    Without a size it is the longest side of all images, at most 84: nothing is blown up beyond what there is.
 
     Raises:
         DataError: an image that cannot be read, or equal ones where the rule is to refuse them.
     """
     pictures, names = listing.pictures, [listing.name_of(picture) for picture in listing.pictures]
 
-    def decode(picture: Picture) -> np.ndarray:
-        return _resized(read_bytes(picture.path), str(picture.path), size, channels, fit)
+    def look(picture: Picture) -> tuple[np.ndarray, int]:
+        data = read_bytes(picture.path)
+        return digest(data), longest_side(data) if size is None else size
 
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(lambda picture: digest(read_bytes(picture.path)), pictures))
+        digests, sides = zip(*pool.map(look, pictures), strict=True)
         if copies == "refuse":
             parts, labels = [picture.part for picture in pictures], [picture.label for picture in pictures]
             resolve(np.stack(digests), parts, labels, names, copies, str(listing.folder))
+        side = size or max(4, min(USUAL_SIDE, max(sides)))
+
+        def decode(picture: Picture) -> np.ndarray:
+            return _resized(read_bytes(picture.path), str(picture.path), side, channels, fit)
+
         by_class: dict[str, list[np.ndarray]] = {}
         for picture, image in zip(pictures, pool.map(decode, pictures), strict=True):
             by_class.setdefault(picture.label, []).append(image)

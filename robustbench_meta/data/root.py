@@ -54,3 +54,48 @@ def size_of(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+_CLUTTER = frozenset(("__macosx", "icon\r", "thumbs.db", "desktop.ini"))
+
+
+def is_clutter(name: str) -> bool:
+    """Whether a file or folder is hidden, or of a system's own: never part of a data set, wherever it lies."""
+    return name.startswith(".") or name.casefold() in _CLUTTER
+
+
+def contents(folder: Path) -> list[Path]:
+    """What lies in a folder, in order, without clutter.
+
+    Raises:
+        DataError: a link leads nowhere.
+    """
+    found = [path for path in sorted(folder.iterdir()) if not is_clutter(path.name)]
+    for path in found:
+        if path.is_symlink() and not path.exists():
+            raise DataError(f"{path} is a link to {os.readlink(path)}, which is not there: restore or remove it")
+    return found
+
+
+def find_folder(plugin: str, path: str, root: Path | None) -> Path:
+    """The folder of the option `path`: an absolute one, one below the data root, or one from here.
+
+    Raises:
+        DataError: there is none, or both of the latter.
+    """
+    if not path:
+        raise DataError(f"{plugin}: which folder? Give its option path, as in --dataset {plugin}:path=my-images")
+    given = expanded(Path(path))
+    there = {place.resolve(): place for place in (data_root(root) / given, given) if place.is_dir()}
+    if len(there) > 1 and path.startswith("."):
+        return given
+    if len(there) > 1:
+        raise DataError(
+            f"{plugin}: path={path} is both {data_root(root) / given} and {given.absolute()}: give the absolute path"
+        )
+    if not there:
+        raise DataError(
+            f"{plugin}: there is no folder {data_root(root) / given}, nor {given.absolute()}; "
+            "`bench data list` shows what is there"
+        )
+    return next(iter(there.values()))

@@ -1,4 +1,4 @@
-"""Which data sets a folder has as pickles, by the names of its files."""
+"""Which data sets a folder has as pickles or .npz, by the names of its files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robustbench_meta.data.copies import PARTS
+from robustbench_meta.data.root import contents
 from robustbench_meta.errors import DataError, unknown
 
 _WORDS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
-_FILE = re.compile(r"(?P<series>.*?)(?P<part>train|validation|valid|val|test)\.(pkl|pickle|p)", re.IGNORECASE)
+_FILE = re.compile(
+    r"(?P<series>.*?)(?P<part>train|validation|valid|val|test)\.((pkl|pickle|p)(\.gz)?|npz)", re.IGNORECASE
+)
+_TIERED = re.compile(r"(train|val|test)_images(_png)?\.(pkl|npz)", re.IGNORECASE)
 _BASE_CLASSES = "train_phase_"
 """Gidaris and Komodakis: NAME_train_phase_train is train, and its …_val and …_test are more images of these classes."""
 
@@ -35,9 +39,9 @@ def find_series(folder: Path) -> list[Series]:
         DataError: two files of one split.
     """
     found: dict[str, dict[str, Path]] = {}
-    for path in sorted(folder.iterdir() if folder.is_dir() else []):
+    for path in contents(folder) if folder.is_dir() else []:
         match = _FILE.fullmatch(path.name)
-        if match is None or path.name.startswith(".") or not path.is_file():
+        if match is None or not path.is_file():
             continue
         start, part = match["series"], _WORDS[match["part"].lower()]
         if start.endswith(_BASE_CLASSES):
@@ -58,6 +62,11 @@ def choose_series(folder: Path, wanted: str) -> Series:
         DataError: none, several, none of that name, or a split is missing.
     """
     there = {series.name: series for series in find_series(folder)}
+    if tiered := next((path for path in contents(folder) if _TIERED.fullmatch(path.name)), None):
+        raise DataError(
+            f"{folder} has {tiered.name}, as tieredImageNet is spread: compressed images, with labels apart; these are "
+            "not read: write the images as files, a folder a class in train, val and test, and use image-folder"
+        )
     if not there:
         raise DataError(
             f"{folder} has no pickles of a data set; expected three files as mini-imagenet-cache-train.pkl, …-val.pkl "

@@ -100,6 +100,8 @@ class Named:
             "collections.OrderedDict": self._ordered_dict,
             "_codecs.encode": self._encode,
             "builtins.bytes": self._no_bytes,
+            "builtins.range": self._range,
+            "builtins.xrange": self._range,
         }
 
     def find(self, module: str, name: str) -> Callable[..., Any]:
@@ -180,6 +182,16 @@ class Named:
         if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
             return NotImplemented
         return {checked_key(key): value for key, value in pairs}
+
+    def _range(self, *arguments: Any) -> Any:
+        """A range of whole numbers, as the list of them."""
+        if len(arguments) != 3 or any(type(each) is not int or abs(each) > 2**40 for each in arguments):
+            return NotImplemented
+        if not arguments[2]:
+            return NotImplemented
+        numbers = range(*arguments)
+        self._purse.spend(len(numbers))
+        return list(numbers)
 
     def _no_bytes(self, *arguments: Any) -> Any:
         """bytes(), as Python 3 writes b'' in protocols 0 to 2."""

@@ -82,6 +82,13 @@ def images(root: Path) -> None:
     shutil.copy(root / "same-image" / "a" / "0.png", root / "same-image" / "b" / "0.png")
     classes(root / "class-of-copies", "abc")
     shutil.copytree(root / "class-of-copies" / "b", root / "class-of-copies" / "d")
+    for name, part in {"Greek": "train", "Latin": "val", "Runes": "test"}.items():
+        paint(root / "nested" / name / "alpha" / "0.png", [*name.encode()], (8, 8))
+        paint(
+            root / "flat-splits" / part / "0.png", [*name.encode()]
+        )
+    (root / "hdf5").mkdir()
+    (root / "hdf5" / "mini.hdf5").write_bytes(b"\x89HDF")
     classes(root / "bomb", "abc")
     (root / "bomb" / "a" / "0.png").write_bytes(png(30_000, 30_000))
     classes(root / "text-as-image", "abc")
