@@ -332,6 +332,10 @@ class Dataset(Plugin):
     way: ClassVar[int | None] = None
     """The only way that it can give, if there is one."""
 
+    def placed(self, root: Path | None) -> Dataset:
+        """This data set with folders among its options written in one way: what results know it by."""
+        return self
+
     @abstractmethod
     def load(self, root: Path | None) -> Splits:
         """Read (or make) the data; `root` is --data-root.

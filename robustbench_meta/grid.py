@@ -185,7 +185,9 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None, splits: Sp
             learner that cannot work in this setting.
     """
     with about("dataset"):
-        dataset, dataset_spec, dataset_label = resolve(registry, "dataset", parse_choice(run.dataset), run.profile)
+        dataset, dataset_spec, dataset_label = resolve(
+            registry, "dataset", parse_choice(run.dataset), run.profile, data_root
+        )
     learners, attacks, attacks_typed = [], [], {}
     for text, choice in run.typed("learner"):
         with about("learners", text):
@@ -274,7 +276,7 @@ def prepare_all(
     for index, run in enumerate(runs):
         try:
             with about("dataset"):
-                _, dataset, _ = resolve(registry, "dataset", parse_choice(run.dataset), run.profile)
+                _, dataset, _ = resolve(registry, "dataset", parse_choice(run.dataset), run.profile, data_root)
             grid = prepare(run, registry, data_root, loaded.get(dataset.model_dump_json()))
         except BenchError as error:
             if not told or (placed := told[index](error)) is error:

@@ -32,7 +32,9 @@ class Threat:
         return ThreatModel(self.attack.norm, self.eps.value)
 
 
-def resolve(registry: Registry, kind: str, choice: Choice, profile: str | None = None) -> tuple[Any, PluginSpec, str]:
+def resolve(
+    registry: Registry, kind: str, choice: Choice, profile: str | None = None, data_root: Path | None = None
+) -> tuple[Any, PluginSpec, str]:
     """The plugin with its options, what identifies it, and its label; a profile fills in what was not typed."""
     cls: type[Plugin] = registry.get(kind, choice.name)
     options: dict[str, str] = {}
@@ -40,7 +42,7 @@ def resolve(registry: Registry, kind: str, choice: Choice, profile: str | None =
         defaults = getattr(get_profile(profile), kind)
         options = {key: value for key, value in defaults.items() if key in cls.model_fields}
     plugin = registry.make(kind, choice.name, {**options, **choice.options})
-    dumped = plugin.model_dump(mode="json")
+    dumped = (plugin.placed(data_root) if isinstance(plugin, Dataset) else plugin).model_dump(mode="json")
     spec = PluginSpec(name=choice.name, options=dumped, code=registry.origin(kind, choice.name).identity)
     standard = {key: info.get_default(call_default_factory=True) for key, info in cls.model_fields.items()}
     return plugin, spec, spec.label(standard)

@@ -11,6 +11,7 @@ from robustbench_meta.errors import BenchError
 from robustbench_meta.grid import prepare
 from robustbench_meta.options import exact
 from robustbench_meta.spec import PluginSpec, RunSpec
+from tests.miniature import paint
 
 
 def grid(registry, **given):
@@ -21,6 +22,34 @@ def told(registry, **given):
     with pytest.raises(BenchError) as caught:
         grid(registry, **given)
     return str(caught.value)
+
+
+def test_one_folder_is_one_data_set_however_it_is_typed(registry, tmp_path, monkeypatch):
+    for name in "abcdefghi":
+        for number in range(8):
+            paint(tmp_path / "root" / "mine" / name / f"{number}.png", (ord(name), number), (8, 8))
+    (tmp_path / "link").symlink_to(tmp_path / "root" / "mine")
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "root")
+    monkeypatch.setenv("ROBUSTBENCH_META_DATA", str(tmp_path / "root"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    def keys(path):
+        found = grid(registry, dataset=f"image-folder:path={path},size=8", way=2, query=1)
+        assert found.labels["dataset"] == "image-folder:path=mine,size=8"
+        return [cell.key for cell in found.cells]
+
+    typed = [
+        "mine/",
+        "./root/mine",
+        "root//mine/.",
+        tmp_path / "root" / "mine",
+        "link",
+        "~/root/mine",
+        "elsewhere/mine",
+    ]
+    for path in typed:
+        assert keys(path) == keys("mine"), path
 
 
 @pytest.mark.parametrize(

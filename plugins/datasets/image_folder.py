@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -14,7 +14,7 @@ from robustbench_meta.data.copies import ABOUT, PARTS, Copies
 from robustbench_meta.data.folders import list_images
 from robustbench_meta.data.pictures import cached_pictures
 from robustbench_meta.data.reading import read_listing, state_of
-from robustbench_meta.data.root import find_folder
+from robustbench_meta.data.root import find_folder, spelling
 from robustbench_meta.tasks import Splits
 
 
@@ -58,6 +58,11 @@ class ImageFolder(Dataset):
         if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
             raise ValueError("expected auto, or three whole numbers above 0, as in 64:16:20")
         return value
+
+    def placed(self, root: Path | None) -> Dataset:
+        """However its folder was typed."""
+        path = spelling(find_folder(self.name, self.path, root), root)
+        return self.model_copy(update={"path": path, "csv": str(PurePath(self.csv)) if self.csv else ""})
 
     def load(self, root: Path | None) -> Splits:
         """Read all images, resized; classes, files and splits are checked first."""

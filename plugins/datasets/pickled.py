@@ -13,7 +13,7 @@ from robustbench_meta.contracts import Dataset
 from robustbench_meta.data.copies import ABOUT, Copies
 from robustbench_meta.data.folders import inner
 from robustbench_meta.data.pickled import read_series
-from robustbench_meta.data.root import find_folder
+from robustbench_meta.data.root import find_folder, spelling
 from robustbench_meta.data.series import choose_series
 from robustbench_meta.tasks import Splits
 
@@ -30,6 +30,10 @@ class Pickled(Dataset):
         None, description="which data set, if there are several: what its files begin with, as CIFAR_FS"
     )
     copies: Copies = Field("drop", description=ABOUT)
+
+    def placed(self, root: Path | None) -> Dataset:
+        """However its folder was typed."""
+        return self.model_copy(update={"path": spelling(find_folder(self.name, self.path, root), root)})
 
     def load(self, root: Path | None) -> Splits:
         """Read the three files; images keep their size."""

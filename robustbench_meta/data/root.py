@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -86,7 +87,8 @@ def find_folder(plugin: str, path: str, root: Path | None) -> Path:
     if not path:
         raise DataError(f"{plugin}: which folder? Give its option path, as in --dataset {plugin}:path=my-images")
     given = expanded(Path(path))
-    there = {place.resolve(): place for place in (data_root(root) / given, given) if place.is_dir()}
+    places = [given] if given.is_absolute() else [data_root(root) / given, given]
+    there = {place.resolve(): place for place in places if place.is_dir()}
     if len(there) > 1 and path.startswith("."):
         return given
     if len(there) > 1:
@@ -95,7 +97,22 @@ def find_folder(plugin: str, path: str, root: Path | None) -> Path:
         )
     if not there:
         raise DataError(
-            f"{plugin}: there is no folder {data_root(root) / given}, nor {given.absolute()}; "
+            f"{plugin}: there is no folder {', nor '.join(str(place.absolute()) for place in places)}; "
             "`bench data list` shows what is there"
         )
     return next(iter(there.values()))
+
+
+def spelling(folder: Path, root: Path | None) -> str:
+    """The one way to write a folder: below the data root if it lies there, else from the top, without links.
+
+    A link stays where what it leads to has a name that is not UTF-8, which records cannot hold.
+    """
+    place = folder.resolve()
+    try:
+        str(place).encode()
+    except UnicodeEncodeError:
+        place = folder.absolute()
+    with contextlib.suppress(DataError, ValueError):
+        return place.relative_to(data_root(root).resolve()).as_posix()
+    return str(place)
