@@ -149,7 +149,7 @@ class Desk:
         """Take note of an event of a worker's task.
 
         Besides the hooks `training_progress` and `evaluation_progress`: `trained(key)`, its checkpoint is kept;
-        `training_failed(key, reason, lasting=True)`; `cell_finished(record)`; `cell_failed(key, reason, lasting=True)`;
+        `training_failed(key, reason, traceback="", lasting=True)`; `cell_finished(record)`; `cell_failed`, as that;
         `at(cells)`, the cells that are under way with the seconds that each has taken so far; `pages(names)`, what is
         kept and of no use once the task is over; and of workers that do not see the results folder,
         `kept(name, data)` and `dropped(name)`, see `Shelf`.
@@ -352,7 +352,7 @@ class Desk:
             busy.open.discard(key)
             busy.at.pop(key, None)
 
-    def _training_failed(self, key: str, reason: str, lasting: bool = True) -> None:
+    def _training_failed(self, key: str, reason: str, traceback: str = "", lasting: bool = True) -> None:
         """All cells that wait for a checkpoint that will not come fail."""
         for task in [task for task in self._waiting if key in task.needs]:
             self._waiting.remove(task)
@@ -361,7 +361,7 @@ class Desk:
             for cell in task.cells:
                 if cell not in kept:
                     whose = "" if self._cells[cell].training.key == key else "surrogate: "
-                    self._failed(cell, whose + reason, lasting)
+                    self._failed(cell, whose + reason, traceback, lasting)
             if kept:
                 self._waiting.append(replace(task, cells=kept, needs=tuple(each for each in task.needs if each != key)))
 
@@ -374,12 +374,13 @@ class Desk:
         self.summary.finished += 1
         self._registry.tell("cell_finished", record=record)
 
-    def _failed(self, key: str, reason: str, lasting: bool = True) -> None:
+    def _failed(self, key: str, reason: str, traceback: str = "", lasting: bool = True) -> None:
         """A cell failed; one that failed for a passing reason is tried again by the next run."""
         cell = self._cells[key]
         about = cell.spec.model_dump(mode="json")
         if lasting:
             written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            self._store.write_failure(key, {"reason": reason, "spec": about, "labels": cell.labels, "written": written})
+            told = {"reason": reason, "traceback": traceback, "labels": cell.labels, "written": written}
+            self._store.write_failure(key, {**told, "spec": about})
         self.summary.failed.append((cell, reason))
         self._registry.tell("cell_failed", cell=about, labels=cell.labels, training=cell.training.title, reason=reason)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import sysconfig
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class BenchError(Exception):
@@ -57,12 +60,53 @@ def brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(text.split())[:200]}"
 
 
+_PACKAGE = Path(__file__).resolve().parent
+_PYTHON = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")})
+_LIBRARIES = {"robustbench_meta", "torch", "torchattacks", "torchvision", "numpy", "scipy", "pydantic", "pluggy"}
+
+
+def located(error: BaseException) -> str:
+    """The kind of an error, what it says, and the last line of the author's own code that it came through."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}{place_of(error)}"
+
+
+def place_of(error: BaseException) -> str:
+    """` (line 12 of mine.py)`, of code that is neither this package, nor a library's that it needs, nor Python's."""
+    known = vars(error).get("_place")
+    if known is not None:
+        return str(known)
+    while error.__cause__ is not None and not isinstance(error.__cause__, BenchError):
+        error = error.__cause__
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_library(frame.filename)]
+    return f" (line {own[-1].lineno} of {Path(own[-1].filename).name})" if own else ""
+
+
+def is_library(file: str) -> bool:
+    """Whether a file is Python's, this package's, or of a library that it needs."""
+    parts = Path(file).parts
+    for folder in ("site-packages", "dist-packages"):
+        if folder in parts:
+            return bool(_LIBRARIES & set(parts[parts.index(folder) + 1 :][:1]))
+    return file.startswith(("<frozen", *_PYTHON)) or Path(file).is_relative_to(_PACKAGE)
+
+
+def traceback_of(error: BaseException) -> str:
+    """The traceback of an error, as text."""
+    return str(vars(error).get("_traceback") or "".join(traceback.format_exception(error)))
+
+
+def keep_traceback(error: BaseException) -> None:
+    """Keep in an error, as text, what is lost when it goes to another process: where it was raised."""
+    vars(error).update(_traceback=traceback_of(error), _place=place_of(error))
+
+
 def unknown(kind: str, given: str, known: Iterable[str]) -> str:
     """Word the message for an unknown name: the nearest names, or all of them when none is near."""
     names = sorted(known)
     if given.lower() in names:
         return f"unknown {kind} '{given}': did you mean '{given.lower()}'?"
     near = difflib.get_close_matches(given.lower(), names, n=3, cutoff=0.6)
+    near = near or [name for name in names if len(given) > 1 and given.lower() in name][:3]
     if near:
         return f"unknown {kind} '{given}': did you mean {' or '.join(repr(name) for name in near)}?"
     if len(names) > _MOST_LISTED:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner, Setting
-from robustbench_meta.errors import BenchError, DataError, PluginError, about
+from robustbench_meta.errors import BenchError, DataError, PluginError, about, located
 from robustbench_meta.options import SCENARIOS, parse_choice, parse_scenarios
 from robustbench_meta.probes import Battery, assemble
 from robustbench_meta.profiles import get_profile
@@ -318,7 +318,7 @@ def _loaded(dataset: Dataset, label: str, data_root: Path | None) -> Splits:
     except (BenchError, OSError, MemoryError):
         raise
     except Exception as error:  # a data set is a plugin, and may raise anything
-        raise DataError(f"data set '{label}' failed: {type(error).__name__}: {error}; --debug shows where") from error
+        raise DataError(f"data set '{label}' failed: {located(error)}; --debug shows where") from error
     if not isinstance(splits, Splits):
         raise PluginError(
             f"data set '{label}' gave {type(splits).__name__} for its tasks; expected Splits(train, validation, test)"

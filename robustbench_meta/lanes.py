@@ -29,7 +29,7 @@ import torch
 
 from robustbench_meta.deaths import how_it_ended
 from robustbench_meta.devices import peak_resident
-from robustbench_meta.errors import BenchError
+from robustbench_meta.errors import BenchError, keep_traceback, located
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -257,8 +257,11 @@ def _serve(work: Callable[[Any], Any], pipe: Connection, others: Sequence[Connec
 
 def _travelling(error: BaseException) -> BaseException:
     """The error, or what it says if it cannot be pickled."""
+    keep_traceback(error)
     try:
         pickle.loads(pickle.dumps(error))
         return error
     except Exception:
-        return BenchError(f"{type(error).__name__}: {error}")
+        told = BenchError(located(error))
+        vars(told).update(vars(error))
+        return told

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robustbench_meta.contracts import Backbone, Learner, Model, Operations, Update
 from robustbench_meta.discovery import SESSION, Origin, code_digest
-from robustbench_meta.errors import BenchError, PluginError
+from robustbench_meta.errors import BenchError, PluginError, located
 from robustbench_meta.evaluation import test_episodes
 from robustbench_meta.given import bringing
 from robustbench_meta.grid import Grid
@@ -204,7 +204,7 @@ def rehearse(models: OwnModels, grid: Grid, device: torch.device, records: Itera
         except BenchError:
             raise
         except Exception as error:  # it is the user's code, and may raise anything
-            raise BenchError(f"'{who}' failed on test episode {index}: {type(error).__name__}: {error}") from error
+            raise BenchError(f"'{who}' failed on test episode {index}: {located(error)}") from error
         if grid.battery is not None and not logits.requires_grad:
             raise BenchError(NO_GRADIENT.format(who) + "; its rows cannot be checked then: add checks=False")
         answers.append((logits.argmax(-1) == query.y).cpu().numpy())

@@ -114,9 +114,16 @@ class Store:
 
     def failure(self, key: str) -> str | None:
         """Why a cell failed when it was last tried; None if it did not, or was not."""
+        return self._told(key, "reason")
+
+    def traceback(self, key: str) -> str | None:
+        """That of the error that made a cell fail when it was last tried; None if there is none."""
+        return self._told(key, "traceback") or None
+
+    def _told(self, key: str, what: str) -> str | None:
         try:
             told = json.loads(self._failure(key).read_text(encoding="utf-8"))
-            return str(told["reason"]) if told["key"] == key else None
+            return str(told[what]) if told["key"] == key else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None  # a damaged note is none: the cell is tried again
 

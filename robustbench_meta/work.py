@@ -18,11 +18,11 @@ from torch import Tensor
 
 from robustbench_meta import __version__, blobs
 from robustbench_meta.checkpoints import Trained, checkpoint_bytes, checkpoint_name, read_checkpoint, read_file
-from robustbench_meta.checks import of_training, unchecked
+from robustbench_meta.checks import unchecked
 from robustbench_meta.contracts import Weights
 from robustbench_meta.devices import device_name, is_lost, peak_memory, reset_peak_memory
 from robustbench_meta.engine import Engine, Plan
-from robustbench_meta.errors import BenchError, DeviceLostError, StorageError
+from robustbench_meta.errors import BenchError, DeviceLostError, StorageError, located, traceback_of
 from robustbench_meta.evaluation import Outcome, evaluate, test_episodes
 from robustbench_meta.executors import Hear, Task
 from robustbench_meta.grid import Cell, Grid, Surrogate, Training
@@ -112,7 +112,6 @@ def do_task(place: Workplace, task: Task, hear: Hear) -> None:
     except (StorageError, Stopped):
         raise
     except _BROKEN as error:  # a learner is a plugin, and may raise anything: its cells fail, the grid goes on
-        _log.debug("%s failed", training.title, exc_info=True)
         _fail(training, task, error, hear)
         if is_lost(error):
             raise DeviceLostError(_reason(training, error)) from error
@@ -120,14 +119,14 @@ def do_task(place: Workplace, task: Task, hear: Hear) -> None:
 
 def _fail(training: Training, task: Task, error: BaseException, hear: Hear) -> None:
     """Tell what failed by that error: the task, or the one cell that was under way."""
-    reason = _reason(training, error)
+    told = {"reason": _reason(training, error), "traceback": traceback_of(error)}
     if not task.cells:
-        hear("training_failed", key=task.training, reason=reason)
+        hear("training_failed", key=task.training, **told)
     elif isinstance(error, DeviceLostError) and error.cell is not None:
-        hear("cell_failed", key=error.cell, reason=reason)
+        hear("cell_failed", key=error.cell, **told)
     else:
         for key in task.cells:
-            hear("cell_failed", key=key, reason=reason, lasting=not isinstance(error, GoneError))
+            hear("cell_failed", key=key, **told, lasting=not isinstance(error, GoneError))
 
 
 def _train(place: Workplace, training: Training, hear: Hear) -> None:
@@ -186,7 +185,7 @@ def _evaluate(place: Workplace, training: Training, cells: list[Cell], hear: Hea
     for cell in cells:
         outcome = outcomes[cell.key]
         if isinstance(outcome, BenchError):
-            hear("cell_failed", key=cell.key, reason=str(outcome))
+            hear("cell_failed", key=cell.key, reason=str(outcome), traceback=traceback_of(outcome))
         else:
             hear("cell_finished", record=_record(grid, cell, outcome, trained, device, plans, memory))
 
@@ -238,10 +237,10 @@ def _surrogates(place: Workplace, cells: list[Cell], hear: Hear) -> dict[str, tu
         except (StorageError, Stopped, GoneError):
             raise
         except _BROKEN as error:  # as of a learner
-            _log.debug("surrogate %s failed", surrogate.label, exc_info=True)
+            told = {"reason": f"surrogate: {_reason(surrogate.training, error)}", "traceback": traceback_of(error)}
             for cell in cells:
                 if cell.surrogate is not None and cell.surrogate.key == surrogate.key:
-                    hear("cell_failed", key=cell.key, reason=f"surrogate: {_reason(surrogate.training, error)}")
+                    hear("cell_failed", key=cell.key, **told)
     return found
 
 
@@ -308,7 +307,7 @@ def _reason(training: Training, error: BaseException) -> str:
         return str(error)
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
         return f"{training.title} does not fit in the device's memory: lower --tasks-per-step, --query or the width"
-    return f"learner '{training.title}' failed: {type(error).__name__}: {error}"
+    return f"learner '{training.title}' failed: {located(error)}"
 
 
 def train_plan(place: Workplace, training: Training, vmap: bool) -> Plan:
@@ -403,9 +402,6 @@ def _record(
     training = cell.training
     transductive = grid.setting.transductive or training.learner.transductive
     certificate = outcome.certificate
-    flags = unchecked(cell.spec.episodes)
-    if certificate is not None:
-        flags = certificate.flags + of_training(trained.history, grid.setting.loss, grid.setting.way)
     return {
         "schema": SCHEMA,
         "key": cell.key,
@@ -428,8 +424,8 @@ def _record(
         },
         "cost": outcome.effort.plain(),
         "memory": dict(memory),
-        "method": outcome.effort.method(),
-        "flags": flags,
+        "method": cell.threat.attack.how(),
+        "flags": certificate.flags if certificate is not None else unchecked(cell.spec.episodes),
         "checks": certificate.plain() if certificate is not None else None,
         "gallery": outcome.gallery,
         "parameters": trained.parameters,

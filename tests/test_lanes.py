@@ -18,7 +18,7 @@ from torch import nn
 
 from robustbench_meta.contracts import Attack
 from robustbench_meta.engine import Plan
-from robustbench_meta.errors import BenchError
+from robustbench_meta.errors import BenchError, traceback_of
 from robustbench_meta.evaluation import evaluate
 from robustbench_meta.harness import arm
 from robustbench_meta.lanes import Crew, Lanes, forks
@@ -236,7 +236,10 @@ def test_a_failing_attack_keeps_its_reason(registry, monkeypatch, threads):
     engine, weights = make_engine(grid, grid.trainings[0], CPU, Plan(chunk=3), Lanes(lambda: threads))
     found = evaluate(engine, weights, grid.splits.test, grid.cells, CPU)
     reasons = [str(each) for each in found.values() if isinstance(each, BenchError)]
-    assert reasons == ["attack 'fgsm' failed: ValueError: this one"]
+    line = perturb.__code__.co_firstlineno + 1
+    assert reasons == [f"attack 'fgsm' failed: ValueError: this one (line {line} of test_lanes.py)"]
+    traces = [traceback_of(each) for each in found.values() if isinstance(each, BenchError)]
+    assert f'test_lanes.py", line {line}' in traces[0], "also from another process"
 
 
 def test_a_crew_notices_what_changed_since_it_was_forked(registry):

@@ -349,6 +349,21 @@ def test_long_names_keep_their_seeds(width):
     assert [f"(seed {seed})" in line for seed, line in enumerate(out.getvalue().splitlines())] == [True] * 3
 
 
+def test_bars_are_no_wider_than_is_of_use_and_say_that_checks_run():
+    clock, progress, out = Clock(), None, io.StringIO()
+    progress = Progress(clock)
+    progress.begin(3, [{**TWO[0], "train": 0, "checked": 40}])
+    progress.reach("test", "maml (seed 0)", 10, 300)
+    Console(file=out, width=240).print(drawn(progress, 240))
+    assert max(map(len, out.getvalue().rstrip().splitlines())) <= 110
+    assert "with checks" in out.getvalue()
+    progress.reach("test", "maml (seed 0)", 50, 300)
+    out.seek(0)
+    out.truncate()
+    Console(file=out, width=80).print(drawn(progress, 80))
+    assert "checks" not in out.getvalue()
+
+
 # -- notebooks -------------------------------------------------------------------------------------
 
 

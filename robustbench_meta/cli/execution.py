@@ -13,7 +13,7 @@ from robustbench_meta import session
 from robustbench_meta.cli.completion import remember
 from robustbench_meta.cli.console import err, out
 from robustbench_meta.cli.json_output import Events
-from robustbench_meta.cli.plan import Effort, cells_table, failures, header, outcome, work
+from robustbench_meta.cli.plan import Effort, afterwards, cells_table, failures, header, outcome, work
 from robustbench_meta.cli.progress import listening, showing_progress
 from robustbench_meta.cores import available_cores
 from robustbench_meta.executors import Policy
@@ -42,7 +42,8 @@ def save(suite: Suite, path: Path, *, quiet: bool = False) -> None:
 
 
 def execute(
-    ready: Ready, results: Path, policy: Policy, stop: Stop, *, quiet: bool = False, events: Events | None = None
+    ready: Ready, results: Path, policy: Policy, stop: Stop, *, quiet: bool = False, events: Events | None = None,
+    debug: bool = False,
 ) -> int:  # fmt: skip
     """Run the suite, show its tables, and return how many of its cells failed, now or before.
 
@@ -53,6 +54,7 @@ def execute(
         stop: whether to stop.
         quiet: show what failed, and nothing else.
         events: tells programs of the run, in the place of tables and progress.
+        debug: show the tracebacks of what failed, each once.
     """
     store, keys, registry, console = Store(results), ready.keys, ready.registry, out()
     done = set() if policy.fresh else {key for key in keys if store.has(key)}
@@ -61,6 +63,10 @@ def execute(
         console.print(header(ready.suite, ready.grids, registry, ready.device, done))
     with showing_progress(registry.manager, err(), show=shows), _hearing(registry.manager, events):
         summary = compute(ready, store, policy, stop)
+    if debug:
+        found = [store.traceback(cell.key) for cell, _ in summary.failed + summary.failed_before]
+        for trace in dict.fromkeys(filter(None, found)):
+            err().print(trace, markup=False, soft_wrap=True)
     from robustbench_meta import leaderboard  # with pandas, which the first progress need not wait for
     from robustbench_meta.curve_tables import curve_tables
     from robustbench_meta.curves import curves
@@ -85,6 +91,8 @@ def execute(
         for table in [*tables(frame, console.width, samples), *curve_tables(curves(frame, samples), console.width)]:
             console.print(table)
         console.print(outcome(summary, path))
+        if not frame.empty:
+            console.print(afterwards(frame, results))
     return failed
 
 

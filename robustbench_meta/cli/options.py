@@ -21,6 +21,13 @@ def folder(text: str | Path) -> Path:
 
 
 Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show the traceback when something goes wrong.")]
+
+
+def is_debugging(context: typer.Context) -> bool:
+    """Whether --debug was given, before the command or after it."""
+    return bool(context.params["debug"] or context.find_root().params["debug"])
+
+
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", metavar="", help="Say nothing but warnings, errors and what failed.")
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from robustbench_meta.cli.console import counted
+from robustbench_meta.cli.options import RESULTS
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
     from robustbench_meta.grid import Cell, Grid, Work
@@ -77,7 +80,18 @@ def _rows(grid: Grid) -> dict[str, str]:
         "seeds": _listed(str(cell.seed) for cell in grid.cells),
         "work": f"{run.size('meta_steps'):,} meta-steps of {counted(run.size('tasks_per_step'), 'task')}, "
         f"{counted(run.size('episodes'), 'test episode')} (profile {run.profile})",
+        "checks": _checks(grid),
     }
+
+
+def _checks(grid: Grid) -> str:
+    """Whether the reliability checks run, on how many episodes."""
+    if grid.battery is None:
+        return "none (--no-checks): nothing is flagged"
+    from robustbench_meta.probes import CHECKED
+
+    count = min(CHECKED, grid.run.size("episodes"))
+    return f"more attacks on the first {counted(count, 'episode')}, which give the flags; --no-checks leaves them out"
 
 
 def _attack(cell: Cell) -> str:
@@ -133,13 +147,11 @@ def work(efforts: Sequence[Effort], saved: Path | None = None) -> RenderableType
     return Group(Text("\nWork", style="bold"), table, Text(nothing, style="dim"))
 
 
-def failures(summary: Summary) -> list[Text]:
-    """A line for each cell that failed, now or before."""
-    lines = [Text.assemble(("failed: ", "bold red"), f"{_name(cell)}: {reason}") for cell, reason in summary.failed]
-    lines += [
-        Text.assemble(("failed before: ", "bold red"), f"{_name(cell)}: {reason}")
-        for cell, reason in summary.failed_before
-    ]
+def failures(summary: Summary, *, shown: bool = False) -> list[Text]:
+    """A line for each cell that failed, now (unless those have been `shown`) or before."""
+    named = [] if shown else [("failed: ", *each) for each in summary.failed]
+    named += [("failed before: ", *each) for each in summary.failed_before]
+    lines = [Text.assemble((what, "bold red"), f"{_name(cell)}: {reason}") for what, cell, reason in named]
     if summary.failed_before:
         lines.append(Text("what failed before was not tried again: --retry-failed does", style="yellow"))
     return lines
@@ -147,11 +159,25 @@ def failures(summary: Summary) -> list[Text]:
 
 def outcome(summary: Summary, path: Path) -> RenderableType:
     """What was done, skipped and failed, and where the leaderboard is."""
-    lines: list[RenderableType] = [*failures(summary)]
+    lines: list[RenderableType] = [*failures(summary, shown=True)]
     counts = f"{counted(summary.finished, 'cell')} done, {summary.skipped:,} skipped (done before), "
     count = len(summary.failed) + len(summary.failed_before)
     failed = (f"{count:,} failed", "bold red" if count else "green")
     return Group(*lines, Text.assemble(counts, failed), Text(f"leaderboard: {path}"))
+
+
+def afterwards(frame: pd.DataFrame, results: Path) -> RenderableType:
+    """What the checks cost, and what to do next with the rows of a run."""
+    trainings = frame.groupby("training_hash")
+    check = trainings["check_ms_per_task"].mean().mean()
+    whole = check + (trainings["adapt_ms_per_task"].mean() + trainings["attack_ms_per_task"].sum()).mean()
+    lines = [f"checks: {check:,.0f} of {whole:,.0f} ms a task in the test of a learner"] if check else []
+    folder = [] if results == RESULTS else [str(results)]
+    commands = [["bench", "report", *folder]]
+    commands += [["bench", "compare", *folder]] if frame["learner"].nunique() > 1 else []
+    what = {"report": "one HTML file with all of it", "compare": "who is better beyond chance"}
+    lines += [f"next: {shlex.join(words)}  ({what[words[1]]})" for words in commands]
+    return Group(*[Text(line, style="dim") for line in lines])
 
 
 def _name(cell: Cell) -> str:

@@ -27,6 +27,8 @@ OVERALL_SECONDS = 60.0
 MOST_BARS = 8
 """More trainings side by side are counted only."""
 WIDE = 100
+MOST_WIDTH = 110
+"""Wider bars tell no more."""
 NOTEBOOK_SECONDS = 0.5
 _NOTEBOOK_WIDTH = 110
 
@@ -48,6 +50,7 @@ class Listener:
 
     def __init__(self, display: Display, progress: Progress | None = None) -> None:
         self.display, self.progress = display, progress or Progress()
+        self._reasons: set[tuple[str, str]] = set()
 
     @hookimpl
     def run_started(self, cells: int, work: Sequence[Mapping[str, Any]]) -> None:
@@ -73,17 +76,19 @@ class Listener:
 
     @hookimpl
     def cell_failed(self, labels: Mapping[str, Any], training: str, reason: str) -> None:
-        """Count the cell and say why it failed; nothing more comes of what its training was at."""
+        """Count the cell and say why it failed, each reason once; nothing more comes of what its training was at."""
         self.progress.cell_over(failed_of=training)
         what = f"{labels['attack']} eps={labels['eps']} {labels['support']}/{labels['query']}"
-        self.display.say(f"failed: {what} on {training}: {reason}")
+        why = "for the same reason" if (training, reason) in self._reasons else reason
+        self._reasons.add((training, reason))
+        self.display.say(f"failed: {what} on {training}: {why}")
         self.display.changed(self.progress, None)
 
     def _told(self, stretch: Stretch) -> None:
         if stretch.spent == 0 and 0 < stretch.first == stretch.done < stretch.total:
             self.display.say(f"{_name(stretch)}: going on from {stretch.done:,} of {stretch.total:,}")
         if stretch.over and stretch.total:
-            metrics = _metrics(stretch.told)
+            metrics = _metrics(stretch)
             self.display.say(
                 f"{_name(stretch)}: {stretch.total:,} in {_time(stretch.spent)}{', ' + metrics if metrics else ''}"
             )
@@ -97,8 +102,11 @@ def _name(stretch: Stretch) -> str:
     return f"{stretch.stage} {stretch.title}"
 
 
-def _metrics(metrics: Mapping[str, float]) -> str:
-    """`loss 0.51, val 83.1 %`, of what has been measured so far."""
+def _metrics(stretch: Stretch) -> str:
+    """`loss 0.51, val 83.1 %`, of what has been measured so far; of a test, whether its checks are running."""
+    metrics = stretch.told
+    if stretch.stage == "test":
+        return "with checks" if stretch.done < min(stretch.checked, stretch.total) else ""
     shown = [f"loss {metrics['loss']:.2f}"] if "loss" in metrics else []
     shown += [f"val {100 * metrics['validation_accuracy']:.1f} %"] if "validation_accuracy" in metrics else []
     return ", ".join(shown)
@@ -143,10 +151,12 @@ def _shortened(text: str, width: int) -> str:
 
 def drawn(progress: Progress, width: int, height: int = 24) -> RenderableType:
     """A line for each training and evaluation under way, as many as there is room for, and one for the whole run."""
+    width = min(width, MOST_WIDTH)
     under_way = list(progress.stretches)
     room = max(1, min(MOST_BARS, height - 4))
     shown = under_way if len(under_way) <= room else under_way[: room - 1]
     table = Table.grid(padding=(0, 1), expand=True)
+    table.width = width
     wide = width >= WIDE
     table.add_column(no_wrap=True, width=min(48, width * 3 // 10))
     table.add_column(ratio=1, min_width=6)
@@ -159,18 +169,19 @@ def drawn(progress: Progress, width: int, height: int = 24) -> RenderableType:
             f"{stretch.done:,}/{stretch.total:,}",
             "" if stretch.rate is None else _rate(stretch.rate),
             "" if stretch.left is None else _own_left(stretch) + (" left" if wide else ""),
-            _metrics(stretch.told).replace(" %", "%").replace(",", ""),
+            _metrics(stretch).replace(" %", "%").replace(",", ""),
         )
     parts: list[RenderableType] = [table] if shown else []
     if len(shown) < len(under_way):
         parts.append(Text(f"and {counted(len(under_way) - len(shown), 'other')} under way", style="dim"))
     if progress.cells:
-        parts.append(_overall(progress))
+        parts.append(_overall(progress, width))
     return Group(*parts)
 
 
-def _overall(progress: Progress) -> RenderableType:
+def _overall(progress: Progress, width: int) -> RenderableType:
     table = Table.grid(padding=(0, 1), expand=True)
+    table.width = width
     table.add_column(no_wrap=True)
     table.add_column(ratio=1, min_width=6)
     for _ in range(3):
@@ -235,7 +246,7 @@ class Lines:
         if not self._due(_name(stretch), QUIET_SECONDS * max(1.0, len(progress.stretches) / 4)):
             return
         pace = stretch.rate and f", {_rate(stretch.rate)}, {_own_left(stretch)} left"
-        told = _metrics(stretch.told)
+        told = _metrics(stretch)
         self.say(f"{_name(stretch)}: {stretch.done:,}/{stretch.total:,}{pace or ''}{', ' + told if told else ''}")
 
     def _due(self, what: str, seconds: float) -> bool:

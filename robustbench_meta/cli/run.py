@@ -20,6 +20,7 @@ from robustbench_meta.cli.options import (
     Plugins,
     Quiet,
     folder,
+    is_debugging,
     profile_table,
 )
 from robustbench_meta.options import (
@@ -42,6 +43,7 @@ _STOPPING = "Stopping: what is under way is being kept (once more to stop at onc
 
 
 def run(
+    context: typer.Context,
     suite: Annotated[
         str | None,
         typer.Argument(
@@ -246,7 +248,9 @@ def run(
                 execution.rehearse(ready, results, policy, events, save)
                 return
             with stop.listening(lambda: err().print(_STOPPING, markup=False)):
-                failed = execution.execute(ready, results, policy, stop, quiet=quiet, events=events)
+                failed = execution.execute(
+                    ready, results, policy, stop, quiet=quiet, events=events, debug=is_debugging(context)
+                )
         except (KeyboardInterrupt, Stopped):
             if dry_run:
                 told = "Interrupted."
