@@ -6,13 +6,14 @@ Every plugin is a frozen pydantic model: its fields are its options, settable on
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from robustbench_meta.devices import send
@@ -28,6 +29,17 @@ Weights = dict[str, Tensor]
 LossName = Literal["cross_entropy", "squared"]
 Method = Literal["random", "single-step", "iterative", "black-box"]
 """How an attack searches: blindly, by one gradient, by many, or by the model's answers alone."""
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(f"there is no such file{'; it is a folder' if path.is_dir() else ''}")
+    return Path(os.path.normpath(path))
+
+
+File = Annotated[Path, AfterValidator(_existing)]
+"""An option that names a file, such as one with weights. What is in it identifies results: a file that is exchanged
+makes new ones. Optional: `weights: File | None = Field(None, …)`."""
 
 
 class Plugin(BaseModel, ABC):

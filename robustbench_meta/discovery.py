@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import json
 import logging
 import os
 import pkgutil
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 
 from robustbench_meta import __version__, hookspecs
 from robustbench_meta.errors import PluginError
-from robustbench_meta.imports import needs
+from robustbench_meta.imports import needs, source_in
 
 FOLDERS = ("learners", "attacks", "datasets", "backbones", "trackers")
 """Of the built-in plugins, one a kind."""
@@ -40,14 +39,18 @@ class Origin:
     where: str
     """Module, distribution or file."""
     identity: str
-    """Changes when the plugin's code may have changed: part of what identifies a result."""
+    """Changes when the plugin's code may have changed, or that of what it imports and no distribution has installed:
+    part of what identifies a result."""
 
 
 class Source(NamedTuple):
     """A plugin module that was found, not imported yet."""
 
-    origin: Origin
+    kind: str
+    where: str
     load: Callable[[], Any]
+    identity: Callable[[], str]
+    """Once it is loaded, for only then is it known where its imports lie."""
 
 
 def sources(folder: Path | None = None, *, local: bool = True) -> Iterator[Source]:
@@ -63,16 +66,16 @@ def sources(folder: Path | None = None, *, local: bool = True) -> Iterator[Sourc
     if folder is not None and not local:
         raise PluginError(f"--plugins {folder} and --no-local-plugins exclude each other: leave one of them out")
     for name, identity in _built_in_modules():
-        yield Source(Origin("built-in", name, identity), partial(importlib.import_module, name))
+        yield Source("built-in", name, partial(importlib.import_module, name), partial(str, identity))
     for entry in _entry_points():
         label = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "entry point"
-        identity = f"{label} {entry.value}{_editable_digest(entry)}"
-        yield Source(Origin("installed", f"{label} ({entry.value})", identity), entry.load)
+        yield Source("installed", f"{label} ({entry.value})", entry.load, partial(_installed_identity, label, entry))
+    _forget_edited()
     files = _local_files(folder) if local else []
     if files:
         _warn_of_others(folder or Path("plugins"), files)
     for path in files:
-        yield _local(path)
+        yield Source("local", str(path), partial(_import_file, path), partial(_local_identity, path))
 
 
 def _warn_of_others(folder: Path, files: Sequence[Path]) -> None:
@@ -100,16 +103,73 @@ def _warn(message: str) -> None:
     _log.warning("%s", message)
 
 
-def _local(path: Path) -> Source:
-    """A local file or package; one that cannot be read says so when it is loaded."""
-    try:
-        return Source(Origin("local", str(path), f"sha256:{code_digest(path)}"), partial(_import_file, path))
-    except OSError as error:
-        return Source(Origin("local", str(path), ""), partial(_fail, error))
+def _local_identity(path: Path) -> str:
+    """A digest of a file or package, and of what it imports that is not installed."""
+    code = own_code(_LOCAL, path)
+    others = {name: text for name, text in code.items() if name.partition(".")[0] != _LOCAL}
+    return f"sha256:{code_digest(path)}" + (f" imports sha256:{_digest(others)}" if others else "")
 
 
-def _fail(error: Exception) -> None:
-    raise error
+def _installed_identity(label: str, entry: metadata.EntryPoint) -> str:
+    """The release; and of what is not installed, such as a distribution in editable mode, a digest."""
+    code = own_code(entry.module)
+    return f"{label} {entry.value}" + (f" sha256:{_digest(code)}" if code else "")
+
+
+_LOCAL = "<plugin>"
+"""Stands for the name of a local plugin among those of modules."""
+_read: dict[str, tuple[Path, bytes]] = {}
+"""The modules that belong to no distribution and that plugins imported, with their source at that time."""
+
+
+def own_code(name: str, start: Path | None = None) -> dict[str, bytes]:
+    """The sources of a module and of all that it imports by statements, without what distributions installed.
+
+    Args:
+        name: its dotted name.
+        start: its file or package, if it is not to be found under that name.
+    """
+
+    def file_of(wanted: str) -> Path | None:
+        if start is not None and wanted.partition(".")[0] == name:
+            whole = start / "__init__.py" if start.is_dir() else start
+            return whole if wanted == name else source_in([start], wanted.partition(".")[2])
+        found = _own_file(wanted, start)
+        is_new = found is not None and _read.get(wanted, (None, b""))[0] != found
+        if found is not None and is_new and wanted in sys.modules and not wanted.startswith("robustbench_meta."):
+            _read[wanted] = found, found.read_bytes()
+        return found
+
+    return dict(sorted(needs(name, file_of).code.items()))
+
+
+def _own_file(name: str, start: Path | None) -> Path | None:
+    """The source of a module, imported or not, that is neither Python's, nor installed, nor of this package's core.
+
+    Built-in plugins count: the digest of the core has none of them.
+    """
+    top = name.partition(".")[0]
+    built_in = name == _BUILT_IN or name.startswith(f"{_BUILT_IN}.")
+    if top in sys.stdlib_module_names or (top == "robustbench_meta" and not built_in):
+        return None
+    module = sys.modules.get(name)
+    file = getattr(module, "__file__", None)
+    beside = [] if start is None else [start.parent]
+    path = Path(file) if file else source_in([*map(Path, sys.path), *beside], name) if module is None else None
+    if path is None or path.suffix != ".py":
+        return None
+    path = path.resolve()
+    root = path.parents[name.count(".") + (path.name == "__init__.py")]
+    installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts) or any(root.glob("*.dist-info"))
+    return None if installed and not built_in else path
+
+
+def _forget_edited() -> None:
+    """Let what plugins imported be imported afresh, as they are, if any of it was edited since."""
+    if any(not path.is_file() or path.read_bytes() != text for path, text in _read.values()):
+        for name in _read:
+            _forget(name)
+        _read.clear()
 
 
 def _built_in_modules() -> Iterator[tuple[str, str]]:
@@ -129,7 +189,7 @@ def _built_in_identity(name: str, folders: Sequence[Path]) -> str:
 
     The release of torchattacks is in it where one of these imports that.
     """
-    needed = needs(name, _BUILT_IN, folders)
+    needed = needs(name, partial(source_in, folders, below=_BUILT_IN))
     identity = f"robustbench_meta=={__version__} sha256:{_digest(dict(sorted(needed.code.items())))}"
     return identity + (f" torchattacks=={release_of('torchattacks')}" if "torchattacks" in needed.others else "")
 
@@ -161,20 +221,6 @@ def _entry_points() -> list[metadata.EntryPoint]:
     """Those of the group, each module once, in an order that does not depend on the file system."""
     found = {entry.value: entry for entry in metadata.entry_points(group=hookspecs.PROJECT)}
     return [found[value] for value in sorted(found)]
-
-
-def _editable_digest(entry: metadata.EntryPoint) -> str:
-    """Of a distribution installed in editable mode, whose code changes under the same version: a digest of its code."""
-    try:
-        told = json.loads((entry.dist and entry.dist.read_text("direct_url.json")) or "{}")
-        spec = importlib.util.find_spec(entry.module.partition(".")[0])
-        if not told.get("dir_info", {}).get("editable") or spec is None or spec.origin is None:
-            return ""
-        return (
-            f" sha256:{code_digest(Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin))}"
-        )
-    except (OSError, ValueError, ImportError, AttributeError):
-        return ""
 
 
 def _local_files(folder: Path | None) -> list[Path]:

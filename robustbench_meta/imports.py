@@ -1,10 +1,10 @@
-"""Which modules of a package a module needs, read from the source: nothing is imported, and nothing is run."""
+"""Which modules a module needs, read from the source: nothing is imported, and nothing is run."""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,39 +14,40 @@ class Needs(NamedTuple):
     """What importing a module, and calling its functions, may run."""
 
     code: dict[str, bytes]
-    """The sources of the package's modules among it, by their dotted names: its own, those that they import by
-    statements anywhere in them, and the packages that these lie in."""
+    """Sources by dotted names: its own, those of the modules that they import by statements anywhere in them, and of
+    the packages that these lie in; of those modules that are looked into."""
     others: frozenset[str]
     """The top-level names of all else that these import."""
 
 
-def needs(module: str, package: str, folders: Sequence[Path]) -> Needs:
-    """What a module of a package needs.
+def needs(module: str, file_of: Callable[[str], Path | None]) -> Needs:
+    """What a module needs.
 
     Args:
         module: its dotted name.
-        package: that of the package.
-        folders: where the package's modules are.
+        file_of: the source of a module by its dotted name; None: there is none, or it is not looked into.
     """
     code: dict[str, bytes] = {}
     others: set[str] = set()
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name != package and not name.startswith(f"{package}."):
+        file = None if name in code else file_of(name)
+        if file is None:  # or it is what a module defines: `from .module import name` may mean either
             others.add(name.partition(".")[0])
             continue
-        file = None if name in code else _source(name.removeprefix(package).split(".")[1:], folders)
-        if file is not None:  # not what a module defines: `from .module import name` may mean either
-            code[name] = file.read_bytes()
-            parent = name.rpartition(".")[0]
-            waiting += [parent] if name != package else []
-            waiting += _imports(code[name], name if file.name == "__init__.py" else parent)
-    return Needs(code, frozenset(others))
+        code[name] = file.read_bytes()
+        parent = name.rpartition(".")[0]
+        waiting += [parent] if parent else []
+        waiting += _imports(code[name], name if file.name == "__init__.py" else parent)
+    return Needs(code, frozenset(others - {name.partition(".")[0] for name in code}))
 
 
-def _source(parts: Sequence[str], folders: Sequence[Path]) -> Path | None:
-    """The file of a module or package."""
+def source_in(folders: Iterable[Path], name: str, *, below: str = "") -> Path | None:
+    """The file of a module or package, by its dotted name; of one of the package `below` whose folders these are."""
+    if below and not f"{name}.".startswith(f"{below}."):
+        return None
+    parts = [part for part in name.removeprefix(below).split(".") if part]
     for folder in folders:
         place = folder.joinpath(*parts)
         for file in (place / "__init__.py", place.with_name(f"{place.name}.py")):

@@ -9,7 +9,6 @@ import inspect
 import json
 import logging
 import sys
-import sysconfig
 import textwrap
 from collections.abc import Iterator, Mapping
 from enum import Enum
@@ -23,7 +22,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from robustbench_meta import blobs
-from robustbench_meta.discovery import code_digest
+from robustbench_meta.discovery import own_code
 from robustbench_meta.errors import PluginError
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, PurePath, torch.dtype, torch.device, logging.Logger)
@@ -32,7 +31,6 @@ _CACHED = type(functools.cache(len))
 _HOLDERS = (FunctionType, staticmethod, classmethod, property, functools.cached_property, _CACHED)
 """What classes have their functions in."""
 _HERE = Path(__file__).resolve().parent
-_INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 def class_digest(cls: type) -> str:
@@ -107,13 +105,12 @@ class _Seen:
                 self.add(f"{cls.__qualname__}.{name}", value)
 
     def _module(self, name: str) -> None:
-        """One's own module by its file; of what is installed the name."""
+        """One's own module by its file and those of its own that it imports; of what is installed the name."""
         self.parts.append(f"module {name}")
         file = getattr(sys.modules.get(name), "__file__", None)
         path = Path(file).resolve() if file else None
         if path is not None and path.suffix == ".py" and not path.is_relative_to(_HERE):
-            inside = any(path.is_relative_to(folder) for folder in _INSTALLED)
-            self.parts.append("" if inside else code_digest(path))
+            self.parts += [f"{each} {text.decode(errors='replace')}" for each, text in own_code(name).items()]
 
     def _function(self, function: FunctionType) -> None:
         self.parts.append(f"function {function.__module__}.{function.__qualname__}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
+import re
 import traceback
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -159,7 +160,7 @@ class Registry:
         except KeyError:
             failed = [item for item in self.found if item.error]
             hint = f" ({len(failed)} plugin(s) failed to load: see `bench plugins`)" if failed else ""
-            told = unknown(kind, name, self.names(kind))
+            told = self._counted(kind, name) or unknown(kind, name, self.names(kind))
             if kind == "dataset" and "did you mean" not in told:
                 told += (
                     "; of your own files: `bench data add NAME PATH`, then --dataset image-folder:path=NAME, or "
@@ -167,9 +168,38 @@ class Registry:
                 )
             raise BenchError(told + hint) from None
 
+    def _counted(self, kind: str, name: str) -> str | None:
+        """The message for `PGD-20`, as papers write it."""
+        found = re.fullmatch(r"(.+?)[-_]?(\d+)", name.lower())
+        if kind != "attack" or found is None or found[1] not in self.names(kind):
+            return None
+        if "steps" not in self.get(kind, found[1]).model_fields:
+            return None
+        return f"unknown attack '{name}': did you mean '{found[1]}:steps={found[2]}'?"
+
     def origin(self, kind: str, name: str) -> Origin:
         """Where the plugin of that name comes from."""
         return self._find(kind, name).found.origin
+
+    def code(self, kind: str, plugin: Plugin) -> str:
+        """What identifies a plugin with its options: its code, and what is in the files that they name.
+
+        Raises:
+            BenchError: a file cannot be read.
+        """
+        identity = self.origin(kind, plugin.name).identity
+        if kind == "dataset":  # identified by its images
+            return identity
+        for option, path in plugin:
+            if isinstance(path, Path) and not path.is_dir():
+                try:
+                    with path.open("rb") as file:
+                        identity += f" {option} sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+                except OSError as error:
+                    raise BenchError(
+                        f"option '{option}' of {kind} '{plugin.name}': {path} cannot be read ({error.strerror})"
+                    ) from error
+        return identity
 
     def make(self, kind: str, name: str, options: dict[str, Any]) -> Any:
         """The plugin with its options set.
@@ -302,12 +332,13 @@ def load_registry(folder: Path | None = None, *, local: bool = True, strict: boo
 def _add_import(registry: Registry, source: Source) -> None:
     try:
         module = source.load()
+        origin = Origin(source.kind, source.where, source.identity())
     except _BROKEN as error:
-        registry.fail(source.origin, error)
+        registry.fail(Origin(source.kind, source.where, ""), error)
         return
-    if source.origin.kind == "built-in" and not _hooks(module):
+    if origin.kind == "built-in" and not _hooks(module):
         return
-    registry.add(module, source.origin)
+    registry.add(module, origin)
 
 
 def _hooks(module: Any) -> dict[str, Callable[..., Any]]:

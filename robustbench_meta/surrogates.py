@@ -101,5 +101,5 @@ def _training_key(about: Mapping[str, Any]) -> str | None:
 
 def _plugin(registry: Registry, kind: str, told: Mapping[str, Any]) -> tuple[Any, PluginSpec]:
     plugin = registry.make(kind, told["name"], told["options"])
-    code = registry.origin(kind, told["name"]).identity
+    code = registry.code(kind, plugin)
     return plugin, PluginSpec(name=told["name"], options=plugin.model_dump(mode="json"), code=code)

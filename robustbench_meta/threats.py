@@ -44,8 +44,9 @@ def resolve(
         options = {key: value for key, value in defaults.items() if key in cls.model_fields}
     plugin = registry.make(kind, choice.name, {**options, **choice.options})
     dumped = (plugin.placed(data_root) if isinstance(plugin, Dataset) else plugin).model_dump(mode="json")
-    spec = PluginSpec(name=choice.name, options=dumped, code=registry.origin(kind, choice.name).identity)
-    standard = {key: info.get_default(call_default_factory=True) for key, info in cls.model_fields.items()}
+    spec = PluginSpec(name=choice.name, options=dumped, code=registry.code(kind, plugin))
+    defaults = {key: info.get_default(call_default_factory=True) for key, info in cls.model_fields.items()}
+    standard = {key: str(value) if isinstance(value, Path) else value for key, value in defaults.items()}
     return plugin, spec, spec.label(standard)
 
 

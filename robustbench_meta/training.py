@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 
 import torch
 from torch import nn
 
 from robustbench_meta.checkpoints import Trained, TrainingState
-from robustbench_meta.contracts import Weights
+from robustbench_meta.contracts import Plugin, Weights
 from robustbench_meta.devices import wait
 from robustbench_meta.engine import Engine, Plan
 from robustbench_meta.errors import BenchError, PluginError
@@ -19,11 +22,13 @@ from robustbench_meta.harness import arm
 from robustbench_meta.keeping import Keeper
 from robustbench_meta.lanes import Lanes
 from robustbench_meta.models import Network
+from robustbench_meta.reads import files_read, unnamed
 from robustbench_meta.seeds import seed_from
 from robustbench_meta.sharing import Judged
 from robustbench_meta.tasks import TaskSource
 from robustbench_meta.threat import Doubts
 
+_log = logging.getLogger(__name__)
 Report = Callable[[int, dict[str, float]], None]
 
 
@@ -35,9 +40,10 @@ def make_engine(
     Lanes are for the CPU: without any, and on other devices, chunks of tasks go one after the other.
     """
     setting, seed = grid.setting, training.spec.seed
-    module = _build(
-        training.backbone, setting.shape, training.learner.outputs(setting.way), seed_from(seed, "init"), device
-    )
+    with _reading(training.backbone):
+        module = _build(
+            training.backbone, setting.shape, training.learner.outputs(setting.way), seed_from(seed, "init"), device
+        )
     network = Network(module, setting.loss, setting.way, training.spec.precision)
     engine = Engine(
         training.learner, network, event=len(setting.shape),
@@ -52,8 +58,25 @@ def make_engine(
         separate = _build(training.surrogate, setting.shape, setting.way, seed_from(seed, "surrogate"), device)
         engine.surrogate_network = Network(separate, setting.loss, setting.way, training.spec.precision)
         engine.surrogate_weights = {name: weight.detach() for name, weight in separate.named_parameters()}
-    weights = training.learner.init({name: weight.detach().clone() for name, weight in module.named_parameters()})
+    with _reading(training.learner):
+        weights = training.learner.init({name: weight.detach().clone() for name, weight in module.named_parameters()})
     return engine, {name: weight.requires_grad_() for name, weight in weights.items()}
+
+
+@contextmanager
+def _reading(plugin: Plugin) -> Iterator[None]:
+    """Warn of files that are read inside and that no option names."""
+    with files_read() as read:
+        yield
+    for path in unnamed(plugin, read):
+        _warn(f"'{plugin.name}' read {path}, which no option of type File names: results made with it stay, unnoticed, "
+              "when it is exchanged; see 'A file' in docs/plugins.md")  # fmt: skip
+
+
+@cache
+def _warn(message: str) -> None:
+    """Once a process."""
+    _log.warning("%s", message)
 
 
 def _build(backbone: object, shape: tuple[int, ...], outputs: int | None, seed: int, device: torch.device) -> nn.Module:

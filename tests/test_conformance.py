@@ -15,7 +15,7 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import nn
 
-from robustbench_meta.contracts import Attack, Backbone, Dataset, Update
+from robustbench_meta.contracts import Attack, Backbone, Dataset, File, Update
 from robustbench_meta.errors import BenchError, DataError
 from robustbench_meta.models import margin
 from robustbench_meta.plugins.attacks.fgsm import image_gradient
@@ -31,7 +31,7 @@ from robustbench_meta.threat import ThreatModel
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FOUND = load_registry(EXAMPLES, strict=False)
-BRIDGED = ("bim", "cw", "deepfool", "torchattacks-fab", "mifgsm")
+BRIDGED = ("bim", "cw", "deepfool", "fab", "mifgsm")
 NEED_FILES = ("omniglot", "image-folder", "pickled")
 QUICK = {"steps": 10, "queries": 40}
 ENOUGH = {"cw": {"steps": 30, "lr": 0.1}}
@@ -611,6 +611,25 @@ class NoNorm(Net):
     norm_layer: ClassVar[Any] = None
 
 
+PROJECT = Path(__file__).parent.parent / "pyproject.toml"
+
+
+class ReadsAFile(Net):
+    """Depends on a file that no option names."""
+
+    path: str = Field(str(PROJECT), description="a file")
+
+    def build(self, shape, outputs):
+        assert Path(self.path).read_text(encoding="utf-8")
+        return super().build(shape, outputs)
+
+
+class NamesItsFile(ReadsAFile):
+    """The same, of the type that counts."""
+
+    path: File = Field(PROJECT, description="a file")
+
+
 _QUIET = "answers alike when it is asked again, in evaluation mode"
 _VMAP = "has the same meta-gradient under vmap as in a loop"
 BACKBONES = {
@@ -621,6 +640,7 @@ BACKBONES = {
     Noisy: (_QUIET, "identical calls vary"),
     NumpyWeights: ("builds the same network from the same seed of torch", "from one seed differ"),
     NoFeatures: ("builds a network of so many outputs, or of its features", r"outputs=1, .* gave \(10, 5\)"),
+    ReadsAFile: ("reads no file but those that its options name", "it read .*pyproject.toml, which no option names"),
     NoNorm: ("gives reasons and its norm as the contract has them", "norm_layer is None"),
 }
 
@@ -751,7 +771,7 @@ def test_who_breaks_one_clause_is_told_which_and_no_other(offender):
     assert "To do: " in str(caught.value)
 
 
-@pytest.mark.parametrize("good", [Signed, Net, Dots], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("good", [Signed, Net, NamesItsFile, Dots], ids=lambda cls: cls.__name__)
 def test_what_the_offenders_are_made_of_is_in_order(good):
     verify(good, registry=FOUND)
 

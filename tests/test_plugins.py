@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +18,7 @@ import pytest
 from robustbench_meta import hookimpl, hookspecs
 from robustbench_meta.cli import main
 from robustbench_meta.errors import BenchError, PluginError
-from robustbench_meta.imports import needs
+from robustbench_meta.imports import needs, source_in
 from robustbench_meta.registry import KINDS, CollisionError, Origin, Registry, load_registry
 
 ROOT = Path(__file__).parent.parent
@@ -154,11 +155,12 @@ def test_a_checkout_runs_its_own_built_in_plugins_not_those_that_are_installed(c
 
 
 PLUGINS = [
+    "learner own",
     *("learner maml", "learner adml", "learner aq", "learner protonet", "attack none", "attack fgsm", "attack cw"),
     *("dataset toy", "backbone conv4", "backbone linear"),
 ]
 EDITS = {
-    "plugins/learners/maml.py": {"learner maml", "learner adml", "learner aq"},
+    "plugins/learners/maml.py": {"learner maml", "learner adml", "learner aq", "learner own"},
     "plugins/learners/adml.py": {"learner adml"},
     "plugins/learners/another.py": set(),
     "plugins/attacks/fgsm.py": {"attack fgsm"},
@@ -175,13 +177,16 @@ EDITS = {
 
 def test_an_edit_is_another_identity_for_what_needs_that_module_only(checkout):
     folder, environment = checkout
+    put(folder / "plugins", own="from robustbench_meta.plugins.learners.maml import MAML\n" + attack("x").replace(
+        "contracts import Attack", "plugins.learners.maml import MAML as Attack"
+    ).replace("attacks", "learners").replace('"x"', '"own"'))  # fmt: skip
     code = f"""
 import json, sys
 sys.path.insert(0, ".")
 from robustbench_meta.registry import core_code, load_registry
 
 def identities():
-    loaded, stages = load_registry(local=False), ["training", "evaluation"]
+    loaded, stages = load_registry(), ["training", "evaluation"]
     core_code.cache_clear()
     found = {{name: loaded.origin(*name.split()).identity for name in {PLUGINS}}}
     return found | {{name: core_code(name) for name in stages}}
@@ -226,7 +231,9 @@ print(json.dumps(found))
     imported = json.loads(done.stdout)
     assert len(imported) > 10
     for name, modules in imported.items():
-        assert set(modules) <= set(needs(name, "robustbench_meta.plugins", [ROOT / "plugins"]).code), name
+        assert set(modules) <= set(
+            needs(name, partial(source_in, [ROOT / "plugins"], below="robustbench_meta.plugins")).code
+        ), name
 
 
 @pytest.mark.parametrize(
@@ -253,7 +260,7 @@ def test_what_a_module_needs_is_read_from_its_import_statements(tmp_path, code, 
         "main": code, "one": "name = 1", "chain": "from . import one\nfrom .main import nothing",
         "__init__": "", "deep/__init__": "", "deep/part": "name = 1", "deep/up": "from ..one import name",
     })  # fmt: skip
-    found = needs("kit.main", "kit", [tmp_path / "none", tmp_path])
+    found = needs("kit.main", partial(source_in, [tmp_path / "none", tmp_path], below="kit"))
     assert set(found.code) == needed | {"kit.main"}
     assert found.code["kit.main"] == code.encode()
     assert found.others - {"os", "kitten"} == set()
@@ -318,15 +325,120 @@ def test_a_distribution_that_names_a_module_twice_is_loaded_once(installed):
     assert [found.error for found in load_registry(local=False).found if found.origin.kind == "installed"] == [None]
 
 
-def test_an_editable_distribution_has_another_identity_when_its_code_changes(installed):
-    distribution(installed, "stranger", "pkg.attacks", {"pkg/__init__": "", "pkg/attacks": attack("strange")})
-    first = load_registry(local=False).origin("attack", "strange").identity
-    (installed / "stranger-1.0.dist-info" / "direct_url.json").write_text('{"dir_info": {"editable": true}}')
-    editable = load_registry(local=False).origin("attack", "strange").identity
-    put(installed, {"pkg/helper": "x = 1"})
-    edited = load_registry(local=False).origin("attack", "strange").identity
-    assert first == "stranger 1.0 pkg.attacks"
-    assert len({first, editable, edited}) == 3
+def test_an_editable_distribution_has_another_identity_when_its_code_changes(installed, tmp_path, monkeypatch):
+    source = put(tmp_path / "source", {
+        "pkg/__init__": "", "pkg/attacks": "from helper import x\n" + attack("strange"), "helper": "x = 1",
+        "pkg/other": "",
+    })  # fmt: skip
+    monkeypatch.syspath_prepend(source)
+    distribution(installed, "stranger", "pkg.attacks", {})
+
+    def identity():
+        return load_registry(local=False).origin("attack", "strange").identity
+
+    first = identity()
+    assert first.startswith("stranger 1.0 pkg.attacks sha256:")
+    put(source, {"pkg/other": "x = 2"})
+    assert identity() == first, "it imports nothing of that"
+    put(source, helper="x = 2")
+    assert identity() != first
+    for name in ("pkg", "pkg.attacks", "helper"):
+        sys.modules.pop(name, None)
+
+
+HELPED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(__file__).parent / "lib"))
+{imports}
+""" + ATTACK.replace("{about}", "Of a stranger.").replace("{name}", "helped").replace(
+    "        return x\n",
+    "        {lazy}\n        return x\n\n    @staticmethod\n    def factor():\n        {lazy}\n        return FACTOR\n",
+)
+
+
+@pytest.mark.parametrize(
+    ("imports", "lazy"),
+    [
+        ("from one_helper import FACTOR", "pass"),
+        ("", "from one_helper import FACTOR"),
+        ("from two_helper import FACTOR", "pass"),
+        ("from kit_helper.deep import FACTOR", "pass"),
+    ],
+    ids=["import", "import in a function", "helper of a helper", "package"],
+)
+@pytest.mark.parametrize("whole", [True, False], ids=["package", "file"])
+def test_an_edited_helper_of_a_plugin_is_another_plugin(tmp_path, monkeypatch, imports, lazy, whole):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("one_helper", "two_helper", "kit_helper", "kit_helper.deep"):
+        sys.modules.pop(name, None)
+    place = tmp_path / "mine" if whole else tmp_path
+    helper = {"one_helper": "FACTOR = 1", "two_helper": "from one_helper import FACTOR", "kit_helper/__init__": "",
+              "kit_helper/deep": "from one_helper import FACTOR", "never_helper": "1 / 0"}  # fmt: skip
+    put(place / "lib", helper)
+    put(place, {"__init__" if whole else "mine": HELPED.format(imports=imports, lazy=lazy)})
+    found = [load_registry(tmp_path) for _ in range(2)]
+    put(place / "lib", one_helper="FACTOR = 2  # edited")
+    found.append(load_registry(tmp_path))
+    assert [each.get("attack", "helped").factor() for each in found[1:]] == [1, 2] or lazy != "pass"
+    first, again, edited = (each.origin("attack", "helped").identity for each in found)
+    assert first == again != edited
+    put(place / "lib", never_helper="2 / 0")
+    assert whole or load_registry(tmp_path).origin("attack", "helped").identity == edited
+
+
+READING = '''
+import torch
+from pydantic import Field
+from robustbench_meta import hookimpl
+from robustbench_meta.contracts import Backbone, File
+from robustbench_meta.plugins.learners.maml import MAML
+
+class Reader(MAML):
+    """It begins with weights that a file scales."""
+    name = "reader"
+    weights: {option} | None = Field(None, description="a file with a tensor")
+
+    def init(self, weights):
+        scale = torch.load(self.weights) if self.weights else torch.tensor(1.0)
+        return {{name: weight * scale for name, weight in weights.items()}}
+
+@hookimpl
+def register_learners(register):
+    register(Reader)
+'''
+
+
+def test_a_file_that_an_option_names_identifies_results_by_its_content(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "plugins", reader=READING.format(option="File"))
+    torch.save(torch.tensor(1.0), "w.pt")
+    command = [*SMOKE, "--learner", "reader:weights=w.pt", "--attack", "none", "--dataset", "toy"]
+    assert "1 cell done, 0 skipped" in bench(*command)[1]
+    assert "0 cells done, 1 skipped" in bench(*command)[1]
+    torch.save(torch.tensor(0.0), "w.pt")
+    code, shown = bench(*command)
+    assert "1 cell done, 0 skipped" in shown
+    assert "which no option" not in shown
+    torch.save(torch.tensor(1.0), "w.pt")
+    assert "0 cells done, 1 skipped" in bench(*command)[1]
+    code, shown = bench(*SMOKE, "--learner", "reader:weights=nowhere.pt", "--dataset", "toy")
+    assert code == 2
+    assert "option 'weights' of learner 'reader' was given 'nowhere.pt': there is no such file" in shown
+
+
+def test_a_file_that_no_option_names_is_told_of(tmp_path, monkeypatch, caplog):
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "plugins", reader=READING.format(option="str"))
+    torch.save(torch.tensor(1.0), "hidden.pt")
+    bench(*SMOKE, "--learner", "reader:weights=hidden.pt", "--attack", "none", "--dataset", "toy")
+    told = {each.message for each in caplog.records if "no option" in each.message}
+    assert len(told) == 1
+    assert told.pop().startswith("'reader' read hidden.pt, which no option of type File names: ")
 
 
 def test_an_installed_distribution_runs_through_the_grid(tmp_path):

@@ -190,8 +190,8 @@ def _code(recipe: Recipe) -> dict[str, bytes]:
     """The Python files of the local plugins, by their path in the folder."""
     files: dict[str, bytes] = {}
     found = sources(recipe.plugins, local=recipe.local_plugins)
-    for path in [Path(source.origin.where) for source in found if source.origin.kind == "local"]:
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+    for path in [Path(source.where) for source in found if source.kind == "local"]:
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path, *sorted(path.parent.glob("_*.py"))]:
             files[file.relative_to(path.parent).as_posix()] = file.read_bytes()
     size = sum(map(len, files.values()))
     if size > MOST_CODE:

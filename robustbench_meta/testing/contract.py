@@ -20,10 +20,12 @@ from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Plugin, Setting
 from robustbench_meta.errors import BenchError
 from robustbench_meta.options import parse_choice
+from robustbench_meta.reads import files_read, unnamed
 from robustbench_meta.registry import Origin, Registry
 from robustbench_meta.spec import PluginSpec
 from robustbench_meta.testing.worlds import settings
 
+_READS = "reads no file but those that its options name"
 Method = TypeVar("Method", bound=Callable[[Any], None])
 
 
@@ -79,6 +81,7 @@ class Contract:
                 if hasattr(member, "clause"):
                     self.clauses[member.clause] = getattr(self, attribute)
         self._found: dict[str, Broken | None] = {}
+        self._read: list[Path] = []
 
     @property
     def title(self) -> str:
@@ -90,7 +93,9 @@ class Contract:
         if name not in self._found:
             check = self.clauses[name]
             after: tuple[str, ...] = check.after  # type: ignore[attr-defined]  # marked by `clause`
-            self._found[name] = None if self._in_doubt(after) else _run(check)
+            with files_read() as read:
+                self._found[name] = None if self._in_doubt(after) else _run(check)
+            self._read += read
         return self._found[name]
 
     def _in_doubt(self, names: tuple[str, ...]) -> bool:
@@ -142,6 +147,18 @@ class Contract:
         except (BenchError, ValidationError) as error:
             raise Broken(f"typed as '{typed}' it is refused: {error}", "let options be read from their text") from error
         expect(read == self.plugin, f"typed as '{typed}' it is {read!r}", "let options be read from their text")
+
+    @clause(_READS)
+    def reads_what_it_names(self) -> None:
+        """What a plugin reads is part of what it is; the images of a data set identify themselves."""
+        for name in self.clauses:
+            if name != _READS:
+                self.told(name)
+        found = [] if self.kind == "dataset" else unnamed(self.plugin, self._read)
+        expect(
+            not found, f"it read {', '.join(dict.fromkeys(map(str, found)))}, which no option names",
+            "let an option of type robustbench_meta.contracts.File name it, so that its content identifies the results",
+        )  # fmt: skip
 
     @clause("is frozen: its options cannot be changed once it is made")
     def frozen(self) -> None:
