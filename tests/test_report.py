@@ -192,6 +192,36 @@ def test_heat_map_and_table_of_scenarios_say_what_the_leaderboards_say(tree):
         assert [cell.rstrip("!") for cell in cells] == [each.text.split()[0] for each in wanted]
 
 
+def test_the_verdict_stands_on_top_and_says_who_is_ahead(tree):
+    verdict = tree.get("verdict").parent
+    lines = [(next(line.all("dt")).text, next(line.all("dd")).text) for line in verdict.all("div")]
+    assert len(lines) == 4
+    for (sides, threat), cells in boards(tree).items():
+        (told,) = [text for head, text in lines if head.startswith(threat) and head.endswith(SIDES[sides])]
+        ranks = {name: row["rank"].text for name, row in cells.items()}
+        numbers = {name: f"{name} {row['worst case'].text.split()[0]} %" for name, row in cells.items()}
+        assert all(number in told for number in numbers.values())
+        assert ("cannot be told apart" in told) == (set(ranks.values()) == {"1"})
+        assert (f"{numbers['adml']}, ahead of {numbers['maml']}" in told) == (ranks == {"adml": "1", "maml": "2"})
+        assert f"{numbers['maml']} (flagged)" in told, "under pgd"
+    assert tree.text.index("Verdict") < tree.text.index("Leaderboards")
+
+
+SIDES = {"clean/adv": "clean support, attacked query", "adv/adv": "attacked support, attacked query"}
+
+
+def test_all_tables_have_one_order_of_rows_and_begin_with_what_decides_the_rank(tmp_path):
+    clean = answers(0.9, 30)
+    means = {("maml", 0.1): 0.6, ("adml", 0.1): 0.5, ("maml", 0.2): 0.1, ("adml", 0.2): 0.4}
+    made = [record(answers(mean, 30, 10, seed=1), clean=clean, learner=learner, attack=attack, eps=eps)
+            for (learner, eps), mean in means.items() for attack in ("fgsm", "pgd")]  # fmt: skip
+    found = boards(Tree(report(tmp_path, *made)).root)
+    assert len(found) == 2
+    for rows in found.values():
+        assert list(rows) == ["adml", "maml"], "by the mean over eps"
+        assert list(rows["maml"])[:4] == ["rank", "learner", "worst case", "clean"]
+
+
 def charts(tree, kind):
     """Of the charts of a section, by title: how many dots there are, and how many have a bar."""
     section = tree.get(kind).parent

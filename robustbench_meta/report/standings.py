@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from robustbench_meta.boards import CLEAN, PLACE, WORST, Board
 from robustbench_meta.captions import Doubt, doubts_of
@@ -28,6 +31,16 @@ class Standing:
     extras: list[str]
     caption: str
     doubts: list[Doubt]
+    verdict: str
+    """Who is ahead, in a sentence."""
+    rows: list[str]
+    """The learners, in the order of the place."""
+
+    @property
+    def columns(self) -> list[str]:
+        """The board's, that which decides the rank first: it is what a narrow screen shows."""
+        *others, last = self.board.columns
+        return [last, *others]
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,8 @@ def places(boards: Iterable[Board]) -> list[Place]:
     count = 0
     found = []
     for number, group in enumerate(groups.values(), 1):
-        standings = [_standing(board, count + place) for place, board in enumerate(group, 1)]
+        rows = _order(group)
+        standings = [_standing(board, count + place, rows) for place, board in enumerate(group, 1)]
         count += len(group)
         told = group[0].setting
         name = heading(told)
@@ -81,14 +95,46 @@ def facts(told: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _standing(board: Board, number: int) -> Standing:
+def _order(group: Sequence[Board]) -> list[str]:
+    """The learners of a place by the mean of what decides their ranks, so that all its tables have one order."""
+    found: dict[str, list[float]] = {}
+    attacked = [board for board in group if board.setting["threat_norm"] != "none"]
+    for board in attacked or group:
+        for name, row in board.scores.items():
+            found.setdefault(name, []).append(row[board.columns[-1]].mean)
+    means = {name: np.nanmean(values) for name, values in found.items() if not np.isnan(values).all()}
+    names = {name for board in group for name in board.scores}
+    return sorted(names, key=lambda name: (-means.get(name, -math.inf), name))
+
+
+def _verdict(board: Board) -> str:
+    """Who is ahead in the column that decides the rank, by how much, and whether flags deny it."""
+    column = board.columns[-1]
+    scores = {name: row[column] for name, row in board.scores.items() if not math.isnan(row[column].mean)}
+    if not scores:
+        return "no number."
+    flagged = {name for columns in board.doubts().values() for names in columns.values() for name in names}
+    told = {name: f"{name} {score.text()} %{' (flagged)' if name in flagged else ''}"
+            for name, score in scores.items()}  # fmt: skip
+    first = [name for name in scores if board.ranks.get(name) == 1]
+    others = [name for name in scores if name not in first]
+    if len(scores) == 1:
+        return f"{told[next(iter(scores))]}; no other learner to compare with."
+    if not first:
+        return f"{', '.join(told.values())}; not ranked."
+    rest = f", ahead of {', '.join(told[name] for name in others)}" if others else ""
+    apart = " cannot be told apart" if len(first) > 1 else ""
+    return f"{', '.join(told[name] for name in first)}{apart}{rest}."
+
+
+def _standing(board: Board, number: int, rows: Sequence[str]) -> Standing:
     setting = board.setting
     attacked = setting["threat_norm"] != "none"
     return Standing(
         f"table-{number}", board, threat(setting) if attacked else "no attack",
         scenario(setting), sides(setting) if attacked else UNATTACKED,
         len(board.scores) > 1 and bool(board.ranks), list(next(iter(board.extras.values()))), _caption(board),
-        doubts_of(board, "all numbers of this table"),
+        doubts_of(board, "all numbers of this table"), _verdict(board), [name for name in rows if name in board.scores],
     )  # fmt: skip
 
 
@@ -115,8 +161,6 @@ def _caption_of_all(standings: Sequence[Standing]) -> str:
     if ranked:
         lines.append("Rank: 1 + how many learners are significantly better in the shaded column; "
                      "equal ranks cannot be told apart.")  # fmt: skip
-        if any(set(board.measured(board.columns[-1])) - set(board.ranks) for board in ranked):
-            lines.append("No rank where flags deny the number.")
         lines.append("Bold: none is significantly better in that column. Ranks and bold correct for the pairs in one "
                      "column, the comparisons in pairs for all of them, and so may tell fewer apart.")  # fmt: skip
         seeds = {board.scores[name][board.columns[-1]].seeds for board in ranked for name in board.ranks}
