@@ -12,7 +12,6 @@ import pandas as pd
 
 from robustbench_meta.boards import (
     CLEAN,
-    DENIES,
     PLACE,
     THREAT,
     WORST,
@@ -27,8 +26,9 @@ from robustbench_meta.boards import (
     once,
     scores_of,
 )
-from robustbench_meta.errors import BenchError, unknown
+from robustbench_meta.errors import BenchError
 from robustbench_meta.samples import Sample, Samples
+from robustbench_meta.selection import not_there
 from robustbench_meta.statistics import Paired, holm, paired, separated, welch
 
 _NO_THREAT = {"support": "clean", "query": "clean", "surrogate": "none", "threat_norm": "none", "eps": "0"}
@@ -121,10 +121,8 @@ def leaders(rows: pd.DataFrame, samples: Samples) -> dict[str, set[str]]:
     """
     attacks, found = attacks_of(rows), {}
     parts = {str(name): part for name, part in rows.groupby("learner", sort=False)}
-    scores = {name: scores_of(part, columns_of(rows)) for name, part in parts.items()}
     for column in columns_of(rows):
-        taken = {name: samples.of(part, column, attacks) for name, part in parts.items()
-                 if not scores[name][column].flags & DENIES}  # fmt: skip
+        taken = {name: samples.of(part, column, attacks) for name, part in parts.items()}
         known = {name: sample for name, sample in taken.items() if sample is not None}
         ranks = ranked(known) if len(known) > 1 else {}
         found[column] = {name for name, rank in ranks.items() if rank == 1}
@@ -134,16 +132,13 @@ def leaders(rows: pd.DataFrame, samples: Samples) -> dict[str, set[str]]:
 def ranks(frame: pd.DataFrame, samples: Samples) -> pd.Series[Any]:
     """The rank of each row's learner in the table that shows the row, by the table's last column.
 
-    Empty for a learner without a number there, or with one that its flags deny, and for clean accuracies that no
-    table has for itself.
+    Empty for a learner without a number there, and for clean accuracies that no table has for itself.
     """
     found = pd.Series(pd.NA, index=frame.index, dtype="Int64")
     for rows in groups(frame):
-        attacks, columns = attacks_of(rows), columns_of(rows)
-        last = columns[-1]
+        attacks, last = attacks_of(rows), columns_of(rows)[-1]
         parts = {str(name): part for name, part in rows.groupby("learner", sort=False)}
-        taken = {name: samples.of(part, last, attacks) for name, part in parts.items()
-                 if not scores_of(part, columns)[last].flags & DENIES}  # fmt: skip
+        taken = {name: samples.of(part, last, attacks) for name, part in parts.items()}
         for name, rank in ranked({name: sample for name, sample in taken.items() if sample is not None}).items():
             found.loc[parts[name].index] = rank
     return found
@@ -224,7 +219,7 @@ def _chosen(frame: pd.DataFrame, places: list[pd.DataFrame], typed: str) -> set[
     if name not in set(known["learner"]) and (told := re.fullmatch(r"(.+?) ?#([0-9a-f]+)", name)):
         name, digits = told[1], told[2]
     if name not in set(known["learner"]):
-        raise BenchError(unknown("learner", name, set(known["learner"])))
+        raise not_there("learner", name, set(known["learner"]))
     recipes = known.loc[known["learner"] == name, "recipe_hash"]
     chosen = {str(recipe) for recipe in recipes if str(recipe).startswith(digits)}
     versions = [

@@ -75,8 +75,10 @@ def parse_choice(text: str, separator: str = ",") -> Choice:
     for part in filter(None, (piece.strip() for piece in rest.split(separator))):
         key, equals, value = part.partition("=")
         if not equals or not key.strip() or not value.strip():
+            whole = f"{name.strip()}:{key.strip() or 'option'}=VALUE"
             raise BenchError(
-                f"'{part}' in '{text}' is not an option; expected NAME:option=value{separator}option=value"
+                f"'{part}' in '{text}' has no value; expected {whole}, several as NAME:option=value{separator}"
+                "option=value; `bench list KIND NAME` explains the options"
             )
         if key.strip() in options:
             raise BenchError(f"option '{key.strip()}' is given twice in '{text}'; give it once")
@@ -104,7 +106,9 @@ def parse_eps(given: str | float) -> Epsilon:
     text = str(given).strip()
     parts = [piece.strip() for piece in text.split("/")]
     if len(parts) > 2 or not all(_NUMBER.fullmatch(piece) for piece in parts):
-        raise BenchError(f"eps '{text}' is not a number; expected one such as 0.1, or a ratio such as 8/255")
+        told = f"eps '{text}' is not a number; expected one such as 0.1, or a ratio such as 8/255"
+        several = " ".join(f"--eps {each.strip()}" for each in text.split(","))
+        raise BenchError(f"{told}; for several: {several}" if "," in text else told)
     numbers = [float(piece) for piece in parts]
     if len(numbers) == 2 and numbers[1] == 0:
         raise BenchError(f"eps '{text}' divides by zero; expected a number such as 0.1, or a ratio such as 8/255")

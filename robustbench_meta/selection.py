@@ -54,5 +54,11 @@ class Selection:
 
 def _known(kind: str, name: str, column: pd.Series[str]) -> str:
     if name not in set(column):
-        raise BenchError(unknown(f"{kind} in these results,", name, set(column)))
+        raise not_there(kind, name, set(column))
     return name
+
+
+def not_there(kind: str, name: str, there: set[str]) -> BenchError:
+    """The error that results have nothing of that name."""
+    told = unknown(f"{kind} in these results,", name, there)
+    return BenchError(told if "did you mean" in told else f"{told}; `bench run --{kind} {name}` computes it")

@@ -117,7 +117,7 @@ def test_the_checkouts_cli_is_the_installed_command():
         (["run", "--attack", "fgms"], "unknown attack 'fgms': did you mean 'fgsm'"),
         (["run", "--learner", "maml:alhpa=1"], "unknown option of learner 'maml' 'alhpa': did you mean 'alpha'"),
         (["run", "--learner", "maml:alpha=high"], "option 'alpha' of learner 'maml' was given 'high'"),
-        (["run", "--attack", "pgd:steps"], "'steps' in 'pgd:steps' is not an option"),
+        (["run", "--attack", "pgd:steps"], "'steps' in 'pgd:steps' has no value"),
         (["run", "--dataset", "glyfs"], "unknown dataset 'glyfs': did you mean 'glyphs'"),
         (["run", "--backbone", "conv5"], "unknown backbone 'conv5': did you mean 'conv4'"),
         (["run", "--eps", "-0.1"], "eps '-0.1' is negative; expected 0 or more"),
@@ -237,6 +237,33 @@ def test_list_shows_name_line_options_and_source():
     assert max(map(len, shown.out.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("width", [80, 160])
+def test_list_attacks_has_a_line_for_each_and_those_of_torchattacks_come_last(width):
+    shown = bench("list", "attacks", width=width).out
+    head, columns, *lines = shown.rstrip().splitlines()[:-1]
+    assert columns.split() == ["name", "norm", "sees", "source"]
+    assert head == f"ATTACKS ({len(lines)})"
+    assert len(lines) > 40
+    rows = {line.split()[0]: line.split()[1:] for line in lines}
+    assert len(rows) == len(lines)
+    assert rows["fgsm"][:3] == ["linf", "white-box", "Goodfellow,"]
+    assert (rows["pgdl2"][:2], rows["square"][:2]) == (["l2", "white-box"], ["linf", "black-box"])
+    assert (rows["noise"][:2], rows["none"][:2]) == (["linf", "nothing"], ["–", "–"])
+    names = list(rows)
+    assert max(map(names.index, ("auto", "fgsm", "pgd", "square"))) < min(map(names.index, ("bim", "cw", "vanila")))
+    assert max(map(len, shown.splitlines())) <= width
+
+
+def test_list_attacks_of_one_norm_and_with_options():
+    lines = bench("list", "attacks", "--norm", "l2").out.splitlines()[2:-1]
+    assert {line.split()[1] for line in lines if line} == {"l2"}
+    assert {"pgdl2", "autol2", "cw"} <= {line.split()[0] for line in lines if line}
+    long = bench("list", "attacks", "--norm", "l2", "--long").out
+    assert "steps=" in long
+    assert "\npgdl2 " in long
+    assert "\npgd " not in long
+
+
 def test_list_without_a_kind_shows_all_four():
     shown = bench("list").out
     for heading in ("LEARNERS (", "ATTACKS (", "DATASETS (", "BACKBONES ("):
@@ -308,6 +335,10 @@ def test_a_run_shows_what_it_is_its_table_and_where_the_csv_is(ran):
     assert "L∞ ε = 8/255 · clean support, attacked query · inductive" in text
     assert "6 cells done, 0 skipped (done before), 0 failed" in text
     assert str(results / "leaderboard.csv") in "".join(shown.out.split())
+    assert "more attacks on the first 4 episodes" in text
+    assert re.search(r"checks: [\d,]+ of [\d,]+ ms a task", text)
+    assert f"next: bench report {results}" in "".join(shown.out.splitlines()).replace("reportbench", "report bench")
+    assert f"bench compare {results}" in "".join(shown.out.splitlines())
     assert "\x1b" not in shown.out + shown.err, "no control codes where there is no terminal"
 
 
@@ -364,18 +395,30 @@ def test_the_leaderboard_is_rebuilt_from_the_records(ran):
 FAILING = '''
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Attack
-from robustbench_meta.errors import BenchError
+from robustbench_meta.plugins.learners.maml import MAML
 
 class Failing(Attack):
     """It cannot."""
     name = "failing"
 
     def perturb(self, model, x, y, threat, random):
-        raise BenchError("attack 'failing' ran out of ideas")
+        raise ValueError("out of ideas")
+
+class Stuck(MAML):
+    """It cannot either."""
+    name = "stuck"
+
+    def adapt(self, model, state, support, **settings):
+        if support.x.shape[0] == 5:
+            raise KeyError("no way")
 
 @hookimpl
 def register_attacks(register):
     register(Failing)
+
+@hookimpl
+def register_learners(register):
+    register(Stuck)
 '''
 
 
@@ -397,10 +440,32 @@ def test_a_failed_cell_is_told_and_costs_no_other(tmp_path):
     )
     assert shown.code == 1
     text = told(shown.out)
-    assert "failed: protonet, failing (eps 0.1), clean/adv, seed 0: " in text
-    assert "ran out of ideas" in text
+    line = FAILING.splitlines().index('        raise ValueError("out of ideas")') + 1
+    reason = f"attack 'failing' failed: ValueError: out of ideas (line {line} of failing.py)"
+    assert f"failed: failing eps=0.1 clean/adv on protonet (seed 0): {reason}" in told(shown.err)
+    assert (shown.out + shown.err).count("out of ideas") == 1
+    assert "Traceback" not in shown.out + shown.err
     assert "1 cell done, 0 skipped (done before), 1 failed" in text
     assert "fgsm" in text
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before the command", "after it"])
+def test_debug_shows_where_a_cell_failed_also_when_it_failed_before(tmp_path, before):
+    (tmp_path / "failing.py").write_text(FAILING)
+    grid = ["run", *SMALL, "-l", "stuck", "-l", "protonet", "-a", "none", "-a", "failing"]
+    grid += ["--plugins", tmp_path, "--results", tmp_path / "r"]
+    lines = [
+        f'File "{tmp_path / "failing.py"}", line {FAILING.splitlines().index(each) + 1}'
+        for each in ('        raise ValueError("out of ideas")', '            raise KeyError("no way")')
+    ]
+    assert "Traceback" not in bench(*grid).err
+    for options in [[], ["--retry-failed"], ["--quiet"], ["--json"]]:
+        shown = bench(*(["--debug", *grid] if before else [*grid, "--debug"]), *options)
+        assert shown.code == 1
+        assert [shown.err.count(line) for line in lines] == [1, 1], "once, though two cells of stuck failed"
+    notes = [path.read_text() for path in (tmp_path / "r" / "failures").glob("*.json")]
+    assert len(notes) == 3
+    assert all("failing.py" in note and "Traceback" in note for note in notes)
 
 
 # -- documentation ---------------------------------------------------------------------------------

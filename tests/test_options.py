@@ -44,7 +44,7 @@ def test_a_value_may_hold_a_plugin_with_options_of_its_own():
     [
         ("", "names nothing"),
         (":steps=1", "names nothing"),
-        ("pgd:steps", "'steps' in 'pgd:steps' is not an option"),
+        ("pgd:steps", "'steps' in 'pgd:steps' has no value"),
         ("pgd:steps=", "'steps='"),
         ("pgd:=3", "'=3'"),
         ("pgd:steps=1,steps=2", "option 'steps' is given twice"),

@@ -311,7 +311,7 @@ MANY = b'eps = [\n  0.1,\n  "x",\n]\n'
         (b'learner = ["maml", 3]\n', "x.toml:1: key 'learner': is 3; expected a text, such as \"maml\""),
         (b'backbone = ""\n', "x.toml:1: key 'backbone': is an empty text"),
         (b'learner = "\\u001b[2J"\n', "x.toml:1: key 'learner': holds a character that cannot be printed"),
-        (b'\n\n# c\nlearner = ["maml:x"]\n', "x.toml:4: key 'learner': 'x' in 'maml:x' is not an option"),
+        (b'\n\n# c\nlearner = ["maml:x"]\n', "x.toml:4: key 'learner': 'x' in 'maml:x' has no value"),
         (b"way = 5\n" + MANY, "x.toml:4: key 'eps': eps 'x' is not a number"),
         (b"eps = nan\n", "x.toml:1: key 'eps': eps 'nan' is not a number"),
         (b'profile = "qick"\n', "x.toml:1: key 'profile': unknown profile 'qick': did you mean 'quick'?"),

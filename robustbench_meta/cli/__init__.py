@@ -12,11 +12,13 @@ import typer
 
 from robustbench_meta import __version__
 from robustbench_meta.cli import card, compare, data, doctor, export, plot, plugins, report, run, show
+from robustbench_meta.cli.hints import Commands
 from robustbench_meta.cli.options import Debug
 from robustbench_meta.errors import BenchError
 
 app = typer.Typer(
     name="bench",
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

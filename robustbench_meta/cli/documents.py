@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from robustbench_meta.cli.json_output import alone_on_stdout, print_document
 from robustbench_meta.cli.results import read_results
+from robustbench_meta.cli.show import norm_of
 from robustbench_meta.errors import PluginError
 from robustbench_meta.registry import Registry, load_registry
 
@@ -16,13 +17,16 @@ if TYPE_CHECKING:
     from robustbench_meta.comparison import Duel
 
 
-def print_list(kinds: Sequence[str], name: str | None, plugins: Path | None, *, local: bool, suites: bool) -> None:
+def print_list(
+    kinds: Sequence[str], name: str | None, plugins: Path | None, *, local: bool, suites: bool, norm: str | None = None
+) -> None:  # fmt: skip
     """Of `bench list`: plugins with their options, and the shipped suites."""
     with alone_on_stdout() as stream:
         told: dict[str, Any] = {}
         if kinds:
             registry = load_registry(plugins, local=local)
-            wanted = [(kind, each) for kind in kinds for each in ([name] if name else registry.names(kind))]
+            wanted = [(kind, each) for kind in kinds for each in ([name] if name else registry.names(kind))
+                      if norm in {None, norm_of(registry, each)}]  # fmt: skip
             told["plugins"] = [_plugin(registry, kind, each) for kind, each in wanted]
         if suites:
             told["suites"] = _suites()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 KINDS = {
     "learners": "learner", "attacks": "attack", "datasets": "dataset", "backbones": "backbone", "trackers": "tracker",
 }  # fmt: skip
+NORMS = ("linf", "l2", "l1", "l0")
 
 
 def list_plugins(
@@ -37,6 +38,12 @@ def list_plugins(
             autocompletion=completion.names_of_kind, metavar="NAME", help="Only this one, its options explained."
         ),
     ] = None,
+    norm: Annotated[
+        str | None, typer.Option("--norm", metavar="|".join(NORMS), help="Of attacks: only those of this norm.")
+    ] = None,
+    long: Annotated[
+        bool, typer.Option("--long", metavar="", help="Of attacks: with their options, as other kinds are listed.")
+    ] = False,
     plugins: Plugins = None,
     no_local_plugins: NoLocalPlugins = False,
     json: Json = False,
@@ -45,13 +52,19 @@ def list_plugins(
     """List learners, attacks, data sets, backbones and trackers, with options and sources; and the shipped suites."""
     from robustbench_meta.cli.console import out
 
+    if norm is not None and norm not in NORMS:
+        raise BenchError(unknown("norm", norm, NORMS))
+    if norm is not None and (kind not in {"attack", "attacks"} or name is not None):
+        raise BenchError(f"--norm {norm} is for `bench list attacks`")
     suites = kind in {"suites", "suite"} and name is None
-    kinds = [] if suites else _kinds(kind)
+    kinds = [] if suites else _kinds(kind, plugins, local=not no_local_plugins)
     if json:
         from robustbench_meta.cli import documents
 
         wanted = [KINDS[each] for each in kinds]
-        documents.print_list(wanted, name, plugins, local=not no_local_plugins, suites=suites or kind is None)
+        documents.print_list(
+            wanted, name, plugins, local=not no_local_plugins, suites=suites or kind is None, norm=norm
+        )
         return
     if suites:
         out().print(_suites())
@@ -65,7 +78,8 @@ def list_plugins(
         console.print(_explained(registry, kinds[0], name))
         return
     for heading in kinds:
-        console.print(_listed(registry, heading))
+        attacks = KINDS[heading] == "attack" and not long
+        console.print(_attacks(registry, norm) if attacks else _listed(registry, heading, norm))
     if kind is None:
         console.print(_suites())
 
@@ -85,24 +99,67 @@ def _suites() -> RenderableType:
     return Group(*parts, Text("To run one: bench run NAME\n", style="dim"))
 
 
-def _kinds(kind: str | None) -> list[str]:
-    """The kinds asked for; the singular is understood, too."""
+def _kinds(kind: str | None, plugins: Path | None, *, local: bool) -> list[str]:
+    """The kinds asked for; the singular is understood, too.
+
+    Raises:
+        BenchError: it is none; of a plugin's name, what to type.
+    """
     if kind is None:
         return list(KINDS)
     for plural, singular in KINDS.items():
         if kind in {plural, singular}:
             return [plural]
-    raise BenchError(unknown("kind of plugin", kind, [*KINDS, "suites"]))
+    from robustbench_meta.registry import load_registry
+
+    registry = load_registry(plugins, local=local)
+    named = [plural for plural, singular in KINDS.items() if kind.lower() in registry.names(singular)]
+    told = " or ".join(f"`bench list {plural} {kind.lower()}`" for plural in named)
+    hint = f"; '{kind}' itself is explained by {told}" if named else ""
+    raise BenchError(unknown("kind of plugin", kind, [*KINDS, "suites"]) + hint)
 
 
-def _listed(registry: Registry, heading: str) -> RenderableType:
+def _attacks(registry: Registry, norm: str | None) -> RenderableType:
+    """A line an attack: its name, norm, what it sees of the model, and its source; torchattacks' last."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name, style in (("name", "bold cyan"), ("norm", None), ("sees", None), ("source", "dim")):
+        table.add_column(name, style=style, no_wrap=True, overflow="ellipsis")
+    names = [name for name in registry.names("attack") if norm in {None, norm_of(registry, name)}]
+    for name in sorted(names, key=lambda name: (registry.origin("attack", name).where.endswith("torchattacks"), name)):
+        try:
+            attack = registry.get("attack", name)()
+            sees = "–" if attack.clean else _SEES[attack.how()]
+            table.add_row(name, "–" if attack.clean else attack.norm, sees, attack.source or attack.summary())
+        except Exception as error:  # it is a plugin
+            table.add_row(name, "?", "?", Text(f"failed: {error}", style="red"))
+    told = "All of one: bench list attacks pgd; of all: --long; of one norm: --norm l2\n"
+    return Group(Text(f"ATTACKS ({len(names)})", style="bold"), table, Text(told, style="dim"))
+
+
+_SEES = {"single-step": "white-box", "iterative": "white-box", "black-box": "black-box", "random": "nothing"}
+"""What attacks that search so ask the model for: gradients, answers, or nothing."""
+
+
+def norm_of(registry: Registry, name: str) -> str | None:
+    """Of an attack as it is without options; None: it cannot be told."""
+    try:
+        return str(registry.get("attack", name)().norm)
+    except Exception:  # it is a plugin
+        return None
+
+
+def _listed(registry: Registry, heading: str, norm: str | None = None) -> RenderableType:
     """All of one kind, each with its line, its options and its source, indented below its name."""
     from rich.console import Group
     from rich.padding import Padding
     from rich.text import Text
 
     kind = KINDS[heading]
-    names = registry.names(kind)
+    names = [name for name in registry.names(kind) if norm in {None, norm_of(registry, name)}]
     parts: list[RenderableType] = [Text(f"{heading.upper()} ({len(names)})", style="bold")]
     for name in names:
         parts.append(Text.assemble((name, "bold cyan"), (f"  {_place(registry, kind, name)}", "dim"), overflow="fold"))
