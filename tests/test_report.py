@@ -213,7 +213,7 @@ SIDES = {"clean/adv": "clean support, attacked query", "adv/adv": "attacked supp
 def test_all_tables_have_one_order_of_rows_and_begin_with_what_decides_the_rank(tmp_path):
     clean = answers(0.9, 30)
     means = {("maml", 0.1): 0.6, ("adml", 0.1): 0.5, ("maml", 0.2): 0.1, ("adml", 0.2): 0.4}
-    made = [record(answers(mean, 30, 10, seed=1), clean=clean, learner=learner, attack=attack, eps=eps)
+    made = [record(answers(mean, 30, seed=1), clean=clean, learner=learner, attack=attack, eps=eps)
             for (learner, eps), mean in means.items() for attack in ("fgsm", "pgd")]  # fmt: skip
     found = boards(Tree(report(tmp_path, *made)).root)
     assert len(found) == 2

@@ -127,13 +127,14 @@ def _attacks(registry: Registry, norm: str | None) -> RenderableType:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name, style in (("name", "bold cyan"), ("norm", None), ("sees", None), ("source", "dim")):
-        table.add_column(name, style=style, no_wrap=True, overflow="ellipsis")
+        table.add_column(name, style=style, no_wrap=name != "source")  # which is shortened where there is no room
     names = [name for name in registry.names("attack") if norm in {None, norm_of(registry, name)}]
     for name in sorted(names, key=lambda name: (registry.origin("attack", name).where.endswith("torchattacks"), name)):
         try:
             attack = registry.get("attack", name)()
-            sees = "–" if attack.clean else _SEES[attack.how()]
-            table.add_row(name, "–" if attack.clean else attack.norm, sees, attack.source or attack.summary())
+            sees, source = "–" if attack.clean else _SEES[attack.how()], attack.source or attack.summary()
+            norm_shown = "–" if attack.clean else attack.norm
+            table.add_row(name, norm_shown, sees, Text(source, no_wrap=True, overflow="ellipsis"))
         except Exception as error:  # it is a plugin
             table.add_row(name, "?", "?", Text(f"failed: {error}", style="red"))
     told = "All of one: bench list attacks pgd; of all: --long; of one norm: --norm l2\n"
