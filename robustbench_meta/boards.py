@@ -21,9 +21,15 @@ PLACE = [
 THREAT = ["support", "query", "surrogate", "threat_norm", "eps"]
 """What their attacks must share besides."""
 OF_THE_MODEL = frozenset({
-    "probabilities", "random-outputs", "zero-gradients", "masked-gradients", "flat-in-eps", "robust-at-full-range",
+    "probabilities", "random-outputs", "remembers", "zero-gradients", "masked-gradients", "flat-in-eps",
+    "robust-at-full-range",
 })  # fmt: skip
 """Flags of the model or its gradients: from the row of any attack they reach the worst case as well."""
+DENIES = frozenset({
+    "remembers", "zero-gradients", "no-effect", "weaker-than-noise", "weaker-than-fgsm", "above-clean",
+    "masked-gradients", "flat-in-eps", "robust-at-full-range",
+})  # fmt: skip
+"""Flags that say that a number is too high: its learner has no rank by it."""
 _EXTRAS = {"success": ("attack_success_rate", "max"), "worst 10 %": ("worst_decile_accuracy", "min")}
 """What wide tables tell besides: a column, and which of the attacks' counts; a mean over seeds."""
 

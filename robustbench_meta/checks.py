@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from robustbench_meta.contracts import LossName
 from robustbench_meta.observation import Observation
 from robustbench_meta.probes import CHECKED
 from robustbench_meta.statistics import above, mean_and_ci95
@@ -23,15 +25,20 @@ ENOUGH = 600
 FLAGS: dict[str, str] = {
     "probabilities": "the logits are probabilities: losses of them saturate, and attacks on them are weak",
     "random-outputs": "two identical calls give different logits: an attack must average over the randomness",
+    "remembers": "answers depend on what the model was shown before, not on the images alone",
     "transductive": "a query's prediction depends on the other queries of its batch",
     "zero-gradients": "many queries have an input gradient that is zero or not finite: gradient attacks see nothing",
     "no-effect": "the attack does nothing to an undefended model (nearest class mean of the pixels)",
     "weaker-than-noise": "random noise of the same size does more harm than the attack",
-    "weaker-than-fgsm": "one gradient step does more harm than this attack of many",
+    "weaker-than-fgsm": "one gradient step does more harm than this attack",
+    "above-clean": "the model is more accurate under the attack than without it",
     "not-converged": "the same attack with more steps or restarts changes the accuracy by more than its interval",
     "masked-gradients": "an attack without gradients of this model does more harm than those with them",
     "flat-in-eps": "accuracy under PGD does not fall with eps",
     "robust-at-full-range": "accuracy stays above chance when every pixel may be changed at will",
+    "at-chance": "clean accuracy is not above chance: there is nothing to attack",
+    "one-class": "the model gives all queries of a task one class, in most tasks",
+    "loss-flat": "the training loss did not fall, and is not below that of a blind guess",
     "fgsm-alone": "no attack of more than one step: the number is no claim of robustness",
     "few-episodes": f"fewer than {ENOUGH} episodes",
     "unchecked": "the reliability checks were skipped, or one of their probes failed (the record tells which)",
@@ -90,6 +97,10 @@ def certify(
     if effects is not None and not above(effects, 0.0):
         flags.append("no-effect")
     flags += _compared(trial, clean[:checked].mean(1), robust, own, probed, found, way)
+    attacked = next((side for side in (trial.query, trial.support) if side is not None), None)
+    if attacked is not None and attacked.threat.eps > 0 and above(robust.mean(1) - clean.mean(1), 0.0):
+        flags.append("above-clean")
+    flags += [] if above(clean.mean(1), 1 / way) else ["at-chance"]
     flags += ["few-episodes"] if len(robust) < ENOUGH else []
     flags += ["unchecked"] if failed else []
     return Certificate(
@@ -119,8 +130,8 @@ def _compared(
             yield "not-converged"
     if {"black box", "pgd"} <= probed.keys() and trial.query is not None:
         worst = found["pgd"].copy()
-        if trial.query.attack.how() in {"single-step", "iterative"}:
-            worst &= robust[: len(worst)]
+        if "single step" in found:
+            worst &= found["single step"]
         if above(worst.mean(1) - probed["black box"], 0.0):
             yield "masked-gradients"
     if {"pgd", "pgd, 2 eps", "pgd, full range"} <= probed.keys():
@@ -130,6 +141,19 @@ def _compared(
             yield "flat-in-eps"
         if above(path[-1], 1 / way):
             yield "robust-at-full-range"
+
+
+def of_training(history: Sequence[Mapping[str, float]], loss: LossName, way: int) -> list[str]:
+    """The flag of a training that learned nothing, by its losses at validations.
+
+    Args:
+        history: of the training.
+        loss: of the data set.
+        way: classes in a task.
+    """
+    losses = [entry["loss"] for entry in history]
+    blind = math.log(way) if loss == "cross_entropy" else (way - 1) / way**2
+    return ["loss-flat"] if len(losses) > 1 and losses[-1] > 0.99 * max(losses[0], blind) else []
 
 
 def unchecked(episodes: int) -> list[str]:

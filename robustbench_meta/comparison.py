@@ -12,6 +12,7 @@ import pandas as pd
 
 from robustbench_meta.boards import (
     CLEAN,
+    DENIES,
     PLACE,
     THREAT,
     WORST,
@@ -121,8 +122,10 @@ def leaders(rows: pd.DataFrame, samples: Samples) -> dict[str, set[str]]:
     """
     attacks, found = attacks_of(rows), {}
     parts = {str(name): part for name, part in rows.groupby("learner", sort=False)}
+    scores = {name: scores_of(part, columns_of(rows)) for name, part in parts.items()}
     for column in columns_of(rows):
-        taken = {name: samples.of(part, column, attacks) for name, part in parts.items()}
+        taken = {name: samples.of(part, column, attacks) for name, part in parts.items()
+                 if not scores[name][column].flags & DENIES}  # fmt: skip
         known = {name: sample for name, sample in taken.items() if sample is not None}
         ranks = ranked(known) if len(known) > 1 else {}
         found[column] = {name for name, rank in ranks.items() if rank == 1}
@@ -132,13 +135,16 @@ def leaders(rows: pd.DataFrame, samples: Samples) -> dict[str, set[str]]:
 def ranks(frame: pd.DataFrame, samples: Samples) -> pd.Series[Any]:
     """The rank of each row's learner in the table that shows the row, by the table's last column.
 
-    Empty for a learner without a number there, and for clean accuracies that no table has for itself.
+    Empty for a learner without a number there, or with one that its flags deny, and for clean accuracies that no
+    table has for itself.
     """
     found = pd.Series(pd.NA, index=frame.index, dtype="Int64")
     for rows in groups(frame):
-        attacks, last = attacks_of(rows), columns_of(rows)[-1]
+        attacks, columns = attacks_of(rows), columns_of(rows)
+        last = columns[-1]
         parts = {str(name): part for name, part in rows.groupby("learner", sort=False)}
-        taken = {name: samples.of(part, last, attacks) for name, part in parts.items()}
+        taken = {name: samples.of(part, last, attacks) for name, part in parts.items()
+                 if not scores_of(part, columns)[last].flags & DENIES}  # fmt: skip
         for name, rank in ranked({name: sample for name, sample in taken.items() if sample is not None}).items():
             found.loc[parts[name].index] = rank
     return found

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustbench_meta.contracts import Victim
+from robustbench_meta.contracts import Method, Victim
 from robustbench_meta.victims import Target
 
 
@@ -30,6 +30,12 @@ class Effort:
         return Effort(
             self.attacked + other.attacked, self.forward + other.forward, self.gradients + other.gradients
         )  # fmt: skip
+
+    def method(self) -> Method:
+        """How attacks searched that took this much."""
+        if self.gradients == 0:
+            return "black-box" if self.forward else "random"
+        return "iterative" if self.gradients > self.attacked else "single-step"
 
     def plain(self) -> dict[str, float]:
         """For the record: the count of attacked images, and means over them."""

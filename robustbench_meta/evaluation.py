@@ -6,7 +6,7 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -24,7 +24,7 @@ from robustbench_meta.exhibits import developed, exhibit
 from robustbench_meta.grid import Cell
 from robustbench_meta.keeping import Notebook
 from robustbench_meta.lanes import DeathError
-from robustbench_meta.observation import Observation, observe
+from robustbench_meta.observation import Fresh, Observation, observe
 from robustbench_meta.parts import Chunk, Found, Tally
 from robustbench_meta.probes import CHECKED, Battery, Probe, probes
 from robustbench_meta.seeds import seed_from
@@ -230,8 +230,11 @@ class _Evaluation:
     def _certificate(
         self, cell: Cell, chunks: list[Chunk], observation: Observation, clean: np.ndarray, robust: np.ndarray
     ) -> Certificate:
-        found, failed = {}, {}
+        found, failed, seen = {}, {}, replace(observation)
         for name, trial in self.probes[cell.key]:
+            for chunk in chunks:
+                if name == "noise" and trial.key in chunk.noisy:
+                    seen.merge(chunk.noisy[trial.key])
             tallies = [chunk.probes[trial.key] for chunk in chunks if trial.key in chunk.probes]
             failures = [tally.failure for tally in tallies if tally.failure is not None]
             if failures:
@@ -242,7 +245,7 @@ class _Evaluation:
         tested = [effect for effect in effects if isinstance(effect, Tensor)]
         failed.update(("self-test", str(effect)) for effect in effects if not isinstance(effect, Tensor))
         return certify(
-            self.trials[cell.key], clean, robust, found, observation,
+            self.trials[cell.key], clean, robust, found, seen,
             effects=torch.cat(tested).cpu().numpy()[:SELF_TESTED] if tested else None, failed=failed,
             way=self.spec.way, precision=self.spec.precision,
         )  # fmt: skip
@@ -272,8 +275,13 @@ class _Evaluation:
         strangers = {
             key: Contestant(other, other.theta(_data(theta))) for key, (other, theta) in self.surrogates.items()
         }
-        arena = Arena(Contestant(engine, engine.theta(self.weights)), tasks, strangers, self.device)
-        chunk = Chunk(_noted(tasks))
+        contestant = Contestant(engine, engine.theta(self.weights))
+        arena = Arena(contestant, tasks, strangers, self.device)
+        chunk, checked, noticing = Chunk(_noted(tasks)), self.battery is not None and places.start < CHECKED, 0.0
+        if checked:
+            started = arena.now()
+            fresh, noises = Fresh(contestant), self._noises(arena, chunk, places)
+            noticing = arena.now() - started
         for key, trial in self.trials.items():
             with self._at(places, key):
                 chunk.cells[key] = _of(key, self._held(arena, trial, key))
@@ -282,11 +290,23 @@ class _Evaluation:
             for key, tally in chunk.cells.items():
                 tally.gallery = exhibit(arena, self.trials[key]) if tally.failure is None else None
         chunk.adapt_seconds, chunk.adapted_tasks = arena.adapt_seconds, arena.adapted_tasks
-        if self.battery is not None and chunk.clean is not None and places.start < CHECKED:
+        if checked and chunk.clean is not None:
             started = arena.now()
+            chunk.noisy = {noise.key: fresh.observe(arena, noise) for noise in noises}
             self._check(arena, chunk, places)
-            chunk.check_seconds = arena.now() - started
+            chunk.check_seconds = arena.now() - started + noticing
         return chunk
+
+    def _noises(self, arena: Arena, chunk: Chunk, places: range) -> list[Trial]:
+        """The probes with noise on queries, held before the model is shown any clean query."""
+        found: dict[str, Trial] = {}
+        for key, listed in self.probes.items():
+            for name, probe in listed:
+                if name == "noise" and probe.support is None and probe.surrogate is None and probe.key not in found:
+                    with self._at(places, key):
+                        chunk.probes[probe.key] = _of(key, self._held(arena, probe, probe.key))
+                    found[probe.key] = probe
+        return [probe for key, probe in found.items() if chunk.probes[key].failure is None]
 
     def _held(self, arena: Arena, trial: Trial, key: str) -> Tally:
         """One trial; one that has failed on other episodes is not tried again."""

@@ -38,7 +38,7 @@ def exhibit(arena: Arena, trial: Trial) -> Exhibit | None:
     held = arena.hold(trial)
     images = (3 if held.query is not None else 1) + (3 if held.support is not None else 0)
     count = max(1, min(MOST, ROOM // (shape.numel() * images)))
-    answers = [_answers(logits, query.y) for logits in (arena.logits[0], held.logits)]
+    answers = [_answers(logits, query.y) for logits in (arena.logits[0], held.logits[0])]
     pictures = [
         {**_picture("query", query, held.query, index), "before": answers[0][index], "after": answers[1][index]}
         for index in _one_a_class(query.y, count)

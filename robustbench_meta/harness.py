@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random as python_random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robustbench_meta.contracts import Attack, Random, Victim
 from robustbench_meta.errors import BenchError, ViolationError, located
+from robustbench_meta.modules import Modules
 from robustbench_meta.tasks import Batch
 from robustbench_meta.threat import Doubts, ThreatModel
 from robustbench_meta.victims import Perturbation, Target
@@ -24,14 +25,14 @@ def arm(attack: Attack, threat: ThreatModel, doubts: Doubts | None = None) -> Pe
     With `doubts`, whether its images are within ε and the pixel range is noted there, to be judged later.
 
     Raises (when called):
-        ViolationError: outside the threat model, or labels, weights, buffers or modes were changed, or torch reseeded.
+        ViolationError: outside the threat model, or labels, weights or modules were changed, or torch reseeded.
         BenchError: the attack itself raised.
     """
 
     def perturb(model: Target, x: Tensor, y: Tensor, random: Random, start: Tensor | None = None) -> Tensor:
         if attack.clean:
             return x
-        guard = _Guard(attack.name, model, doubts)
+        guard = _Guard(attack.name, model, doubts, lambda: model.loss(x.clone(), y))
         given = Batch(
             x.detach().clone(), y.clone()
         )  # what it is given is its own to spoil, and is looked at afterwards
@@ -50,14 +51,14 @@ class _Guard:
 
     Args:
         attack: its name, for messages.
-        model: its weights, buffers, and the modes of its modules.
+        model: its weights, buffers and modules, with their modes, attributes, methods and hooks.
         doubts: where given, changed values are noted there, to be judged later: on a GPU, to compare is to wait.
+        ask: asks the model once, to see what modules write into themselves.
     """
 
-    def __init__(self, attack: str, model: Target, doubts: Doubts | None) -> None:
-        self._attack, self._doubts = attack, doubts
-        self._modules = list(model.modules())
-        self._modes = [module.training for module in self._modules]
+    def __init__(self, attack: str, model: Target, doubts: Doubts | None, ask: Callable[[], object]) -> None:
+        self._attack, self._doubts, self._ask = attack, doubts, ask
+        self._modules = Modules(model.modules())
         self._live = list({id(tensor): tensor for tensor in model.tensors()}.values())
         self._kept = [tensor.detach().clone() for tensor in self._live]
 
@@ -67,9 +68,7 @@ class _Guard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        moved = [each for each, mode in zip(self._modules, self._modes, strict=True) if each.training != mode]
-        for module in moved:
-            module.training = not module.training
+        left = self._modules.restore()
         pairs = list(zip(self._live, self._kept, strict=True))
         if self._doubts is None:
             changed = [(live, kept) for live, kept in pairs if bool(_differs(live, kept))]
@@ -82,10 +81,20 @@ class _Guard:
             return
         if self._doubts is not None:
             self.compare([("the model's weights", *pair) for pair in pairs])
-        if moved:
+        if left:
+            with torch.no_grad():
+                self._ask()
+            left -= self._modules.restore()  # what the model writes into itself is no attack's doing
+        modes = sum(name.endswith(".training") for name in left)
+        if modes:
             raise ViolationError(
-                f"attack '{self._attack}' left {len(moved)} of the model's {len(self._modules)} modules in another "
-                "mode (training or evaluation); it must leave them as they were"
+                f"attack '{self._attack}' left {modes} of the model's modules in another mode (training or "
+                "evaluation); it must leave them as they were"
+            )
+        if left:
+            raise ViolationError(
+                f"attack '{self._attack}' left something on the model: {', '.join(sorted(left)[:3])}; it must remove "
+                "its hooks, and give attributes and methods back (try … finally)"
             )
 
     def compare(self, pairs: Sequence[tuple[str, Tensor, Tensor]]) -> None:
@@ -150,7 +159,7 @@ def _once(
 
 def _tensor(attack: Attack, returned: object) -> Tensor:
     if isinstance(returned, Tensor):
-        return returned.detach()
+        return returned.detach().clone()  # the attack may still hold its own, and write into it
     raise ViolationError(
         f"attack '{attack.name}' returned {type(returned).__name__}; expected a tensor of adversarial images"
         + (": is a `return` missing?" if returned is None else "")

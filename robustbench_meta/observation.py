@@ -1,15 +1,17 @@
-"""What is seen of the model itself on clean queries, and the flags that say so."""
+"""What is seen of the model itself on clean and on noisy queries, and the flags that say so."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from robustbench_meta.trials import Arena
+from robustbench_meta.models import Network, State
+from robustbench_meta.tasks import Batch
+from robustbench_meta.trials import Arena, Contestant, Trial
 from robustbench_meta.victims import AttackedModel
 
 VARIES = {"float32": 1e-4, "tf32": 1e-3, "bf16": 1e-2}
@@ -24,7 +26,7 @@ Answers = Callable[[Tensor], Tensor]
 
 @dataclass
 class Observation:
-    """What was seen of the model itself on clean queries."""
+    """What was seen of the model itself on clean queries, or on noisy ones."""
 
     queries: int = 0
     probabilities: int = 0
@@ -35,20 +37,27 @@ class Observation:
     """The largest difference between two identical calls, as a share of the largest logit."""
     mates: float = 0.0
     """The largest change of a query's logits with the other queries (alone, permuted, one of them changed)."""
+    remembers: float = 0.0
+    """The largest change of logits with what the model was shown before."""
+    one_class: int = 0
+    """Queries of tasks whose queries are all given one class."""
 
     def merge(self, other: Observation) -> None:
         """Add what was seen on other episodes."""
         self.queries += other.queries
         self.probabilities += other.probabilities
         self.zero_gradients += other.zero_gradients
+        self.one_class += other.one_class
         self.varies, self.mates = max(self.varies, other.varies), max(self.mates, other.mates)
+        self.remembers = max(self.remembers, other.remembers)
 
     def shares(self) -> dict[str, float]:
         """For the record: shares of the queries, and differences as shares of the largest logit."""
         queries = max(self.queries, 1)
         return {
             "probabilities": self.probabilities / queries, "zero_gradients": self.zero_gradients / queries,
-            "varies": self.varies, "mates": self.mates,
+            "varies": self.varies, "mates": self.mates, "remembers": self.remembers,
+            "one_class": self.one_class / queries,
         }  # fmt: skip
 
     def flags(self, precision: str) -> list[str]:
@@ -56,6 +65,8 @@ class Observation:
         found = {
             "probabilities": 2 * self.probabilities > self.queries,
             "random-outputs": self.varies > VARIES[precision],
+            "remembers": self.varies <= VARIES[precision] and self.remembers > VARIES[precision],
+            "one-class": 2 * self.one_class > self.queries,
             "transductive": self.varies <= VARIES[precision] and self.mates > MATES[precision],
             "zero-gradients": self.zero_gradients > _MOST_ZEROS * self.queries,
         }
@@ -65,12 +76,49 @@ class Observation:
 def observe(arena: Arena) -> Observation:
     """Look at the model on the arena's clean queries."""
     x, y, logits = arena.tasks.query.x, arena.tasks.query.y, arena.logits
-    seen = Observation(queries=y.numel(), probabilities=int(_probabilities(logits).sum()))
-    answers = partial(arena.engine.logits, arena.adapted)
+    seen, _ = _seen(arena.victim(), x, y)
+
+    def answers(images: Tensor) -> Tensor:
+        return arena.engine.logits(arena.adapted, images.clone())
+
     seen.varies = variation(answers, x, logits)
-    seen.zero_gradients = _zero_gradients(arena.victim(), x, y)
     seen.mates = max(influence_of_mates(answers, x, logits).values())
     return seen
+
+
+class Fresh:
+    """The model as it was before anything was shown to it: what a later answer is held against.
+
+    Args:
+        contestant: the trained learner; it is copied.
+    """
+
+    def __init__(self, contestant: Contestant) -> None:
+        engine, theta = contestant
+        network = engine.network
+        module, learner = copy.deepcopy((network.module, engine.learner))
+        alike = Network(module, network.loss_name, network.way, network.precision)
+        plan = replace(engine.plan, compiled=False)
+        self._engine = replace(engine, learner=learner, network=alike, plan=plan, compiled={})
+        self._theta = self._engine.theta(theta.tree)
+        self._adapted: State | None = None
+
+    def observe(self, arena: Arena, noise: Trial) -> Observation:
+        """Look at the arena's model on the queries of a trial that was held before clean ones were shown.
+
+        The copy is shown the clean ones first. A model whose answers depend on the images alone gives the same ones.
+        """
+        held, (x, y) = arena.hold(noise), arena.tasks.query
+        assert held.query is not None
+        changes = []
+        if self._adapted is None:
+            support = arena.tasks.support
+            self._adapted = self._engine.adapt(self._theta, Batch(support.x.clone(), support.y.clone()))
+            changes.append(_largest_change(self._engine.logits(self._adapted, x.clone()), arena.logits, arena.logits))
+        seen, after = _seen(arena.victim(), held.query, y)
+        changes += [_largest_change(logits, held.logits, held.logits)
+                    for logits in (after, self._engine.logits(self._adapted, held.query.clone()))]  # fmt: skip
+        return replace(seen, remembers=max(changes), one_class=0)
 
 
 def influence_of_mates(answers: Answers, x: Tensor, whole: Tensor) -> dict[str, float]:
@@ -115,13 +163,19 @@ def _probabilities(logits: Tensor) -> Tensor:
     return (logits >= 0).all(-1) & ((logits.sum(-1) - 1).abs() < 1e-3)
 
 
-def _zero_gradients(victim: AttackedModel, x: Tensor, y: Tensor) -> int:
-    """How many images have a gradient of their loss that is zero everywhere, or not finite."""
+def _seen(victim: AttackedModel, x: Tensor, y: Tensor) -> tuple[Observation, Tensor]:
+    """What one look at these images tells, their gradients among it, and their logits."""
     with torch.enable_grad():
         images = x.detach().clone().requires_grad_()
-        loss = victim.loss(images, y).sum()
+        logits = victim(images)
+        loss = victim.losses(logits, y).sum()
         gradient = torch.autograd.grad(loss, images, allow_unused=True)[0] if loss.requires_grad else None
-    if gradient is None:
-        return y.numel()
-    flat = gradient.flatten(2)
-    return int(((flat == 0).all(-1) | ~flat.isfinite().all(-1)).sum())
+    logits = logits.detach()
+    chosen = logits.argmax(-1)
+    none = y.numel()
+    if gradient is not None:
+        flat = gradient.flatten(2)
+        none = int(((flat == 0).all(-1) | ~flat.isfinite().all(-1)).sum())
+    alike = (chosen == chosen[:, :1]).all(1) & (y != y[:, :1]).any(1)
+    seen = Observation(y.numel(), int(_probabilities(logits).sum()), none)
+    return replace(seen, one_class=int(alike.sum()) * y.shape[1]), logits

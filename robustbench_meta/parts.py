@@ -41,6 +41,8 @@ class Chunk:
     probes: dict[str, Tally] = field(default_factory=dict)
     """By the key of their trial."""
     observation: Observation = field(default_factory=Observation)
+    noisy: dict[str, Observation] = field(default_factory=dict)
+    """The same on noisy queries, by the key of the trial that made them."""
     adapt_seconds: float = 0.0
     adapted_tasks: int = 0
     check_seconds: float = 0.0
@@ -91,6 +93,7 @@ def _plain(chunk: Chunk) -> dict[str, Any]:
         "cells": {key: _plain_tally(tally) for key, tally in chunk.cells.items()},
         "probes": {key: _plain_tally(tally) for key, tally in chunk.probes.items()},
         "observation": asdict(chunk.observation),
+        "noisy": {key: asdict(each) for key, each in chunk.noisy.items()},
     }
 
 
@@ -101,6 +104,7 @@ def _chunk(plain: dict[str, Any]) -> Chunk:
         "cells": {key: _tally(each) for key, each in plain["cells"].items()},
         "probes": {key: _tally(each) for key, each in plain["probes"].items()},
         "observation": Observation(**plain["observation"]),
+        "noisy": {key: Observation(**each) for key, each in plain["noisy"].items()},
     })  # fmt: skip
 
 

@@ -80,11 +80,9 @@ def probes(battery: Battery, trial: Trial, shape: Sequence[int]) -> list[Probe]:
 def _baselines(battery: Battery, trial: Trial, armed: Armed) -> Iterator[Probe]:
     """Noise and a single step in the place of the row's last attack."""
     norm = armed.threat.norm
-    if armed.attack.how() == "random":
-        return
     yield Probe("noise", _instead(trial, battery.noise[norm]))
     misled = trial.surrogate is not None or (trial.query is None and not trial.poisons)
-    if armed.attack.how() == "iterative" and not misled:
+    if not misled:
         yield Probe("single step", _instead(trial, battery.one_step[norm]))
 
 

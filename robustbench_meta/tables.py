@@ -82,6 +82,8 @@ def _caption(board: Board, wide: bool, ranked: bool) -> str:
         lines.append(
             "#: 1 + how many learners are significantly better in the last column; equal # cannot be told apart."
         )
+        if set(board.measured(board.columns[-1])) - set(board.ranks):
+            lines.append("No rank (–) where flags deny the number.")
         trained = {board.scores[name][board.columns[-1]].seeds for name in board.ranks}
         if 1 in trained:
             some = " where a learner has one seed" if len(trained) > 1 else ""

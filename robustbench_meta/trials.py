@@ -90,7 +90,7 @@ class Held(NamedTuple):
     effort: Effort
     """What they asked of the model."""
     logits: Tensor
-    """Of the queries of the first episode [queries, way]."""
+    """Of the queries [tasks, queries, way]."""
     query: Tensor | None = None
     """The queries as they were attacked [tasks, queries, *shape]; None if they were not."""
     support: Tensor | None = None
@@ -174,7 +174,7 @@ class Arena:
             logits.argmax(-1) == self.tasks.query.y,
             sum((found.seconds for found in attacks), 0.0),
             sum((found.effort for found in attacks), Effort()),
-            logits[0].clone(),
+            logits,
             query.x if query is not None else None,
             support.x if support is not None else None,
         )
@@ -198,7 +198,7 @@ class Arena:
         engine, theta = self._surrogates[key]
         if key not in self._strangers:
             engine.batch_seeds(self.engine.seeds)
-            self._strangers[key] = engine.adapt(theta, self.tasks.support)
+            self._strangers[key] = engine.adapt(theta, _copy(self.tasks.support))
         return AttackedModel(engine, self._strangers[key], self.tasks.query.y.shape[1])
 
     def _attack(self, of: str, victim: Target, batch: Batch, armed: Armed, role: str, *, keeps: bool = False) -> _Found:
@@ -231,13 +231,13 @@ class Arena:
 
     def _adapt(self, support: Batch) -> State:
         started = self.now()
-        adapted = self.engine.adapt(self.theta, support)
+        adapted = self.engine.adapt(self.theta, _copy(support))
         self.adapt_seconds += self.now() - started
         self.adapted_tasks += support.x.shape[0]
         return adapted
 
     def _logits(self, state: State, x: Tensor) -> Tensor:
-        logits = self.engine.logits(state, x)
+        logits = self.engine.logits(state, x.clone())
         if not logits.isfinite().all():
             raise BenchError(f"learner '{self.engine.learner.name}' gave logits that are not finite")
         return logits
@@ -246,3 +246,8 @@ class Arena:
         """Seconds on a clock, once the device has done what it was told."""
         wait(self.device)
         return time.perf_counter()
+
+
+def _copy(batch: Batch) -> Batch:
+    """For a plugin, which may write into it."""
+    return Batch(batch.x.clone(), batch.y.clone())

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from robustbench_meta.effort import Counted, Effort
 from robustbench_meta.engine import Engine, Plan
 from robustbench_meta.harness import arm
 from robustbench_meta.models import Network, State, margin
@@ -23,12 +24,13 @@ SELF_TESTED = 16
 def self_test(engine: Engine, armed: Armed, tasks: TaskBatch) -> Tensor:
     """By how much the attack lowers the margin of the right class on an undefended model: a mean a task [tasks].
 
-    Of random noise, which need not lower it: how much it changes a pixel.
+    Of noise, which asks the model nothing and need not lower it: how much it changes a pixel.
     """
     model = undefended(engine, tasks)
     x, y = tasks.query
-    found = engine.attacked(model, tasks.query, arm(armed.attack, armed.threat), "query").x
-    if armed.attack.how() == "random":
+    effort = Effort()
+    found = engine.attacked(Counted(model, effort), tasks.query, arm(armed.attack, armed.threat), "query").x
+    if effort.forward == 0:
         return (found - x).abs().flatten(1).mean(1)
     return (margin(model(x), y) - margin(model(found), y)).mean(-1)
 

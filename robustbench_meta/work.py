@@ -18,7 +18,7 @@ from torch import Tensor
 
 from robustbench_meta import __version__, blobs
 from robustbench_meta.checkpoints import Trained, checkpoint_bytes, checkpoint_name, read_checkpoint, read_file
-from robustbench_meta.checks import unchecked
+from robustbench_meta.checks import of_training, unchecked
 from robustbench_meta.contracts import Weights
 from robustbench_meta.devices import device_name, is_lost, peak_memory, reset_peak_memory
 from robustbench_meta.engine import Engine, Plan
@@ -402,6 +402,9 @@ def _record(
     training = cell.training
     transductive = grid.setting.transductive or training.learner.transductive
     certificate = outcome.certificate
+    flags = unchecked(cell.spec.episodes)
+    if certificate is not None:
+        flags = certificate.flags + of_training(trained.history, grid.setting.loss, grid.setting.way)
     return {
         "schema": SCHEMA,
         "key": cell.key,
@@ -424,8 +427,8 @@ def _record(
         },
         "cost": outcome.effort.plain(),
         "memory": dict(memory),
-        "method": cell.threat.attack.how(),
-        "flags": certificate.flags if certificate is not None else unchecked(cell.spec.episodes),
+        "method": outcome.effort.method(),
+        "flags": flags,
         "checks": certificate.plain() if certificate is not None else None,
         "gallery": outcome.gallery,
         "parameters": trained.parameters,

@@ -72,12 +72,15 @@ def test_an_honest_learner_under_honest_attacks_is_flagged_for_its_few_episodes_
         ("noisy", {"random-outputs"}),
         ("softmax", {"probabilities"}),
         ("masked", {"masked-gradients"}),
+        ("remembering", {"zero-gradients", "remembers"}),
+        ("remembering:slope=1", {"remembers"}),
+        ("one-class", {"at-chance", "one-class"}),
     ],
 )
 def test_a_cheating_learner_is_flagged_for_its_reason(plugins, honest, cheat, why):
     found = outcomes(plugins, honest, ("pgd",), cheat)
     assert why <= flags(found["pgd"]), found["pgd"].certificate
-    others = {"zero-gradients", "random-outputs", "probabilities", "transductive"} - why
+    others = {"zero-gradients", "random-outputs", "probabilities", "transductive", "remembers", "at-chance"} - why
     assert not flags(found["pgd"]) & others
 
 
@@ -97,6 +100,13 @@ def test_an_attack_without_effect_is_flagged(plugins, honest):
     assert {"no-effect", "weaker-than-fgsm"} <= found
 
 
+def test_what_an_attack_declares_itself_to_be_saves_it_from_nothing(plugins, honest):
+    found = outcomes(plugins, honest, ("lazy", "helping"))
+    assert "weaker-than-fgsm" in flags(found["lazy"])
+    assert found["helping"].robust.mean() > found["helping"].clean.mean()
+    assert {"above-clean", "weaker-than-fgsm", "no-effect"} <= flags(found["helping"])
+
+
 BREACHES = {
     "generous": r"linf distance is 0\.101, eps is 0\.1 \(over by 0\.001\)",
     "nan": "NaN or infinite",
@@ -104,6 +114,12 @@ BREACHES = {
     "untidy": "reseeded torch's generator",
     "moody": "in another mode",
     "reseeding": "reseeded torch's generator",
+    "hooking": r"left something on the model: Conv2d #\d+\._forward_hooks",
+    "hooking-all": "left something on the model: torch's _global_forward_hooks",
+    "patching": r"left something on the model: Conv2d #\d+\.forward",
+    "patching-class": r"left something on the model: the class Conv2d\.forward",
+    "buffering": r"left something on the model: Conv2d #\d+\._buffers, Conv2d #\d+\._non_persistent|left something on "
+    r"the model: Conv2d #\d+\._buffers, Conv2d #\d+\.note",
 }
 
 

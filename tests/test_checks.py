@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from robustbench_meta.checks import ENOUGH, FLAGS, certify
+from robustbench_meta.checks import ENOUGH, FLAGS, certify, of_training
 from robustbench_meta.contracts import Random
+from robustbench_meta.effort import Effort
 from robustbench_meta.grid import prepare
 from robustbench_meta.neighbours import flags_between
 from robustbench_meta.observation import Observation, influence_of_mates
@@ -69,11 +70,15 @@ def test_a_sound_row_has_no_flag(registry):
         ({"twice": 0.6}, "flat-in-eps"),
         ({"robust": 0.9, "pgd": 0.9, "twice": 0.9, "full": 0.9, "stronger": 0.9}, "flat-in-eps"),
         ({"twice": 0.4, "full": 0.35}, "robust-at-full-range"),
+        ({"robust": 0.95, "stronger": 0.95}, "above-clean"),
+        ({"clean": 0.2}, "at-chance"),
         ({"episodes": ENOUGH - 1}, "few-episodes"),
         ({"observation": Observation(queries=800, probabilities=800)}, "probabilities"),
         ({"observation": Observation(queries=800, zero_gradients=9)}, "zero-gradients"),
         ({"observation": Observation(queries=800, varies=0.01)}, "random-outputs"),
         ({"observation": Observation(queries=800, mates=0.01)}, "transductive"),
+        ({"observation": Observation(queries=800, remembers=0.01)}, "remembers"),
+        ({"observation": Observation(queries=800, one_class=401)}, "one-class"),
     ],
 )
 def test_each_flag_where_it_is_called_for(registry, seen, flag):
@@ -87,7 +92,18 @@ def test_each_flag_where_it_is_called_for(registry, seen, flag):
         {"black_box": 0.4},
         {"full": 0.2, "twice": 0.35},  # chance
         {"observation": Observation(queries=800, zero_gradients=8)},  # 1 %
-        {"observation": Observation(queries=800, varies=1e-6, mates=1e-6)},  # rounding
+        {"observation": Observation(queries=800, varies=1e-6, mates=1e-6, remembers=1e-6)},  # rounding
+        {"observation": Observation(queries=800, one_class=400)},
+        {
+            "clean": 0.25,
+            "robust": 0.0,
+            "single step": 0.0,
+            "noise": 0.24,
+            "pgd": 0.0,
+            "twice": 0.0,
+            "black box": 0.1,
+            "stronger": 0.0,
+        },
     ],
 )
 def test_no_flag_at_the_edge(registry, seen):
@@ -107,7 +123,8 @@ def test_probes_are_for_attacked_rows_with_room_to_attack(registry):
     assert names(Trial(query=armed(registry, "jsma", ThreatModel("l0", 4.0)))) == set()
     white = {"pgd", "pgd, 2 eps", "pgd, full range", "black box"}
     assert names(Trial(query=pgd)) == white | {"noise", "single step", "stronger"}
-    assert names(Trial(query=armed(registry, "fgsm"))) == white | {"noise"}
+    for name in ("fgsm", "gn", "noise"):  # whatever they declare themselves to be
+        assert names(Trial(query=armed(registry, name))) == white | {"noise", "single step"}
     assert names(Trial(query=pgd, surrogate="x")) == {"noise"}  # one step may well transfer better than many
     assert names(Trial(support=pgd)) == {"noise"}
     assert names(Trial(support=pgd, poisons=True)) == {"noise", "single step", "stronger"}
@@ -203,6 +220,27 @@ def test_every_flag_has_its_page():
     page = (Path(__file__).parent.parent / "docs" / "flags.md").read_text(encoding="utf-8")
     for flag in FLAGS:
         assert f"\n## `{flag}`\n" in page, flag
+
+
+@pytest.mark.parametrize(
+    ("losses", "flat"),
+    [
+        ([1.609, 1.62, 1.608], True), ([1.9, 1.8, 1.7], False), ([1.5, 1.4, 1.3], False), ([0.4, 0.4, 0.41], False),
+        ([2.5, 2.5], True), ([1.61], False), ([], False),
+    ],
+)  # fmt: skip
+def test_a_training_whose_loss_did_not_fall_is_flagged(losses, flat):
+    """A blind guess among five classes costs ln 5 = 1.609, or 4/25 = 0.16 squared."""
+    assert of_training([{"loss": loss} for loss in losses], "cross_entropy", 5) == ["loss-flat"] * flat
+    assert of_training([{"loss": 0.161}, {"loss": 0.16}], "squared", 5) == ["loss-flat"]
+    assert of_training([{"loss": 0.161}, {"loss": 0.15}], "squared", 5) == []
+
+
+def test_how_an_attack_searched_is_counted():
+    assert Effort(10).method() == "random"
+    assert Effort(10, forward=500).method() == "black-box"
+    assert Effort(10, forward=10, gradients=10).method() == "single-step"
+    assert Effort(10, forward=10, gradients=11).method() == "iterative"
 
 
 def test_no_flag_has_the_name_of_a_profile():

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from robustbench_meta.boards import boards
-from robustbench_meta.comparison import contrasts, duels, ranked
+from robustbench_meta.comparison import contrasts, duels, judged, ranked
 from robustbench_meta.errors import BenchError
 from robustbench_meta.leaderboard import build, read, write
 from robustbench_meta.samples import Sample
@@ -158,6 +158,20 @@ def test_a_learner_that_was_not_under_all_attacks_has_no_rank(tmp_path):
     frame = build(store)
     assert frame.loc[frame["learner"] == "b", "rank"].isna().all()
     assert (frame.loc[frame["learner"] == "a", "rank"] == 1).all()
+
+
+@pytest.mark.parametrize("flag", ["masked-gradients", "weaker-than-fgsm", "above-clean", "remembers"])
+def test_a_number_that_its_flags_deny_has_no_rank_and_stands_last(tmp_path, flag):
+    store = stored(
+        tmp_path, record(answers(0.9), learner="liar", flags=[flag]), record(answers(0.5), learner="a"),
+        record(answers(0.3), learner="b", flags=["not-converged"]),
+    )  # fmt: skip
+    frame = build(store)
+    assert frame.set_index("learner")["rank"].fillna(0).to_dict() == {"a": 1, "b": 2, "liar": 0}
+    (board,) = boards(frame)
+    assert list(board.scores) == ["a", "b", "liar"]
+    (told,) = judged(frame, read(store)[1])
+    assert told.leaders["pgd"] == {"a"}
 
 
 # -- what can be compared ----------------------------------------------------------------------------

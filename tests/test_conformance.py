@@ -31,7 +31,7 @@ from robustbench_meta.threat import ThreatModel
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FOUND = load_registry(EXAMPLES, strict=False)
-BRIDGED = ("bim", "cw", "deepfool", "fab", "mifgsm")
+BRIDGED = ("bim", "cw", "deepfool", "torchattacks-fab", "mifgsm")
 NEED_FILES = ("omniglot", "image-folder", "pickled")
 QUICK = {"steps": 10, "queries": 40}
 ENOUGH = {"cw": {"steps": 30, "lr": 0.1}}

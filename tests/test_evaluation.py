@@ -142,6 +142,38 @@ def test_what_breaks_the_threat_model_is_refused_by_name(registry, case):
     assert "planted" in str(told.value)
 
 
+@pytest.mark.parametrize("per_task", [False, True])
+def test_what_an_attack_writes_later_into_what_it_returned_changes_nothing(registry, per_task):
+    returned = []
+
+    def keep(self, model, x, y, threat, rng):
+        for earlier in returned:
+            earlier.fill_(0.5)
+        returned.append(x.clone())
+        return returned[-1]
+
+    engine, weights = make_world(registry, "maml", "mlp")
+    first, second = random_tasks().query, random_tasks().query
+    attack, before = arm(planted(keep, per_task=per_task), ThreatModel("linf", 0.05)), first.x.clone()
+    found = engine.perturb(engine.theta(weights), first, attack)
+    engine.perturb(engine.theta(weights), second, attack)
+    assert torch.equal(found.x, before)
+    assert torch.equal(first.x, before)
+
+
+def test_what_a_model_writes_into_itself_is_not_the_attacks_doing(registry):
+    engine, weights = make_world(registry, "maml", "mlp")
+    module = engine.network.module
+    module.calls = 0
+    module.register_forward_pre_hook(lambda module, inputs: setattr(module, "calls", module.calls + 1))
+    asking = arm(planted(lambda s, m, x, y, t, r: (m(x), x)[1]), ThreatModel("linf", 0.05))
+    engine.perturb(engine.theta(weights), random_tasks().query, asking)
+    leaving = planted(lambda s, m, x, y, t, r: (m(x), [setattr(each, "mine", 1) for each in m.modules()], x)[2])
+    with pytest.raises(ViolationError, match=r"left something on the model: \w+ #\d+\.mine"):
+        engine.perturb(engine.theta(weights), random_tasks().query, arm(leaving, ThreatModel("linf", 0.05)))
+    assert not any(hasattr(each, "mine") for each in module.modules())
+
+
 def test_an_attack_leaves_no_trace_in_the_random_states(registry):
     import random
 

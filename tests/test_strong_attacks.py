@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 
+import numpy as np
 import pytest
+import scipy.optimize
 import torch
 import torch.nn.functional as F
 import torchattacks
@@ -17,6 +19,7 @@ from robustbench_meta.contracts import Random, Setting
 from robustbench_meta.errors import BenchError
 from robustbench_meta.plugins.attacks.apgd import APGD, APGDL2, checkpoints, dlr, targeted_dlr
 from robustbench_meta.plugins.attacks.auto import Auto, AutoL2
+from robustbench_meta.plugins.attacks.fab import FAB, FABL2, to_plane
 from robustbench_meta.plugins.attacks.fgsm import FGSM
 from robustbench_meta.plugins.attacks.noise import Noise, NoiseL2
 from robustbench_meta.plugins.attacks.pgd import PGD, PGDL2
@@ -33,6 +36,7 @@ QUICK = {
     "apgd-restarts": APGD(steps=5, restarts=3), "apgdl2": APGDL2(steps=12),
     "apgdl2-dlr-targeted": APGDL2(steps=6, loss="dlr-targeted"),
     "square": Square(queries=60), "square-restarts": Square(queries=30, restarts=2), "squarel2": SquareL2(queries=60),
+    "fab": FAB(steps=8), "fab-restarts": FAB(steps=5, restarts=2), "fabl2": FABL2(steps=8),
     "auto": Auto(steps=6, queries=30), "autol2": AutoL2(steps=6, queries=30),
 }  # fmt: skip
 ALL = pytest.mark.parametrize("name", QUICK)
@@ -85,6 +89,79 @@ def test_on_a_linear_model_the_worst_point_is_found(attack):
     assert torch.equal(victim.fooled(found, y), victim.fooled(expected, y))
     if attack.name.startswith("apgd"):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 if attack.norm == "linf" else 0.005 * eps)
+
+
+@pytest.mark.parametrize("attack", [FAB(steps=20), FABL2(steps=20)], ids=lambda attack: attack.name)
+@pytest.mark.parametrize("way", [2, 5])
+def test_on_a_linear_model_fab_finds_the_smallest_perturbation(attack, way):
+    """The distance to a hyperplane is the difference of the logits over the dual norm of that of the weights."""
+    weight = torch.randn(way, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weight -= weight.mean(-1, keepdim=True)  # so that planes pass near, and the pixel range is far
+    x = 0.3 + 0.4 * torch.rand(2, 5, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    victim, threat = linear(weight), ThreatModel(attack.norm, 1.0)
+    logits = victim(x)
+    y = logits.argmax(-1)
+    apart = weight[y][..., None, :] - weight
+    dual = apart.norm(p=1 if attack.norm == "linf" else 2, dim=-1)
+    expected = ((logits.max(-1, keepdim=True).values - logits) / dual).nan_to_num(torch.inf).amin(-1)
+    closest = [attack.closest(victim, x, y, threat, x, target) for target in range(way - 1)]
+    near = torch.stack([distance for _, distance in closest]).amin(0)
+    assert (near >= expected * (1 - 1e-9)).all()
+    torch.testing.assert_close(near, expected, rtol=0.01, atol=0)
+    for part in (0.9, 1.1):
+        eps = float(expected.median()) * part
+        assert torch.equal(victim.fooled(run(attack, victim, x, y, eps), y), expected * 1.01 <= eps), part
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), value=st.floats(-3, 3))
+def test_the_way_onto_a_plane_is_the_shortest_within_the_range(norm, seed, value):
+    """Against scipy: the same optimum as a linear programme, or as bounded least distance by its dual variable."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.rand(1, 6, dtype=torch.float64, generator=generator)
+    z = torch.where(torch.rand(1, 6, generator=generator) < 0.3, z.round(), z)
+    slope = torch.randn(1, 6, dtype=torch.float64, generator=generator)
+    slope[0, seed % 6] = 0
+    delta = to_plane(z, slope, torch.tensor([value], dtype=torch.float64), ThreatModel(norm, 1.0), 1)[0].numpy()
+    w, low, high = slope[0].numpy(), -z[0].numpy(), 1 - z[0].numpy()
+    assert (delta >= low - 1e-12).all()
+    assert (delta <= high + 1e-12).all()
+    most = np.where(w * value > 0, low, high) @ w
+    if abs(most) < abs(value):
+        assert delta @ w == pytest.approx(most)
+        return
+    assert delta @ w == pytest.approx(-value, abs=1e-9)
+    if norm == "linf":  # minimise t with −t ≤ δ ≤ t
+        eye, ones = np.eye(6), np.ones((6, 1))
+        best = scipy.optimize.linprog(
+            [0] * 6 + [1], A_ub=np.block([[eye, -ones], [-eye, -ones]]), b_ub=np.zeros(12),
+            A_eq=[[*w, 0]], b_eq=[-value], bounds=[*zip(low, high, strict=True), (0, None)],
+        ).fun  # fmt: skip
+        assert abs(delta).max() == pytest.approx(best, abs=1e-7)
+    else:
+
+        def off(dual):
+            return np.clip(-dual * w, low, high) @ w + value
+
+        dual = scipy.optimize.brentq(off, -1e6, 1e6, xtol=1e-14)
+        assert np.linalg.norm(delta) == pytest.approx(np.linalg.norm(np.clip(-dual * w, low, high)), abs=1e-6)
+
+
+@pytest.mark.parametrize(("attack", "norm"), [(FAB(steps=30), "Linf"), (FABL2(steps=30), "L2")])
+def test_fab_comes_as_close_as_that_of_torchattacks(attack, norm):
+    victim, x, y = batch(tasks=1, n=24)
+    eps = eps_of(attack)
+    theirs = torchattacks.FAB(victim.module, norm=norm, eps=10 * eps, steps=30, n_classes=WAY, multi_targeted=True)(
+        x[0], y[0]
+    )
+    there = ThreatModel(attack.norm, 1.0).distance(theirs, x[0], 3)
+    there = torch.where(victim.fooled(theirs, y[0]), there, torch.inf)
+    ours = torch.stack([attack.closest(victim, x, y, ThreatModel(attack.norm, 1.0), x, at)[1] for at in range(WAY - 1)])
+    ours = ours.amin(0)[0].double()
+    assert there.isfinite().float().mean() > 0.9
+    assert float((ours / there).median()) < 1.02
+    assert float((ours <= 1.1 * there).float().mean()) > 0.9
 
 
 def test_the_worst_point_in_a_corner_of_the_pixel_range_is_found():
@@ -300,7 +377,9 @@ def test_a_stronger_one_of_ours_has_more_steps_or_queries():
     assert APGD(steps=20, loss="dlr").stronger() == APGD(steps=40, restarts=2, loss="dlr")
     assert type(APGDL2().stronger()) is APGDL2
     assert SquareL2(queries=100).stronger() == SquareL2(queries=200)
-    assert Auto().stronger() is Noise().stronger() is FGSM().stronger() is None
+    assert FABL2(steps=7).stronger() == FABL2(steps=14, restarts=2)
+    assert AutoL2(steps=5, queries=10).stronger() == AutoL2(steps=10, queries=20, restarts=2)
+    assert Noise().stronger() is FGSM().stronger() is None
 
 
 def test_auto_pgd_of_one_step_is_a_single_step():

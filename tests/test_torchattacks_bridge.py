@@ -135,13 +135,13 @@ def test_every_attack_of_torchattacks_is_registered():
     }  # fmt: skip
     assert ours == theirs == set(torchattacks.__all__)
     assert set(BRIDGED) <= set(registry.names("attack"))
-    for name in ("fgsm", "pgd", "pgdl2", "apgd", "square"):
+    for name in ("fgsm", "pgd", "pgdl2", "apgd", "fab", "square"):
         assert registry.get("attack", name) is not BRIDGED[f"torchattacks-{name}"]
     assert all(cls.summary() and cls.source for cls in BRIDGED.values())
 
 
 @pytest.mark.parametrize(
-    "name", ["torchattacks-apgd", "torchattacks-apgdt", "fab", "torchattacks-square", "autoattack"]
+    "name", ["torchattacks-apgd", "torchattacks-apgdt", "torchattacks-fab", "torchattacks-square", "autoattack"]
 )
 def test_the_option_norm_drives_the_threat_model(name):
     assert BRIDGED[name]().norm == "linf"
@@ -437,7 +437,7 @@ def test_what_the_options_make_of_how_they_search_is_told(name, options, how):
 def test_a_stronger_one_has_three_times_the_steps_of_their_usual_size():
     assert BRIDGED["bim"](steps=4, alpha=0.1).stronger() == BRIDGED["bim"](steps=12)
     assert BRIDGED["cw"](steps=20, c=2).stronger() == BRIDGED["cw"](steps=60, c=2)
-    fab = BRIDGED["fab"]
+    fab = BRIDGED["torchattacks-fab"]
     assert fab(norm="L2").stronger() == fab(norm="L2", steps=30)
 
 

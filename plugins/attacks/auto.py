@@ -13,6 +13,7 @@ from robustbench_meta.contracts import Attack, Random, Victim
 from robustbench_meta.threat import Norm, ThreatModel
 
 from .apgd import APGD, APGDL2
+from .fab import FAB, FABL2
 from .fgsm import FGSM
 from .pgd import PGD, PGDL2
 from .searching import SearchAttack, WorstCase
@@ -20,16 +21,24 @@ from .square import Square, SquareL2, Squares
 
 
 class Auto(SearchAttack):
-    """The worst of FGSM, PGD, Auto-PGD with two losses and Square Attack, each on what withstands those before it."""
+    """The worst of FGSM, PGD, Auto-PGD with two losses, FAB and Square Attack, each on what withstood those before."""
 
     name: ClassVar[str] = "auto"
     source: ClassVar[str] = "after Croce & Hein 2020, https://arxiv.org/abs/2003.01690"
 
-    steps: int = Field(100, ge=1, description="number of steps of Auto-PGD")
+    steps: int = Field(100, ge=1, description="number of steps of Auto-PGD and FAB")
     queries: int = Field(5000, ge=1, description="queries of Square Attack, for each image")
 
+    restarts: int = Field(1, ge=1, description="starts of Auto-PGD and FAB")
+
     _apgd: ClassVar[type[APGD]] = APGD
+    _fab: ClassVar[type[FAB]] = FAB
     _square: ClassVar[type[Squares]] = Square
+
+    def stronger(self) -> Attack | None:
+        """Twice the steps and queries, and a start more."""
+        more = {"steps": 2 * self.steps, "queries": 2 * self.queries, "restarts": self.restarts + 1}
+        return self.model_copy(update=more)
 
     def search(
         self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor | None
@@ -37,7 +46,7 @@ class Auto(SearchAttack):
         """For each image of x [tasks, n, *shape] the first that fools; each attack has the draws of a row of its own.
 
         What the model gets wrong as it is, or at `start`, stays so. FGSM and PGD see all examples, so that this is
-        never weaker than a row of them, to the last bit; Auto-PGD and Square Attack begin at `start` if it is given.
+        never weaker than a row of them, to the last bit; the others begin at `start` if it is given.
 
         Raises:
             BenchError: the model's loss does not depend differentiably on x.
@@ -60,19 +69,24 @@ class Auto(SearchAttack):
 
     def _strong(self, way: int, event: int) -> list[SearchAttack]:
         """For what withstands, as far as the number of classes and the shape of an example allow them."""
-        attacks: list[SearchAttack] = [self._apgd(steps=self.steps)]
+        effort = {"steps": self.steps, "restarts": self.restarts}
+        attacks: list[SearchAttack] = [self._apgd(**effort)]
         if way >= 3:
-            attacks.append(self._apgd(steps=self.steps, loss="dlr-targeted" if way >= 4 else "dlr"))
+            attacks.append(self._apgd(**effort, loss="dlr-targeted" if way >= 4 else "dlr"))
+        attacks.append(self._fab(**effort))
         if event == 3:
             attacks.append(self._square(queries=self.queries))
         return attacks
 
 
 class AutoL2(Auto):
-    """The worst of PGD, Auto-PGD with two losses and Square Attack in the L2 norm, one after the other."""
+    """The worst of PGD, Auto-PGD with two losses, FAB and Square Attack in the L2 norm, one after the other."""
 
     name: ClassVar[str] = "autol2"
+    restarts: int = Field(1, ge=1, description="starts of Auto-PGD and FAB")
+
     _apgd: ClassVar[type[APGD]] = APGDL2
+    _fab: ClassVar[type[FAB]] = FABL2
     _square: ClassVar[type[Squares]] = SquareL2
 
     @property

@@ -226,7 +226,7 @@ def our_name(theirs: str) -> str:
     return f"torchattacks-{theirs.lower()}" if theirs.upper() in OURS else theirs.lower()
 
 
-OURS = ("FGSM", "PGD", "PGDL2", "APGD", "APGDT", "SQUARE")
+OURS = ("FGSM", "PGD", "PGDL2", "APGD", "APGDT", "FAB", "SQUARE")
 _BASES: dict[str, type[TorchAttack]] = {"CW": _CW, "DeepFool": _DeepFool, "OnePixel": _OnePixel, "JSMA": _JSMA}
 _BASES |= {"Square": _Square, "AutoAttack": _AutoAttack, "MultiAttack": _MultiAttack, "LGV": _LGV}
 

@@ -161,6 +161,8 @@ def _caption_of_all(standings: Sequence[Standing]) -> str:
     if ranked:
         lines.append("Rank: 1 + how many learners are significantly better in the shaded column; "
                      "equal ranks cannot be told apart.")  # fmt: skip
+        if any(set(board.measured(board.columns[-1])) - set(board.ranks) for board in ranked):
+            lines.append("No rank where flags deny the number.")
         lines.append("Bold: none is significantly better in that column. Ranks and bold correct for the pairs in one "
                      "column, the comparisons in pairs for all of them, and so may tell fewer apart.")  # fmt: skip
         seeds = {board.scores[name][board.columns[-1]].seeds for board in ranked for name in board.ranks}

@@ -62,7 +62,40 @@ class Masked(MAML):
         return other + (honest - other).detach()
 
 
+class Remembering(MAML):
+    """Gives what lies within 0.1 of a clean image that it was shown that image's logits, with or without a slope."""
+
+    name = "remembering"
+    slope: float = 0.0
+
+    def logits(self, model, state, x):
+        logits, flat = model(state, x), x.detach().flatten(1)
+        for image, answer in zip(flat, logits.detach(), strict=True):
+            if ((255 * image).round() - 255 * image).abs().max() < 1e-3:  # as images are stored
+                _SHOWN.append((image, answer))
+        del _SHOWN[:-200]
+        if not _SHOWN:
+            return logits
+        images, answers = (torch.stack(each) for each in zip(*_SHOWN, strict=True))
+        near, which = torch.cdist(flat, images, p=torch.inf).min(1)
+        remembered = answers[which] + self.slope * (logits - logits.detach())
+        return torch.where((near < 0.101)[:, None] & (near > 1e-6)[:, None], remembered, logits)
+
+
+_SHOWN = []
+
+
+class OneClass(MAML):
+    """Says the first class, whatever it sees."""
+
+    name = "one-class"
+
+    def logits(self, model, state, x):
+        logits = model(state, x)
+        return torch.cat([logits[:, :1].abs() + 100, logits[:, 1:]], 1)
+
+
 @hookimpl
 def register_learners(register):
-    for learner in (Saturated, Quantised, Noisy, Softmax, Peeking, Masked):
+    for learner in (Saturated, Quantised, Noisy, Softmax, Peeking, Masked, Remembering, OneClass):
         register(learner)
