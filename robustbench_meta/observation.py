@@ -20,6 +20,8 @@ MATES = {"float32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}
 """The same for a query's logits among other queries, whose batch is computed in another order."""
 _MOST_ZEROS = 0.01
 """The share of the queries whose input gradient may be zero or not finite."""
+_ALONE = 8
+"""How many of a task's queries are also asked alone."""
 Answers = Callable[[Tensor], Tensor]
 """x [tasks, n, *shape] → logits [tasks, n, way], or other outputs."""
 
@@ -76,12 +78,12 @@ class Observation:
 def observe(arena: Arena) -> Observation:
     """Look at the model on the arena's clean queries."""
     x, y, logits = arena.tasks.query.x, arena.tasks.query.y, arena.logits
-    seen, _ = _seen(arena.victim(), x, y)
+    seen, again = _seen(arena.victim(), x, y)
 
     def answers(images: Tensor) -> Tensor:
         return arena.engine.logits(arena.adapted, images.clone())
 
-    seen.varies = variation(answers, x, logits)
+    seen.varies = _largest_change(again, logits, logits)
     seen.mates = max(influence_of_mates(answers, x, logits).values())
     return seen
 
@@ -136,7 +138,7 @@ def influence_of_mates(answers: Answers, x: Tensor, whole: Tensor) -> dict[str, 
     changed = torch.cat([1 - x[:, :1], x[:, 1:]], 1)
     found = {
         "when it is asked alone": _largest_change(
-            torch.cat([answers(one) for one in torch.split(x, 1, dim=1)], dim=1), whole, whole
+            torch.cat([answers(one) for one in torch.split(x[:, :_ALONE], 1, dim=1)], dim=1), whole[:, :_ALONE], whole
         ),
         "in another order": _largest_change(answers(x[:, order])[:, order], whole, whole),
     }
