@@ -45,6 +45,7 @@ FLAGS: dict[str, str] = {
 }
 """What each flag means, in a line."""
 
+
 @dataclass
 class Certificate:
     """What the checks of one row saw: what its flags are made of, kept in its record."""

@@ -23,6 +23,7 @@ from robustbench_meta.records import finite, pack
 from robustbench_meta.spec import RunSpec
 from robustbench_meta.statistics import above
 from robustbench_meta.store import Store
+from robustbench_meta.tasks import Batch, TaskBatch
 from robustbench_meta.threat import ThreatModel
 from robustbench_meta.trials import Armed, Trial
 from robustbench_meta.undefended import self_test, undefended
@@ -154,8 +155,8 @@ def test_the_undefended_model_is_the_nearest_class_mean(registry, loss):
 
 def test_a_class_without_support_images_leaves_the_undefended_model_finite_and_attackable(registry):
     """A coin may fall on one side only: half of the tasks of `toy` at one shot."""
-    tasks = random_tasks(way=2, shot=1, query=4)
-    tasks.support.y[:, 1] = 0
+    drawn = random_tasks(way=2, shot=1, query=4)
+    tasks = TaskBatch(Batch(drawn.support.x, torch.zeros_like(drawn.support.y)), drawn.query)
     engine, _ = make_world(registry, "maml", "mlp", way=2)
     logits = undefended(engine, tasks)(tasks.query.x)
     mean, x = tasks.support.x.flatten(2).mean(1), tasks.query.x.flatten(2)
