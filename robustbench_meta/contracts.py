@@ -17,6 +17,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from torch import Tensor, nn
 
 from robustbench_meta.devices import send
+from robustbench_meta.errors import BenchError, PluginError
+from robustbench_meta.options import parse_eps
 from robustbench_meta.seeds import seed_from
 from robustbench_meta.tasks import Batch, Splits, TaskBatch
 from robustbench_meta.threat import Norm, ThreatModel
@@ -42,6 +44,17 @@ File = Annotated[Path, AfterValidator(_existing)]
 makes new ones. Optional: `weights: File | None = Field(None, …)`."""
 
 
+def _eps_by_norm(declared: Mapping[str, float | str]) -> Mapping[str, float | str]:
+    for norm, eps in declared.items():
+        if norm not in get_args(Norm):
+            raise ValueError(f"eps by norm, one of {', '.join(map(repr, get_args(Norm)))}, as in {{'linf': '8/255'}}")
+        try:
+            parse_eps(eps)
+        except BenchError as error:
+            raise ValueError(f"eps by norm, as in {{'linf': '8/255'}}: {error}") from error
+    return declared
+
+
 class Plugin(BaseModel, ABC):
     """What all plugins share: a name, one line about it, where it comes from, and options as fields."""
 
@@ -56,6 +69,18 @@ class Plugin(BaseModel, ABC):
     def summary(cls) -> str:
         """The first line of the class's docstring."""
         return (cls.__doc__ or "").strip().split("\n")[0]
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse, and say what to do instead."""
+        try:
+            if name.startswith("_") and name not in self.__private_attributes__:
+                raise AttributeError(name)
+            super().__setattr__(name, value)
+        except (ValueError, AttributeError) as error:
+            raise PluginError(
+                f"{type(self).__name__} sets self.{name}; a plugin holds its options alone, which are fixed once it is "
+                "made: a learner keeps what it learns in θ (init) and what adapt returns, an attack in local variables"
+            ) from error
 
     @field_validator("*", mode="before")
     @classmethod
@@ -339,9 +364,9 @@ class Dataset(Plugin):
     loss: ClassVar[LossName] = "cross_entropy"
     backbone: ClassVar[str] = "conv4"
     """The backbone when the user names none."""
-    eps: ClassVar[Mapping[str, float | str]] = {"linf": 0.1}
+    eps: ClassVar[Annotated[Mapping[str, float | str], AfterValidator(_eps_by_norm)]] = {"linf": 0.1}
     """ε by norm when the user names none; also the default ε of training attacks (linf)."""
-    way: ClassVar[int | None] = None
+    way: ClassVar[Annotated[int, Field(ge=2)] | None] = None
     """The only way that it can give, if there is one."""
 
     def placed(self, root: Path | None) -> Dataset:

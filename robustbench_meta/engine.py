@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
@@ -16,8 +17,8 @@ from robustbench_meta.contracts import Learner, Random, Update, Weights
 from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.lanes import Crew, Lanes
 from robustbench_meta.models import Forward, Network, State, WithSupport
-from robustbench_meta.seeds import seed_from
-from robustbench_meta.sharing import CrewFor, Judged, Part, Stepping, share_out
+from robustbench_meta.seeds import seed_from, seeded
+from robustbench_meta.sharing import CrewFor, Judged, Part, Stepping, Verdict, share_out
 from robustbench_meta.tasks import Batch, TaskBatch
 from robustbench_meta.threat import Doubts
 from robustbench_meta.victims import AttackedModel, Perturbation, Target
@@ -26,6 +27,19 @@ _log = logging.getLogger(__name__)
 COMPILER = "inductor"
 """The backend of torch.compile."""
 Mapping = Literal["vmap", "loop"]
+_BY_AUTOGRAD = (
+    "asks torch.autograd (grad or backward) for a gradient of tensors that record none; use "
+    "robustbench_meta.inner.gradient_step(loss, weights, rate), or torch.func.grad(loss)(weights), where loss is a "
+    "function of the weights: they work without `requires_grad`, and can be mapped over tasks"
+)
+_IN_PLACE = "changes a weight in place; compute new tensors (w = w - rate * g, not w -= rate * g)"
+_EXPLAINED = {
+    "does not require grad": _BY_AUTOGRAD,
+    "inside of a functorch transform": _BY_AUTOGRAD,
+    "inside a functorch transform": _BY_AUTOGRAD,
+    "leaf Variable that requires grad is being used in an in-place operation": _IN_PLACE,
+}
+"""What to do about errors of torch, by a part of their message."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -78,8 +92,6 @@ class Engine:
     may_halve: bool = True
     """Whether it goes on with smaller chunks when the device runs out of memory."""
     _attacks: int = 0
-    _draws: bool | None = field(default=None, init=False)
-    """Whether learner or backbone draw from global generators, which lanes cannot share; None: not yet seen."""
     _steps: Stepping | None = field(default=None, init=False)
 
     def set_mode(self, training: bool) -> None:
@@ -91,6 +103,10 @@ class Engine:
         """One seed a task of the next batch of tasks; each attack on it draws from seeds of its own."""
         self.seeds, self._attacks = seeds, 0
 
+    def drawing(self, purpose: str, device: torch.device) -> AbstractContextManager[None]:
+        """Inside, what learner and backbone draw for the batch at hand depends on its tasks' seeds and the purpose."""
+        return seeded(seed_from("drawing", purpose, *self.seeds), device)
+
     def theta(self, weights: Weights) -> State:
         """θ as a state."""
         return State.shared(weights, self._forward)
@@ -100,14 +116,18 @@ class Engine:
 
         A network that reads the support set is given it from then on: its images go beside the learner's tree.
         """
+        self._check_whole(support.x)
         state = theta.without_support()
-        for _ in range(self.learner.inner_steps(self.training)):
-            state = self._adapt_once(state, support, settings)
+        with self._explaining("adapt"):
+            for _ in range(self.learner.inner_steps(self.training)):
+                state = self._adapt_once(state, support, settings)
         return state.with_support(support.x) if self.network.reads_support else state
 
     def logits(self, state: State, x: Tensor) -> Tensor:
         """Logits [tasks, n, way]."""
-        mapped: Tensor = self._map(state.forward, state, x, name="logits")
+        self._check_whole(x)
+        with self._explaining("logits"):
+            mapped: Tensor = self._map(state.forward, state, x, name="logits")
         return mapped
 
     def loss(self, state: State, batch: Batch) -> Tensor:
@@ -117,6 +137,7 @@ class Engine:
             logits = state.forward(tree, x)
             return self.network.loss(logits, y), (logits.detach().argmax(-1) == y).float().mean()
 
+        self._check_whole(batch.x)
         losses, accuracies = self._map(judge, state, batch.x, batch.y, name="loss")
         self.judged.add(losses, accuracies)
         return losses  # type: ignore[no-any-return]  # _map is generic in what the function returns
@@ -180,7 +201,9 @@ class Engine:
     def part(self, weights: Weights, tasks: TaskBatch, of: int, seeds: Sequence[int]) -> Part:
         """The share of these tasks, of so many in all, in the meta-gradients; on an engine with `judged` empty."""
         self.batch_seeds(seeds)
-        updates, leaves = self.learner.objective(self, self.theta(weights), tasks), list(weights.values())
+        leaves = list(weights.values())
+        with self.drawing("objective", tasks.support.x.device):
+            updates = self.learner.objective(self, self.theta(weights), tasks)
         _check_updates(self.learner.name, updates, tasks.tasks)
         gradients = [
             torch.autograd.grad(
@@ -211,8 +234,8 @@ class Engine:
             self._steps.dismiss()
             self._steps = None
 
-    def judge(self, weights: Weights, draw: Callable[[Sequence[int]], TaskBatch], seeds: Sequence[int]) -> None:
-        """Add to `judged` the queries that the learner's objective judges, without an update.
+    def judge(self, weights: Weights, draw: Callable[[Sequence[int]], TaskBatch], seeds: Sequence[int]) -> Verdict:
+        """Judge adapted states on their queries, whatever the objective asks for, without an update.
 
         Args:
             weights: θ.
@@ -220,14 +243,23 @@ class Engine:
             seeds: one seed a task for the training attack.
         """
 
-        def part(engine: Engine, which: slice) -> Judged:
+        def part(engine: Engine, which: slice) -> Verdict:
             engine.batch_seeds(seeds[which])
-            engine.learner.objective(engine, engine.theta(weights), draw(range(len(seeds))[which]))
-            return engine.judged
+            tasks = draw(range(len(seeds))[which])
+            clean, attacked = engine, engine.fresh()
+            with engine.drawing("validation", tasks.support.x.device):
+                adapted = engine.adapt(engine.theta(weights), tasks.support)
+                clean.loss(adapted, tasks.query)
+                if engine.attack is not None:
+                    attacked.loss(adapted, engine.perturb(adapted, tasks.query))
+            return Verdict(clean.judged, attacked.judged)
 
+        verdict = Verdict(Judged(), Judged())
         with torch.no_grad():
-            for judged in self._chunks(part, len(seeds)):
-                self.judged.merge(judged)
+            for clean, attacked in self._chunks(part, len(seeds)):
+                verdict.clean.merge(clean)
+                verdict.attacked.merge(attacked)
+        return verdict
 
     def share_out(
         self,
@@ -239,22 +271,18 @@ class Engine:
     ) -> list[Result]:
         """`work` on each item, on as many lanes as there are; results in the order of the items.
 
-        Where learner or backbone draw from a global generator (dropout), items go one after the other
-        whatever the lanes: what is drawn depends on the order.
-
         Args:
             work: is given an engine with `judged` empty; what it changes elsewhere is lost.
             items: what to work on.
             done: told how many items are finished.
             crew: who works, if not processes that are forked for this.
-            found: told each item and its result, unless something was drawn for it.
+            found: told each item and its result.
         """
-        results, self._draws = share_out(
+        return share_out(
             lambda item: work(self.fresh(), item), items,
-            lanes=1 if self.plan.compiled else self.lanes.count(), draws=self._draws, done=done,
-            found=found, crew=crew or (lambda lanes, watched: Crew(watched, lanes, self.lanes)),
+            lanes=1 if self.plan.compiled else self.lanes.count(), done=done, found=found,
+            crew=crew or (lambda lanes, alone: Crew(alone, lanes, self.lanes)),
         )  # fmt: skip
-        return results
 
     def fresh(self) -> Engine:
         """The same engine, with nothing judged yet."""
@@ -285,6 +313,25 @@ class Engine:
         _log.warning("out of memory on the device: going on with %d tasks at a time", self.plan.chunk)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _check_whole(self, x: Tensor) -> None:
+        """Raise ValueError, whoever asks, unless images have the axes of all tasks."""
+        if x.dim() != self.event + 2:
+            raise ValueError(
+                f"images of shape {tuple(x.shape)} were given for all tasks; expected {self.event + 2} axes, "
+                "[tasks, n, *shape]: what an objective and an attack call takes all tasks of a batch at once"
+            )
+
+    @contextlib.contextmanager
+    def _explaining(self, what: str) -> Iterator[None]:
+        """Say of torch's errors about gradients and memory what to use instead."""
+        try:
+            yield
+        except RuntimeError as error:
+            told = next((told for known, told in _EXPLAINED.items() if known in str(error)), None)
+            if told is None:
+                raise
+            raise PluginError(f"learner '{self.learner.name}': {what} {told}") from error
 
     def _forward(self, tree: Any, x: Tensor) -> Tensor:
         if isinstance(tree, WithSupport):

@@ -15,19 +15,20 @@ import torch
 from torch import Tensor
 
 from robustbench_meta.checks import Certificate, certify
-from robustbench_meta.contracts import Weights
+from robustbench_meta.contracts import Setting, Weights
 from robustbench_meta.devices import is_lost
 from robustbench_meta.effort import Effort
 from robustbench_meta.engine import Engine
 from robustbench_meta.errors import BenchError, DeviceLostError, keep_traceback, located
 from robustbench_meta.exhibits import developed, exhibit
-from robustbench_meta.grid import Cell
+from robustbench_meta.grid import Cell, obstacle
 from robustbench_meta.keeping import Notebook
 from robustbench_meta.lanes import DeathError
 from robustbench_meta.observation import Fresh, Observation, observe
 from robustbench_meta.parts import Chunk, Found, Tally
 from robustbench_meta.probes import CHECKED, Battery, Probe, probes
 from robustbench_meta.seeds import seed_from
+from robustbench_meta.snapshot import Snapshot
 from robustbench_meta.spec import TrainingSpec
 from robustbench_meta.tasks import TaskBatch, TaskSource, check_images
 from robustbench_meta.trials import Arena, Armed, Contestant, Trial
@@ -133,12 +134,22 @@ class _Evaluation:
 
     def _probes(self, battery: Battery, key: str, trial: Trial) -> list[Probe]:
         try:
-            return probes(battery, trial, self.source.shape)
+            found = probes(battery, trial, self.source.shape)
+            return [probe for probe in found if not self._obstacle(probe.trial)]
         except Exception as error:  # an attack is a plugin: its `how` or `stronger` may raise anything
             self.broken[key] = BenchError(
                 f"an attack failed to say what it is checked with (`stronger`, `how`): {located(error)}"
             )
             return []
+
+    def _obstacle(self, trial: Trial) -> str | None:
+        """Why an attack of a trial cannot work here; None if all can."""
+        engine, spec = self.engine, self.spec
+        setting = Setting(
+            self.source.shape, spec.way, spec.shot, spec.query, engine.network.loss_name, engine.transductive
+        )
+        attacks = [side.attack for side in (trial.support, trial.query) if side is not None]
+        return next((reason for attack in attacks if (reason := obstacle(attack, setting))), None)
 
     def run(self) -> dict[str, Outcome | BenchError]:
         self.engine.set_mode(training=False)
@@ -253,8 +264,10 @@ class _Evaluation:
     def _chunks(self, engine: Engine, places: range) -> list[Chunk]:
         """All cells on these episodes; in halves, from now on, if they do not fit in the device's memory together."""
         if len(places) <= self.fits:
+            engine.batch_seeds([seed_from(self.spec.seed, "attack", place) for place in places])
             try:
-                return [self._chunk(engine, places)]
+                with engine.drawing("episodes", self.device):
+                    return [self._chunk(engine, places)]
             except torch.OutOfMemoryError:
                 if len(places) == 1:
                     raise
@@ -271,13 +284,13 @@ class _Evaluation:
             torch.OutOfMemoryError: there is more than one episode, and they do not fit together.
         """
         tasks = test_episodes(self.source, self.spec, places)
-        engine.batch_seeds([seed_from(self.spec.seed, "attack", place) for place in places])
         strangers = {
             key: Contestant(other, other.theta(_data(theta))) for key, (other, theta) in self.surrogates.items()
         }
         contestant = Contestant(engine, engine.theta(self.weights))
         arena = Arena(contestant, tasks, strangers, self.device)
         chunk, checked, noticing = Chunk(_noted(tasks)), self.battery is not None and places.start < CHECKED, 0.0
+        kept = Snapshot(self._given(engine))
         if checked:
             started = arena.now()
             fresh, noises = Fresh(contestant), self._noises(arena, chunk, places)
@@ -289,6 +302,12 @@ class _Evaluation:
         if places.start == 0:
             for key, tally in chunk.cells.items():
                 tally.gallery = exhibit(arena, self.trials[key]) if tally.failure is None else None
+        changed = kept.changed()
+        if changed:  # attacks are held to account one by one, and what they changed is given back
+            raise BenchError(
+                f"learner '{engine.learner.name}', or its backbone, changed {', '.join(changed)} in place while it was "
+                "tested, so that one task leaks into the next; compute new tensors"
+            )
         chunk.adapt_seconds, chunk.adapted_tasks = arena.adapt_seconds, arena.adapted_tasks
         if checked and chunk.clean is not None:
             started = arena.now()
@@ -307,6 +326,11 @@ class _Evaluation:
                         chunk.probes[probe.key] = _of(key, self._held(arena, probe, probe.key))
                     found[probe.key] = probe
         return [probe for key, probe in found.items() if chunk.probes[key].failure is None]
+
+    def _given(self, engine: Engine) -> dict[str, Tensor]:
+        """What a learner is lent at test, and must leave as it is, by what messages call it; images are copies."""
+        theta = {f"θ's '{name}'": weight for name, weight in self.weights.items()}
+        return theta | {f"the buffer '{name}'": buffer for name, buffer in engine.network.module.named_buffers()}
 
     def _held(self, arena: Arena, trial: Trial, key: str) -> Tally:
         """One trial; one that has failed on other episodes is not tried again."""
@@ -327,7 +351,8 @@ class _Evaluation:
 
     def _check(self, arena: Arena, chunk: Chunk, places: range) -> None:
         """The probes of all cells, the self-tests of their attacks, and a look at the model."""
-        chunk.observation = observe(arena)
+        with arena.engine.drawing("observation", self.device):
+            chunk.observation = observe(arena)
         effects: dict[str, Tensor | BenchError] = {}
         for key, trial in self.trials.items():
             if chunk.cells[key].failure is not None:

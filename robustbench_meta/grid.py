@@ -13,6 +13,7 @@ from robustbench_meta.options import SCENARIOS, parse_choice, parse_scenarios
 from robustbench_meta.probes import Battery, assemble
 from robustbench_meta.profiles import get_profile
 from robustbench_meta.registry import Registry, core_code
+from robustbench_meta.seeds import seed_from, seeded
 from robustbench_meta.spec import TRANSFER, CellSpec, PluginSpec, RunSpec, SurrogateSpec, TrainingSpec
 from robustbench_meta.surrogates import is_file, read_named
 from robustbench_meta.tasks import Splits, TaskSource, check_disjoint_classes, check_images
@@ -314,7 +315,8 @@ def _loaded(dataset: Dataset, label: str, data_root: Path | None) -> Splits:
         BenchError: it raised, or gave something else than three splits.
     """
     try:
-        splits = dataset.load(data_root)
+        with seeded(seed_from("load")):
+            splits = dataset.load(data_root)
     except (BenchError, OSError, MemoryError):
         raise
     except Exception as error:  # a data set is a plugin, and may raise anything
@@ -353,14 +355,20 @@ def _way(run: RunSpec, dataset: Dataset) -> int:
     return run.size("way")
 
 
-def _refuse(kind: str, label: str, plugin: Any, setting: Setting) -> None:
-    """Raise when the plugin cannot work here; an attack on parts of a batch cannot attack a transductive model."""
-    reason = plugin.obstacle(setting)
+def obstacle(plugin: Any, setting: Setting) -> str | None:
+    """Why a plugin cannot work in a setting, by what it says or declares; None if it can."""
+    reason: str | None = plugin.obstacle(setting)
     if reason is None and isinstance(plugin, Attack) and plugin.sub_batches and setting.transductive:
-        reason = (
+        return (
             "it passes parts of a batch to the model, whose predictions depend on the whole batch (transductive); "
             "use an inductive norm, such as --backbone conv4:norm=group, or an attack that keeps the batch whole"
         )
+    return reason
+
+
+def _refuse(kind: str, label: str, plugin: Any, setting: Setting) -> None:
+    """Raise when the plugin cannot work here; an attack on parts of a batch cannot attack a transductive model."""
+    reason = obstacle(plugin, setting)
     if reason is not None:
         raise BenchError(f"{kind} '{label}' cannot run here: {reason}")
 
@@ -400,7 +408,7 @@ def _surrogates(registry: Registry, grid: Grid, base: dict[str, Any], threats: l
         named = read_named(registry, text)
         _refuse("surrogate", text, named, setting)
         spec = TrainingSpec(**{**base, "backbone": named.spec.backbone}, learner=named.spec.learner, attack=None,
-                            surrogate=None, seed=0)  # fmt: skip
+                            surrogate=None, seed=named.seed)  # fmt: skip
         training = Training(spec, named.learner, named.label, named.backbone)
         found = dict.fromkeys(grid.run.seeds, Surrogate(training, named.spec, named.label, named.path, named.of))
     else:

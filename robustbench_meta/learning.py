@@ -13,12 +13,12 @@ class Validation(NamedTuple):
     step: int
     """Meta-steps until then."""
     loss: float
-    """Mean over the meta-steps since the validation before, of what the learner's objective judges (for adversarial
-    training, the adversarial queries)."""
+    """Mean over the meta-steps since the validation before, of what the learner's objective judges by `ops.loss` (for
+    adversarial training, the adversarial queries); NaN if it judges nothing by that."""
     accuracy: float
     """The same."""
     validation_loss: float
-    """Mean over the validation tasks, of what the objective judges."""
+    """Mean over the validation tasks: of clean queries, and of those under the training attack if there is one."""
     validation_accuracy: float
     """The same; the weights of the step at which it was highest are kept (`chosen_step` in the record)."""
 
@@ -42,7 +42,8 @@ def learning_curves(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Vali
 def _validation(entry: Any) -> Validation | None:
     """One entry of a history; None if it is not such a one: nothing else in a record depends on it."""
     try:
-        step, *numbers = (float(entry[name]) for name in Validation._fields)
+        judged = {"loss": math.nan, "accuracy": math.nan, **entry}
+        step, *numbers = (float(judged[name]) for name in Validation._fields)
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return Validation(int(step), *numbers) if math.isfinite(step) and step >= 0 else None

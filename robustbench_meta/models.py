@@ -72,6 +72,11 @@ class Network:
         return (logits - one_hot).square().mean(-1)
 
 
+def trainable(module: nn.Module) -> Weights:
+    """Copies of a module's weights; those that it freezes (`requires_grad=False`) stay in it, neither θ nor adapted."""
+    return {name: each.detach().clone() for name, each in module.named_parameters() if each.requires_grad}
+
+
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """The logit of the right class less the largest other one, in the shape of y; logits [..., way]."""
     own = logits.gather(-1, y[..., None])[..., 0]
@@ -135,8 +140,8 @@ class State:
         leaves, dims = self.leaves
         _, spec = pytree.tree_flatten(self.tree)
         columns = [repeat(leaf) if dim is None else leaf.unbind(0) for leaf, dim in zip(leaves, dims, strict=True)]
-        if all(dim is None for dim in dims):
-            return repeat(self.tree)
+        if all(dim is None for dim in dims):  # a container each: what a learner puts into one must not reach the next
+            return (pytree.tree_unflatten(leaves, spec) for _ in repeat(None))
         return (pytree.tree_unflatten(list(row), spec) for row in zip(*columns, strict=False))
 
     def task(self, index: int) -> Any:

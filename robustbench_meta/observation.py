@@ -115,7 +115,8 @@ class Fresh:
         changes = []
         if self._adapted is None:
             support = arena.tasks.support
-            self._adapted = self._engine.adapt(self._theta, Batch(support.x.clone(), support.y.clone()))
+            with self._engine.drawing("adapt clean", arena.device):  # as the arena's own
+                self._adapted = self._engine.adapt(self._theta, Batch(support.x.clone(), support.y.clone()))
             changes.append(_largest_change(self._engine.logits(self._adapted, x.clone()), arena.logits, arena.logits))
         seen, after = _seen(arena.victim(), held.query, y)
         changes += [_largest_change(logits, held.logits, held.logits)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import random as python_random
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +22,7 @@ from robustbench_meta.models import State
 from robustbench_meta.options import NAME, NAMED
 from robustbench_meta.records import unpack
 from robustbench_meta.registry import Registry
-from robustbench_meta.seeds import seed_from
+from robustbench_meta.seeds import seed_from, seeded
 from robustbench_meta.tasks import Batch, TaskBatch
 
 Adapted = Callable[[Tensor], Tensor]
@@ -95,7 +93,7 @@ class OwnModels:
         """
         x, y = support.x.detach().clone(), support.y.clone()
         seed = seed_from("own model", self._seed, hashlib.sha256(x.cpu().numpy().tobytes()).hexdigest())
-        with _drawing(seed, x.device), torch.enable_grad():
+        with seeded(seed, x.device), torch.enable_grad():
             model: Any = self._adapt(x, y)
         if not callable(model):
             hint = ": is a `return` missing?" if model is None else ""
@@ -214,18 +212,3 @@ def rehearse(models: OwnModels, grid: Grid, device: torch.device, records: Itera
             "stored under this name and version: give it another `version`, or another folder; fresh=True forgets "
             "those results"
         )
-
-
-@contextmanager
-def _drawing(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, the global generators of torch, numpy and Python begin at this seed; afterwards they are as before."""
-    python_state, numpy_state = python_random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        python_random.seed(seed)
-        try:
-            yield
-        finally:
-            python_random.setstate(python_state)
-            np.random.set_state(numpy_state)

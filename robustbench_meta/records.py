@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,8 +29,17 @@ class DamagedError(StorageError):
 
 def record_text(record: Mapping[str, Any]) -> str:
     """A record as its file holds it."""
-    body = {**record, "schema": SCHEMA}
+    body = {**finite(record), "schema": SCHEMA}
     return json.dumps({**body, "checksum": _checksum(body)}, indent=1, sort_keys=True)
+
+
+def finite(value: Any) -> Any:
+    """Plain data with None in the place of every NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pluggy
-from pydantic import ValidationError
+from pydantic import PydanticUserError, ValidationError
 
 from robustbench_meta import hookspecs
 from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner, Plugin
+from robustbench_meta.declarations import check_declarations
 from robustbench_meta.discovery import Origin, Source, code_digest, release_of, sources
 from robustbench_meta.errors import BenchError, PluginError, unknown
 from robustbench_meta.options import NAME, NAMED, Choice
@@ -209,9 +210,11 @@ class Registry:
         """
         cls = self.get(kind, name)
         try:
-            return cls(**options)
+            made = cls(**options)
         except ValidationError as error:
             raise BenchError("; ".join(_explain(kind, cls, issue) for issue in error.errors())) from error
+        check_declarations(made)
+        return made
 
     def add(self, module: Any, origin: Origin) -> Found:
         """Register a plugin module; whatever goes wrong is its own line in `found`, and nothing of it is kept."""
@@ -390,6 +393,13 @@ def _reason(error: BaseException, origin: Origin) -> str:
         line = "" if error.lineno is None else f" in line {error.lineno}"
         return f"syntax error{line}{file}: {error.msg}"
     text = " ".join(str(error).split()) or "no message"
+    untyped = re.search(r"non-annotated attribute was detected: `(\w+)|Field '(\w+)' .* non-annotated attribute", text)
+    if isinstance(error, PydanticUserError) and untyped:
+        name = untyped[1] or untyped[2]
+        text = (
+            f"'{name}' has no type; write `{name}: int = Field(…, description=…)` for an option, and "
+            f"`{name}: ClassVar[int] = …` for what is none"
+        )
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(origin.where)]
     own = frames[-1].filename.removeprefix(origin.where).lstrip("/\\") if frames else ""
     place = f" (line {frames[-1].lineno}{f' of {own}' if own else ''})" if frames else ""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from robustbench_meta.contracts import Weights
 from robustbench_meta.engine import Engine, Plan
@@ -15,9 +17,16 @@ from robustbench_meta.errors import BenchError
 from robustbench_meta.lanes import Lanes
 from robustbench_meta.observation import MATES, VARIES, influence_of_mates, variation
 from robustbench_meta.sharing import Judged
+from robustbench_meta.snapshot import Snapshot
 from robustbench_meta.tasks import Batch, TaskBatch
 
 _log = logging.getLogger(__name__)
+
+
+class InPlaceError(BenchError):
+    """A learner or backbone changes what it was given."""
+
+
 _PRECISIONS = ((torch.float64, 1e-6), (torch.float32, 1e-3))
 """What is tried in turn, and how far apart vectors of each may lie, as a share of their length."""
 
@@ -33,6 +42,8 @@ def may_be_vmapped(engine: Engine, weights: Weights, tasks: TaskBatch) -> bool |
     for dtype, tolerance in _PRECISIONS:
         try:
             plain = _gradient(engine, weights, tasks, Plan("loop", "loop", 1), dtype)
+        except InPlaceError:
+            raise
         except Exception:  # a learner may be written for one precision only: the next, or the training, will tell
             _log.debug("no %s loop", dtype, exc_info=True)
             continue
@@ -57,16 +68,43 @@ def can_be_vmapped(engine: Engine, weights: Weights, tasks: TaskBatch) -> bool:
     return True
 
 
+def _copied(tasks: TaskBatch) -> TaskBatch:
+    return TaskBatch(*(Batch(batch.x.clone(), batch.y.clone()) for batch in tasks))
+
+
+def _tensors(engine: Engine, state: Any, tasks: TaskBatch) -> dict[str, Tensor]:
+    """What a learner and its backbone are given, and must leave as it is, by what messages call it."""
+    module = engine.network.module
+    leaves = state if isinstance(state, dict) else dict(enumerate(pytree.tree_leaves(state)))
+    named = {f"the state's '{name}'": leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
+    for what, batch in zip(("support", "query"), tasks, strict=True):
+        named |= {f"{what}.x": batch.x, f"{what}.y": batch.y}
+    own = [*module.named_parameters(), *module.named_buffers()]
+    return named | {f"the network's '{name}'": tensor for name, tensor in own}
+
+
+def _check_kept(kept: Snapshot, what: str) -> None:
+    written = kept.written()
+    if written:
+        raise InPlaceError(
+            f"{what} changes {', '.join(written[:3])}{' and others' if len(written) > 3 else ''} in place, so that one "
+            "task leaks into the next; compute new tensors (x = x - 0.5, not x -= 0.5), and give an optimiser clones "
+            "(weight.detach().clone())"
+        )
+
+
 def _gradient(engine: Engine, weights: Weights, tasks: TaskBatch, plan: Plan, dtype: torch.dtype) -> Tensor:
     """The meta-gradients of all updates, end to end, without attack and in evaluation mode (no dropout)."""
     theta = {name: weight.detach().to(dtype).requires_grad_() for name, weight in weights.items()}
     exact = TaskBatch(*(Batch(batch.x.to(dtype), batch.y) for batch in tasks))
+    kept = Snapshot(_tensors(engine, theta, exact))
     clean = replace(engine, attack=lambda model, x, y, random, start=None: x, judged=Judged(), plan=plan, lanes=Lanes())
     engine.network.module.eval()
     try:
         updates = clean.meta_gradients(theta, exact, [0] * tasks.tasks)
     finally:
         engine.network.module.train()
+    _check_kept(kept, f"learner '{engine.learner.name}': objective")
     return torch.cat([gradient.flatten() for gradients, _ in updates for gradient in gradients.values()])
 
 
@@ -74,19 +112,33 @@ def check_declared(engine: Engine, weights: Weights, tasks: TaskBatch, who: str)
     """Let no result depend on what a plugin forgot to say.
 
     Raises:
-        BenchError: predictions change with the other queries though learner and backbone say that they do
-            not, or logits have another shape than [queries, way].
+        BenchError: something is changed in place or drawn outside the run's seeds, predictions change with the other
+            queries though learner and backbone say that they do not, or logits have another shape than [queries, way].
     """
     probe = replace(engine, plan=Plan("loop", "loop", 1), judged=Judged(), lanes=Lanes())
+    probe.batch_seeds(range(tasks.tasks))
     probe.set_mode(training=False)
     with torch.no_grad():
-        theta = probe.theta({name: weight.detach() for name, weight in weights.items()})
-        adapted = probe.adapt(theta, tasks.support)
-        answers = partial(probe.logits, adapted)
-        whole = answers(tasks.query.x)
+        theta = probe.theta({name: weight.detach().clone() for name, weight in weights.items()})
+        tasks = _copied(tasks)
+        with probe.drawing("check", tasks.query.x.device):
+            kept = Snapshot(_tensors(engine, theta.tree, tasks))
+            adapted = probe.adapt(theta, tasks.support)
+            _check_kept(kept, f"{who}: adapt")
+            answers = partial(probe.logits, adapted)
+            kept = Snapshot(_tensors(engine, adapted.tree, tasks))
+            whole = answers(tasks.query.x)
+            _check_kept(kept, f"{who}: logits")
         expected = (*tasks.query.y.shape, engine.network.way)
         if whole.shape != expected:
             raise BenchError(f"{who}: logits are {tuple(whole.shape)}; expected {expected}, [tasks, queries, way]")
+        with probe.drawing("check", tasks.query.x.device):
+            again = probe.logits(probe.adapt(theta, tasks.support), tasks.query.x)
+        if float((again - whole).abs().max()) > MATES["float32"] * float(whole.abs().max()):
+            raise BenchError(
+                f"{who}: the same task gives other logits when it is adapted to again, from the same seeds; draw from "
+                "torch's, numpy's or Python's global generator, which are seeded, and keep nothing from call to call"
+            )
         # of outputs that vary by themselves nothing can be told from differences: they are flagged later
         drawn = variation(answers, tasks.query.x, whole) > VARIES["float32"]
         apart = 0.0 if drawn else max(influence_of_mates(answers, tasks.query.x, whole).values())

@@ -1,7 +1,4 @@
-"""Shares work out to lanes: what each piece gives, in order, and whether it drew from a global generator.
-
-What is drawn depends on the order of the pieces, so that those that draw go one after the other.
-"""
+"""Shares work out to lanes; results come in the order of the pieces. Each piece seeds what it draws by itself."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
@@ -18,7 +14,6 @@ from torch import Tensor
 
 from robustbench_meta.contracts import Weights
 from robustbench_meta.lanes import Crew, Lanes
-from robustbench_meta.seeds import random_states
 from robustbench_meta.tasks import Batch, TaskBatch
 
 if TYPE_CHECKING:
@@ -33,63 +28,48 @@ Result_co = TypeVar("Result_co", covariant=True)
 class Hands(Protocol[Item_contra, Result_co]):
     """Processes that work on items."""
 
-    def map(self, items: Sequence[Item_contra]) -> Iterator[tuple[Result_co, bool]]:
-        """The results in order, each with whether anything was drawn."""
+    def map(self, items: Sequence[Item_contra]) -> Iterator[Result_co]:
+        """The results in order."""
         ...
 
 
-CrewFor = Callable[[int, Callable[[Item], tuple[Result, bool]]], AbstractContextManager[Hands[Item, Result]]]
-"""(how many, the work, watched) → who does it."""
+CrewFor = Callable[[int, Callable[[Item], Result]], AbstractContextManager[Hands[Item, Result]]]
+"""(how many, the work) → who does it."""
 
 
 def share_out(
-    work: Callable[[Item], Result], items: Sequence[Item], *, lanes: int, draws: bool | None,
-    crew: CrewFor[Item, Result], done: Callable[[int], None] | None = None,
-    found: Callable[[Item, Result], None] | None = None,
-) -> tuple[list[Result], bool | None]:  # fmt: skip
-    """The results in the order of the items, and what is known of `draws` now.
+    work: Callable[[Item], Result], items: Sequence[Item], *, lanes: int, crew: CrewFor[Item, Result],
+    done: Callable[[int], None] | None = None, found: Callable[[Item, Result], None] | None = None,
+) -> list[Result]:  # fmt: skip
+    """The results in the order of the items.
 
     Args:
         work: on one item.
         items: what to work on.
         lanes: how many may work side by side.
-        draws: whether the work is known to draw from a global generator; None: not yet seen.
         crew: gives who works where there are several.
         done: told how many items are finished.
-        found: told each item and its result as soon as both are there, unless something was drawn for it.
+        found: told each item and its result as soon as both are there.
     """
 
-    def told(item: Item, result: Result, drew: bool) -> Result:
-        if found is not None and not drew:
-            found(item, result)
-        return result
+    def gathered(answers: Iterable[Result]) -> list[Result]:
+        results = []
+        for item, result in zip(items, _counted(answers, done), strict=True):
+            if found is not None:
+                found(item, result)
+            results.append(result)
+        return results
 
-    lanes, results, rest = min(lanes, len(items)), list[Result](), list(items)
-    if lanes > 1 and draws is None:  # the first one shows whether anything is drawn
-        result, draws = _watched(work, rest[0])
-        results += _counted([told(rest.pop(0), result, draws)], done)
-    if lanes > 1 and not draws:
-        with crew(lanes, partial(_watched, work)) as hands:
-            answers = ((told(item, *each), each[1]) for item, each in zip(rest, hands.map(rest), strict=True))
-            gathered = list(_counted(answers, done, len(results)))
-        if not any(drew for _, drew in gathered):
-            return results + [result for result, _ in gathered], draws
-        draws = True
-    if found is None:
-        return results + list(_counted(map(work, rest), done, len(results))), draws
-    alone = (told(item, *_watched(work, item)) for item in rest)
-    return results + list(_counted(alone, done, len(results))), draws
+    lanes = min(lanes, len(items))
+    if lanes <= 1:
+        return gathered(map(work, items))
+    with crew(lanes, work) as hands:
+        return gathered(hands.map(items))
 
 
-def _watched(work: Callable[[Item], Result], item: Item) -> tuple[Result, bool]:
-    before = random_states()
-    result = work(item)
-    return result, random_states() != before
-
-
-def _counted(results: Iterable[Result], done: Callable[[int], None] | None, before: int = 0) -> Iterator[Result]:
+def _counted(results: Iterable[Result], done: Callable[[int], None] | None) -> Iterator[Result]:
     """The results, telling how many there have been."""
-    for count, result in enumerate(results, before + 1):
+    for count, result in enumerate(results, 1):
         if done is not None:
             done(count)
         yield result
@@ -115,11 +95,18 @@ class Judged:
         self.batches += other.batches
 
     def means(self) -> dict[str, float]:
-        """Mean loss and accuracy since the start; waits for the device."""
-        return {
-            name: float(value) / max(self.batches, 1)
-            for name, value in [("loss", self.loss), ("accuracy", self.correct)]
-        }
+        """Mean loss and accuracy since the start, empty if nothing was judged; waits for the device."""
+        if not self.batches:
+            return {}
+        return {"loss": float(self.loss) / self.batches, "accuracy": float(self.correct) / self.batches}
+
+
+class Verdict(NamedTuple):
+    """What adapted states make of their queries."""
+
+    clean: Judged
+    attacked: Judged
+    """By the learner's training attack; nothing where it has none."""
 
 
 class Part(NamedTuple):
@@ -150,7 +137,7 @@ class Stepping:
         self._weights = {name: _shared(weight).requires_grad_() for name, weight in weights.items()}
         self._tasks = TaskBatch(*(Batch(_shared(batch.x), _shared(batch.y)) for batch in tasks))
         self._seeds: Sequence[int] = ()
-        self._crew = Crew(partial(_watched, self._part), count, lanes)
+        self._crew = Crew(self._part, count, lanes)
 
     def fits(self, count: int, frozen: tuple[object, ...], weights: Weights, tasks: TaskBatch) -> bool:
         """Whether it can do such meta-steps."""
@@ -174,10 +161,10 @@ class Stepping:
         if error is not None:
             self.dismiss()  # some may still be at work on this step
 
-    def map(self, items: Sequence[slice]) -> Iterator[tuple[Part, bool]]:
+    def map(self, items: Sequence[slice]) -> Iterator[Part]:
         """What these chunks of the tasks give."""
-        for (updates, judged), drew in self._crew.map([(which, list(self._seeds[which])) for which in items]):
-            yield Part([([torch.from_numpy(each) for each in arrays], rate) for arrays, rate in updates], judged), drew
+        for updates, judged in self._crew.map([(which, list(self._seeds[which])) for which in items]):
+            yield Part([([torch.from_numpy(each) for each in arrays], rate) for arrays, rate in updates], judged)
 
     def dismiss(self) -> None:
         """End its processes."""

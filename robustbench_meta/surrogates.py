@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
 from robustbench_meta.checkpoints import weights_of
 from robustbench_meta.contracts import Backbone, Learner, Setting
 from robustbench_meta.errors import BenchError, StorageError, brief
+from robustbench_meta.models import trainable
 from robustbench_meta.registry import Registry
+from robustbench_meta.seeds import seeded
 from robustbench_meta.spec import PluginSpec, SurrogateSpec, TrainingSpec
 
 SUFFIX = ".safetensors"
@@ -35,15 +36,18 @@ class NamedModel:
     """Of its weights."""
     of: str | None
     """The key of the training that wrote it; None if another version did."""
+    seed: int
+    """Of that training: it decides what the backbone draws and freezes."""
 
     def obstacle(self, setting: Setting) -> str | None:
         """Why it cannot work in this setting, or its weights do not fit; None if it can."""
         reason = self.backbone.obstacle(setting) or self.learner.obstacle(setting)
         if reason is not None:
             return reason
-        with torch.random.fork_rng(devices=[]):
-            module = self.backbone.build(setting.shape, self.learner.outputs(setting.way))
-        weights = self.learner.init({name: weight.detach() for name, weight in module.named_parameters()})
+        with seeded(0):
+            weights = self.learner.init(
+                trainable(self.backbone.build(setting.shape, self.learner.outputs(setting.way)))
+            )
         if {name: tuple(weight.shape) for name, weight in weights.items()} == self.shapes:
             return None
         return f"its weights are for other tasks (it was trained {self.way}-way) or other images than these"
@@ -67,7 +71,7 @@ def read_named(registry: Registry, text: str) -> NamedModel:
         shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
         learner, learner_spec = _plugin(registry, "learner", about["learner"])
         backbone, backbone_spec = _plugin(registry, "backbone", about["backbone"])
-        way = int(about["way"])
+        way, seed = int(about["way"]), int(about["seed"])
     except OSError as error:
         raise BenchError(
             f"--surrogate {text}: cannot be read ({error.strerror or error}); expected a learner, or a checkpoint from "
@@ -84,7 +88,7 @@ def read_named(registry: Registry, text: str) -> NamedModel:
     trained = file_digest(data)
     spec = SurrogateSpec(learner=learner_spec, backbone=backbone_spec, trained=trained)
     label = f"{learner.name} ({trained.split()[1][:8]})"
-    return NamedModel(path, learner, backbone, spec, label, way, shapes, _training_key(about))
+    return NamedModel(path, learner, backbone, spec, label, way, shapes, _training_key(about), seed)
 
 
 def file_digest(data: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,10 +22,11 @@ from robustbench_meta.grid import Grid, Training
 from robustbench_meta.harness import arm
 from robustbench_meta.keeping import Keeper
 from robustbench_meta.lanes import Lanes
-from robustbench_meta.models import Network
+from robustbench_meta.models import Network, trainable
 from robustbench_meta.reads import files_read, unnamed
-from robustbench_meta.seeds import seed_from
+from robustbench_meta.seeds import seed_from, seeded
 from robustbench_meta.sharing import Judged
+from robustbench_meta.snapshot import Snapshot
 from robustbench_meta.tasks import TaskSource
 from robustbench_meta.threat import Doubts
 
@@ -58,8 +60,8 @@ def make_engine(
         separate = _build(training.surrogate, setting.shape, setting.way, seed_from(seed, "surrogate"), device)
         engine.surrogate_network = Network(separate, setting.loss, setting.way, training.spec.precision)
         engine.surrogate_weights = {name: weight.detach() for name, weight in separate.named_parameters()}
-    with _reading(training.learner):
-        weights = training.learner.init({name: weight.detach().clone() for name, weight in module.named_parameters()})
+    with seeded(seed_from(seed, "init of the learner"), device), _reading(training.learner):
+        weights = training.learner.init(trainable(module))
     return engine, {name: weight.requires_grad_() for name, weight in weights.items()}
 
 
@@ -80,12 +82,11 @@ def _warn(message: str) -> None:
 
 
 def _build(backbone: object, shape: tuple[int, ...], outputs: int | None, seed: int, device: torch.device) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         module: nn.Module = backbone.build(shape, outputs)  # type: ignore[attr-defined]  # a Backbone plugin
     name = str(getattr(backbone, "name", backbone))
     _check_module(module, name)
-    _check_stateless(module, shape, name)
+    _check_pure(module, shape, name)
     return module.to(device)
 
 
@@ -101,14 +102,18 @@ def _check_module(module: object, name: str) -> None:
         raise PluginError(f"backbone '{name}' begins with weights that are not finite: {', '.join(unfit)}")
 
 
-def _check_stateless(module: nn.Module, shape: tuple[int, ...], name: str) -> None:
-    """Buffers may hold constants (a normalisation), but nothing that changes between calls."""
-    before = {key: value.clone() for key, value in module.named_buffers()}
-    if not before:
-        return
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        module(torch.rand(4, *shape))
-    changed = [key for key, value in module.named_buffers() if not torch.equal(value, before[key])]
+def _check_pure(module: nn.Module, shape: tuple[int, ...], name: str) -> None:
+    """Buffers may hold constants (a normalisation), but nothing that changes between calls; images stay as they are."""
+    with seeded(0), torch.no_grad():
+        x = torch.rand(4, *shape)
+        buffers, images = Snapshot(dict(module.named_buffers())), Snapshot({"x": x})
+        module(x)
+    if images.written():
+        raise BenchError(
+            f"backbone '{name}' changes its images in place, which others see after it; compute new tensors "
+            "(x = x - 0.5, not x.sub_(0.5); no inplace=True before the first layer)"
+        )
+    changed = buffers.changed()
     if changed:
         raise BenchError(
             f"backbone '{name}' keeps state between calls ({', '.join(changed)}); a backbone must be a pure function "
@@ -128,8 +133,8 @@ def meta_train(
 ) -> Trained:
     """Meta-train a learner on the training split; keep the θ that does best on the validation tasks.
 
-    The criterion is the accuracy of the queries that the learner's own objective judges (for ADML:
-    attacked and clean ones), at the inner steps of the test. Test tasks are never seen.
+    The criterion is the accuracy of adapted states on clean queries, or where the learner has a training attack the
+    mean of those on clean and on attacked queries, at the inner steps of the test. Test tasks are never seen.
 
     Args:
         grid: the run.
@@ -175,10 +180,7 @@ def _steps(
             [seed_from(spec.seed, "train", step)], spec.way, spec.shot, spec.query, spec.tasks_per_step
         )
         seeds = [seed_from(spec.seed, "training attack", step, task) for task in range(spec.tasks_per_step)]
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed_from(spec.seed, "dropout", step))
-            updates = engine.meta_gradients(weights, tasks, seeds)
-        for gradients, rate in updates:
+        for gradients, rate in engine.meta_gradients(weights, tasks, seeds):
             _step(optimizer, weights, gradients, [base * rate for base in rates])
         if validates_at(step, spec.meta_steps, spec.validations):
             if engine.doubts is not None:
@@ -189,6 +191,12 @@ def _steps(
                 raise BenchError(
                     f"meta-training of {training.title} diverged: weights are not finite at step {step}; "
                     "lower meta_lr or alpha"
+                )
+            if not math.isfinite(entry["validation_loss"]):
+                raise BenchError(
+                    f"meta-training of {training.title}: the validation at step {step} can tell nothing, for the loss "
+                    "of the validation queries is not finite; lower meta_lr or the inner rate, guard divisions and "
+                    "logarithms"
                 )
             trained.history.append(entry)
             if entry["validation_accuracy"] > best:
@@ -232,17 +240,23 @@ def _step(optimizer: torch.optim.Optimizer, weights: Weights, gradients: Weights
 
 
 def _validate(engine: Engine, weights: Weights, source: TaskSource, training: Training) -> dict[str, float]:
-    """Loss and accuracy on the validation tasks, always the same ones."""
+    """Loss and accuracy of adapted states on the queries of the validation tasks, always the same ones.
+
+    `validation_accuracy`, the criterion, is that on clean queries, or where the learner has a training attack the mean
+    of those on clean and on attacked queries.
+    """
     spec = training.spec
     engine.set_mode(training=False)
-    judged, engine.judged = engine.judged, Judged()
-    engine.judge(
+    verdict = engine.judge(
         weights,
         lambda places: source.sample(
             [seed_from("episodes", "validation", place) for place in places], spec.way, spec.shot, spec.query
         ),
         [seed_from(spec.seed, "validation attack", place) for place in range(spec.validation_tasks)],
     )
-    means, engine.judged = engine.judged.means(), judged
     engine.set_mode(training=True)
-    return {f"validation_{name}": value for name, value in means.items()}
+    clean, attacked = verdict.clean.means(), verdict.attacked.means()
+    found = {f"validation_clean_{name}": value for name, value in clean.items()}
+    found |= {f"validation_attacked_{name}": value for name, value in attacked.items()}
+    both = {name: (value + attacked.get(name, value)) / 2 for name, value in clean.items()}
+    return {f"validation_{name}": value for name, value in both.items()} | (found if attacked else {})

@@ -130,12 +130,12 @@ class Arena:
     @cached_property
     def adapted(self) -> State:
         """Adapted to the clean support sets."""
-        return self._adapt(self.tasks.support)
+        return self._adapt(self.tasks.support, "clean")
 
     @cached_property
     def logits(self) -> Tensor:
         """Of the clean queries, without any attack [tasks, queries, way]."""
-        return self._logits(self.adapted, self.tasks.query.x)
+        return self._logits(self.adapted, self.tasks.query.x, "clean")
 
     @cached_property
     def clean(self) -> Tensor:
@@ -169,7 +169,8 @@ class Arena:
             keeps = trial.support is None and trial.surrogate is None
             query = self._attack(of, victim, self.tasks.query, trial.query, "query", keeps=keeps)
         attacks = [found for found in (support, query) if found is not None]
-        logits = self._logits(state, query.x if query is not None else self.tasks.query.x) if attacks else self.logits
+        shown = query.x if query is not None else self.tasks.query.x
+        logits = self._logits(state, shown, trial.key) if attacks else self.logits
         return Held(
             logits.argmax(-1) == self.tasks.query.y,
             sum((found.seconds for found in attacks), 0.0),
@@ -190,7 +191,7 @@ class Arena:
                 target = self.theta if self.engine.learner.theta_predicts else self.adapted
                 victim = AttackedModel(self.engine, target, support.y.shape[1])
             found = self._attack("poison" if poisons else "theta", victim, support, armed, "support")
-            self._states[of] = self._adapt(Batch(found.x, support.y)), found
+            self._states[of] = self._adapt(Batch(found.x, support.y), of), found
         return of, *self._states[of]
 
     def _stranger(self, key: str) -> AttackedModel:
@@ -198,7 +199,8 @@ class Arena:
         engine, theta = self._surrogates[key]
         if key not in self._strangers:
             engine.batch_seeds(self.engine.seeds)
-            self._strangers[key] = engine.adapt(theta, _copy(self.tasks.support))
+            with engine.drawing(f"adapt {key}", self.device):
+                self._strangers[key] = engine.adapt(theta, _copy(self.tasks.support))
         return AttackedModel(engine, self._strangers[key], self.tasks.query.y.shape[1])
 
     def _attack(self, of: str, victim: Target, batch: Batch, armed: Armed, role: str, *, keeps: bool = False) -> _Found:
@@ -226,18 +228,24 @@ class Arena:
         if before is not None and before.fooled is not None and keeps:
             x = torch.where(before.fooled.view(*before.fooled.shape, *(1,) * victim.event), before.x, x)
         seconds = self.now() - started
-        found = self._found[key] = _Found(x, seconds, effort, victim.fooled(x, batch.y) if keeps else None)
+        fooled = None
+        if keeps:
+            with self.engine.drawing(f"fooled {key}", self.device):
+                fooled = victim.fooled(x, batch.y)
+        found = self._found[key] = _Found(x, seconds, effort, fooled)
         return found
 
-    def _adapt(self, support: Batch) -> State:
+    def _adapt(self, support: Batch, of: str) -> State:
         started = self.now()
-        adapted = self.engine.adapt(self.theta, _copy(support))
+        with self.engine.drawing(f"adapt {of}", self.device):
+            adapted = self.engine.adapt(self.theta, _copy(support))
         self.adapt_seconds += self.now() - started
         self.adapted_tasks += support.x.shape[0]
         return adapted
 
-    def _logits(self, state: State, x: Tensor) -> Tensor:
-        logits = self.engine.logits(state, x.clone())
+    def _logits(self, state: State, x: Tensor, of: str) -> Tensor:
+        with self.engine.drawing(f"logits {of}", self.device):
+            logits = self.engine.logits(state, x.clone())
         if not logits.isfinite().all():
             raise BenchError(f"learner '{self.engine.learner.name}' gave logits that are not finite")
         return logits

@@ -36,10 +36,13 @@ def self_test(engine: Engine, armed: Armed, tasks: TaskBatch) -> Tensor:
 
 
 def undefended(engine: Engine, tasks: TaskBatch) -> AttackedModel:
-    """Logits −‖x − c_k‖² to the mean support image of each class, in pixels, and cross-entropy, whatever the data."""
+    """Logits −‖x − c_k‖² to the mean support image of each class, in pixels, and cross-entropy, whatever the data.
+
+    A class without any support image, which the coin of `toy` may leave, has the image of zeros.
+    """
     support, way = tasks.support, engine.network.way
     member = torch.nn.functional.one_hot(support.y, way).to(support.x.dtype)
-    means = torch.einsum("tnk,tnd->tkd", member, support.x.flatten(2)) / member.sum(1)[..., None]
+    means = torch.einsum("tnk,tnd->tkd", member, support.x.flatten(2)) / member.sum(1)[..., None].clamp_min(1)
     network = Network(engine.network.module, "cross_entropy", way)
     plain = replace(engine, network=network, transductive=False, plan=Plan("vmap", "vmap"), judged=Judged())
     return AttackedModel(plain, State(means, 0, _distances))

@@ -29,7 +29,8 @@ from robustbench_meta.grid import Cell, Grid, Surrogate, Training
 from robustbench_meta.keeping import Keeper, Notebook
 from robustbench_meta.lanes import Lanes
 from robustbench_meta.precision import computing_in
-from robustbench_meta.records import SCHEMA, pack
+from robustbench_meta.records import SCHEMA, finite, pack
+from robustbench_meta.seeds import seed_from, seeded
 from robustbench_meta.selfcheck import can_be_vmapped, check_declared, may_be_vmapped
 from robustbench_meta.shelf import Shelf
 from robustbench_meta.stopping import Stop, Stopped
@@ -104,7 +105,8 @@ def do_task(place: Workplace, task: Task, hear: Hear) -> None:
         return
     place.stop.check()
     try:
-        with computing_in(training.spec.precision, place.device):
+        drawing = seeded(seed_from(training.spec.seed, "job", training.key), place.device)
+        with computing_in(training.spec.precision, place.device), drawing:
             if task.cells:
                 _evaluate(place, training, cells, hear)
             else:
@@ -273,6 +275,12 @@ def _self_check(place: Workplace, training: Training) -> bool:
     engine, weights = make_engine(grid, training, place.device, Plan(), place.lanes)
     tasks = grid.splits.train.to(place.device).sample([0], spec.way, spec.shot, spec.query, 2)
     who = f"{training.label} on {training.spec.backbone.name}"
+    _, again = make_engine(grid, training, place.device, Plan())
+    if not all(torch.equal(weight, again[name]) for name, weight in weights.items()):
+        raise BenchError(
+            f"{who}: θ differs each time that it is made (build of the backbone, init of the learner), from the same "
+            "seed; draw from torch's, numpy's or Python's global generator, which are seeded"
+        )
     engine.network.precision = "float32"  # what is computed is checked, not how it is rounded
     with computing_in("float32", place.device):
         check_declared(engine, weights, tasks, who)
@@ -322,9 +330,7 @@ def train_plan(place: Workplace, training: Training, vmap: bool) -> Plan:
 
     def work(plan: Plan) -> Tensor:
         engine.plan = plan
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(0)  # for dropout: two plans are compared
-            updates = engine.meta_gradients(weights, tasks, seeds)
+        updates = engine.meta_gradients(weights, tasks, seeds)
         return torch.cat([gradient.flatten() for gradients, _ in updates for gradient in gradients.values()])
 
     what, plan = _what("meta-gradient", grid, training), default_plan(device, spec.tasks_per_step)
@@ -405,7 +411,7 @@ def _record(
     flags = unchecked(cell.spec.episodes)
     if certificate is not None:
         flags = certificate.flags + of_training(trained.history, grid.setting.loss, grid.setting.way)
-    return {
+    record: dict[str, Any] = finite({
         "schema": SCHEMA,
         "key": cell.key,
         "training": training.key,
@@ -441,4 +447,5 @@ def _record(
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
         },
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
+    })  # fmt: skip
+    return record

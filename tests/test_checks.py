@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from robustbench_meta import runner
 from robustbench_meta.checks import ENOUGH, FLAGS, certify, of_training
 from robustbench_meta.contracts import Random
 from robustbench_meta.effort import Effort
@@ -16,9 +19,11 @@ from robustbench_meta.neighbours import flags_between
 from robustbench_meta.observation import Observation, influence_of_mates
 from robustbench_meta.probes import CHECKED, probes
 from robustbench_meta.profiles import PROFILES
-from robustbench_meta.records import pack
+from robustbench_meta.records import finite, pack
 from robustbench_meta.spec import RunSpec
 from robustbench_meta.statistics import above
+from robustbench_meta.store import Store
+from robustbench_meta.tasks import Batch, TaskBatch
 from robustbench_meta.threat import ThreatModel
 from robustbench_meta.trials import Armed, Trial
 from robustbench_meta.undefended import self_test, undefended
@@ -146,6 +151,38 @@ def test_the_undefended_model_is_the_nearest_class_mean(registry, loss):
         assert torch.equal(model.task(task)(tasks.query.x[task]), model(tasks.query.x)[task])
         expected = torch.nn.functional.cross_entropy(model(tasks.query.x)[task], tasks.query.y[task], reduction="none")
         torch.testing.assert_close(model.loss(*tasks.query)[task], expected)
+
+
+def test_a_class_without_support_images_leaves_the_undefended_model_finite_and_attackable(registry):
+    """A coin may fall on one side only: half of the tasks of `toy` at one shot."""
+    drawn = random_tasks(way=2, shot=1, query=4)
+    tasks = TaskBatch(Batch(drawn.support.x, torch.zeros_like(drawn.support.y)), drawn.query)
+    engine, _ = make_world(registry, "maml", "mlp", way=2)
+    logits = undefended(engine, tasks)(tasks.query.x)
+    mean, x = tasks.support.x.flatten(2).mean(1), tasks.query.x.flatten(2)
+    assert torch.equal(logits.argmax(-1) == 0, torch.cdist(x, mean[:, None])[..., 0] < x.norm(dim=-1))
+    effects = self_test(engine, armed(registry, "fgsm"), tasks).detach().numpy()
+    assert (effects > 0).all()
+
+
+def test_an_attack_on_the_toy_is_neither_without_effect_nor_unchecked(registry, tmp_path):
+    """Square, one of the probes, says that it cannot work on features that are no image: it is not run."""
+    run = RunSpec.read(
+        dataset="toy", learners=("maml",), attacks=("fgsm", "pgd:eps=0.5"), profile="smoke", shot=1, meta_steps=2,
+        episodes=40,
+    )  # fmt: skip
+    store = Store(tmp_path)
+    assert runner.run(prepare(run, registry, None), registry, store, torch.device("cpu")).failed == []
+    for path in (tmp_path / "records").glob("*.json"):
+        record = json.loads(path.read_text(), parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
+        assert record["checks"]["effect"] > 0
+        assert record["checks"]["failed"] == {}
+        assert not {"no-effect", "unchecked"} & set(record["flags"])
+
+
+def test_what_is_not_finite_is_null_in_a_record():
+    record = {"a": math.nan, "b": [1.5, -math.inf, {"c": math.inf}], "d": "NaN", "e": (0.0, True, None)}
+    assert finite(record) == {"a": None, "b": [1.5, None, {"c": None}], "d": "NaN", "e": [0.0, True, None]}
 
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "square", "bim", "torchattacks-pgd"])

@@ -323,6 +323,7 @@ class Shouts(Signed):
     name = "OFFENDER"
 
 
+_DECLARES = "declares what it is in the words that the contract has"
 _INSIDE = "stays within eps and the pixel range"
 _IMAGES = "returns finite images in the shape and type of those that it is given"
 _TOUCHES = "leaves images, labels, weights and modes as they are"
@@ -347,7 +348,7 @@ ATTACKS = {
     NeedsThreeClasses: ("works in the settings that it does not refuse", "2-way .* raised RuntimeError"),
     RefusesAll: ("works in the settings that it does not refuse", "refuses every setting: not in the mood"),
     NoReason: (_ANSWERS, "returned True"), StrongerElsewhere: (_ANSWERS, "works in l2"),
-    SaysHowInItsOwnWords: (_ANSWERS, r"how\(\) returned 'thorough'"),
+    SaysHowInItsOwnWords: (_DECLARES, "how = 'thorough'; expected 'random'"),
     HasAnEps: (_SAYS, "option 'eps'"), TellsNothing: (_SAYS, "'tries' has no description"),
     CannotBeTyped: ("its options survive JSON and the command line", "typed as .* is refused"),
     Thaws: ("is frozen: its options cannot be changed once it is made", "'tries' could be set"),
@@ -483,6 +484,21 @@ class SeesVmap(MAML):
         return model(state, x) * (2.0 if mapped else 1.0)
 
 
+class InitByTheClock(MAML):
+    """θ begins elsewhere each time."""
+
+    def init(self, weights):
+        draw = torch.Generator()
+        draw.seed()
+        return {name: weight + 0.01 * torch.randn(weight.shape, generator=draw) for name, weight in weights.items()}
+
+
+class UnknownOptimizer(MAML):
+    """Names an optimiser that there is not."""
+
+    optimizer: str = Field("adamw", description="meta-optimiser")
+
+
 class EmptyReason(MAML):
     """Refuses with nothing to say."""
 
@@ -518,6 +534,8 @@ LEARNERS = {
     KeepsANumber: ("keeps its states in tensors", "1.0, of type float"),
     Transposes: ("gives finite logits in the shape [n, way]", r"logits returned \(5, 10\) for 10 queries"),
     SeesVmap: ("predicts the same under vmap, or is looped over", "away from the loop's"),
+    InitByTheClock: ("gives the same θ from the same seed", "not from one that the clock seeds"),
+    UnknownOptimizer: (_DECLARES, "optimizer = 'adamw'; expected 'adam' or 'sgd'"),
     EmptyReason: ("gives reasons, outputs and inner steps as the contract has them", "returned ''"),
     unpicklable(): ("can be pickled", "Local"),
 }
@@ -641,7 +659,7 @@ BACKBONES = {
     NumpyWeights: ("builds the same network from the same seed of torch", "from one seed differ"),
     NoFeatures: ("builds a network of so many outputs, or of its features", r"outputs=1, .* gave \(10, 5\)"),
     ReadsAFile: ("reads no file but those that its options name", "it read .*pyproject.toml, which no option names"),
-    NoNorm: ("gives reasons and its norm as the contract has them", "norm_layer is None"),
+    NoNorm: (_DECLARES, "norm_layer = None; expected a valid string"),
 }
 
 
@@ -756,7 +774,7 @@ DATASETS = {
     RefusesNothing: ("refuses tasks that it cannot give, with DataError", "way=10000000.* refused nothing"),
     MovesData: ("is the same on another device", "other tasks"),
     ChangingFingerprint: ("has a fingerprint that only other data change", "loaded twice"),
-    UnknownBackbone: ("names a loss, a backbone and eps that there are", "unknown backbone 'conv5'"),
+    UnknownBackbone: ("names a backbone that there is", "unknown backbone 'conv5'"),
 }
 OFFENDERS = {**ATTACKS, **LEARNERS, **BACKBONES, **DATASETS}
 

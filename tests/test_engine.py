@@ -8,7 +8,7 @@ import torch
 from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError
 from robustbench_meta.selfcheck import check_declared, may_be_vmapped
-from robustbench_meta.sharing import Judged
+from robustbench_meta.tasks import Batch
 from tests.worlds import PLANS, flat, make_world, plan_id, random_tasks
 
 BACKBONES = {
@@ -125,17 +125,25 @@ def test_only_batch_norm_lets_a_query_see_its_mates(registry, norm, transductive
     assert bool((whole - alone).abs().max() > 1e-3) is transductive
 
 
-def test_judging_changes_nothing_and_counts_every_query(registry):
+@pytest.mark.parametrize("attacked", [True, False])
+def test_judging_changes_nothing_and_counts_every_query(registry, attacked):
     engine, weights, tasks = build(registry, "maml", "mlp")
     before = flat(weights).clone()
-    engine.judged = Judged()
-    engine.judge(weights, lambda places: tasks.part(slice(places.start, places.stop)), [0] * tasks.tasks)
-    means = engine.judged.means()
-    with torch.no_grad():
-        logits = engine.logits(engine.adapt(engine.theta(weights), tasks.support), tasks.query.x)
-    assert means["accuracy"] == pytest.approx(float((logits.argmax(-1) == tasks.query.y).double().mean()))
-    log_p = logits.log_softmax(-1).gather(-1, tasks.query.y[..., None])
-    assert means["loss"] == pytest.approx(float(-log_p.mean()))
+    engine.attack = engine.attack if attacked else None
+    verdict = engine.judge(weights, lambda places: tasks.part(slice(places.start, places.stop)), [0] * tasks.tasks)
+    adapted = engine.adapt(engine.theta(weights), tasks.support).detach()
+    x = tasks.query.x.clone().requires_grad_()
+    engine.loss(adapted, Batch(x, tasks.query.y)).sum().backward()
+    fgsm = (tasks.query.x + 0.05 * x.grad.sign()).clamp(0, 1)
+    for judged, shown in ((verdict.clean, tasks.query.x), (verdict.attacked, fgsm if attacked else None)):
+        if shown is None:
+            assert judged.means() == {}
+            continue
+        with torch.no_grad():
+            logits = engine.logits(adapted, shown)
+        right = float((logits.argmax(-1) == tasks.query.y).double().mean())
+        log_p = logits.log_softmax(-1).gather(-1, tasks.query.y[..., None])
+        assert judged.means() == {"accuracy": pytest.approx(right), "loss": pytest.approx(float(-log_p.mean()))}
     assert torch.equal(flat(weights), before)
 
 

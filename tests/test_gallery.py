@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustbench_meta import evaluation, hookimpl, keeping, leaderboard, runner, sharing, work
+from robustbench_meta import evaluation, hookimpl, keeping, leaderboard, runner, work
 from robustbench_meta.cli import execution, main
 from robustbench_meta.commands import command_for, transfer_command
 from robustbench_meta.contracts import Attack
@@ -255,7 +255,6 @@ def whole(tmp_path_factory):
 
 def test_an_evaluation_that_was_interrupted_has_the_pictures_of_one_that_was_not(whole, tmp_path, monkeypatch):
     monkeypatch.setenv(keeping.SECONDS, "0")
-    monkeypatch.setattr(sharing, "random_states", lambda: None)  # the shape checks of the tests draw
     with pytest.raises(Stopped):
         run(tmp_path, stops_at=1)
     assert Store(tmp_path).records() == []

@@ -51,8 +51,9 @@ def _figure(
     seeds = int(rows.groupby("learner")["seed"].nunique().max())
     several = f" Thin: each of {seeds} seeds; thick: their mean." if seeds > 1 else ""
     caption = (
-        f"Accuracy over meta-steps on {place_told(told)}: of what each learner's objective judges, which under "
-        f"adversarial training are attacked queries.{several} Markers: the weights that were kept. Dotted: chance."
+        f"Accuracy over meta-steps on {place_told(told)}: in meta-training of what each learner's objective judges, on "
+        f"validation tasks of clean queries (with a training attack: the mean of clean and attacked ones).{several} "
+        f"Markers: the weights that were kept. Dotted: chance."
         f"{flags}"
     )
     return Drawn("learning", {name: told[name] for name in _PLACE}, figure, "Accuracy over meta-steps", caption)

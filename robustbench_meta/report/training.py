@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,21 +84,25 @@ def _panel(
         style = palette[str(learner)]
         each = [(curves[key], chosen[key]) for key in part["training_hash"]]
         for history, kept in each:
-            points = [(across(told.step), up(100 * getattr(told, name))) for told in history]
-            marked = [points[at] for at, told in enumerate(history) if told.step == kept]
+            seen = [told for told in history if math.isfinite(getattr(told, name))]
+            points = [(across(told.step), up(100 * getattr(told, name))) for told in seen]
+            marked = [points[at] for at, told in enumerate(seen) if told.step == kept]
             shown_marks = marked if name.startswith("validation") else []
             drawn.append(Line(str(learner), style, points, marked=shown_marks, faint=len(each) > 1))
         if len(each) > 1 and len({tuple(told.step for told in history) for history, _ in each}) == 1:
             means = 100 * np.mean([[getattr(told, name) for told in history] for history, _ in each], axis=0)
             steps = [told.step for told in each[0][0]]
-            drawn.append(Line(str(learner), style, [(across(x), up(y)) for x, y in zip(steps, means, strict=True)]))
+            points = [(across(x), up(y)) for x, y in zip(steps, means, strict=True) if math.isfinite(y)]
+            drawn.append(Line(str(learner), style, points))
     ticks = [Tick(across(step), f"{step:,.0f}") for step in rounded(0, last, 5)]
-    finals = [
-        f"{learner} {shown(100 * getattr(curves[part['training_hash'].iloc[0]][-1], name))} %"
+    last_each = {
+        learner: getattr(curves[part["training_hash"].iloc[0]][-1], name)
         for learner, part in rows.groupby("learner", sort=True)
-    ]
+    }
+    known = [f"{name} {shown(100 * value)} %" for name, value in last_each.items() if math.isfinite(value)]
+    finals = ", ".join(known) or "not known"
     return Panel(
-        title=title, told=f"Accuracy on {title} over {last:,} meta-steps; at the last: {', '.join(finals)}.",
+        title=title, told=f"Accuracy on {title} over {last:,} meta-steps; at the last: {finals}.",
         width=_WIDTH, height=_HEIGHT, left=_LEFT, right=_RIGHT, top=_TOP, bottom=_BOTTOM, x_ticks=thinned(ticks, 6),
         y_ticks=[Tick(up(value), label) for value, label in PERCENTS], x_label="meta-steps", lines=drawn,
         rule=up(100 / int(rows["way"].iloc[0])),

@@ -16,6 +16,8 @@ from robustbench_meta.engine import Engine, Plan
 from robustbench_meta.errors import BenchError
 from robustbench_meta.models import State
 from robustbench_meta.options import parse_choice
+from robustbench_meta.seeds import seed_all
+from robustbench_meta.snapshot import Snapshot
 from robustbench_meta.tasks import Batch, TaskBatch
 from robustbench_meta.testing.answers import expect_no_mates, expect_quiet
 from robustbench_meta.testing.contract import (
@@ -26,9 +28,7 @@ from robustbench_meta.testing.contract import (
     first_accepted,
     raised,
     reason_or_none,
-    seed_all,
 )
-from robustbench_meta.testing.snapshot import Snapshot
 from robustbench_meta.testing.worlds import LOOP, apart, engine_of, settings, tasks_of
 
 RUNS = "adapts and predicts in the settings that it does not refuse"
@@ -36,6 +36,7 @@ LOGITS = "gives finite logits in the shape [n, way]"
 TOUCHES = "leaves weights, states, support and queries as they are"
 REPEATS = "gives the same again for the same seed, whatever came before"
 QUIET = "predicts without noise"
+_SEEDED = "gives the same θ from the same seed"
 _NAMES = "names only plugins that there are"
 _TENSORS = "keeps its states in tensors"
 _BACKBONES = ("mlp:width=8,depth=1", "conv4:width=8")
@@ -205,7 +206,17 @@ class AdaptationContract(Contract):
             "let `adapt` and `logits` depend on their arguments alone, and draw from torch's generator if at all",
         )  # fmt: skip
 
-    @clause(QUIET, after=(REPEATS,))
+    @clause(_SEEDED, after=(_TENSORS,))
+    def init_is_seeded(self) -> None:
+        """A run seeds the global generators of torch, numpy and Python before it calls `init`."""
+        (_, first, _), (_, second, _) = self.world(), self.world()
+        differ = [name for name in first if name not in second or not torch.equal(first[name], second[name])]
+        expect(
+            not differ, f"init gives another θ from the same seed: {', '.join(differ[:3])}",
+            "draw in `init` from torch's, numpy's or Python's global generator, not from one that the clock seeds",
+        )  # fmt: skip
+
+    @clause(QUIET, after=(REPEATS, _SEEDED))
     def is_quiet(self) -> None:
         """In evaluation mode: a prediction that varies cannot be attacked, nor counted, twice alike."""
         remedy = "draw nothing at the test (dropout follows the module's mode), or fix what is drawn in the state"
@@ -259,6 +270,6 @@ def _unchanged(what: str, given: dict[str, Tensor], call: Callable[[], Any]) -> 
     """What the call returns; Broken if it changes a tensor that it was given."""
     before = Snapshot(given)
     returned = call()
-    changed = before.changed()
+    changed = before.written()
     expect(not changed, f"{what} changed {', '.join(changed)} in place", "compute new tensors (x = x + …, not x += …)")
     return returned

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from robustbench_meta.observation import MATES, Answers, influence_of_mates
-from robustbench_meta.testing.contract import expect, seed_all
+from robustbench_meta.seeds import seed_all
+from robustbench_meta.testing.contract import expect
 from robustbench_meta.testing.worlds import apart
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_meta.contracts import Attack, Random, Victim
+from robustbench_meta.seeds import seed_all
+from robustbench_meta.snapshot import Snapshot
 from robustbench_meta.tasks import Batch
-from robustbench_meta.testing.contract import seed_all
-from robustbench_meta.testing.snapshot import Snapshot
 from robustbench_meta.threat import ThreatModel
 from robustbench_meta.victims import Target
 
@@ -102,7 +102,7 @@ def attempt(
     for module in moved:
         module.training = not module.training
     modes_changed = ["the mode of the model's modules (training or evaluation)"] if moved else []
-    trial.touched = (*before.changed(), *modes_changed)
+    trial.touched = (*before.written(), *modes_changed)
     return trial
 
 

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import json
-import random as python_random
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
-import torch
 from pydantic import ValidationError
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Plugin, Setting
-from robustbench_meta.errors import BenchError
+from robustbench_meta.declarations import check_declarations
+from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.options import parse_choice
 from robustbench_meta.reads import files_read, unnamed
 from robustbench_meta.registry import Origin, Registry
+from robustbench_meta.seeds import seeded
 from robustbench_meta.spec import PluginSpec
 from robustbench_meta.testing.worlds import settings
 
 _READS = "reads no file but those that its options name"
 Method = TypeVar("Method", bound=Callable[[Any], None])
+
+
+DECLARES = "declares what it is in the words that the contract has"
 
 
 class ContractError(AssertionError):
@@ -135,6 +136,14 @@ class Contract:
         clash = self.kind == "attack" and "eps" in cls.model_fields
         expect(not clash, "it has an option 'eps'", "every attack is given eps in `threat`: drop the option")
 
+    @clause(DECLARES)
+    def declares(self) -> None:
+        """As the registry asks when a run names it."""
+        try:
+            check_declarations(self.plugin)
+        except PluginError as error:
+            raise Broken(str(error), "see robustbench_meta/contracts.py for what may be declared") from error
+
     @clause("its options survive JSON and the command line", after=("can be registered under its name",))
     def options_travel(self) -> None:
         """Records, worker processes and labels hold options as plain data, and users type them."""
@@ -168,7 +177,7 @@ class Contract:
         try:
             for name in names:
                 setattr(twin, name, getattr(twin, name))
-        except ValidationError:
+        except PluginError:
             return
         expect(not names, f"option '{names[0] if names else ''}' could be set", "do not override model_config's frozen")
 
@@ -200,7 +209,7 @@ class Check:
 
 
 def _run(check: Callable[[], None]) -> Broken | None:
-    with fenced():
+    with seeded(0):
         try:
             check()
         except Broken as broken:
@@ -220,26 +229,6 @@ def raised(error: Exception, where: str = "") -> Broken:
         f"{where}it raised {type(error).__name__}: {text}{place}",
         "let it work there, or say in `obstacle` why it cannot",
     )
-
-
-@contextmanager
-def fenced(seed: int = 0) -> Iterator[None]:
-    """Seed the global generators, and give them back as they were."""
-    python_state, numpy_state = python_random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        seed_all(seed)
-        try:
-            yield
-        finally:
-            python_random.setstate(python_state)
-            np.random.set_state(numpy_state)
-
-
-def seed_all(seed: int) -> None:
-    """Seed the global generators of torch, numpy and Python."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    python_random.seed(seed)
 
 
 def first_accepted(obstacle: Callable[[Setting], str | None], *, transductive: bool = False) -> Setting:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import get_args
 
 import torch
 
-from robustbench_meta.contracts import Dataset, LossName
+from robustbench_meta.contracts import Dataset
 from robustbench_meta.errors import BenchError, DataError
-from robustbench_meta.options import parse_choice, parse_eps
+from robustbench_meta.options import parse_choice
+from robustbench_meta.seeds import seed_all
 from robustbench_meta.tasks import Splits, TaskBatch, TaskSource, check_disjoint_classes
-from robustbench_meta.testing.contract import Broken, Contract, clause, expect, seed_all
+from robustbench_meta.testing.contract import DECLARES, Broken, Contract, clause, expect
 
 _LOADS = "loads three splits"
 _REPEATS = "draws the same tasks from the same seeds, and other ones from others"
@@ -38,20 +38,14 @@ class DatasetContract(Contract):
         """Tasks of one support and one query image a class."""
         return source.sample(seeds, self.way, 1, 1, each)
 
-    @clause("names a loss, a backbone and eps that there are")
+    @clause("names a backbone that there is", after=(DECLARES,))
     def says(self) -> None:
-        """The answers of `loss`, `backbone`, `eps`, `way`."""
-        losses = get_args(LossName)
-        expect(self.plugin.loss in losses, f"loss is {self.plugin.loss!r}", f"expected one of {', '.join(losses)}")
+        """The answer of `backbone`."""
         choice = parse_choice(self.plugin.backbone)
         try:
             self.registry.make("backbone", choice.name, dict(choice.options))
-            for eps in self.plugin.eps.values():
-                parse_eps(eps)
         except BenchError as error:
-            raise Broken(str(error), "name the backbone and eps as one would type them") from error
-        way = self.plugin.way
-        expect(way is None or way >= 2, f"way is {way!r}", "2 or more, or None where it can give several")
+            raise Broken(str(error), "name the backbone as one would type it") from error
 
     @clause(_LOADS)
     def loads(self) -> None:

@@ -10,11 +10,12 @@ from torch import Tensor
 from robustbench_meta.contracts import Update, Weights
 from robustbench_meta.engine import Engine
 from robustbench_meta.inner import differentiable
+from robustbench_meta.seeds import seeded
 from robustbench_meta.selfcheck import may_be_vmapped
 from robustbench_meta.sharing import Judged
 from robustbench_meta.tasks import TaskBatch
 from robustbench_meta.testing.adaptation import LOGITS, QUIET, REPEATS, RUNS, TOUCHES, AdaptationContract, detached
-from robustbench_meta.testing.contract import Broken, clause, expect, raised, seed_all
+from robustbench_meta.testing.contract import Broken, clause, expect, raised
 from robustbench_meta.testing.held import Held
 from robustbench_meta.testing.slopes import expect_slopes
 from robustbench_meta.testing.worlds import LOOP, VMAP, apart, at, vector
@@ -85,11 +86,11 @@ class LearnerContract(AdaptationContract):
                 )  # fmt: skip
 
     def _losses(self, engine: Engine, weights: Weights, tasks: TaskBatch, seed: int = 0) -> list[Tensor]:
-        seed_all(seed)
         engine.batch_seeds(range(tasks.tasks))
+        drawing = seeded(seed) if seed else engine.drawing("objective", tasks.support.x.device)  # as meta_gradients do
         if isinstance(engine.attack, Held):
             engine.attack.rewind()
-        with torch.no_grad():
+        with torch.no_grad(), drawing:
             return [update.loss for update in self.plugin.objective(engine, engine.theta(weights), tasks)]
 
     @clause("its meta-gradient is the slope of its objective", after=(_LEARNS, _ALONE))
@@ -108,7 +109,6 @@ class LearnerContract(AdaptationContract):
         engine.attack = Held(engine.attack) if engine.attack else None
         engine.plan = replace(engine.plan, chunk=tasks.tasks)
         with differentiable():
-            seed_all(0)
             gradients = [vector(gradient) for gradient, _ in engine.meta_gradients(weights, tasks, range(tasks.tasks))]
             expect_slopes(
                 lambda point: self._losses(engine, at(point, weights), tasks), vector(weights), gradients,

@@ -11,9 +11,10 @@ from torch import Tensor
 from robustbench_meta.contracts import Learner, LossName, Setting, Weights
 from robustbench_meta.engine import Engine, Plan
 from robustbench_meta.harness import arm
-from robustbench_meta.models import Network
+from robustbench_meta.models import Network, trainable
 from robustbench_meta.options import parse_choice, parse_eps
 from robustbench_meta.registry import Registry
+from robustbench_meta.seeds import seeded
 from robustbench_meta.tasks import Batch, TaskBatch
 from robustbench_meta.threat import Norm, ThreatModel
 
@@ -69,8 +70,7 @@ def engine_of(
     """
     choice = parse_choice(backbone, ";" if ";" in backbone else ",")
     net = registry.make("backbone", choice.name, dict(choice.options))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
+    with seeded(1):
         module = net.build(setting.shape, learner.outputs(setting.way)).to(dtype)
     engine = Engine(
         learner, Network(module, setting.loss, setting.way), event=len(setting.shape),
@@ -87,15 +87,15 @@ def engine_of(
         engine.attack = arm(attack, ThreatModel(attack.norm, chosen))
     if surrogate_wanted is not None:
         asked = parse_choice(surrogate_wanted, ";")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(2)
+        with seeded(2):
             separate = registry.make("backbone", asked.name, dict(asked.options)).build(setting.shape, setting.way)
         separate = separate.to(dtype)
         engine.surrogate_network = Network(separate, setting.loss, setting.way)
         engine.surrogate_weights = {name: weight.detach() for name, weight in separate.named_parameters()}
     engine.set_mode(training=False)
-    weights = learner.init({name: weight.detach().clone() for name, weight in module.named_parameters()})
-    return engine, {name: weight.requires_grad_() for name, weight in weights.items()}
+    with seeded(3):
+        weights = learner.init(trainable(module))
+    return engine, {name: weight.detach().to(dtype).requires_grad_() for name, weight in weights.items()}
 
 
 def vector(weights: Weights) -> Tensor:

@@ -106,9 +106,37 @@ class Bounded(MAML):
     depth: int = Field(3, ge=1, le=8, description="of nothing")
 
 
+class Scaling(MAML):
+    """Scales its support in place."""
+
+    name = "scaling"
+
+    def adapt(self, model, state, support, **settings):
+        support.x.mul_(0.5)
+        return super().adapt(model, state, support)
+
+
+class Backward(MAML):
+    """Asks for gradients as in training a classifier."""
+
+    name = "backward"
+
+    def adapt(self, model, state, support, **settings):
+        model.loss(model(state, support.x), support.y).backward()
+        return {name: weight - self.alpha * weight.grad for name, weight in state.items()}
+
+
+class Worded(MAML):
+    """Names an optimiser that there is not."""
+
+    name = "worded"
+    optimizer: str = "adamw"
+
+
 @hookimpl
 def register_learners(register):
     for learner in (
-        Forgetful, Bare, Averaging, Detached, Diverging, Mute, Talkative, Peeking, Raising, Unarmed, Bounded,
+        Forgetful, Bare, Averaging, Detached, Diverging, Mute, Talkative, Peeking, Raising, Unarmed, Bounded, Scaling,
+        Backward, Worded,
     ):  # fmt: skip
         register(learner)

@@ -1,0 +1,51 @@
+"""Holds what a plugin declares about itself (class variables, properties, inherited options) against its contract."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Annotated, Any, ClassVar, get_args, get_origin
+
+from pydantic import TypeAdapter, ValidationError
+
+from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner, Plugin
+from robustbench_meta.errors import PluginError
+
+
+def check_declarations(plugin: Plugin) -> None:
+    """Raise PluginError unless everything that a plugin declares is of the words and types that its contract allows."""
+    base = next((base for base in (Attack, Backbone, Dataset, Learner) if isinstance(plugin, base)), Plugin)
+    for name, allowed in _allowed(base).items():
+        found: Any = None
+        try:
+            found = getattr(plugin, name)
+            found = found() if inspect.ismethod(found) else found
+            allowed.validate_python(found, strict=True)
+        except ValidationError as error:
+            expected = error.errors()[0]["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+            raise PluginError(
+                f"{base.__name__.lower()} '{plugin.name}' declares {name} = {found!r}; expected {expected}"
+            ) from error
+        except Exception as error:  # a property of a plugin may raise anything
+            raise PluginError(
+                f"{base.__name__.lower()} '{plugin.name}' cannot say its {name}: {type(error).__name__}: {error}"
+            ) from error
+
+
+@cache
+def _allowed(base: type[Plugin]) -> Mapping[str, TypeAdapter[Any]]:
+    return {name: TypeAdapter(kind) for cls in (Plugin, base) for name, kind in _declared(cls)}
+
+
+def _declared(cls: type[Plugin]) -> Iterator[tuple[str, Any]]:
+    """What a contract has its plugins declare, with the type."""
+    for name, kind in inspect.get_annotations(cls, eval_str=True).items():
+        if get_origin(kind) is ClassVar and name != "model_config":
+            yield name, get_args(kind)[0]
+    for name, option in cls.model_fields.items():
+        yield name, Annotated[(option.annotation, "an option", *option.metadata)]
+    for name, member in vars(cls).items():
+        function = member.fget if isinstance(member, property) else member if name == "how" else None
+        if function is not None:
+            yield name, inspect.get_annotations(function, eval_str=True)["return"]
