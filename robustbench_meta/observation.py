@@ -121,7 +121,7 @@ class Fresh:
         seen, after = _seen(arena.victim(), held.query, y)
         changes += [_largest_change(logits, held.logits, held.logits)
                     for logits in (after, self._engine.logits(self._adapted, held.query.clone()))]  # fmt: skip
-        return replace(seen, remembers=max(changes), one_class=0)
+        return replace(seen, remembers=max(changes))
 
 
 def influence_of_mates(answers: Answers, x: Tensor, whole: Tensor) -> dict[str, float]:

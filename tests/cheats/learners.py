@@ -92,7 +92,7 @@ class OneClass(MAML):
 
     def logits(self, model, state, x):
         logits = model(state, x)
-        return torch.cat([logits[:, :1].abs() + 100, logits[:, 1:]], 1)
+        return torch.cat([logits.amax(1, keepdim=True) + 5, logits[:, 1:]], 1)
 
 
 @hookimpl
