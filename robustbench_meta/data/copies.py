@@ -29,7 +29,7 @@ class Resolved(NamedTuple):
     """By split: '3 dropped', '3 kept', or ''."""
 
 
-def digest(content: bytes | np.ndarray) -> np.ndarray:
+def digest(content: bytes | memoryview) -> np.ndarray:
     """The digest of an image's bytes: uint8 [16]."""
     return np.frombuffer(hashlib.blake2b(content, digest_size=16).digest(), np.uint8)
 
@@ -54,21 +54,21 @@ def resolve(
     nothing = dict.fromkeys(PARTS, "")
     _, group = np.unique(np.ascontiguousarray(digests).view("V16").ravel(), return_inverse=True)
     # From the test backwards, in order within a split: the first of a group is the one that stays.
-    order = np.lexsort((np.arange(len(group)), [-PARTS.index(part) for part in parts]))
+    order = np.argsort([-PARTS.index(part) for part in parts], kind="stable")
     chosen = order[np.unique(group[order], return_index=True)[1]]
     stays = np.zeros(len(group), dtype=bool)
     stays[chosen] = True
-    extra = np.flatnonzero(~stays)
-    if not len(extra):
+    extra: list[int] = np.flatnonzero(~stays).tolist()
+    if not extra:
         return Resolved(stays, nothing)
-    pairs = [(int(chosen[group[place]]), int(place)) for place in extra]
+    pairs = [(int(chosen[group[place]]), place) for place in extra]
     counted = _told(pairs, parts, labels, names)
     if rule == "refuse":
         raise DataError(f"{where}: {counted}; remove one of each, or drop those on the training side: copies=drop")
     done = {"drop": "dropped", "keep": "kept"}[rule]
     if rule == "drop":
         _check_classes(stays, chosen[group], np.asarray(labels), parts, where)
-    logger.warning("%s: %d images %s: %s", where, len(extra), done, counted)
+    logger.warning("%s: %d image%s %s: %s", where, len(extra), "s" * (len(extra) > 1), done, counted)
     told = {part: sum(parts[place] == part for place in extra) for part in PARTS}
     return Resolved(
         stays if rule == "drop" else np.ones_like(stays),

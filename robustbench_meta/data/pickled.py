@@ -91,7 +91,9 @@ def _pictures(content: Any, part: str, where: str) -> Pictures:
     for end, places in zip(np.cumsum(counts), members.values(), strict=True):
         ordered[end - len(places) : end] = channels_first[places]
     names = [f"{part} image {place} (class '{label}')" for label, places in members.items() for place in places]
-    return Pictures(ordered, counts, np.array(list(members)), np.stack([*map(digest, ordered)]), np.array(names))
+    return Pictures(
+        ordered, counts, np.array(list(members)), np.stack([digest(image.data) for image in ordered]), np.array(names)
+    )
 
 
 def _images(value: Any, where: str) -> np.ndarray:
