@@ -84,8 +84,8 @@ def run(
     repeated there is a list here. What is finished is kept in the results folder: the same call goes on where it was
     interrupted, a larger grid does only what is new. Ctrl-C keeps what is under way, too.
 
-    Where a plugin is named, its class or an instance will do: of one that was defined in a notebook, its source,
-    and its `version` if it has one, identify its results. Such a plugin runs in this process only; a tracker needs no other.
+    Where a plugin is named, its class or an instance will do: of one that was defined in a notebook, its source
+    and its `version` identify its results. Such a plugin runs in this process only; a tracker needs no other.
 
     Args:
         suite: what to run, from a file, or a suite by its name; other arguments override it.

@@ -30,10 +30,7 @@ def class_digest(cls: type[Plugin]) -> str:
 def _identity(cls: type) -> str:
     version = vars(cls).get("version", "")
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    if cls.__module__ != "__main__" and file is not None:
-        code = code_digest(Path(file))
-    else:
-        code = _source(cls)
+    code = code_digest(Path(file)) if cls.__module__ != "__main__" and file is not None else _source(cls)
     if not code and not version:
         raise PluginError(
             f"no source was found for the class '{cls.__qualname__}', and without it nothing identifies its results: "

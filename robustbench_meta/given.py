@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from robustbench_meta import hookspecs
+from robustbench_meta.code_identity import class_digest
 from robustbench_meta.contracts import Plugin
 from robustbench_meta.discovery import SESSION, Origin
 from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.hookspecs import hookimpl
-from robustbench_meta.code_identity import class_digest
 from robustbench_meta.options import exact, parse_choice
 from robustbench_meta.registry import KINDS, Registry
 

@@ -15,7 +15,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -26,12 +25,12 @@ import robustbench_meta as rbm
 from robustbench_meta import api, frames, hookimpl
 from robustbench_meta.arguments import eps_text, several
 from robustbench_meta.checkpoints import weights_of
+from robustbench_meta.code_identity import class_digest
 from robustbench_meta.commands import command_for
 from robustbench_meta.contracts import Attack, Learner
 from robustbench_meta.errors import PluginError
 from robustbench_meta.given import GivenPlugins
 from robustbench_meta.leaderboard import COLUMNS
-from robustbench_meta.code_identity import class_digest
 from robustbench_meta.plugins.attacks.fgsm import FGSM
 from robustbench_meta.plugins.backbones.conv4 import Conv4
 from robustbench_meta.plugins.learners.maml import MAML
@@ -329,7 +328,9 @@ def test_the_digest_of_a_class_changes_with_its_source_its_version_and_its_bases
     plain = class_digest(cell(MINE))
     assert class_digest(cell(f"1 + 1\n{MINE}\nclass Other: ...")) == plain, "only the class counts, not its cell"
     assert class_digest(cell(MINE.replace(old, new))) != plain
-    heirs = [cell("class Heir(Mine):\n    version = '1'", "Heir", Mine=cell(text)) for text in (MINE, MINE.replace(old, new))]
+    heirs = [
+        cell("class Heir(Mine):\n    version = '1'", "Heir", Mine=cell(text)) for text in (MINE, MINE.replace(old, new))
+    ]
     assert class_digest(heirs[0]) != class_digest(heirs[1]), "the base counts"
 
 
