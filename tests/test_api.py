@@ -320,7 +320,7 @@ def test_a_class_of_a_notebook_runs_and_its_results_are_those_of_its_code(tmp_pa
     ("old", "new"),
     [
         ("steps: int = 3", "steps: int = 4"), ("- 0.5", "- 0.4"), ("steps: int = 3", "_steps: int = 3"),
-        ('name = "mine"', 'name = "mine"; version = "2"'), ("@swapped\n", ""), ("return 1\n", "return 2\n"),
+        ('name = "mine"', 'name = "mine"; version = "2"'), ("    @swapped\n", ""), ("return 1\n", "return 2\n"),
     ],
 )  # fmt: skip
 def test_the_digest_of_a_class_changes_with_its_source_its_version_and_its_bases(old, new):
