@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -25,6 +23,7 @@ from robustbench_meta.options import (
     parse_scenarios,
 )
 from robustbench_meta.profiles import get_profile
+from robustbench_meta.runtime.digest import digest_of as digest_of  # noqa: PLC0414  # keeping has it from here
 
 TRANSFER = "clean/transfer"
 """The scenario whose queries are attacked on another model."""
@@ -188,12 +187,6 @@ class _Hashed(BaseModel):
     def digest(self) -> str:
         """16 hexadecimal digits that change with anything that may change the numbers."""
         return digest_of(self.model_dump(mode="json"))
-
-
-def digest_of(plain: Any) -> str:
-    """16 hexadecimal digits of plain data, however its keys are ordered."""
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class AttackSpec(BaseModel):
