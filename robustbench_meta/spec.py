@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -146,6 +146,13 @@ _REPEATED = {"learners", "attacks", "scenarios", "seeds"}
 def option_of(field: str) -> str:
     """The option of the command line, without its dashes, that sets a field of `RunSpec`."""
     return (field.removesuffix("s") if field in _REPEATED else field).replace("_", "-")
+
+
+def fields_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `RunSpec` among options by their names (`learner`, `meta_steps`), where something was given."""
+    named = {option_of(field).replace("-", "_"): field for field in RunSpec.model_fields}
+    given = {named[name]: value for name, value in options.items() if name in named and value not in (None, [])}
+    return {field: tuple(value) if isinstance(value, list) else value for field, value in given.items()}
 
 
 def _explain(issue: Any) -> str:
