@@ -109,7 +109,7 @@ class _Dtype:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         if any(part is not None for part in state[2:5]):
             raise _NotData("an array with fields")
-        self.dtype = self.dtype.newbyteorder(str(state[1]))
+        self.dtype = self.dtype.newbyteorder(state[1])
 
 
 class _Array(np.ndarray):
@@ -120,7 +120,8 @@ class _Array(np.ndarray):
         if isinstance(content, list):
             raise _NotData("an array of Python objects")
         content = content.encode("latin-1") if isinstance(content, str) else bytes(content)
-        super().__setstate__((version, shape, _flat(content, dtype, shape).dtype, bool(is_fortran), content))
+        checked: Any = (version, shape, _flat(content, dtype, shape).dtype, bool(is_fortran), content)
+        super().__setstate__(checked)
         self.flags.writeable = False
 
 
