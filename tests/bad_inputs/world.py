@@ -84,9 +84,7 @@ def images(root: Path) -> None:
     shutil.copytree(root / "class-of-copies" / "b", root / "class-of-copies" / "d")
     for name, part in {"Greek": "train", "Latin": "val", "Runes": "test"}.items():
         paint(root / "nested" / name / "alpha" / "0.png", [*name.encode()], (8, 8))
-        paint(
-            root / "flat-splits" / part / "0.png", [*name.encode()]
-        )
+        paint(root / "flat-splits" / part / "0.png", [*name.encode()])
     (root / "hdf5").mkdir()
     (root / "hdf5" / "mini.hdf5").write_bytes(b"\x89HDF")
     classes(root / "bomb", "abc")
