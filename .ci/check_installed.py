@@ -36,7 +36,7 @@ def main() -> None:
     assert len(rows) > 1, rows
     assert {path.name for path in Path().iterdir()} == {"results"}, "a run writes into --results only"
 
-    # files that are no modules: suites, templates of the report, of cards and of plugins
+    # files that are no modules: suites, templates of the report and of cards, examples
     assert "Nothing was written" in bench("run", "quick", "--dry-run")
     bench("report")
     (checkpoint, *_) = Path("results/checkpoints").glob("*.safetensors")

@@ -197,14 +197,13 @@ def by_opcode(content: bytes, random: random.Random) -> bytes:
 
 def read_pickled(content: bytes, folder: Path) -> None:
     """As a pickle alone, and as one of the three files of a data set."""
-    limits = pickles.Limits(size=2**26)
-    value = pickles.parse_pickle(content, "the pickle", limits)
+    value = pickles.load_pickle(io.BytesIO(content), "the pickle")
     if isinstance(value, dict):
         for part in ("train", "val"):
             other = {"data": np.full((2, 8, 8, 3), ord(part[0]), np.uint8), "labels": [f"{part}0", f"{part}1"]}
             (folder / f"{part}.pkl").write_bytes(pickle.dumps(other))
         (folder / "test.pkl").write_bytes(content)
-        read_series(choose_series(folder, ""), "fuzzed", limits)
+        read_series(choose_series(folder, ""), "fuzzed")
 
 
 def made_pickles() -> st.SearchStrategy[bytes]:
@@ -467,7 +466,7 @@ scenario = ["clean/adv", "clean/transfer"]
 surrogate = 'maml'
 checks = false
 precision = "bf16"
-cells = [{ way = 5, seed = [0, 0x7f] }, { "shot" = 1_0, meta-steps = 0, about = """
+parts = [{ way = 5, seed = [0, 0x7f] }, { "shot" = 1_0, meta-steps = 0, about = """
 '''
     every = every.removesuffix("\n") + 'one""" }]\n'
     return [*(path.read_bytes() for path in shipped().values()), every.encode()]
@@ -476,14 +475,14 @@ cells = [{ way = 5, seed = [0, 0x7f] }, { "shot" = 1_0, meta-steps = 0, about = 
 def by_line(content: bytes, random: random.Random) -> bytes:
     """Leave out, repeat, exchange or insert whole lines."""
     lines = content.split(b"\n")
-    keys = [name.encode() for name in [*KEYS, "about", "cells", "device", "x", '"\\u0000"', "cells.way"]]
+    keys = [name.encode() for name in [*KEYS, "about", "parts", "device", "x", '"\\u0000"', "parts.way"]]
     values = [
         b"1", b"-1", b"1e999", b"nan", b"true", b'""', b"[]", b"{}", b"[[1], 2]", b'"maml:a=1"', b'"""', b"1979-05-27",
         b"0x" + b"f" * 99, b"9" * 5000, b"[" * 3000, b'"\\u001b"', b"'clean/transfer'", b'["all", "1/0"]',
     ]  # fmt: skip
     for _ in range(random.randint(1, 4)):
         at = random.randrange(len(lines) + 1)
-        new = random.choice([random.choice(keys) + b" = " + random.choice(values), b"[[cells]]", b"[cells]", b"[x.y]"])
+        new = random.choice([random.choice(keys) + b" = " + random.choice(values), b"[[parts]]", b"[parts]", b"[x.y]"])
         lines[at : at + random.randrange(2)] = random.choice([[], [new], [new], lines[:at][-3:] * 2])
     return b"\n".join(lines)
 
@@ -499,11 +498,11 @@ def read_suite_file(content: bytes, folder: Path) -> None:
 def made_suites() -> st.SearchStrategy[bytes]:
     """Keys with values of any type, written as JSON is, of which TOML understands most."""
     leaves = st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["maml", "8/255", "clean/adv"])
-    names = st.sampled_from([*KEYS, "about", "cells"]) | st.text(max_size=9)
+    names = st.sampled_from([*KEYS, "about", "parts"]) | st.text(max_size=9)
     values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=4))
     settings = st.lists(
         st.builds(lambda name, value: f"{json.dumps(name)} = {json.dumps(value)}", names, values)
-        | st.just("[[cells]]"),
+        | st.just("[[parts]]"),
         max_size=9,
     )
     return settings.map(lambda lines: "\n".join(lines).encode()) | st.text().map(lambda text: text.encode())

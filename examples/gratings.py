@@ -20,9 +20,11 @@ ORIENTATIONS = 60
 class Gratings(Dataset):
     """Sine gratings of random phase in noise; a class is an orientation."""
 
+    # What is typed; `bench list` shows it with the first line above.
     name: ClassVar[str] = "gratings"
     source: ClassVar[str] = "an example of robustbench_meta"
 
+    # Options: typed as gratings:noise=0.3, checked, and part of what identifies a result.
     images: int = Field(20, ge=2, description="images a class")
     size: int = Field(28, ge=8, description="height and width")
     noise: float = Field(0.1, ge=0, description="standard deviation of the noise")

@@ -18,10 +18,12 @@ from robustbench_meta.tasks import Batch, TaskBatch
 class PixelCentroid(Learner):
     """Nearest class mean of the support images' pixels; only how sure to be of it is meta-learned."""
 
+    # What is typed; `bench list` shows it with the first line above.
     name: ClassVar[str] = "pixel-centroid"
     source: ClassVar[str] = "an example of robustbench_meta"
     theta_predicts: ClassVar[bool] = False
 
+    # Options: typed as pixel-centroid:temperature=2, checked, and part of what identifies a result.
     temperature: float = Field(1.0, gt=0, description="factor on the distances, before it is learned")
 
     def init(self, weights: Weights) -> Weights:

@@ -15,9 +15,11 @@ from robustbench_meta.contracts import Backbone, Setting
 class PooledLinear(Backbone):
     """Average the image over a coarse grid, then one linear layer."""
 
+    # What is typed; `bench list` shows it with the first line above.
     name: ClassVar[str] = "pooled-linear"
     source: ClassVar[str] = "an example of robustbench_meta"
 
+    # Options: typed as pooled-linear:grid=5, checked, and part of what identifies a result.
     grid: int = Field(7, ge=1, description="cells of the grid along each side")
 
     def obstacle(self, setting: Setting) -> str | None:

@@ -17,9 +17,11 @@ from robustbench_meta.threat import ThreatModel
 class SignNoise(Attack):
     """Add ε or −ε to each pixel by a fair coin; of several such draws, each image keeps the one of highest loss."""
 
+    # What is typed; `bench list` shows it with the first line above.
     name: ClassVar[str] = "sign-noise"
     source: ClassVar[str] = "an example of robustbench_meta"
 
+    # Options: typed as sign-noise:tries=20, checked, and part of what identifies a result.
     tries: int = Field(10, ge=1, description="draws to choose from")
 
     def perturb(self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random) -> Tensor:

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from robustbench_meta import own_model, session
 from robustbench_meta.arguments import (
     Folder,
-    eps_text,
     folder_of,
     maybe_folder,
     misspelt,
-    options_of,
+    read_options,
     seconds_of,
     several,
     suite_of,
@@ -84,8 +83,8 @@ def run(
     repeated there is a list here. What is finished is kept in the results folder: the same call goes on where it was
     interrupted, a larger grid does only what is new. Ctrl-C keeps what is under way, too.
 
-    Where a plugin is named, its class or an instance will do: of one that was defined in the notebook, its code and
-    what it refers to identify its results. Such a plugin runs in this process only; a tracker needs no other.
+    Where a plugin is named, its class or an instance will do: of one that was defined in a notebook, its source
+    and its `version` identify its results. Such a plugin runs in this process only; a tracker needs no other.
 
     Args:
         suite: what to run, from a file, or a suite by its name; other arguments override it.
@@ -140,16 +139,8 @@ def run(
         0    maml   none    0
         1    maml   fgsm  0.1
     """
-    given = GivenPlugins()
-    typed = options_of(
-        learners=[given.typed("learner", each) for each in several("learner", learner)],
-        attacks=[given.typed("attack", each) for each in several("attack", attack)],
-        dataset=dataset and given.typed("dataset", dataset), backbone=backbone and given.typed("backbone", backbone),
-        way=way, shot=shot, query=query, eps=[eps_text(each) for each in several("eps", eps)],
-        scenarios=several("scenario", scenario), seeds=several("seed", seed), profile=profile, meta_steps=meta_steps,
-        tasks_per_step=tasks_per_step, episodes=episodes, device=device, precision=precision, compile=compile,
-        surrogate=surrogate and given.typed("learner", surrogate), checks=checks,
-    )  # fmt: skip
+    options, given = dict(locals()), GivenPlugins()
+    typed = read_options(options, given)
     tracked = [given.typed("tracker", each) for each in several("track", track or None)]
     wanted = suite_of(suite).overridden(typed)
     chosen, seconds = chosen_executor(executor, ray_address), seconds_of(cell_timeout)
@@ -262,6 +253,7 @@ def evaluate(
         0    mine   fgsm  0.1
         1    mine    pgd  0.1
     """
+    options = dict(locals())
     own_model.check_named(name)
     if results is not None and version is None:
         raise BenchError(
@@ -275,14 +267,10 @@ def evaluate(
         )
     given, models = GivenPlugins(), OwnModels(adapt, seed, name)
     learner = own_model.own_learner(models, name, is_transductive=transductive)
-    typed = options_of(
-        learners=[name], attacks=[given.typed("attack", each) for each in several("attack", attack)],
-        dataset=dataset and given.typed("dataset", dataset), backbone=backbone or own_model.OWN,
-        way=way, shot=shot, query=query, eps=[eps_text(each) for each in several("eps", eps)],
-        scenarios=without_poison(several("scenario", scenario), transfer=surrogate is not None), profile=profile,
-        meta_steps=meta_steps, tasks_per_step=tasks_per_step, episodes=episodes, seeds=[seed], device=device,
-        surrogate=None if surrogate is None else str(surrogate), checks=checks,
-    )  # fmt: skip
+    transfer = None if surrogate is None else str(surrogate)
+    scenarios = without_poison(several("scenario", scenario), transfer=transfer is not None) or None
+    own = {"learner": name, "backbone": backbone or own_model.OWN, "surrogate": transfer, "scenario": scenarios}
+    typed = read_options({**options, **own}, given)
 
     def bring(registry: Registry) -> None:
         own_model.bring(registry, learner, version)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from robustbench_meta.errors import BenchError, unknown
+from robustbench_meta.given import GivenPlugins
 from robustbench_meta.options import SCENARIOS, exact, parse_seconds
+from robustbench_meta.spec import fields_of
 from robustbench_meta.suites import Suite, find_suite, read_suite
 
 Folder = str | os.PathLike[str]
@@ -52,10 +54,19 @@ def misspelt(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def options_of(**options: Any) -> dict[str, Any]:
-    """Those that were given; of the repeated ones all values."""
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    return {name: value for name, value in given.items() if value is not None and value != ()}
+def read_options(options: Mapping[str, Any], given: GivenPlugins) -> dict[str, Any]:
+    """The fields of `RunSpec` that arguments of `run` give, by their names; plugins among them go to `given`.
+
+    Raises:
+        BenchError: a list with nothing in it, or a plugin of another kind.
+    """
+    read = {**options, **{name: several(name, options.get(name)) for name in ("eps", "scenario", "seed")}}
+    read["eps"] = [eps_text(each) for each in read["eps"]]
+    for name in ("learner", "attack"):
+        read[name] = [given.typed(name, each) for each in several(name, options.get(name))]
+    for name, kind in {"dataset": "dataset", "backbone": "backbone", "surrogate": "learner"}.items():
+        read[name] = options.get(name) and given.typed(kind, options[name])
+    return fields_of(read)
 
 
 def eps_text(given: str | float) -> str:

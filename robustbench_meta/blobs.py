@@ -17,6 +17,29 @@ from robustbench_meta.errors import StorageError, brief
 _TENSOR = "tensor"
 
 
+def save_tensors(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
+    """Tensors with text about them, as a safetensors file with a checksum of both."""
+    kept = {name: each.detach().cpu().clone(memory_format=torch.contiguous_format) for name, each in tensors.items()}
+    return save(kept, {**about, "checksum": _checksum(about, kept)})
+
+
+def load_tensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What `save_tensors` was given; tensors are on the CPU.
+
+    Raises:
+        StorageError: the bytes are damaged.
+    """
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")].decode())["__metadata__"]
+        about = {str(name): str(value) for name, value in header.items()}
+        tensors = load(data)
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise StorageError(f"it is damaged ({brief(error)})") from error
+    if about.pop("checksum", None) != _checksum(about, tensors):
+        raise StorageError("it is damaged (its checksum does not fit its content)")
+    return tensors, about
+
+
 def dump(kind: str, tree: Any) -> bytes:
     """Dicts with text as keys, lists, tuples (which become lists), tensors, text, numbers and None as bytes.
 
@@ -26,7 +49,7 @@ def dump(kind: str, tree: Any) -> bytes:
     """
     tensors: dict[str, Tensor] = {}
     body = json.dumps(_without_tensors(tree, tensors))  # in their order, which optimisers go by
-    return save(tensors, {"kind": kind, "body": body, "checksum": _checksum(kind, body, tensors)})
+    return save_tensors(tensors, {"kind": kind, "body": body})
 
 
 def restore(kind: str, data: bytes) -> Any:
@@ -35,33 +58,20 @@ def restore(kind: str, data: bytes) -> Any:
     Raises:
         StorageError: the bytes are damaged, or of another kind.
     """
+    tensors, about = load_tensors(data)
     try:
-        told = metadata_of(data)
-        tensors = load(data)
-        if told["kind"] != kind:
-            raise StorageError(f"it is a {told['kind']}, not a {kind}")
-        if told["checksum"] != _checksum(kind, told["body"], tensors):
-            raise StorageError("its checksum does not fit its content")
-        return _with_tensors(json.loads(told["body"]), tensors)
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        if about["kind"] != kind:
+            raise StorageError(f"it is a {about['kind']}, not a {kind}")
+        return _with_tensors(json.loads(about["body"]), tensors)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise StorageError(f"it is damaged ({brief(error)})") from error
-
-
-def metadata_of(data: bytes) -> dict[str, str]:
-    """What the bytes of a safetensors file say of it.
-
-    Raises:
-        ValueError, KeyError, TypeError, AttributeError: they say nothing, or are damaged.
-    """
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")].decode())["__metadata__"]
-    return {str(name): str(value) for name, value in header.items()}
 
 
 def _without_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
     """Tensors are moved to `tensors`; a list of their name stands for each."""
     if isinstance(tree, Tensor):
         name = str(len(tensors))
-        tensors[name] = tree.detach().cpu().clone(memory_format=torch.contiguous_format)
+        tensors[name] = tree
         return {_TENSOR: name}
     if isinstance(tree, Mapping):
         return {"dict": {key: _without_tensors(value, tensors) for key, value in tree.items()}}
@@ -80,20 +90,20 @@ def _with_tensors(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     return tree
 
 
-def _checksum(kind: str, body: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(f"{kind}\0{len(body)}\0{body}".encode())
-    add_tensors(digest, tensors)
-    return digest.hexdigest()
+def _checksum(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode())
+    _add(found, tensors)
+    return found.hexdigest()
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """16 hexadecimal digits that change with anything in them."""
     found = hashlib.sha256()
-    add_tensors(found, {name: tensor.detach().cpu() for name, tensor in tensors.items()})
+    _add(found, {name: tensor.detach().cpu() for name, tensor in tensors.items()})
     return found.hexdigest()[:16]
 
 
-def add_tensors(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
+def _add(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
     """Add the names, kinds and bytes of tensors on the CPU to a digest."""
     for name in sorted(tensors):
         tensor = tensors[name]

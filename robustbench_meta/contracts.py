@@ -64,6 +64,8 @@ class Plugin(BaseModel, ABC):
     """Lower case, digits and '-': what is typed on the command line."""
     source: ClassVar[str] = ""
     """The paper or project that it follows."""
+    version: ClassVar[str] = ""
+    """Part of what identifies results; for classes given from Python whose source does not tell all."""
 
     @classmethod
     def summary(cls) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from robustbench_meta import hookspecs
+from robustbench_meta.code_identity import class_digest
 from robustbench_meta.contracts import Plugin
 from robustbench_meta.discovery import SESSION, Origin
 from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.hookspecs import hookimpl
-from robustbench_meta.live_code import class_digest
 from robustbench_meta.options import exact, parse_choice
 from robustbench_meta.registry import KINDS, Registry
 
@@ -56,7 +56,7 @@ class GivenPlugins:
         """Register the classes, unless the registry has the very same.
 
         Raises:
-            PluginError: a class is no whole plugin, its name is taken, or nobody can tell what its code is; or an
+            PluginError: a class is no whole plugin, its name is taken, or it has neither source nor version; or an
                 instance is not what its options say as text.
         """
         for (kind, name), cls in self._classes.items():

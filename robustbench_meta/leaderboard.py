@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from robustbench_meta.comparison import ranks
 from robustbench_meta.curves import curves, write_curves
 from robustbench_meta.files import write_atomically
 from robustbench_meta.neighbours import flags_between
+from robustbench_meta.runtime.digest import digest_of
 from robustbench_meta.samples import Samples, surrogate_of
 from robustbench_meta.spreadsheets import harmless_frame
 from robustbench_meta.statistics import mean_and_ci95, worst_decile
@@ -79,7 +78,7 @@ def rows_of(records: Sequence[Mapping[str, Any]]) -> tuple[pd.DataFrame, Samples
     rows = [_row(record, samples, flags.get(record["key"], [])) for record in records]
     frame = pd.DataFrame(rows, columns=COLUMNS)
     if rows:
-        models = [_digest(surrogate_of(record["spec"])) for record in records]
+        models = [digest_of(surrogate_of(record["spec"])) for record in records]
         frame["surrogate"] = numbered(frame.assign(model=models), "surrogate", "model")
         frame["dataset"] = _data_apart(frame, [record["episodes_digest"] for record in records])
         dated = frame.assign(written=[record["written"] for record in records])
@@ -133,13 +132,13 @@ def _row(record: Mapping[str, Any], samples: Samples, flags: Collection[str]) ->
         "tasks_per_step": spec["training"]["tasks_per_step"],
         "training_attack": labels["training_attack"], "training_eps": labels["training_eps"],
         "training_hash": record["training"],
-        "recipe_hash": _digest({name: value for name, value in spec["training"].items() if name != "seed"}),
-        "attack_hash": _digest(_attack(spec)),
+        "recipe_hash": digest_of({name: value for name, value in spec["training"].items() if name != "seed"}),
+        "attack_hash": digest_of(_attack(spec)),
         "precision": record["precision"], "peak_memory_mb": _peak(record.get("memory") or {}),
         "surrogate": labels.get("surrogate", "none"), "warm_start": labels.get("warm_start", ""),
         "worst_case_ci95": round(worst_case_ci95, 6), "black_box_accuracy": _probed(record, "black box"),
         **{name: _cost(record, name) for name in ("forward_per_image", "gradients_per_image")},
-        "data_hash": _digest({"fingerprint": spec["training"].get("fingerprint", "")}),
+        "data_hash": digest_of({"fingerprint": spec["training"].get("fingerprint", "")}),
         "copies": labels.get("copies", ""),
     }  # fmt: skip
 
@@ -164,10 +163,6 @@ def _peak(memory: Mapping[str, int | None]) -> float:
 def _attack(spec: Mapping[str, Any]) -> dict[str, Any]:
     """What makes two rows rows of one attack: all but the learner, its seed, the scenario and the episodes."""
     return {"attack": spec["attack"], "code": spec.get("code"), "surrogate": surrogate_of(spec)}
-
-
-def _digest(spec: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def success_rate(clean: np.ndarray, robust: np.ndarray) -> float:

@@ -1,21 +1,20 @@
-"""Run records as files: JSON with a schema version and a checksum; older versions are brought up to date when read."""
+"""Run records as files: JSON with a schema version and a checksum."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from robustbench_meta.checks import unchecked
 from robustbench_meta.errors import StorageError, brief
 from robustbench_meta.gallery import Gallery
+from robustbench_meta.runtime.digest import checksum
 
 SCHEMA = 3
 """Version of a record's layout."""
@@ -43,32 +42,30 @@ def finite(value: Any) -> Any:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """One record, as the present schema has it.
+    """One record.
 
     Raises:
         DamagedError: it is damaged, or not the cell that its name says.
-        StorageError: it cannot be read, or a newer version wrote it.
+        StorageError: it cannot be read, or another version wrote it.
     """
     record = _parsed(path)
     schema = record.get("schema")
-    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
-        raise DamagedError(f"record {path} is damaged (schema {schema!r}; this version knows {_listed(_KNOWN)})")
-    if schema not in _KNOWN:
+    if type(schema) is not int or schema < 1:
+        raise DamagedError(f"record {path} is damaged (schema {schema!r}; this version knows {SCHEMA})")
+    if schema != SCHEMA:
         raise StorageError(
-            f"record {path} has schema {schema}, of a newer version; this one knows {_listed(_KNOWN)}: use the newer "
-            "one, or another --results"
+            f"record {path} has schema {schema}, of another version; this one knows {SCHEMA}: use that version, or "
+            "another --results"
         )
-    if (schema >= 3 or "checksum" in record) and record.pop("checksum", None) != _checksum(record):
+    if record.pop("checksum", None) != _checksum(record):
         raise DamagedError(f"record {path} is damaged (its checksum does not fit its content)")
     if record.get("key") != path.stem:
         raise DamagedError(f"record {path} is of another cell than its name says ({record.get('key')!r})")
     try:
-        for step in _KNOWN[_KNOWN.index(schema) : -1]:
-            record = _MIGRATIONS[step](record)
         _check(record)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError(f"record {path} is damaged ({brief(error)})") from error
-    return {**record, "schema": SCHEMA}
+    return record
 
 
 def _parsed(path: Path) -> dict[str, Any]:
@@ -100,8 +97,7 @@ def unpack(packed: Mapping[str, Any]) -> np.ndarray:
 
 
 def _checksum(record: Mapping[str, Any]) -> str:
-    text = json.dumps(record, sort_keys=True, separators=(",", ":"))
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+    return f"sha256:{checksum(record)}"
 
 
 def _check(record: Mapping[str, Any]) -> None:
@@ -213,44 +209,3 @@ class _Record(_Part):
     flags: list[_Text]
     checks: _Checks | None
     versions: _Versions
-
-
-def _from_1(record: dict[str, Any]) -> dict[str, Any]:
-    """Schema 1 knew no checks, no surrogates and no sweeps; nor how an attack works, but by its name."""
-    spec, labels = record["spec"], record["labels"]
-    plugin = spec["attack"]["plugin"]
-    once = [plugin["options"].get(name, 1) for name in ("restarts", "n_restarts")] == [1, 1]
-    single = once and plugin["options"].get("steps") == 1
-    method = _METHODS_1.get(plugin["name"], "single-step" if single else "iterative")
-    return {
-        **record,
-        "spec": {
-            **spec, "code": "", "checks": "", "surrogate": None, "attack": {**spec["attack"], "sweep": []},
-        },
-        "labels": {**labels, "surrogate": "none", "warm_start": ""},
-        "timings": {**record["timings"], "check_ms_per_task": 0.0},
-        "method": method,
-        "flags": unchecked(spec["episodes"]),
-        "checks": None,
-    }  # fmt: skip
-
-
-_METHODS_1 = {
-    **dict.fromkeys(("none", "gn"), "random"),
-    **dict.fromkeys(("fgsm", "ffgsm", "torchattacks-fgsm"), "single-step"),
-    **dict.fromkeys(("onepixel", "pixle", "spsa", "square"), "black-box"),
-}
-"""How the attacks worked that there were under schema 1; all others took steps along gradients."""
-
-
-def _from_2(record: dict[str, Any]) -> dict[str, Any]:
-    """Schema 2 had no checksum."""
-    return record
-
-
-_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2}
-_KNOWN = [*_MIGRATIONS, SCHEMA]
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import pandas as pd
 
 from robustbench_meta.boards import CLEAN, WORST, under
 from robustbench_meta.records import unpack
+from robustbench_meta.runtime.digest import digest_of
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,7 @@ class Samples:
     def series(self, key: str) -> str:
         """A hash of the attack of a record whatever its ε: the plugin, its options and code, and its norm."""
         attack = self._records[key]["spec"]["attack"]
-        text = json.dumps([attack["plugin"], attack["norm"]], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest_of([attack["plugin"], attack["norm"]])
 
     def path(self, key: str) -> tuple[float, ...]:
         """The ε of a record, after the smaller ones through which its attack came there."""

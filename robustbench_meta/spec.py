@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -25,6 +23,7 @@ from robustbench_meta.options import (
     parse_scenarios,
 )
 from robustbench_meta.profiles import get_profile
+from robustbench_meta.runtime.digest import digest_of as digest_of  # noqa: PLC0414  # keeping has it from here
 
 TRANSFER = "clean/transfer"
 """The scenario whose queries are attacked on another model."""
@@ -149,6 +148,13 @@ def option_of(field: str) -> str:
     return (field.removesuffix("s") if field in _REPEATED else field).replace("_", "-")
 
 
+def fields_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `RunSpec` among options by their names (`learner`, `meta_steps`), where something was given."""
+    named = {option_of(field).replace("-", "_"): field for field in RunSpec.model_fields}
+    given = {named[name]: value for name, value in options.items() if name in named and value not in (None, [])}
+    return {field: tuple(value) if isinstance(value, list) else value for field, value in given.items()}
+
+
 def _explain(issue: Any) -> str:
     return f"was given {issue['input']!r}: {issue['msg'][0].lower()}{issue['msg'][1:]}"
 
@@ -188,12 +194,6 @@ class _Hashed(BaseModel):
     def digest(self) -> str:
         """16 hexadecimal digits that change with anything that may change the numbers."""
         return digest_of(self.model_dump(mode="json"))
-
-
-def digest_of(plain: Any) -> str:
-    """16 hexadecimal digits of plain data, however its keys are ordered."""
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class AttackSpec(BaseModel):

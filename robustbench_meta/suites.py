@@ -2,68 +2,67 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
-import re
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, time
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
+
+import tomli_w
+from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from robustbench_meta import __version__
 from robustbench_meta.errors import BenchError, unknown
 from robustbench_meta.files import write_atomically, write_text
-from robustbench_meta.spec import OptionError, RunSpec
-from robustbench_meta.toml import Document, parse_document, read_document, setting, shown
+from robustbench_meta.spec import OptionError, RunSpec, option_of
+
+_WHERE = ("device", "compile")
+"""Fields of `RunSpec` that identify no number: they are typed, and no keys."""
+KEYS = {option_of(field): field for field in RunSpec.model_fields if field not in _WHERE}
+"""The fields of `RunSpec` by the keys that set them, which are named as the options of `bench run`."""
+_MOST_BYTES = 2**16
 
 
-class Key(NamedTuple):
-    """What a key of a suite sets."""
+class _Table(RunSpec):
+    """A table of a suite's file: fields of `RunSpec` by their keys."""
 
-    field: str
-    """Of `RunSpec`."""
-    kind: Literal["text", "number", "eps", "switch"] = "text"
-    repeated: bool = False
-    """Whether it may be a list, as the option may be repeated."""
+    model_config = ConfigDict(alias_generator=option_of, strict=True)
+
+    about: str = ""
+
+    @field_validator("learners", "attacks", "eps", "scenarios", "seeds", mode="before")
+    @classmethod
+    def _listed(cls, value: Any, info: ValidationInfo) -> Any:
+        """One value is a list of it, and a number is a text where ε is wanted."""
+        values = value if isinstance(value, list) else [value]
+        if not values:
+            raise ValueError("expected at least one, or leave it out")
+        is_eps = info.field_name == "eps"
+        return tuple(repr(each) if is_eps and type(each) in (int, float) else each for each in values)
+
+    @field_validator(*_WHERE, mode="before")
+    @classmethod
+    def _is_typed(cls, value: Any, info: ValidationInfo) -> Any:
+        raise ValueError(f"a suite says what is measured, not where and how; type --{info.field_name} beside it")
+
+    @field_validator("*")
+    @classmethod
+    def _printable(cls, value: Any, info: ValidationInfo) -> Any:
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and not (text.isprintable() and (text.strip() or info.field_name == "about")):
+                raise ValueError("expected text of characters that can be printed")
+        return value
+
+    def given(self) -> dict[str, Any]:
+        """The fields that it sets."""
+        return {field: getattr(self, field) for field in KEYS.values() if field in self.model_fields_set}
 
 
-KEYS = {
-    "learner": Key("learners", repeated=True),
-    "attack": Key("attacks", repeated=True),
-    "eps": Key("eps", "eps", repeated=True),
-    "scenario": Key("scenarios", repeated=True),
-    "surrogate": Key("surrogate"),
-    "seed": Key("seeds", "number", repeated=True),
-    "dataset": Key("dataset"),
-    "backbone": Key("backbone"),
-    "way": Key("way", "number"),
-    "shot": Key("shot", "number"),
-    "query": Key("query", "number"),
-    "profile": Key("profile"),
-    "meta-steps": Key("meta_steps", "number"),
-    "tasks-per-step": Key("tasks_per_step", "number"),
-    "episodes": Key("episodes", "number"),
-    "checks": Key("checks", "switch"),
-    "precision": Key("precision"),
-}
-"""What identifies numbers, named as the options of `bench run` are."""
-_NAMES = {key.field: name for name, key in KEYS.items()}
-_OPTION = re.compile(rf"--({'|'.join(sorted(KEYS, key=len, reverse=True))})\b(?: ([^\s,;()]*[^\s,;:().]))?")
-"""An option of the command line with its value, in a message."""
-HOW = frozenset({
-    "device", "compile", "jobs", "executor", "ray-address", "cell-timeout", "retry-failed", "fresh", "results",
-    "data-root", "plugins", "no-local-plugins", "dry-run", "save", "quiet", "json", "track", "debug",
-})  # fmt: skip
-"""Options that say where and how a run is done: these are typed."""
-ABOUT, CELLS = "about", "cells"
-_EXPECTED = {
-    "text": 'a text, such as "maml"',
-    "number": "a whole number, such as 5",
-    "eps": 'a number such as 0.1, or a text such as "8/255"',
-    "switch": "true or false",
-}
+class _File(_Table):
+    """The whole: defaults, and parts in which other values take their place."""
+
+    parts: list[_Table] = Field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,10 @@ class Part:
     given: Mapping[str, Any]
     """Fields of `RunSpec`, as typed; what is not here has its default."""
     about: str = ""
-    document: Document | None = None
-    """The file that it is of."""
-    path: tuple[str | int, ...] = ()
-    """Where it begins there; empty: it is all of the file."""
+    file: str = ""
+    """The name of the file that it is of, if it is of one."""
+    path: str = ""
+    """Where in the file: `parts[1]`; empty: it is all of the file."""
     own: frozenset[str] = frozenset()
     """The fields that it sets itself; the others that are given are defaults at the top of the file."""
     typed: frozenset[str] = frozenset()
@@ -84,26 +83,27 @@ class Part:
 
     @property
     def place(self) -> str:
-        """The file and the line where it begins; empty if it is of none."""
-        return "" if self.document is None else self.document.place(*self.path)
+        """`mine.toml: parts[1]`."""
+        return f"{self.file}: {self.path}" if self.path else self.file
 
     def placed(self, error: BenchError) -> BenchError:
-        """The error with the file, line and key of what it is about, in the words of suites.
+        """The error with the place in the file of what it is about: `mine.toml: parts[1].eps[0]: …`.
 
         The error itself where no file has it: it was typed, or there is no file.
         """
         field, text = error.about or ("", None)
-        if self.document is None or field in self.typed:
+        if not self.file or field in self.typed:
             return error
-        told = _in_keys(error.told if isinstance(error, OptionError) else str(error))
-        if field not in self.given or field not in _NAMES:
+        told = error.told if isinstance(error, OptionError) else str(error)
+        if field not in self.given:
             return BenchError(f"{self.place}: {told}")
-        value, name = self.given[field], _NAMES[field]
-        path = (*self.path, name) if field in self.own else (name,)
-        if self.path and field not in self.own and isinstance(error, OptionError):
-            told += f" (or not to the part that begins at line {self.document.line(*self.path)})"
-        values = list(map(str, value)) if isinstance(value, tuple) else []
-        return self.document.error(told, *path, item=values.index(text) if text in values else None)
+        value, is_own = self.given[field], field in self.own
+        values = [str(each) for each in value] if isinstance(value, tuple) else []
+        index = [values.index(text)] if text in values and len(values) > 1 else []
+        if self.path and not is_own and isinstance(error, OptionError):
+            told += f" (or not to {self.path})"
+        place = _place([*([self.path] if self.path and is_own else []), option_of(field), *index])
+        return BenchError(f"{self.file}: {place}: {told}")
 
     def spec(self) -> RunSpec:
         """What is to be run, checked.
@@ -141,16 +141,9 @@ class Suite:
         return replace(self, parts=tuple(parts.values()))
 
 
-def _in_keys(told: str) -> str:
-    """A message about options in the words of suites: `--eps 0.1` is `eps = "0.1"` there."""
-
-    def said(option: re.Match[str]) -> str:
-        name, value = option.groups()
-        if value is None:
-            return f"'{name}'"
-        return f"{name} = {value if KEYS[name].kind == 'number' else json.dumps(value)}"
-
-    return _OPTION.sub(said, told)
+def _place(path: Sequence[str | int]) -> str:
+    """`parts[1].eps[0]`."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -172,148 +165,94 @@ def find_suite(text: str) -> Suite:
         text: a path with a separator or the ending .toml, or the name of a shipped suite.
 
     Raises:
-        BenchError: there is none, or it cannot be read, and in which line.
+        BenchError: there is none, or it cannot be read, and where.
     """
     if text.endswith(".toml") or any(each in text for each in (os.sep, os.altsep) if each):
         return read_suite(Path(text), text)
     known = shipped()
     if text not in known:
         more = "a suite's file is named with its ending (mine.toml), a learner with --learner, an attack with --attack"
-        raise BenchError(f"{unknown('suite', shown(text), known)}; {more}")
+        raise BenchError(f"{unknown('suite', _shown(text), known)}; {more}")
     return read_suite(known[text], known[text].name)
 
 
 def read_suite(path: Path, name: str | None = None) -> Suite:
-    """Read a suite's file.
+    """Read a suite's file of at most 64 KiB.
 
     Args:
         path: of the file.
         name: of it in messages; None: the path.
 
     Raises:
-        BenchError: it cannot be read, and in which line.
+        BenchError: it cannot be read, and where.
     """
-    return _suite(read_document(path, str(path) if name is None else name))
+    name = _shown(str(path) if name is None else name, 200)
+    try:
+        if path.is_dir() or (path.exists() and not path.is_file()):
+            raise BenchError(f"{name} is a folder or device; expected a file in TOML")
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        reason = error.strerror if isinstance(error, OSError) else "its name cannot be that of a file"
+        raise BenchError(f"{name} cannot be read ({reason})") from error
+    return parse_suite(content, name)
 
 
 def parse_suite(content: bytes, name: str) -> Suite:
     """Read the content of a suite's file.
 
     Raises:
-        BenchError: it cannot be read, and in which line.
+        BenchError: it cannot be read, and where.
     """
-    return _suite(parse_document(content, name))
-
-
-def _suite(document: Document) -> Suite:
-    top = dict(document.values)
-    if not top:
-        example = 'learner = "maml" and attack = ["none", "fgsm"]'
-        raise BenchError(f"{document.name} says nothing; expected what to measure, as in {example}")
-    about, cells = _about(document, top), top.pop(CELLS, None)
-    defaults = _given(document, top)
-    if cells is None:
-        return Suite((_part(document, defaults, "", (), {}),), document.name, about)
-    if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
-        raise document.error(f"is {_called(cells)}; expected [[{CELLS}]], once for each part of the suite", CELLS)
-    if not cells:
-        raise document.error("is empty; expected at least one part, or leave it out", CELLS)
-    parts = []
-    for index, each in enumerate(cells):
-        cell, path = dict(each), (CELLS, index)
-        told = _about(document, cell, *path)
-        parts.append(_part(document, defaults, told, path, _given(document, cell, *path)))
-    return Suite(tuple(parts), document.name, about)
-
-
-def _about(document: Document, table: dict[str, Any], *path: str | int) -> str:
-    """What a table says of itself, taken out of it."""
-    value = table.pop(ABOUT, "")
-    if not isinstance(value, str):
-        raise document.error(f"is {_called(value)}; expected a text", *path, ABOUT)
-    _check_printable(document, value, *path, ABOUT)
-    return value
-
-
-def _given(document: Document, table: Mapping[str, Any], *path: str | int) -> dict[str, Any]:
-    """The fields that a table sets."""
-    given = {}
-    for name, value in table.items():
-        if name not in KEYS:
-            raise document.error(_unknown(name, value, bool(path)), *path, name)
-        key = KEYS[name]
-        listed = isinstance(value, list)
-        if listed and not key.repeated:
-            raise document.error(f"is a list; expected {_EXPECTED[key.kind]}", *path, name)
-        if listed and not value:
-            raise document.error("is empty; expected at least one, or leave it out", *path, name)
-        values = [
-            _read(document, key, each, *path, name, item=item if listed else None)
-            for item, each in enumerate(value if listed else [value])
-        ]
-        given[key.field] = tuple(values) if key.repeated else values[0]
-    return given
-
-
-def _unknown(name: str, value: Any, in_cell: bool) -> str:
-    """What is told of a key that is none."""
-    if name in HOW:
-        return f"is not a suite's, which says what is measured, not where and how; type --{name} beside it"
-    known = [*KEYS, ABOUT, *([] if in_cell else [CELLS])]
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1, cutoff=0.6)
-    if isinstance(value, dict) or name == CELLS:
-        return f"unknown table; defaults are keys at the top of the file, and each part of it begins with [[{CELLS}]]"
-    return f"unknown; did you mean '{near[0]}'?" if near else f"unknown; there is: {', '.join(known)}"
-
-
-def _read(document: Document, key: Key, value: Any, *path: str | int, item: int | None) -> str | int | bool:
-    """One value, of its type."""
-    kind = key.kind
-    number = isinstance(value, int) and not isinstance(value, bool)
-    if number and not -(2**63) <= value < 2**63:
-        raise document.error("is a number of more than 64 bits; expected a smaller one", *path, item=item)
-    if kind == "eps" and (number or isinstance(value, float)):
-        return repr(value)
-    fits = {"number": number, "switch": isinstance(value, bool)}.get(kind, isinstance(value, str))
-    if not fits:
-        raise document.error(f"is {_called(value)}; expected {_EXPECTED[kind]}", *path, item=item)
-    if isinstance(value, str):
-        if not value.strip():
-            raise document.error(f"is an empty text; expected {_EXPECTED[kind]}, or leave it out", *path, item=item)
-        _check_printable(document, value, *path, item=item)
-    read: str | int | bool = value
-    return read
-
-
-def _check_printable(document: Document, text: str, *path: str | int, item: int | None = None) -> None:
-    if not text.isprintable():
-        raise document.error("holds a character that cannot be printed; leave it out", *path, item=item)
-
-
-def _called(value: Any) -> str:
-    """What a value is, in words."""
-    match value:
-        case bool() | int() | float():
-            return shown(str(value).lower())
-        case str():
-            return f'the text "{shown(value)}"'
-        case list():
-            return "a list"
-        case date() | time():
-            return "a date or time"
-    return "a table"
-
-
-def _part(
-    document: Document, defaults: Mapping[str, Any], about: str, path: tuple[str | int, ...], own: Mapping[str, Any]
-) -> Part:
-    """A part with the defaults filled in, checked as what is typed is."""
-    part = Part({**defaults, **own}, about, document, path, frozenset(own))
+    if len(content) > _MOST_BYTES:
+        raise BenchError(f"{name} is larger than {_MOST_BYTES >> 10} KiB; expected a file that a person has written")
     try:
-        part.spec()
-    except OptionError as error:
-        raise part.placed(error) from error
-    return part
+        values = tomllib.loads(content.decode("utf-8-sig"))
+        table = _File.model_validate(values)
+    except ValidationError as error:
+        raise BenchError(f"{name}: {_explained(error, values)}") from error
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise BenchError(f"{name}: invalid UTF-8 in line {line}: save the file as UTF-8 text") from error
+    except (ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError, or a number of thousands of digits
+        raise BenchError(f"{name}: invalid TOML: {_shown(str(error), 200)}") from error
+    if not values:
+        example = 'learner = "maml" and attack = ["none", "fgsm"]'
+        raise BenchError(f"{name} says nothing; expected what to measure, as in {example}")
+    defaults, parts = table.given(), [Part(table.given(), file=name, own=frozenset(table.given()))]
+    if table.parts:
+        parts = [
+            Part({**defaults, **each.given()}, each.about, name, f"parts[{index}]", frozenset(each.given()))
+            for index, each in enumerate(table.parts)
+        ]
+    for part in parts:
+        try:
+            part.spec()
+        except OptionError as error:
+            raise part.placed(error) from error
+    return Suite(tuple(parts), name, table.about)
+
+
+def _explained(error: ValidationError, values: Any) -> str:
+    """The first mistake, with its place in the file."""
+    issue = error.errors()[0]
+    path: list[str | int] = []
+    for step in issue["loc"]:
+        if isinstance(step, str) or isinstance(values, list):  # not the index of a value that was made a list
+            path.append(step)
+            values = values[step]
+    place, key = _place([_shown(step) if isinstance(step, str) else step for step in path]), str(path[-1])
+    if issue["type"] == "extra_forbidden":
+        keys = [*KEYS, "about", *(["parts"] if len(path) == 1 else [])]
+        return f"{place}: {unknown('key', _shown(key), keys)}"
+    message = issue["msg"].removeprefix("Value error, ")
+    return f"{place}: was given {_shown(repr(issue['input']))}: {message[0].lower()}{message[1:]}"
+
+
+def _shown(text: str, most: int = 60) -> str:
+    """A text that may be anything, for a message: printable, in one line, not too long."""
+    text = "".join(letter if letter.isprintable() else "�" for letter in text[: most + 1])
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 # -- writing ---------------------------------------------------------------------------------------
@@ -324,23 +263,21 @@ def suite_text(suite: Suite) -> str:
     every = [_typed(part) for part in suite.parts]
     common = {name: value for name, value in every[0].items() if all(each.get(name) == value for each in every)}
     top = common if any("profile" in each for each in every) else {**common, "profile": RunSpec().profile}
-    lines = [f"# Saved by robustbench_meta {__version__}; `bench run` with the name of this file runs it."]
-    lines += [setting(ABOUT, suite.about)] if suite.about else []
-    lines += [setting(name, top[name]) for name in KEYS if name in top]
-    for part, typed in zip(suite.parts, every, strict=True) if len(every) > 1 else ():
-        lines += ["", f"[[{CELLS}]]", *([setting(ABOUT, part.about)] if part.about else [])]
-        lines += [setting(name, value) for name, value in typed.items() if name not in common]
-    return "\n".join(lines) + "\n"
+    if suite.about:
+        top = {"about": suite.about, **top}
+    if len(every) > 1:
+        top["parts"] = [
+            {**({"about": part.about} if part.about else {}), **{k: v for k, v in typed.items() if k not in common}}
+            for part, typed in zip(suite.parts, every, strict=True)
+        ]
+    head = f"# Saved by robustbench_meta {__version__}; `bench run` with the name of this file runs it."
+    return f"{head}\n{tomli_w.dumps(top)}"
 
 
 def _typed(part: Part) -> dict[str, Any]:
     """By the names of keys, in their order: one of several values is written without a list."""
-    found = {}
-    for name, key in KEYS.items():
-        value = part.given.get(key.field)
-        if value is not None and value != ():
-            found[name] = value[0] if key.repeated and len(value) == 1 else value
-    return found
+    given = {key: part.given[field] for key, field in KEYS.items() if part.given.get(field) not in (None, ())}
+    return {key: value[0] if isinstance(value, tuple) and len(value) == 1 else value for key, value in given.items()}
 
 
 def save_suite(suite: Suite, path: Path) -> bool:
@@ -376,6 +313,5 @@ def save_suite(suite: Suite, path: Path) -> bool:
 
 def _measured(suite: Suite) -> list[RunSpec]:
     """The specs of its parts, without where and how they are run."""
-    fields = {key.field for key in KEYS.values()}
-    specs = [part.spec() for part in suite.parts]
-    return [RunSpec(**{name: getattr(spec, name) for name in fields}) for spec in specs]
+    where = {field: RunSpec.model_fields[field].default for field in _WHERE}
+    return [part.spec().model_copy(update=where) for part in suite.parts]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from robustbench_meta.contracts import Plugin
 from robustbench_meta.errors import BenchError, PluginError, brief
 from robustbench_meta.options import parse_choice
-from robustbench_meta.spec import digest_of
+from robustbench_meta.runtime.digest import digest_of
 
 if TYPE_CHECKING:
     from robustbench_meta.registry import Registry

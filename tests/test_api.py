@@ -3,6 +3,7 @@
 import contextlib
 import doctest
 import functools
+import importlib
 import inspect
 import json
 import linecache
@@ -14,7 +15,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -25,12 +25,12 @@ import robustbench_meta as rbm
 from robustbench_meta import api, frames, hookimpl
 from robustbench_meta.arguments import eps_text, several
 from robustbench_meta.checkpoints import weights_of
+from robustbench_meta.code_identity import class_digest
 from robustbench_meta.commands import command_for
 from robustbench_meta.contracts import Attack, Learner
 from robustbench_meta.errors import PluginError
 from robustbench_meta.given import GivenPlugins
 from robustbench_meta.leaderboard import COLUMNS
-from robustbench_meta.live_code import class_digest
 from robustbench_meta.plugins.attacks.fgsm import FGSM
 from robustbench_meta.plugins.backbones.conv4 import Conv4
 from robustbench_meta.plugins.learners.maml import MAML
@@ -287,15 +287,20 @@ def cell(source, name="Mine", **there):
 MINE = """
 from robustbench_meta.contracts import Attack
 
-def sized(eps):
-    return SIZE * eps
+def swapped(call):
+    return call
 
 class Mine(Attack):
     name = "mine"
     steps: int = 3
 
+    @staticmethod
+    @swapped
+    def size():
+        return 1
+
     def perturb(self, model, x, y, threat, random):
-        return threat.clip(x + sized(threat.eps) * (random.uniform(x) - 0.5).sign())
+        return threat.clip(x + self.size() * threat.eps * (random.uniform(x) - 0.5).sign())
 """
 
 
@@ -303,88 +308,50 @@ def test_a_class_of_a_notebook_runs_and_its_results_are_those_of_its_code(tmp_pa
     def run_with(cls, **options):
         return rbm.run(learner="protonet", attack=cls, results=tmp_path, **TINY, **options)
 
-    first = run_with(cell(MINE, SIZE=1.0), jobs="auto")
+    first = run_with(cell(MINE), jobs="auto")
     assert first.leaderboard["attack"].tolist() == ["mine"]
-    same = run_with(cell(MINE, SIZE=1.0))
+    same = run_with(cell(MINE))
     assert same.leaderboard["spec_hash"].tolist() == first.leaderboard["spec_hash"].tolist()
-    other = run_with(cell(MINE, SIZE=0.5)(steps=4))
+    other = run_with(cell(MINE.replace("0.5", "0.4"))(steps=4))
     assert other.leaderboard["attack"].tolist() == ["mine:steps=4"]
     assert len(rbm.load_results(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "there"),
+    ("old", "new"),
     [
-        ("* eps", "* eps * 1", {}), ("steps: int = 3", "steps: int = 4", {}), ("- 0.5", "- 0.4", {}),
-        ("", "", {"SIZE": 2.0}), ("", "", {"SIZE": torch.ones(2)}), ("", "", {"SIZE": np.ones(2)}),
-        ("", "", {"SIZE": torch.nn.Linear(1, 1)}), ("", "", {"SIZE": [1.0, {"a": torch.zeros(2)}]}),
+        ("steps: int = 3", "steps: int = 4"), ("- 0.5", "- 0.4"), ("steps: int = 3", "_steps: int = 3"),
+        ('name = "mine"', 'name = "mine"; version = "2"'), ("    @swapped\n", ""), ("return 1\n", "return 2\n"),
     ],
 )  # fmt: skip
-def test_the_digest_of_a_class_changes_with_all_that_its_code_refers_to(old, new, there):
-    plain = class_digest(cell(MINE, SIZE=1.0))
-    assert class_digest(cell(MINE, SIZE=1.0)) == plain
-    assert class_digest(cell(MINE.replace(old, new) if old else MINE, **{"SIZE": 1.0, **there})) != plain
+def test_the_digest_of_a_class_changes_with_its_source_its_version_and_its_bases(old, new):
+    assert old in MINE
+    plain = class_digest(cell(MINE))
+    assert class_digest(cell(f"1 + 1\n{MINE}\nclass Other: ...")) == plain, "only the class counts, not its cell"
+    assert class_digest(cell(MINE.replace(old, new))) != plain
+    heirs = [
+        cell("class Heir(Mine):\n    version = '1'", "Heir", Mine=cell(text)) for text in (MINE, MINE.replace(old, new))
+    ]
+    assert class_digest(heirs[0]) != class_digest(heirs[1]), "the base counts"
 
 
-LINES = """
-class Mine(Attack):
-    \"\"\"Mine.\"\"\"
-
-    name = "mine"
-    _held: ClassVar[int] = 1
-    _own: int = 1
-
-    @functools.cache
-    def _cached():
-        return 1
-
-    @twice
-    def perturb(self, model, x, y, threat, random):
-        return x + A + B + C + self._cached() + int(NET is None) + act(x)
-"""
-WRAPPER = """
-def twice(call):
-    @functools.wraps(call)
-    def called(*args):
-        return call(*args) + 0
-
-    return called
-"""
+def test_a_class_of_a_module_is_identified_by_its_file(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    digests = set()
+    for text in (MINE, MINE + "\n# edited", MINE):
+        (tmp_path / "mine_in_a_file.py").write_text(text)
+        monkeypatch.delitem(sys.modules, "mine_in_a_file", raising=False)
+        digests.add(class_digest(importlib.import_module("mine_in_a_file").Mine))
+    assert len(digests) == 2
 
 
-AROUND = {
-    "Attack": Attack, "ClassVar": ClassVar, "functools": functools, "act": torch.relu, "A": 1, "B": 2, "C": 1,
-    "NET": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.ReLU()),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "there"),
-    [
-        ("", "", {"C": 2}), ("", "", {"A": True, "C": True}),
-        ("_held: ClassVar[int] = 1", "_held: ClassVar[int] = 2", {}), ("_own: int = 1", "_own: int = 2", {}),
-        ("        return 1\n", "        return 2\n", {}), ("call(*args) + 0", "call(*args) + 1", {}),
-        ("", "", {"act": torch.tanh}), ("", "", {"act": torch.nn.functional.elu}),
-        ("", "", {"NET": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Tanh())}),
-        ("", "", {"NET": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.ReLU()).eval()}),
-        ("", "", {"NET": torch.nn.Sequential(torch.nn.Flatten(2), torch.nn.ReLU())}),
-    ],
-)  # fmt: skip
-def test_no_edit_is_hidden_by_sharing_underscores_caches_or_wrappers(old, new, there):
-    text = WRAPPER + LINES
-    plain = class_digest(cell(text, **AROUND))
-    assert class_digest(cell(text, **AROUND)) == plain
-    assert old in text
-    assert class_digest(cell(text.replace(old, new) if old else text, **{**AROUND, **there})) != plain
-
-
-def test_a_class_is_refused_of_which_nobody_can_tell_whether_it_changed():
-    with pytest.raises(PluginError, match=r"'Mine' reads 'SIZE', a generator, .*put the class into a file"):
-        class_digest(cell(MINE, SIZE=(each for each in [1.0])))
-    nowhere = cell(MINE, SIZE=1.0)
+def test_a_class_without_source_needs_a_version():
+    nowhere, versions = cell(MINE), [cell(MINE.replace("name =", f"version = '{each}'; name =")) for each in "122"]
     linecache.clearcache()
-    with pytest.raises(PluginError, match=r"the source of .* cannot be had"):
+    with pytest.raises(PluginError, match=r"no source was found for the class 'Mine'.*give the class a variable `ver"):
         class_digest(nowhere)
+    one, two, again = map(class_digest, versions)
+    assert one != two == again
 
 
 def test_a_class_of_this_process_cannot_run_in_others(tmp_path):
@@ -407,7 +374,7 @@ def test_classes_that_cannot_be_told_apart_or_named_are_refused(tmp_path):
     for given, message in [
         ({"learner": Nameless}, "has no name"), ({"attack": Taken}, "two plugins bring the attack 'fgsm'"),
         ({"attack": Half}, "does not define perturb"),
-        ({"attack": [cell(MINE, SIZE=1.0), cell(MINE, SIZE=2.0)]}, "two different classes are given"),
+        ({"attack": [cell(MINE), cell(MINE)]}, "two different classes are given"),
     ]:  # fmt: skip
         with pytest.raises(PluginError, match=message):
             rbm.run(**{"learner": "protonet", "results": tmp_path, **TINY, **given})

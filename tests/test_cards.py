@@ -16,7 +16,7 @@ from robustbench_meta.checkpoints import Trained, checkpoint_bytes, read_file, w
 from robustbench_meta.cli import main
 from robustbench_meta.errors import BenchError
 from robustbench_meta.registry import load_registry
-from robustbench_meta.spec import digest_of
+from robustbench_meta.runtime.digest import digest_of
 from robustbench_meta.surrogates import read_named
 from tests.records import answers, clean_record, record, stored
 

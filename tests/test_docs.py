@@ -15,8 +15,9 @@ import pytest
 import typer
 import typer.main
 
-from robustbench_meta import __version__, hookspecs, scaffold
+from robustbench_meta import __version__, hookspecs
 from robustbench_meta.cli import app
+from robustbench_meta.cli.new_plugin import EXAMPLES, write_plugin
 from robustbench_meta.options import parse_choice
 from robustbench_meta.registry import load_registry
 
@@ -103,8 +104,8 @@ def with_drafts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drafts")
     for number, text in enumerate(plugins_in(TEXT["docs/tutorial.md"])):
         (folder / f"tutorial{number}.py").write_text(text, encoding="utf-8")
-    for kind in scaffold.KINDS:
-        scaffold.write(scaffold.draft(kind, f"my-{kind}", folder), ())
+    for kind in EXAMPLES:
+        write_plugin(kind, f"my-{kind}", folder, tuple)
     for path in ROOT.glob("examples/*.py"):
         shutil.copy(path, folder)
     return load_registry(folder)

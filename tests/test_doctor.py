@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import robustbench_meta
-from robustbench_meta import __version__, doctor
-from robustbench_meta.doctor import examine, machine
-from robustbench_meta.doctor.machine import cpu_limit, memory_left
+from robustbench_meta import __version__
+from robustbench_meta.cli import doctor
+from robustbench_meta.cli.doctor import cpu_limit, examine, memory_left
 from robustbench_meta.selfcheck import meta_gradient_error
 from tests.test_cli import bench, listing
 
@@ -67,7 +67,7 @@ def test_a_broken_plugin_is_a_note_and_two_of_one_name_end_runs(clean):
     found = findings(clean / "r", plugins=folder)
     assert "RuntimeError" in found["plugins", "note"].seen
     assert found["plugins", "note"].seen.isprintable()
-    source = Path(doctor.__file__).parents[2] / "plugins" / "attacks" / "fgsm.py"
+    source = Path(robustbench_meta.__file__).parents[1] / "plugins" / "attacks" / "fgsm.py"
     if not source.is_file():
         pytest.skip("not a checkout")
     text = source.read_text(encoding="utf-8").replace("from .", "from robustbench_meta.plugins.attacks.")
@@ -102,7 +102,8 @@ def test_folders_of_which_nothing_may_be_seen(clean):
     become = "import os\nos.setgid(65534)\nos.setuid(65534)\n" if os.geteuid() == 0 else ""
     clean.chmod(0o755)
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom robustbench_meta import doctor, registry, selfcheck\n"
+        "import os, sys\nfrom pathlib import Path\nfrom robustbench_meta import registry, selfcheck\n"
+        "from robustbench_meta.cli import doctor\n"
         "import robustbench_meta.data.library, robustbench_meta.data.cache, filelock\n"
         f"{become}os.environ.pop('HOME', None)\n"
         "for found in doctor.examine(Path('results')): print(found.state, found.about, found.seen, found.mend)\n"
@@ -122,7 +123,7 @@ def test_one_check_that_breaks_costs_no_other(clean, monkeypatch):
     def broken():
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr(machine, "memory_left", broken)
+    monkeypatch.setattr(doctor, "memory_left", broken)
     found = findings(clean / "r")
     assert found["memory", "wrong"].seen == "could not be looked at: ZeroDivisionError: by zero"
     assert ("results", "ok") in found
@@ -193,7 +194,7 @@ def test_extras_are_installed_in_one_step_and_mlflow_in_another(clean, monkeypat
 
 def test_threads_beyond_the_cores_are_told(clean, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "4096")
-    monkeypatch.setattr(machine, "cpu_limit", lambda: None)
+    monkeypatch.setattr(doctor, "cpu_limit", lambda: None)
     assert findings(clean / "r")["cores", "note"].mend.startswith("export OMP_NUM_THREADS=")
 
 

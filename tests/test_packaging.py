@@ -22,7 +22,7 @@ from robustbench_meta import __version__
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT, SETTINGS = PYPROJECT["project"], PYPROJECT["tool"]["setuptools"]
-SHIPPED = ("robustbench_meta", "plugins", "suites")
+SHIPPED = ("robustbench_meta", "plugins", "suites", "examples")
 LEFT_OUT = {".git", ".venv", "build", "dist", "__pycache__"}
 
 
@@ -35,7 +35,7 @@ def as_installed(path):
     relative = path.relative_to(ROOT)
     if relative.parts[0] == "suites":
         return f"robustbench_meta/shipped_suites/{relative.name}"
-    return f"robustbench_meta/{relative}" if relative.parts[0] == "plugins" else str(relative)
+    return f"robustbench_meta/{relative}" if relative.parts[0] in {"plugins", "examples"} else str(relative)
 
 
 def test_every_package_is_declared():
@@ -117,7 +117,7 @@ def test_the_citation_is_of_this_version():
 
 @pytest.mark.parametrize(
     "folder",
-    [*SHIPPED, "tests", "docs", "examples", "benchmarks", ".ci", "results/published"],
+    [*SHIPPED, "tests", "docs", "benchmarks", ".ci", "results/published"],
 )
 def test_the_sdist_holds_the_sources(built, folder):
     assert {str(path.relative_to(ROOT)) for path in tree(folder)} <= built[1]

@@ -3,10 +3,9 @@
 import builtins
 import collections
 import gzip
+import io
 import os
 import pickle
-import time
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,16 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from robustbench_meta.data.pickles import Limits, parse_pickle, read_pickle
+from robustbench_meta.data import pickles
+from robustbench_meta.data.pickles import load_pickle, read_pickle
 from robustbench_meta.errors import DataError
 
 PROTOCOLS = range(6)
 
 
-def refused(content, *words, limits=None):
+def parsed(content):
+    return load_pickle(io.BytesIO(content), "x.pkl")
+
+
+def refused(content, *words):
     """The message for a pickle."""
     with pytest.raises(DataError) as error:
-        parse_pickle(content, "x.pkl", limits)
+        parsed(content)
     message = str(error.value)
     assert message.startswith("x.pkl")
     assert all(word in message for word in words), message
@@ -58,7 +62,7 @@ VALUES = st.recursive(
 @given(VALUES, st.sampled_from(PROTOCOLS))
 def test_data_come_as_pythons_own_unpickler_gives_them(value, protocol):
     content = pickle.dumps(value, protocol)
-    ours, theirs = parse_pickle(content, "x"), pickle.loads(content)
+    ours, theirs = parsed(content), pickle.loads(content)
     np.testing.assert_equal(ours, theirs)
     assert kinds(ours) == kinds(theirs)
 
@@ -76,7 +80,7 @@ def kinds(value):
 def test_arrays_of_every_order_and_numbers_of_numpy_are_read(protocol):
     base = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     value = [base, np.asfortranarray(base), base.transpose(2, 0, 1), base[:, ::2], np.float32(1.5), np.int64(-3), base]
-    found = parse_pickle(pickle.dumps(value, protocol), "x")
+    found = parsed(pickle.dumps(value, protocol))
     np.testing.assert_equal(found, value)
     assert [type(each) for each in found[4:6]] == [float, int]
     assert found[0] is found[6], "what is shared stays shared"
@@ -88,7 +92,7 @@ def test_numpy_before_2_is_read(protocol):
     new = pickle.dumps({"data": np.arange(5), "one": np.float64(2)}, protocol)
     old = new.replace(b"numpy._core", b"numpy.core")
     assert old != new
-    np.testing.assert_equal(parse_pickle(old, "x"), {"data": np.arange(5), "one": 2.0})
+    np.testing.assert_equal(parsed(old), {"data": np.arange(5), "one": 2.0})
 
 
 PYTHON_2 = {
@@ -105,7 +109,7 @@ PYTHON_2 = {
 @pytest.mark.parametrize("protocol", PYTHON_2)
 def test_python_2_is_read(protocol):
     content = PYTHON_2[protocol]
-    found, theirs = parse_pickle(content, "x"), pickle.loads(content, encoding="latin1")
+    found, theirs = parsed(content), pickle.loads(content, encoding="latin1")
     np.testing.assert_equal(found, theirs)
     assert found["data"].ravel().tolist() == [0x81, 0x27, 0x0A]
     assert found["labels"] == [1, 2]
@@ -115,7 +119,7 @@ def test_long_byte_strings_of_python_2_are_left_in_place():
     pixels = np.random.default_rng(0).integers(0, 256, 70_000, dtype=np.uint8)
     content = PYTHON_2[2].replace(b"(K\x01K\x01K\x03\x86", b"(K\x01J" + (70_000).to_bytes(4, "little") + b"\x85")
     content = content.replace(b"T\x03\x00\x00\x00\x81'\n", b"T" + (70_000).to_bytes(4, "little") + pixels.tobytes())
-    np.testing.assert_equal(parse_pickle(content, "x")["data"], pixels)
+    np.testing.assert_equal(parsed(content)["data"], pixels)
 
 
 # -- what is refused ---------------------------------------------------------------------------------
@@ -160,9 +164,10 @@ def test_nothing_is_called(tmp_path, call, word, protocol):
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize(
     "value",
-    [Held(), Held, {1, 2}, frozenset(), complex(1, 2), np.array([None, 1]), np.array([(1, 2)], "i1,i2"), range(3),
-     np.array("2020", "M8[D]"), np.ma.masked_array([1]), np.zeros(2, complex), slice(3), 2**70,
-     {(1, 2): 3}, {1.5: 3}, {2**61 - 1: 3}, collections.Counter("ab"), np.random.default_rng(0), np.uint8],
+    [Held(), Held, complex(1, 2), np.array([None, 1]), np.array([(1, 2)], "i1,i2"), range(10**8),
+     np.array("2020", "M8[D]"),
+     np.ma.masked_array([1]), np.zeros(2, complex), slice(3), collections.Counter("ab"), np.random.default_rng(0),
+     np.uint8],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_anything_but_plain_data_is_refused(value, protocol):
@@ -176,43 +181,38 @@ ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", ["empty"]),
+        (b"", ["truncated"]),
         (b"<!DOCTYPE html><html>", ["web page", "download it again"]),
         (gzip.compress(b"N.", mtime=0), ["gzip", "unpack it"]),
         (b"PK\x03\x04 torch", ["zip"]),
-        (b"hello", ["an object of a class"]),
+        (b"hello", ["not a pickle"]),
         (b"\xffhello", ["not a pickle"]),
-        (b"\x80\x06N.", ["protocol 6"]),
-        (b"N.N.", ["2 bytes follow"]),
-        (b"Pabc\n.", ["persistent id"]),
-        (b"NQ.", ["persistent id"]),
+        (b"\x80\x06N.", ["protocol: 6"]),
+        (b"Pabc\n.", ["outside of it"]),
+        (b"NQ.", ["outside of it"]),
         (b"\x82\x01.", ["extension code"]),
-        (b"\x97.", ["buffer outside"]),
-        (b"(i__main__\nHeld\n.", ["object of the class '__main__.Held'"]),
+        (b"\x97.", ["not a pickle"]),
+        (b"(i__main__\nHeld\n.", ["'__main__.Held'"]),
         (b"cos.path\njoin\n.", ["'os.path.join'"]),
         (b"cnumpy\x1b[31m\nx\n.", [r"'numpy\x1b[31m.x'"]),
-        (b"cnumpy\ndtype\n.", ["without its content"]),
-        (ARRAY + b".", ["without its content"]),
-        (ARRAY + b"(I1\n(I5\nt" + DTYPE + b"I00\nS'abc'\ntb.", ["shape (5) of uint8", "3 bytes"]),
-        (ARRAY + b"(I1\n(I-1\nt" + DTYPE + b"I00\nS''\ntb.", ["shape (-1)"]),
-        (ARRAY + b"(I1\n(I1000000000000\nI0\nt" + DTYPE + b"I00\nS''\ntb.", ["more than the file holds"]),
+        (ARRAY + b"(I1\n(I5\nt" + DTYPE + b"I00\nS'abc'\ntb.", ["3 bytes for an array uint8 [5]"]),
+        (ARRAY + b"(I1\n(I-1\nt" + DTYPE + b"I00\nS''\ntb.", ["[-1]"]),
+        (ARRAY + b"(I1\n(I-1\nI-3\nt" + DTYPE + b"I00\nS'abc'\ntb.", ["[-1, -3]"]),
+        (ARRAY + b"(I1\n(I1000000000000\nt" + DTYPE + b"I00\nS''\ntb.", ["0 bytes"]),
         (ARRAY + b"(I1\n(I1\nt" + DTYPE + b"I00\n(lNatb.", ["Python objects"]),
-        (ARRAY + b"(I1\n(I1\nt" + DTYPE.replace(b"u1", b"b1") + b"I00\nS'\\x02'\ntb.", ["truth values"]),
-        (ARRAY + b"(I1\n(I1\nt" + DTYPE.replace(b"u1", b"U1") + b"I00\nS'zzzz'\ntb.", ["no characters"]),
-        (DTYPE.replace(b"'u1'", b"'O'") + b".", ["Python objects"]),
+        (ARRAY + b"(I1\n(I1\ntNI00\nS'abc'\ntb.", ["without content or dtype"]),
+        (ARRAY + b"(I1\n(I1\nt" + DTYPE.replace(b"u1", b"U1") + b"I00\nS'zzzz'\ntb.", ["damaged"]),
+        (DTYPE.replace(b"'u1'", b"'O'") + b".", ["dtype 'O'"]),
         (DTYPE.replace(b"'u1'", b"'V8'") + b".", ["dtype 'V8'"]),
         (DTYPE.replace(b"NNN", b"N(S'a'\ntN") + b".", ["fields"]),
-        (b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\ndtype\n(I0\ntS'b'\ntR.", ["_reconstruct", "does not write"]),
-        (b"c_codecs\nencode\n(S'x'\nS'rot13'\ntR.", ["_codecs.encode", "does not write"]),
         (b"(lb.", ["damaged"]),
-        (b"}(NNu.", ["key of the type NoneType"]),
-        (b"V\\ud800\n.", ["half a character"]),
         (b"L" + b"9" * 5000 + b"L\n.", ["damaged"]),
-        (b"\x8a\xff" + b"\x01" * 255 + b".", ["integer of 255 bytes"]),
         (b"X\xff\xff\xff\xffabc.", ["truncated"]),
-        (b"\x8e" + b"\xff" * 8 + b"abc.", ["truncated"]),
-        (b"\x95" + b"\xff" * 8 + b"N.", ["frame"]),
+        (b"\x8e" + b"\xff" * 8 + b"abc.", ["get it again"]),
+        (b"\x95" + b"\xff" * 8 + b"N.", ["get it again"]),
         (b"Nr\xff\xff\xff\xff0h\x07.", ["damaged", "index 7"]),
+        (b"c_codecs\nencode\n(dS'__doc__'\nS''\nsb0cos\nsystem\n.", ["'os.system'"]),
+        (b"c_codecs\nencode\n)\x81.", ["damaged"]),
     ],
     ids=lambda value: "" if isinstance(value, list) else ascii(value[:24]),
 )  # fmt: skip
@@ -230,58 +230,20 @@ def test_a_pickle_that_is_cut_anywhere_is_refused(protocol):
         refused(content[:length])
 
 
-def laughs(start, step, levels=40):
-    return start + step * levels + b"."
+def test_what_a_pickle_does_to_the_names_it_gets_is_forgotten_with_it():
+    """BUILD may set attributes of any object; here of the function that stands for a name."""
+    parsed(b"c_codecs\nencode\n(N(dS'__defaults__'\n(I1\ntstb.")
+    np.testing.assert_equal(
+        parsed(pickle.dumps({"x": np.arange(3), "y": b"\xff"}, 2)), {"x": np.arange(3), "y": b"\xff"}
+    )
 
 
-ENCODE = b"c_codecs\nencode\nq\x00X\x00\x00\x10\x00" + b"a" * 2**20 + b"q\x01]("
-BOMBS = {
-    "tuples of the same": laughs(b"N", b"2\x86"),
-    "lists of the same": laughs(b"]q\x00", b"0](h\x00h\x00eq\x00"),
-    "dicts of the same": laughs(b"}q\x00", b"0}(K\x00h\x00K\x01h\x00uq\x00"),
-    "tuples of the same as a key": b"}" + laughs(b"N", b"2\x86")[:-1] + b"Ns.",
-    "a list in itself": b"]q\x00h\x00a.",
-    "a dict in itself": b"}q\x00K\x01h\x00s.",
-    "a tuple in itself": b"]q\x00h\x00\x85q\x010h\x00h\x01a.",
-    "depth": b"(" * 10**5 + b"t" * 10**5 + b".",
-    "depth of lists": b"]" * 10**5 + b"a" * (10**5 - 1) + b".",
-    "depth of tuples": b"N" + b"\x85" * 10**5 + b".",
-    "a text encoded again and again": ENCODE + b"h\x00h\x01X\x06\x00\x00\x00latin1\x86R" * 20_000 + b"e.",
-    "a text named again and again": b"](X\x00\x00\x10\x00" + b"a" * 2**20 + b"q\x00" + b"h\x00" * 100_000 + b"e.",
-    "an array named again and again": b"](" + pickle.dumps(np.zeros(9**5), 4)[:-1] + b"q\xfa" + b"h\xfa" * 9**4 + b"e.",
-    "an ordered dict made again and again": b"](ccollections\nOrderedDict\nq\x00(" + b"(K\x01K\x02l" * 10_000
-    + b"l\x85q\x010" + b"h\x00h\x01R" * 100_000 + b"e.",
-    "steps": b"N0" * 3_000_000 + b"N.",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_is_refused_soon_and_in_little_memory(name):
-    content = BOMBS[name]
-    start = time.process_time()
-    refused(content)
-    assert time.process_time() - start < 8
-    if len(content) < 2 * 10**6:
-        tracemalloc.start()
-        refused(content)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < 64 * 2**20
-
-
-def test_limits_are_the_callers():
-    nested = [[[1]]]
-    assert parse_pickle(pickle.dumps(nested), "x", Limits(depth=3)) == nested
-    refused(pickle.dumps(nested), "more than 2 containers", limits=Limits(depth=2))
-    refused(pickle.dumps(list(range(100))), "more than 50 steps", limits=Limits(steps=50))
-    refused(pickle.dumps([[1, 2], [3]]), "its own values", limits=Limits(values=5))
-
-
-def test_files_are_read_and_refused_by_name(tmp_path):
+def test_files_are_read_and_refused_by_name(tmp_path, monkeypatch):
     path = tmp_path / "x.pkl"
     path.write_bytes(pickle.dumps([1], 2))
     assert read_pickle(path) == [1]
+    monkeypatch.setattr(pickles, "MAX_BYTES", 3)
     with pytest.raises(DataError, match=r"x\.pkl has 9 bytes; .* at most 3"):
-        read_pickle(path, Limits(size=3))
+        read_pickle(path)
     with pytest.raises(DataError, match=r"y\.pkl cannot be read: No such file"):
         read_pickle(tmp_path / "y.pkl")

@@ -222,31 +222,15 @@ def test_all_tables_have_one_order_of_rows_and_begin_with_what_decides_the_rank(
         assert list(rows["maml"])[:4] == ["rank", "learner", "worst case", "clean"]
 
 
-def charts(tree, kind):
-    """Of the charts of a section, by title: how many dots there are, and how many have a bar."""
-    section = tree.get(kind).parent
-    return {
-        next(figure.all("figcaption")).text: (
-            len(list(figure.all("use"))),
-            len([each for each in figure.all("path") if each.attributes["class"] == "whisker"]),
-        )
-        for figure in section.all("figure")
-    }  # fmt: skip
-
-
 def test_no_interval_stands_beside_deviations_between_seeds_in_the_scenarios(tmp_path):
     clean = [answers(0.9, 30, seed=seed) for seed in (0, 1)]
     made = [record(answers(0.5, 30, seed=seed), clean=clean[seed], seed=seed) for seed in (0, 1)]
     made.append(record(answers(0.4, 30), clean=clean[0], support="adv"))
     tree = Tree(report(tmp_path / "several", *made)).root
-    assert charts(tree, "scenarios") == {
-        "clean support, clean query": (1, 1), "clean support, attacked query": (1, 1),
-        "attacked support, attacked query": (1, 0),
-    }  # fmt: skip
-    assert "bars: standard deviation between seeds, none where there is one seed." in tree.text
+    told = "error bars: standard deviation between seeds, none where there is one seed."
+    assert sum(told in element.text for element in tree.all("desc", "p")) == 2, "in the figure and below it"
     tree = Tree(report(tmp_path / "one", *made[::2])).root
-    assert charts(tree, "scenarios")["attacked support, attacked query"] == (1, 1)
-    assert "bars: 95 % intervals over episodes." in tree.text
+    assert sum("error bars: 95 % intervals over episodes." in each.text for each in tree.all("desc", "p")) == 2
 
 
 def test_without_attack_each_learner_counts_where_it_rests_on_the_most_seeds(tmp_path):
@@ -267,14 +251,25 @@ def test_curves_lie_where_the_numbers_are(folder, tree):
         wanted = {"learner": "maml", "attack": "pgd", "support": "clean"}
         rows = [row for row in csv.DictReader(file) if wanted.items() <= row.items()]
     means = [100 * np.mean([float(r["accuracy"]) for r in rows if r["eps"] == eps]) for eps in ("0", "0.1", "0.2")]
-    chart = next(figure for figure in tree.all("figure") if next(figure.all("figcaption")).text == "pgd")
-    maml = list(chart.all("polyline"))[1]
-    points = [tuple(map(float, point.split(","))) for point in maml["points"].split()]
-    ticks = {text.text: float(text["x"]) for text in chart.all("text") if text.attributes["text-anchor"] == "middle"}
-    heights = {text.text: float(text["y"]) - 4 for text in chart.all("text") if text.attributes["text-anchor"] == "end"}
-    assert [x for x, _ in points] == [ticks["0"], ticks["0.1"], ticks["0.2"]]
-    span = heights["0"] - heights["100"]
-    assert [100 * (heights["0"] - y) / span for _, y in points] == pytest.approx(means, abs=0.1)
+    charts = [svg for svg in tree.all("svg") if svg.attributes.get("aria-label") == "Accuracy over ε"]
+    (chart,) = [each for each in charts if "clean support" in next(each.all("desc")).text]
+    drawn = [each["d"].split() for each in chart.all("path") if each.attributes.get("stroke") == "var(--c1)"]
+    heights = [[float(words[at + 2]) for at in range(0, len(words) - 2, 3)] for words in drawn if words.count("L") == 2]
+    pgd = [each for each in heights if len(set(each)) > 1][-1]  # of the last panel; the legend's line is level
+    scale = {text.text: float(text["y"]) for text in chart.all("text") if text.text in {"0", "100"}}
+    points = 100 / (scale["0"] - scale["100"])
+    assert [points * (pgd[0] - y) for y in pgd] == pytest.approx([mean - means[0] for mean in means], abs=0.1)
+
+
+def test_figures_have_the_colours_of_the_page_and_its_letters(tree):
+    found = [svg for svg in tree.all("svg") if svg.attributes.get("class") == "drawn"]
+    assert len(found) == 5, "two of curves, two of scenarios, one of learning"
+    for svg in found:
+        told = [value for element in (svg, *svg.all()) for value in element.attributes.values()]
+        assert not [value for value in told if re.fullmatch(r"#[0-9a-f]{6}", value)], "a colour that is no variable"
+        assert not [each for each in svg.all() if {"style", "font-family"} & each.attributes.keys()]
+        assert {"adml", "maml"} <= {text.text for text in svg.all("text")}
+        assert not list(svg.all("style", "metadata"))
 
 
 def test_transductive_and_inductive_learners_are_never_in_one_table(tmp_path):
@@ -470,7 +465,7 @@ def test_nothing_is_loaded_and_nothing_else_runs(whole, tree):
         assert not {"src", "href"} & element.attributes.keys()
     assert allowed["default-src"] == "'none'"
     assert allowed["img-src"] == "data:"
-    assert not re.findall(r"https?:|url\(|@import", whole)
+    assert not re.findall(r"https?:|url\((?!#)|@import", whole)
 
 
 def test_the_same_records_give_the_same_page(folder, whole):

@@ -251,26 +251,14 @@ def completed(*words, cwd=None, cache=None):
     return done.stdout.split()
 
 
-def test_names_read_from_sources_are_those_of_the_registry(tmp_path):
-    registry = load_registry(local=False)
-    for kind in ("learner", "attack", "dataset", "backbone", "tracker"):
-        made = {
-            name for name in registry.names(kind) if registry.origin(kind, name).where.endswith("attacks.torchattacks")
-        }
-        read = set(completion.read_names(kind, tmp_path / "none"))
-        assert read == set(registry.names(kind)) - made - {
-            name for name in registry.names(kind) if registry.origin(kind, name).kind == "installed"
-        }
-
-
-def test_a_local_plugin_is_completed_and_not_run(tmp_path):
-    (tmp_path / "plugins").mkdir()
-    (tmp_path / "plugins" / "broken.py").write_text(BROKEN + "\nopen('run', 'w')\n")
-    (tmp_path / "plugins" / "worse.py").write_text("def register_attacks(:\n")
-    (tmp_path / "mine.toml").write_text("")
-    assert completed("run", "--attack", "br", cwd=tmp_path, cache=tmp_path) == ["broken"]
-    assert not (tmp_path / "run").exists()
-    assert "mine.toml" in completed("run", "", cwd=tmp_path)
+@pytest.fixture(scope="module")
+def remembered(tmp_path_factory):
+    """The cache after a command has loaded all plugins."""
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROBUSTBENCH_META_CACHE", str(cache))
+        completion.remember(load_registry(local=False))
+    return cache
 
 
 @pytest.mark.parametrize(
@@ -281,25 +269,29 @@ def test_a_local_plugin_is_completed_and_not_run(tmp_path):
         (["run", "--track", "ten"], "tensorboard"), (["run", "--executor", "sl"], "slurm"),
         (["run", "--precision", "b"], "bf16"), (["plugins", "new", "back"], "backbone"), (["plot", "sc"], "scenarios"),
         (["plot", "--format", "s"], "svg"), (["export", "--format", "la"], "latex"), (["list", "att"], "attacks"),
-        (["list", "attacks", "fg"], "fgsm"), (["run", "--meta"], "--meta-steps"),
+        (["list", "attacks", "fg"], "fgsm"), (["run", "--meta"], "--meta-steps"), (["run", "mi"], "mine.toml"),
+        (["run", "-a", "torchatt"], "torchattacks-fgsm"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )  # fmt: skip
-def test_words_are_completed(words, some, tmp_path):
-    assert some in completed(*words, cwd=tmp_path)
+def test_words_are_completed(words, some, tmp_path, remembered):
+    (tmp_path / "mine.toml").write_text("")
+    assert some in completed(*words, cwd=tmp_path, cache=remembered)
 
 
-def test_names_made_by_code_are_remembered_of_the_last_command_that_loaded_them(tmp_path, monkeypatch):
+def test_names_are_those_that_the_last_command_saw(tmp_path, monkeypatch):
     monkeypatch.setenv("ROBUSTBENCH_META_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert "torchattacks-fgsm" not in completed("run", "-a", "torchatt", cache=tmp_path)
-    completion.remember(load_registry(local=False))
-    assert "torchattacks-fgsm" in completed("run", "-a", "torchatt", cache=tmp_path)
+    assert completed("run", "-a", "", cache=tmp_path) == [], "no command has loaded plugins yet"
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "broken.py").write_text(BROKEN)
+    completion.remember(load_registry())
+    assert completed("run", "-a", "bro", cache=tmp_path) == ["broken"]
     (tmp_path / "names.json").write_text("[1")
-    assert "fgsm" in completed("run", "-a", "f", cache=tmp_path)
+    assert completed("run", "-a", "bro", cache=tmp_path) == []
     (tmp_path / "names.json").unlink()
     (tmp_path / "names.json").mkdir()
-    completion.remember(load_registry(local=False))
+    completion.remember(load_registry())
 
 
 def test_completion_imports_nothing_heavy_and_is_quick(tmp_path):

@@ -20,7 +20,7 @@ from robustbench_meta.errors import StorageError
 from robustbench_meta.files import write_atomically
 from robustbench_meta.parts import part_name
 from robustbench_meta.records import record_text
-from robustbench_meta.spec import digest_of
+from robustbench_meta.runtime.digest import digest_of
 from robustbench_meta.store import Store, is_done, is_trained
 from tests.records import record
 

@@ -21,7 +21,7 @@ from robustbench_meta.discovery import SESSION
 from robustbench_meta.errors import BenchError, StorageError
 from robustbench_meta.exports.markdown import code, escape
 from robustbench_meta.leaderboard import build
-from robustbench_meta.spec import digest_of
+from robustbench_meta.runtime.digest import digest_of
 from robustbench_meta.store import Store
 
 TASK = "few-shot image classification"

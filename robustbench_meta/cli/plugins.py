@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-    from robustbench_meta import scaffold
     from robustbench_meta.registry import Found
 
 app = typer.Typer(rich_markup_mode="rich")
@@ -73,31 +72,40 @@ def new(
     bench plugins new attack my-attack
     bench plugins new learner my-learner --into research
     """
-    from robustbench_meta import scaffold
+    from robustbench_meta.cli.new_plugin import write_plugin
 
-    draft = scaffold.draft(kind, name, into)
+    def taken() -> list[str]:
+        from robustbench_meta.registry import load_registry
+
+        there = into.is_dir()
+        return load_registry(into if there else None, local=there, strict=False).names(kind)
+
+    file, test = write_plugin(kind, name, into, taken)
     from robustbench_meta.cli.console import out
-    from robustbench_meta.registry import load_registry
 
-    there = into.is_dir()
-    scaffold.write(draft, load_registry(into if there else None, local=there, strict=False).names(kind))
     console = out()
-    for line in _begun(draft):
+    for line in _begun(kind, name, file, test):
         console.print(line, soft_wrap=True)  # whole commands, to be copied
 
 
-def _begun(draft: scaffold.Draft) -> list[Text]:
+def _begun(kind: str, name: str, file: Path, test: Path) -> list[Text]:
     """What was written, and what to do next."""
+    import shlex
     from importlib.util import find_spec
 
     from rich.text import Text
 
-    steps = draft.next_steps()
-    if find_spec("pytest") is None:
-        steps.insert(1, ("python -m pip install pytest", "what tests are run with"))
-    lines = [Text.assemble("the plugin: ", (str(draft.file), "bold cyan"))]
-    lines += [Text.assemble("its test:   ", (str(draft.test), "bold cyan")), Text("\nNext:")]
-    for command, told in steps:
+    is_found = file.parent.resolve() == Path("plugins").resolve()
+    where = "" if is_found else f" --plugins {shlex.quote(str(file.parent))}"
+    steps = {
+        f"bench list {kind}s {name}{where}": "it is found, with its options",
+        **({} if find_spec("pytest") else {"python -m pip install pytest": "what tests are run with"}),
+        f"python -m pytest {shlex.quote(str(test))}": "it keeps its contract",
+        f"bench run --profile smoke --{kind} {name}{where}": "it is in a leaderboard, in seconds",
+    }
+    lines = [Text.assemble("the plugin: ", (str(file), "bold cyan"))]
+    lines += [Text.assemble("its test:   ", (str(test), "bold cyan")), Text("\nNext:")]
+    for command, told in steps.items():
         lines += [Text(f"  # {told}", style="dim"), Text(f"  {command}", style="bold")]
     return lines
 

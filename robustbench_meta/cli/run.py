@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -54,14 +54,14 @@ def run(
     learner: Annotated[
         list[str] | None,
         typer.Option(
-            "--learner", "-l", autocompletion=completion.learners, metavar=_PLUGIN, rich_help_panel=_COMPARED,
+            "--learner", "-l", autocompletion=completion.plugins("learner"), metavar=_PLUGIN, rich_help_panel=_COMPARED,
             help="Meta-learner.", show_default=", ".join(DEFAULT_LEARNERS),
         ),
     ] = None,
     attack: Annotated[
         list[str] | None,
         typer.Option(
-            "--attack", "-a", autocompletion=completion.attacks, metavar=_PLUGIN, rich_help_panel=_COMPARED,
+            "--attack", "-a", autocompletion=completion.plugins("attack"), metavar=_PLUGIN, rich_help_panel=_COMPARED,
             help="Attack; its option eps overrides --eps.", show_default=", ".join(DEFAULT_ATTACKS),
         ),
     ] = None,
@@ -82,8 +82,9 @@ def run(
     surrogate: Annotated[
         str | None,
         typer.Option(
-            "--surrogate", autocompletion=completion.learners, metavar="NAME[:…]|FILE", rich_help_panel=_COMPARED,
-            help="Of clean/transfer: the learner, or the checkpoint, on which attacks are made.", show_default="none",
+            "--surrogate", autocompletion=completion.plugins("learner"), metavar="NAME[:…]|FILE",
+            rich_help_panel=_COMPARED, show_default="none",
+            help="Of clean/transfer: the learner, or the checkpoint, on which attacks are made.",
         ),
     ] = None,
     seed: Annotated[
@@ -96,14 +97,14 @@ def run(
     dataset: Annotated[
         str | None,
         typer.Option(
-            "--dataset", "-d", autocompletion=completion.datasets, metavar=_PLUGIN, rich_help_panel=_TASKS,
+            "--dataset", "-d", autocompletion=completion.plugins("dataset"), metavar=_PLUGIN, rich_help_panel=_TASKS,
             help="Data set.", show_default="glyphs",
         ),
     ] = None,
     backbone: Annotated[
         str | None,
         typer.Option(
-            "--backbone", "-b", autocompletion=completion.backbones, metavar=_PLUGIN, rich_help_panel=_TASKS,
+            "--backbone", "-b", autocompletion=completion.plugins("backbone"), metavar=_PLUGIN, rich_help_panel=_TASKS,
             help="Network.", show_default="the data set's",
         ),
     ] = None,
@@ -169,7 +170,7 @@ def run(
     track: Annotated[
         list[str] | None,
         typer.Option(
-            "--track", autocompletion=completion.trackers, metavar=_PLUGIN, rich_help_panel=_HOW,
+            "--track", autocompletion=completion.plugins("tracker"), metavar=_PLUGIN, rich_help_panel=_HOW,
             help="Keep its curves and cells: tensorboard, mlflow.", show_default="none",
         ),
     ] = None,
@@ -216,9 +217,11 @@ def run(
     debug: Debug = False,
 ) -> None:  # fmt: skip
     """Meta-train learners, attack them on unseen tasks, and rank them."""
+    options = dict(locals())
     from robustbench_meta.cli.console import err, working
     from robustbench_meta.cli.json_output import streaming
     from robustbench_meta.executors import Policy
+    from robustbench_meta.spec import fields_of
     from robustbench_meta.stopping import Stop, Stopped
     from robustbench_meta.suites import Suite, find_suite
 
@@ -227,13 +230,7 @@ def run(
             chosen_executor(executor, ray_address), parse_jobs(jobs), parse_seconds("--cell-timeout", cell_timeout),
             fresh, retry_failed,
         )  # fmt: skip
-        typed = _typed(
-            learners=learner, attacks=attack, dataset=dataset, backbone=backbone, way=way, shot=shot, query=query,
-            eps=eps, scenarios=scenario, profile=profile, meta_steps=meta_steps, tasks_per_step=tasks_per_step,
-            episodes=episodes, seeds=seed, device=device, precision=precision, compile=compile, surrogate=surrogate,
-            checks=checks,
-        )  # fmt: skip
-        wanted = (Suite() if suite is None else find_suite(suite)).overridden(typed)
+        wanted = (Suite() if suite is None else find_suite(suite)).overridden(fields_of(options))
         stop = Stop()
         try:
             with nullcontext() if quiet or events else working("loading plugins and data …"):
@@ -267,12 +264,6 @@ def run(
             raise typer.Exit(code) from None
         if failed:
             raise typer.Exit(1)
-
-
-def _typed(**options: Any) -> dict[str, Any]:
-    """Those that were given; of the repeated ones all values."""
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    return {name: value for name, value in given.items() if value is not None and value != ()}
 
 
 run.__doc__ = f"""{run.__doc__}

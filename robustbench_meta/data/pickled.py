@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from robustbench_meta.data.archives import Limits as ArchiveLimits
-from robustbench_meta.data.archives import open_zip
+from robustbench_meta.data.archives import Limits, open_zip
 from robustbench_meta.data.copies import Copies, digest, resolve
-from robustbench_meta.data.pickles import Limits, read_pickle
+from robustbench_meta.data.pickles import MAX_BYTES, read_pickle
 from robustbench_meta.data.pictures import Pictures
 from robustbench_meta.data.series import Series
 from robustbench_meta.errors import DataError
@@ -26,14 +25,14 @@ LAYOUTS = "{image_data, class_dict} or {data, labels}"
 _SIDES = (4, 1024)
 
 
-def read_series(series: Series, name: str, copies: Copies, limits: Limits | None = None) -> Splits:
+def read_series(series: Series, name: str, copies: Copies) -> Splits:
     """The three splits, with their images as they are in the files.
 
     Raises:
         DataError: a file that is no pickle of images in a known layout, images of several shapes, a class in two
             splits, or equal images where the rule is to refuse them.
     """
-    read = {part: _pictures(_read(path, limits), part, str(path)) for part, path in series.ordered()}
+    read = {part: _pictures(_read(path), part, str(path)) for part, path in series.ordered()}
     shapes = {part: "×".join(map(str, pictures.images.shape[1:])) for part, pictures in read.items()}
     if len(set(shapes.values())) > 1:
         told = ", ".join(f"{name} {part} {shape}" for part, shape in shapes.items())
@@ -54,11 +53,11 @@ def read_series(series: Series, name: str, copies: Copies, limits: Limits | None
     ))  # fmt: skip
 
 
-def _read(path: Path, limits: Limits | None) -> Any:
+def _read(path: Path) -> Any:
     """What a pickle or an .npz holds."""
     if path.suffix.lower() != ".npz":
-        return read_pickle(path, limits)
-    with open_zip(path, ArchiveLimits(total=(limits or Limits()).size)):
+        return read_pickle(path)
+    with open_zip(path, Limits(total=MAX_BYTES)):
         pass  # checked: no bomb
     try:
         with np.load(path, allow_pickle=False) as arrays:

@@ -21,9 +21,9 @@ from robustbench_meta.figures.sizes import COLUMNS, TALLEST
 Line = Literal["-", "--", "-.", ":"]
 _FAMILIES = {"sans": "DejaVu Sans", "serif": "STIXGeneral"}
 """Both come with matplotlib, so that a figure is the same everywhere; STIX is cut to go with Times."""
-_COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00"]
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00"]
 """Okabe and Ito (2008), without the yellow, which is faint on paper."""
-_MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
 _LINES: list[Line] = ["-", "--", "-.", ":"]
 _HATCHES = ["", "//////", "......", "xxxxxx"]
 """Of bars, once the colours are used up."""
@@ -48,9 +48,9 @@ class Palette:
     def __getitem__(self, name: str) -> Style:
         """The style of a learner; one that was not named before gets the next."""
         place = self._places.setdefault(name, len(self._places))
-        line = _LINES[place % 4] if place < len(_COLORS) else _LINES[(place + place // len(_COLORS)) % 4]
+        line = _LINES[place % 4] if place < len(COLORS) else _LINES[(place + place // len(COLORS)) % 4]
         return Style(
-            _COLORS[place % len(_COLORS)], _MARKERS[place % len(_MARKERS)], line, _HATCHES[place // len(_COLORS) % 4]
+            COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)], line, _HATCHES[place // len(COLORS) % 4]
         )
 
 

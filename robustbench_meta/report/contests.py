@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from robustbench_meta.boards import PLACE, shown
 from robustbench_meta.comparison import Contrast, Duel, tests_told
 from robustbench_meta.drawing import sides, threat
-from robustbench_meta.report.charts import Scale
 
 MOST = 1500
 """Contrasts that the page has room for; of more, only those of the columns that learners are ranked by."""
@@ -90,15 +89,14 @@ def _match(group: list[Duel], whole: bool) -> Match:
         for _, _, contrast in chosen
     ]
     reach = max(1.0, math.ceil(100 * max(ends)))
-    across = Scale(-reach, reach, 6.0, WIDTH - 6)
     ahead = [contrast.ahead for _, _, contrast in chosen]
     return Match(
-        dict(group[0].setting), group[0].first, group[0].second, [_bout(*each, across) for each in chosen],
-        (ahead.count(1), ahead.count(-1), ahead.count(0)), reach, across(0),
+        dict(group[0].setting), group[0].first, group[0].second, [_bout(*each, reach) for each in chosen],
+        (ahead.count(1), ahead.count(-1), ahead.count(0)), reach, _across(0, reach),
     )  # fmt: skip
 
 
-def _bout(duel: Duel, column: str, contrast: Contrast, across: Scale) -> Bout:
+def _bout(duel: Duel, column: str, contrast: Contrast, reach: float) -> Bout:
     setting = duel.setting
     points, half = 100 * contrast.paired.difference, 100 * contrast.paired.ci95
     known = 0.0 if math.isnan(half) else half
@@ -108,8 +106,13 @@ def _bout(duel: Duel, column: str, contrast: Contrast, across: Scale) -> Bout:
         first.text() + _mark(duel, first.flags), second.text() + _mark(duel, second.flags),
         _signed(points) + ("" if math.isnan(half) else f" ±{shown(half)}"), round(points, 4), round(known, 4),
         _p(contrast.corrected), _p(contrast.seeds_p), {1: duel.first, -1: duel.second, 0: ""}[contrast.ahead],
-        across(points), across(points - known), across(points + known),
+        *(_across(each, reach) for each in (points, points - known, points + known)),
     )  # fmt: skip
+
+
+def _across(points: float, reach: float) -> float:
+    """Where a difference stands in the little chart, to a tenth of a unit."""
+    return round(WIDTH / 2 + points / reach * (WIDTH / 2 - 6), 1)
 
 
 def _mark(duel: Duel, flags: frozenset[str]) -> str:

@@ -24,9 +24,9 @@ from robustbench_meta.drawing import norm_name
 from robustbench_meta.errors import BenchError
 from robustbench_meta.files import write_atomically, write_text
 from robustbench_meta.frames import failures_in
-from robustbench_meta.report.charts import Palette
 from robustbench_meta.report.contests import Contests, contests
 from robustbench_meta.report.costs import bills
+from robustbench_meta.report.drawings import Drawings
 from robustbench_meta.report.origins import commands, versions
 from robustbench_meta.report.over_eps import Sweep, sweeps
 from robustbench_meta.report.pictures import exhibition
@@ -61,22 +61,23 @@ def page(store: Store, frame: pd.DataFrame, samples: Samples) -> str:
     order = Order(frame)
     tables = sorted(groups(frame), key=lambda rows: order({str(name): value for name, value in rows.iloc[0].items()}))
     found = sorted(judged(frame, samples), key=lambda board: order(board.setting))
-    palette = Palette(sorted(name for board in found for name in board.scores))
+    drawings = Drawings(sorted(name for board in found for name in board.scores))
     there = places(found)
     style, script = _resource("style.css"), _resource("script.js")
     where = {tuple(place.told[name] for name in PLACE): place.told_apart for place in there}
     return _environment(where).get_template("report.html.jinja").render(
         style=style, script=script, policy=_policy(style, script), version=__version__,
-        palette=palette, places=there, threats=threats(found, palette), sweeps=_sweeps(frame, samples, palette, order),
+        palette=drawings.palette, places=there, threats=threats(found, drawings),
+        sweeps=_sweeps(frame, samples, drawings, order),
         contests=_contests(frame, samples, order), exhibition=exhibition(tables, records), bills=list(bills(frame)),
-        courses=list(courses(frame, list(records.values()), palette)), commands=commands(records.values()),
+        courses=list(courses(frame, list(records.values()), drawings)), commands=commands(records.values()),
         versions=versions(records.values()), failures=failures_in(store.root).to_dict("records"),
         summary=_summary(frame), flags=_flags(there, frame), several_places=len(there) > 1, level=LEVEL,
     )  # fmt: skip
 
 
-def _sweeps(frame: pd.DataFrame, samples: Samples, palette: Palette, order: Order) -> list[Sweep]:
-    found = sweeps(curves(frame, samples), palette)
+def _sweeps(frame: pd.DataFrame, samples: Samples, drawings: Drawings, order: Order) -> list[Sweep]:
+    found = sweeps(curves(frame, samples), frame, drawings)
     return sorted(found, key=lambda sweep: order({**sweep.told, "eps": "0"}))
 
 
@@ -124,7 +125,6 @@ def _environment(where: Mapping[tuple[Any, ...], str]) -> Environment:
     made.filters |= {
         "shown": shown, "number": _number, "breakable": breakable,
         "where": lambda told: where[tuple(told[name] for name in PLACE)],
-        "points": lambda found: " ".join(f"{x:g},{y:g}" for x, y in found),
         "norm": norm_name,
     }  # fmt: skip
     made.tests["known"] = lambda value: value is not None and math.isfinite(value)

@@ -203,10 +203,10 @@ def suites(root: Path) -> None:
         "twice": small + b'dataset = "glyphs"\n',
         "latin": small + "# für\n".encode("latin-1"),
         "large": b"#" * 70_000,
-        "second": small + b"[[cells]]\nshot = 1\n\n[[cells]]\nshot = 0\n",
-        "cells": small + b"[cells]\nshot = 1\n",
-        "cannot": small + b'[[cells]]\nlearner = "maml"\n\n[[cells]]\nlearner = "protonet"\n',
-        "unknown": small + b'[[cells]]\nlearner = "mamll"\n',
+        "second": small + b"[[parts]]\nshot = 1\n\n[[parts]]\nshot = 0\n",
+        "parts": small + b"[parts]\nshot = 1\n",
+        "cannot": small + b'[[parts]]\nlearner = "maml"\n\n[[parts]]\nlearner = "protonet"\n',
+        "unknown": small + b'[[parts]]\nlearner = "mamll"\n',
         "fine": small + b'learner = "maml"\n',
     }.items():
         (root / f"{name}.toml").write_bytes(content)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from robustbench_meta import scaffold
 from robustbench_meta.cli import main
+from robustbench_meta.cli.new_plugin import EXAMPLES, write_plugin
 from robustbench_meta.errors import BenchError
 from robustbench_meta.registry import load_registry
 from robustbench_meta.testing import verify
@@ -56,13 +56,13 @@ def test_tests_are_not_taken_for_plugins(begun):
 
 def test_they_make_a_leaderboard_together(begun):
     with contextlib.chdir(begun[0]):
-        what = "-l own-learner.1 -a own-attack.1 -d own-dataset.1 -b own-backbone.1:width=4 --scenario all"
+        what = "-l own-learner.1 -a own-attack.1 -d own-dataset.1 -b own-backbone.1:grid=4 --scenario adv/adv"
         code, shown = bench(*shlex.split(f"run --profile smoke --episodes 4 --no-checks --device cpu {what}"))
         assert code == 0, shown
         rows = pd.read_csv("results/leaderboard.csv")
     assert set(rows.learner) == {"own-learner.1"}
     assert set(rows.dataset) == {"own-dataset.1"}
-    assert set(rows.support) == {"clean", "adv", "poisoned"}, "its attack can poison"
+    assert set(rows.support) == {"adv"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -118,9 +118,8 @@ def test_what_is_written_is_formatted_as_ours(begun):
     ],
 )
 def test_names_for_python_are_made_of_the_name(tmp_path, name, module, cls):
-    new = scaffold.draft("attack", name, tmp_path)
-    scaffold.write(new, ())
-    assert new.file == tmp_path / f"{module}.py"
+    file, _ = write_plugin("attack", name, tmp_path, tuple)
+    assert file == tmp_path / f"{module}.py"
     found = load_registry(tmp_path)
     assert found.get("attack", name).__name__ == cls
 
@@ -128,7 +127,7 @@ def test_names_for_python_are_made_of_the_name(tmp_path, name, module, cls):
 @pytest.mark.parametrize("name", ["My-Attack", "", "-x", "a b", "a/b", "../a", "a:b", "ä", 'a"b', "a\n"])
 def test_what_cannot_be_a_name_is_refused(tmp_path, name):
     with pytest.raises(BenchError, match="cannot be the name of a plugin: expected lower-case letters"):
-        scaffold.draft("attack", name, tmp_path)
+        write_plugin("attack", name, tmp_path, tuple)
 
 
 def test_a_name_of_another_plugin_is_refused(tmp_path):
@@ -146,7 +145,7 @@ def test_nothing_is_overwritten(tmp_path, there):
     path.write_text("mine = 1\n")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(BenchError, match="is there already, and is left as it is"):
-        scaffold.write(scaffold.draft("attack", "x-y", tmp_path), ())
+        write_plugin("attack", "x-y", tmp_path, tuple)
     assert sorted(tmp_path.rglob("*")) == before
     assert path.read_text() == "mine = 1\n"
 
@@ -154,7 +153,7 @@ def test_nothing_is_overwritten(tmp_path, there):
 def test_a_dangling_link_is_not_followed(tmp_path):
     (tmp_path / "x.py").symlink_to(tmp_path / "elsewhere.py")
     with pytest.raises(BenchError, match="is there already"):
-        scaffold.write(scaffold.draft("attack", "x", tmp_path), ())
+        write_plugin("attack", "x", tmp_path, tuple)
     assert not (tmp_path / "elsewhere.py").exists()
 
 
@@ -176,7 +175,7 @@ def test_what_cannot_be_is_told(tmp_path, arguments, told):
     assert not (tmp_path / "plugins").exists()
 
 
-def test_the_package_has_a_template_for_each_kind():
-    for kind in scaffold.KINDS:
-        assert (ROOT / "robustbench_meta" / "templates" / f"{kind}.py").is_file()
-    assert scaffold.KINDS == KINDS
+def test_there_is_an_example_of_each_kind():
+    assert tuple(EXAMPLES) == KINDS
+    for name in EXAMPLES.values():
+        assert (ROOT / "examples" / f"{name.replace('-', '_')}.py").is_file()

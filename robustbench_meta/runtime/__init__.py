@@ -1,0 +1,1 @@
+"""What lies below all else: devices, files, hashes."""
