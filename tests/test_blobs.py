@@ -149,6 +149,7 @@ def chunk() -> Chunk:
         },
         {"probe": Tally(torch.zeros(3, 0, dtype=torch.bool), 7.0)},
         Observation(9, 1, 2, 1e-7, 0.25),
+        {"noise": Observation(9, 4, 2, 1e-6, 0.5)},
         0.3, 4, 0.5,
     )  # fmt: skip
 
@@ -163,6 +164,7 @@ def read_found(data: bytes) -> dict:
         repr(portion): [
             {
                 **vars(each), "noted": each.noted.hex(), "observation": vars(each.observation),
+                "noisy": {key: vars(seen) for key, seen in each.noisy.items()},
                 "cells": {key: plain(tally) for key, tally in each.cells.items()},
                 "probes": {key: plain(tally) for key, tally in each.probes.items()},
             }
@@ -246,7 +248,7 @@ def test_a_part_comes_back_bit_for_bit_with_its_failures():
     assert back.keys() == found.keys()
     [one, empty] = back[0, 3]
     assert empty == Chunk(b"")
-    assert (one.noted, one.observation) == (chunk().noted, chunk().observation)
+    assert (one.noted, one.observation, one.noisy) == (chunk().noted, chunk().observation, chunk().noisy)
     assert (one.adapt_seconds, one.adapted_tasks, one.check_seconds) == (0.3, 4, 0.5)
     assert same(one.clean, chunk().clean)
     failed = one.cells["b" * 16]
