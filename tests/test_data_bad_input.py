@@ -17,10 +17,10 @@ import pytest
 from PIL import Image, ImageOps
 from pydantic import ValidationError
 
+from robustbench_meta.cli.doctor import check_cache, check_data
 from robustbench_meta.data import add, archives, data_root, download_omniglot, library, list_data
 from robustbench_meta.data.cache import cached
 from robustbench_meta.data.images import read_image
-from robustbench_meta.doctor.folders import check_cache, check_data
 from robustbench_meta.errors import BenchError, DataError
 from robustbench_meta.plugins.datasets.image_folder import ImageFolder
 from robustbench_meta.plugins.datasets.omniglot import Omniglot
