@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from robustbench_meta import own_model, session
+from robustbench_meta import own_model
 from robustbench_meta.arguments import (
     Folder,
     eps_text,
@@ -25,8 +25,9 @@ from robustbench_meta.arguments import (
     without_poison,
 )
 from robustbench_meta.errors import BenchError
-from robustbench_meta.executors import Policy
 from robustbench_meta.given import GivenPlugins, Named, check_alone
+from robustbench_meta.jobs import runner
+from robustbench_meta.jobs.policy import Policy
 from robustbench_meta.options import chosen_executor, parse_jobs
 from robustbench_meta.own_model import Adapt, OwnModels
 from robustbench_meta.registry import Registry
@@ -159,7 +160,7 @@ def run(
         check_alone(given.new, chosen, jobs, cell_timeout)
 
     policy = Policy(chosen, parse_jobs(str(jobs)), seconds, fresh, retry_failed)
-    ready = session.prepare(
+    ready = runner.make_ready(
         wanted, maybe_folder(plugins), local_plugins, maybe_folder(data_root), policy, tracked, bring,
     )  # fmt: skip
     if given.new:
@@ -292,7 +293,7 @@ def evaluate(
     if processes == "auto":
         raise BenchError("jobs was given 'auto'; expected a number here, of processes that share out the episodes")
     policy = Policy(fresh=fresh, retry_failed=True)
-    ready = session.prepare(
+    ready = runner.make_ready(
         Suite().overridden(typed), maybe_folder(plugins), local_plugins, maybe_folder(data_root), policy, bring=bring
     )
     grid = ready.grids[0]

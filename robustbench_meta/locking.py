@@ -25,11 +25,6 @@ LEASE_SECONDS = 30.0
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
-def cell_lock(key: str) -> str:
-    """The name of the lock of a cell."""
-    return f"cell-{key}"
-
-
 def training_lock(key: str) -> str:
     """The name of the lock of a training."""
     return f"train-{key}"
@@ -98,6 +93,17 @@ class Locks:
             lock, _ = self._held[name]
             self._held[name] = lock, 1
             self.give_back(name)
+
+    def after_fork(self) -> None:
+        """This process is a copy: what is held is held by the other, and must not be let go of here."""
+        self._inherited = self._held
+        self._held, self._tried = {}, {}
+
+    def forget(self, start: str) -> None:
+        """Remove the files of all locks whose names begin so, which nobody is going to need."""
+        for path in self._folder.glob(f"{start}*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     @contextlib.contextmanager
     def tried(self, name: str) -> Iterator[bool]:

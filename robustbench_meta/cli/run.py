@@ -148,13 +148,13 @@ def run(
         ),
     ] = None,
     jobs: Annotated[
-        str, typer.Option(metavar="auto|N", rich_help_panel=_HOW, help="Trainings side by side."),
+        str, typer.Option(metavar="auto|N", rich_help_panel=_HOW, help="Workers side by side."),
     ] = "auto",
     executor: Annotated[
         str,
         typer.Option(
-            autocompletion=completion.one_of(("local", "processes", "ray", "slurm")), metavar="NAME[:…]",
-            rich_help_panel=_HOW, help="local, processes, ray or slurm; options as in ray:gpus=1,cpus=2.",
+            autocompletion=completion.one_of(("local", "processes", "ray")), metavar="NAME[:…]",
+            rich_help_panel=_HOW, help="local, processes or ray; options as in ray:gpus=1,cpus=2.",
         ),
     ] = "local",
     ray_address: Annotated[
@@ -181,6 +181,13 @@ def run(
     retry_failed: Annotated[
         bool,
         typer.Option("--retry-failed", metavar="", rich_help_panel=_HOW, help="Try again what failed before."),
+    ] = False,
+    exit_when_waiting: Annotated[
+        bool,
+        typer.Option(
+            "--exit-when-waiting", metavar="", rich_help_panel=_HOW,
+            help="End when other runs are at work on all that is left.",
+        ),
     ] = False,
     fresh: Annotated[
         bool,
@@ -216,14 +223,14 @@ def run(
     """Meta-train learners, attack them on unseen tasks, and rank them."""
     from robustbench_meta.cli.console import err, working
     from robustbench_meta.cli.json_output import streaming
-    from robustbench_meta.executors import Policy
+    from robustbench_meta.jobs.policy import Policy
     from robustbench_meta.stopping import Stop, Stopped
     from robustbench_meta.suites import Suite, find_suite
 
     with streaming(json, progress=not quiet) as events:
         policy = Policy(
             chosen_executor(executor, ray_address), parse_jobs(jobs), parse_seconds("--cell-timeout", cell_timeout),
-            fresh, retry_failed,
+            fresh, retry_failed, exit_when_waiting,
         )  # fmt: skip
         typed = _typed(
             learners=learner, attacks=attack, dataset=dataset, backbone=backbone, way=way, shot=shot, query=query,
