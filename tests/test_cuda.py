@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from robustbench_meta import leaderboard, runner
+from robustbench_meta import leaderboard
+from robustbench_meta.jobs import runner
 from robustbench_meta.contracts import Random
 from robustbench_meta.devices import peak_memory, reset_peak_memory, wait
 from robustbench_meta.engine import Plan

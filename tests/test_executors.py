@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 import torch
 
-from robustbench_meta import hookimpl, leaderboard, runner
+from robustbench_meta import hookimpl, leaderboard
+from robustbench_meta.jobs import runner
 from robustbench_meta.deaths import how_it_ended
 from robustbench_meta.desk import Desk
 from robustbench_meta.errors import BenchError, StorageError

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustbench_meta import evaluation, hookimpl, keeping, leaderboard, runner, sharing, work
+from robustbench_meta import evaluation, hookimpl, keeping, leaderboard, sharing
+from robustbench_meta.jobs import runner
 from robustbench_meta.cli import execution, main
 from robustbench_meta.commands import command_for, transfer_command
 from robustbench_meta.contracts import Attack

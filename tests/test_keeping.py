@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
-from robustbench_meta import hookimpl, keeping, leaderboard, runner, work
+from robustbench_meta import hookimpl, keeping, leaderboard
+from robustbench_meta.jobs import runner
 from robustbench_meta.checkpoints import Trained, checkpoint_bytes, checkpoint_name, state_name, weights_of
 from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError, StorageError
-from robustbench_meta.executors import Policy
+from robustbench_meta.jobs.policy import Policy
 from robustbench_meta.keeping import Keeper, Pace
 from robustbench_meta.registry import load_registry
 from robustbench_meta.shelf import Folder

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustbench_meta import leaderboard, runner
+from robustbench_meta import leaderboard
+from robustbench_meta.jobs import runner
 from robustbench_meta.boards import boards
 from robustbench_meta.contracts import Weights
 from robustbench_meta.engine import Plan

@@ -14,7 +14,8 @@ ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'robu
 
 from ray.cluster_utils import Cluster  # noqa: E402  # after the skip
 
-from robustbench_meta import hookimpl, leaderboard, runner  # noqa: E402
+from robustbench_meta import hookimpl, leaderboard  # noqa: E402
+from robustbench_meta.jobs import runner  # noqa: E402
 from robustbench_meta.checkpoints import state_name  # noqa: E402
 from robustbench_meta.errors import BenchError  # noqa: E402
 from robustbench_meta.executors import Policy, Recipe, Task  # noqa: E402

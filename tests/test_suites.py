@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustbench_meta import runner
+from robustbench_meta.jobs import runner
 from robustbench_meta.cli import main
 from robustbench_meta.cli.run import run as run_command
 from robustbench_meta.errors import BenchError

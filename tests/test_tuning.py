@@ -10,7 +10,7 @@ import torch
 import robustbench_meta.engine as engine_module
 from robustbench_meta import tuning
 from robustbench_meta.engine import Plan
-from robustbench_meta.runner import run
+from robustbench_meta.jobs.runner import run
 from robustbench_meta.store import Store
 from tests.test_evaluation import small
 from tests.worlds import flat, make_world, random_tasks

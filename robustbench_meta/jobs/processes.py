@@ -167,11 +167,11 @@ class ExitHandler:
     """What follows when a worker ends before its time: the cell that it was at fails, or its job is done again.
 
     Args:
-        queue: of the run.
+        queue: gives that of the run.
         monitor: of its events.
     """
 
-    def __init__(self, queue: Queue, monitor: Monitor) -> None:
+    def __init__(self, queue: Callable[[], Queue], monitor: Monitor) -> None:
         self._queue, self._monitor = queue, monitor
         self._losses: dict[object, int] = {}
 
@@ -199,17 +199,17 @@ class ExitHandler:
             if job is None:
                 raise BenchError(f"a worker process {reason}")
             if job.kind == "train":
-                self._queue.fail_training(job.key, reason)
+                self._queue().fail_training(job.key, reason)
             else:
-                self._queue.fail(job.cells or list(self._queue.cells_of(job.key)), reason)
+                self._queue().fail(job.cells or list(self._queue().cells_of(job.key)), reason)
 
     def blame(self, state: WorkerState, reason: str) -> bool:
         """What a worker was at fails; False: that is not known."""
         if state.cell is not None:
-            self._queue.fail([state.cell], reason)
+            self._queue().fail([state.cell], reason)
             return True
         if state.job is not None and state.job.kind == "train":
-            self._queue.fail_training(state.job.key, reason)
+            self._queue().fail_training(state.job.key, reason)
             return True
         return False
 
@@ -220,14 +220,14 @@ class ProcessGroup:
     Args:
         start: starts the process of a worker, by its name.
         name: how the names of all begin.
-        queue: of the run.
+        queue: gives that of the run, when a cell has failed.
         monitor: of its events.
         stop: whether to stop.
         stopped: asked as well.
     """
 
     def __init__(
-        self, start: Callable[[str], Process], name: str, queue: Queue, monitor: Monitor, stop: Stop,
+        self, start: Callable[[str], Process], name: str, queue: Callable[[], Queue], monitor: Monitor, stop: Stop,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self._start, self._name, self._queue, self._monitor = start, name, queue, monitor
@@ -280,7 +280,7 @@ class ProcessGroup:
                 del self._alive[name]
                 state = self._monitor.gone(name)
                 if state is not None and not self._exited.blame(state, reason) and state.job is not None:
-                    self._queue.fail(state.job.cells, reason)
+                    self._queue().fail(state.job.cells, reason)
                 self._add()
 
     def _ended(self, name: str, code: int) -> None:

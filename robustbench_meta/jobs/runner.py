@@ -25,6 +25,7 @@ from robustbench_meta.jobs.monitor import Monitor, Reporter, Summary
 from robustbench_meta.jobs.planner import needed_of, work_of, workers_for
 from robustbench_meta.jobs.policy import RECIPE, Policy, Recipe
 from robustbench_meta.jobs.queue import Queue
+from robustbench_meta.jobs.status import run_lock
 from robustbench_meta.keeping import keep_seconds
 from robustbench_meta.precision import check_precision
 from robustbench_meta.registry import Registry, load_registry
@@ -240,11 +241,6 @@ def _new_folder(store: Store) -> Path:
         raise cannot_write(root, error) from error
     store.locks.take(run_lock(folder))
     return folder
-
-
-def run_lock(folder: Path) -> str:
-    """The name of the lock that a run holds, by the folder of its events."""
-    return f"run-{folder.name}"
 
 
 def _log_level() -> int:

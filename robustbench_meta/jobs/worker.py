@@ -220,7 +220,8 @@ class Worker:
             return Fork(lambda: self._copy(job, self.log.path.with_name(f"{name}.jsonl")))
 
         self.log.emit(JobFinished())
-        group = ProcessGroup(start, f"{self.log.path.stem}.{self._forked}", self.queue, self.monitor, self.place.stop)
+        name = f"{self.log.path.stem}.{self._forked}"
+        group = ProcessGroup(start, name, lambda: self.queue, self.monitor, self.place.stop)
         self._forked += 1
         with self.place.stop.at_once():
             group.run(self.place.lanes.count(), grace=0.0)

@@ -28,7 +28,7 @@ class Processes:
             used[device] += 1
             return Spawned(run.folder, name, max(1, run.cores // self.workers), device)
 
-        group = ProcessGroup(start, "worker", run.queue, run.monitor, run.stop)
+        group = ProcessGroup(start, "worker", lambda: run.queue, run.monitor, run.stop)
         group.run(self.workers, cores=run.cores)
 
 
