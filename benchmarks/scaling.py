@@ -22,9 +22,9 @@ from benchmarks.problems import Problem, grid_of, registry
 from robustbench_meta.cores import available_cores
 from robustbench_meta.engine import Engine
 from robustbench_meta.hookspecs import hookimpl
+from robustbench_meta.jobs.runner import run
 from robustbench_meta.models import State
 from robustbench_meta.registry import load_registry
-from robustbench_meta.jobs.runner import run
 from robustbench_meta.spec import RunSpec
 from robustbench_meta.store import Store
 from robustbench_meta.tasks import Batch

@@ -13,12 +13,12 @@ from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError
 from robustbench_meta.evaluation import evaluate
 from robustbench_meta.grid import prepare
+from robustbench_meta.jobs.worker import Place, self_check
 from robustbench_meta.lanes import Lanes
 from robustbench_meta.registry import load_registry
-from robustbench_meta.shelf import Folder
 from robustbench_meta.spec import RunSpec
+from robustbench_meta.store import Store
 from robustbench_meta.training import make_engine, meta_train
-from robustbench_meta.work import Workplace, self_check
 
 CPU = torch.device("cpu")
 EPISODES = 24
@@ -84,12 +84,12 @@ def test_a_cheating_learner_is_flagged_for_its_reason(plugins, honest, cheat, wh
 def test_a_learner_that_looks_at_batch_mates_is_refused(plugins, tmp_path):
     grid = grid_of(plugins, ("pgd",), "peeking")
     with pytest.raises(BenchError, match="declared inductive, but a query's logits change"):
-        self_check(Workplace(grid, Folder(tmp_path), CPU, Lanes()), grid.trainings[0])
+        self_check(Place(Store(tmp_path), CPU), grid, grid.trainings[0])
 
 
 def test_a_noisy_learner_is_not_refused_for_looking_at_batch_mates(plugins, tmp_path):
     grid = grid_of(plugins, ("pgd",), "noisy")
-    self_check(Workplace(grid, Folder(tmp_path), CPU, Lanes()), grid.trainings[0])
+    self_check(Place(Store(tmp_path), CPU), grid, grid.trainings[0])
 
 
 def test_an_attack_without_effect_is_flagged(plugins, honest):

@@ -15,7 +15,6 @@ ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'robu
 from ray.cluster_utils import Cluster  # noqa: E402  # after the skip
 
 from robustbench_meta import hookimpl, leaderboard  # noqa: E402
-from robustbench_meta.jobs import runner  # noqa: E402
 from robustbench_meta.checkpoints import state_name  # noqa: E402
 from robustbench_meta.errors import BenchError  # noqa: E402
 from robustbench_meta.executors import Policy, Recipe, Task  # noqa: E402
@@ -24,6 +23,7 @@ from robustbench_meta.executors.ray import ENTRY, RayCluster, Request  # noqa: E
 from robustbench_meta.executors.relay import Relay  # noqa: E402
 from robustbench_meta.executors.remote import MOST_CODE, installed, pack, unpack  # noqa: E402
 from robustbench_meta.grid import prepare  # noqa: E402
+from robustbench_meta.jobs import runner  # noqa: E402
 from robustbench_meta.registry import load_registry  # noqa: E402
 from robustbench_meta.spec import RunSpec  # noqa: E402
 from robustbench_meta.store import Store  # noqa: E402

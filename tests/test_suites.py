@@ -13,11 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustbench_meta.jobs import runner
 from robustbench_meta.cli import main
 from robustbench_meta.cli.run import run as run_command
 from robustbench_meta.errors import BenchError
 from robustbench_meta.hookspecs import hookimpl
+from robustbench_meta.jobs import runner
 from robustbench_meta.options import SCENARIOS
 from robustbench_meta.registry import load_registry
 from robustbench_meta.spec import RunSpec

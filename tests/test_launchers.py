@@ -9,25 +9,24 @@ import subprocess
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
 from robustbench_meta import hookimpl, leaderboard
-from robustbench_meta.jobs import runner
 from robustbench_meta.deaths import how_it_ended
-from robustbench_meta.desk import Desk
 from robustbench_meta.errors import BenchError, StorageError
-from robustbench_meta.executors import Policy, Recipe, Task, choice, schedule
-from robustbench_meta.executors.processes import Processes
-from robustbench_meta.executors.schedule import MOST_CELLS, WORTH_STARTING, side_by_side, tasks_of
-from robustbench_meta.executors.speech import PACE_SECONDS, Paced, raised
 from robustbench_meta.grid import prepare
+from robustbench_meta.jobs import runner
+from robustbench_meta.jobs.events import WorkerFailed
+from robustbench_meta.jobs.planner import groups_of, needed_of, work_of, workers_for
+from robustbench_meta.jobs.policy import Policy
+from robustbench_meta.jobs.processes import ProcessGroup, raised
 from robustbench_meta.options import parse_jobs
 from robustbench_meta.registry import load_registry
 from robustbench_meta.spec import RunSpec
+from robustbench_meta.stopping import Stop
 from robustbench_meta.store import Store
 
 CPU = torch.device("cpu")
@@ -67,7 +66,7 @@ def run(folder, jobs, plugins=None, policy=None, **given):
 def test_side_by_side_gives_the_rows_of_one_after_the_other(tmp_path, monkeypatch):
     grid = {"dataset": "glyphs", "learners": ("maml", "adml"), "seeds": (0, 1), "scenarios": ("clean/adv", "adv/adv")}
     alone, one, first = run(tmp_path / "1", 1, **grid)
-    monkeypatch.setattr(choice, "available_cores", lambda: 4)  # so that lanes differ too: two, and four at the end
+    monkeypatch.setattr(runner, "available_cores", lambda: 4)  # so that lanes differ too: two, and four at the end
     together, two, second = run(tmp_path / "2", 2, **grid)
     assert (together.finished, together.failed) == (alone.finished, []) == (12, [])
     rows = [leaderboard.build(store).drop(columns=leaderboard.COSTS) for store in (one, two)]
@@ -161,41 +160,37 @@ def test_trouble_in_one_worker_costs_only_its_own_cells(tmp_path, caplog, capfd)
     assert err == ""
 
 
-def desk_for(folder, **given):
-    """A desk with all tasks of a small grid, and the recipe of its run."""
-    registry, spec = load_registry(), RunSpec.read(**{**TINY, "dataset": "toy", "learners": ("maml",), **given})
-    grid = prepare(spec, registry, None)
-    desk = Desk(grid, registry, Store(folder), tasks_of(grid, _all(grid), lambda _: False))
-    return desk, Recipe(spec, None, None, folder, "cpu")
+def test_a_worker_that_makes_another_grid_stops_the_run_and_nothing_has_failed(tmp_path, monkeypatch):
+    """As when somebody edits a plugin, or changes the data, while a run goes on."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "mine.py").write_text(TROUBLE)
+    real = runner.write_bytes
 
+    def edited(path, data):
+        (tmp_path / "plugins" / "mine.py").write_text(TROUBLE + "\n# edited\n")
+        real(path, data)
 
-def _all(grid):
-    return {cell.key for cell in grid.cells}
-
-
-def test_a_grid_that_a_worker_cannot_make_is_one_clear_error(tmp_path):
-    desk, _ = desk_for(tmp_path)
-    recipe = Recipe(RunSpec(learners=("mamll",), **TINY), None, None, tmp_path, "cpu")
-    with pytest.raises(BenchError, match="unknown learner 'mamll': did you mean 'maml'"):
-        Processes(recipe, 1, 1).run(desk)
+    monkeypatch.setattr(runner, "write_bytes", edited)
+    with pytest.raises(BenchError, match="code, data or plugins changed"):
+        run(tmp_path / "r", 1, tmp_path / "plugins", Policy(executor="processes"), dataset="toy", learners=("talks",))
+    assert not list((tmp_path / "r" / "failures").iterdir())
 
 
 def test_a_worker_that_cannot_write_its_checkpoint_stops_the_run(tmp_path):
-    desk, recipe = desk_for(tmp_path)
-    (tmp_path / "checkpoints").rmdir()
-    (tmp_path / "checkpoints").write_text("a file")
-    with pytest.raises(StorageError, match=r"cannot write .*checkpoints"):
-        Processes(recipe, 1, 1).run(desk)
+    class Spoils:
+        """Puts a file where checkpoints go."""
+
+        @hookimpl
+        def run_started(self):
+            (tmp_path / "checkpoints").rmdir()
+            (tmp_path / "checkpoints").write_text("a file")
+
+    registry = load_registry()
+    registry.manager.register(Spoils())
+    grid = prepare(RunSpec.read(**{**TINY, "dataset": "toy", "learners": ("maml",)}), registry, None)
+    with pytest.raises(StorageError, match="checkpoints"):
+        runner.run(grid, registry, Store(tmp_path), CPU, Policy(executor="processes"))
     assert not list((tmp_path / "failures").iterdir()), "it is not the learner's fault"
-
-
-def test_a_task_of_another_grid_fails_and_says_why_but_not_for_good(tmp_path):
-    desk, _ = desk_for(tmp_path)
-    recipe = Recipe(RunSpec.read(**{**TINY, "dataset": "toy", "seeds": (7,)}), None, None, tmp_path, "cpu")
-    Processes(recipe, 1, 1).run(desk)
-    assert [cell.attack for cell, _ in desk.summary.failed] == ["none", "fgsm"]
-    assert all("changed while the run was under way" in reason for _, reason in desk.summary.failed)
-    assert not list((tmp_path / "failures").iterdir())
 
 
 # -- one cell that hangs, or kills its process -----------------------------------------------------
@@ -239,7 +234,7 @@ def hurts(tmp_path):
 
 
 def test_a_cell_that_hangs_or_kills_its_process_costs_no_other(tmp_path, hurts, monkeypatch):
-    monkeypatch.setattr(choice, "available_cores", lambda: 2)  # two lanes, one of which dies
+    monkeypatch.setattr(runner, "available_cores", lambda: 2)  # two lanes, one of which dies
     grid = {"dataset": "toy", "learners": ("maml",), "attacks": ("none", "kills", "fgsm", "hangs"), "episodes": 40}
     patient = Policy(executor="processes", cell_timeout=4.0)
     summary, store, _ = run(tmp_path / "r", 1, hurts, patient, **grid)
@@ -262,13 +257,14 @@ def test_a_cell_that_hangs_or_kills_its_process_costs_no_other(tmp_path, hurts, 
     assert (third.skipped, [cell.attack for cell, _ in third.failed]) == (1, ["kills"])
 
 
-def test_an_error_that_spoils_the_device_costs_its_cell_and_its_process(tmp_path, hurts, caplog):
+def test_an_error_that_spoils_the_device_costs_its_cell_and_its_process(tmp_path, hurts, caplog, monkeypatch):
     grid = {"dataset": "toy", "learners": ("maml",), "attacks": ("none", "poisons", "fgsm")}
     summary, _, _ = run(tmp_path / "r", 1, hurts, Policy(executor="processes"), **grid)
     assert [cell.attack for cell, _ in summary.failed] == ["poisons"]
     assert "device-side assert" in summary.failed[0][1]
     assert summary.finished == 2
-    assert "could not compute on its device any more; beginning again with what was kept" in caplog.text
+    assert "could not compute on its device any more; beginning again with what was saved" in caplog.text
+    monkeypatch.setattr(runner, "available_cores", lambda: 1)
     with pytest.raises(BenchError, match="Nothing more can be computed on cpu by this process"):
         run(tmp_path / "one", 1, hurts, Policy(), **grid)
 
@@ -395,96 +391,34 @@ def test_workers_end_when_their_driver_is_killed(endless):
     _wait(lambda: not _alive(driver.pid), 10)
 
 
-# -- how many, and which first ---------------------------------------------------------------------
+# -- how many ---------------------------------------------------------------------------------------
 
 
-def test_tasks_cost_what_is_still_to_do_and_what_waits_for_it(registry):
-    grid = prepare(RunSpec.read(**TINY, learners=("maml", "adml")), registry, None)
-    train, test, adml_train, adml_test = tasks_of(grid, _all(grid), lambda _: False)
-    # 4 steps of 4 tasks, twice as dear with attacks in training; 6 adaptations; 6 attacked queries under FGSM
-    assert (train.cost, test.cost, adml_train.cost, adml_test.cost) == (16 + 12, 12, 32 + 12, 12)
-    assert train.title == test.title == "maml (seed 0)"
-    assert (train.cells, train.needs) == ((), ())
-    assert (len(test.cells), test.needs) == (2, (train.training,))
-    [left] = tasks_of(grid, {adml_test.cells[0]}, lambda key: key == adml_train.training)
-    assert (left.training, left.cells, left.cost) == (adml_train.training, adml_test.cells[:1], 6)
-    assert tasks_of(grid, (), lambda _: False) == []
-
-
-def test_evaluations_are_split_for_idle_workers_with_the_cells_of_one_attack_together(registry, monkeypatch):
-    monkeypatch.setattr(schedule, "WORTH_STARTING", 1)
-    spec = RunSpec.read(**{**TINY, "attacks": ("none", "fgsm", "pgd")}, eps=("0.05", "0.1", "0.2"), learners=("maml",))
-    grid = prepare(spec, registry, None)
-    attack = {cell.key: cell.spec.attack.plugin.name for cell in grid.cells}
-    for bundles in (1, 2, 3, 7):
-        tasks = [task for task in tasks_of(grid, _all(grid), lambda _: True, bundles=bundles) if task.cells]
-        assert len(tasks) == min(bundles, 3)
-        assert sorted(key for task in tasks for key in task.cells) == sorted(attack)
-        names = [{attack[key] for key in task.cells} for task in tasks]
-        assert sum(map(len, names)) == 3, "no attack is in two of them"
-    monkeypatch.undo()
-    assert len([task for task in tasks_of(grid, _all(grid), lambda _: True, bundles=3) if task.cells]) == 1
-    many = RunSpec.read(**{**TINY, "attacks": ("fgsm",)}, eps=("0:0.2:90",), learners=("maml",))
-    grid = prepare(many, registry, None)
-    sizes = [len(task.cells) for task in tasks_of(grid, _all(grid), lambda _: True)]
-    assert sum(sizes) == len(grid.cells) > MOST_CELLS
-    assert max(sizes) == MOST_CELLS
+def work(grid):
+    keys = {cell.key for cell in grid.cells}
+    return work_of(groups_of([grid], keys, "cpu"), needed_of([grid], keys), lambda _: False)
 
 
 def test_a_surrogate_of_the_run_is_trained_once_and_waited_for(registry):
     given = {"attacks": ("fgsm",), "scenarios": ("clean/transfer",), "surrogate": "maml", "learners": ("adml", "maml")}
     grid = prepare(RunSpec.read(**{**TINY, **given}), registry, None)
-    tasks = tasks_of(grid, _all(grid), lambda _: False)
-    assert sorted(task.title for task in tasks if not task.cells) == ["adml (seed 0)", "maml (seed 0)"]
-    [test] = [task for task in tasks if task.cells]
-    assert set(test.needs) == {task.training for task in tasks if not task.cells}
-
-
-def _tasks(count, cost):
-    return [Task(str(number), "", cost=cost) for number in range(count)]
-
-
-@pytest.mark.parametrize(
-    ("wanted", "tasks", "device", "cores", "expected"),
-    [
-        ("auto", _tasks(3, WORTH_STARTING), "cpu", 2, 2),
-        ("auto", _tasks(3, WORTH_STARTING), "cpu", 8, 3),
-        ("auto", _tasks(3, WORTH_STARTING), "cpu", 1, 1),
-        ("auto", _tasks(3, WORTH_STARTING), "cuda", 8, 1),
-        ("auto", _tasks(2, WORTH_STARTING // 2 - 1), "cpu", 8, 1),
-        ("auto", [], "cpu", 8, 1),
-        (4, _tasks(3, 1), "cpu", 2, 3),
-        (2, _tasks(3, 1), "cuda", 1, 2),
-        (1, _tasks(3, WORTH_STARTING), "cpu", 8, 1),
-        (5, [], "cpu", 8, 1),
-    ],
-)
-def test_how_many_are_side_by_side(wanted, tasks, device, cores, expected):
-    assert side_by_side(wanted, tasks, torch.device(device), cores) == expected
+    keys = {cell.key for cell in grid.cells}
+    needed = needed_of([grid], keys)
+    assert sorted(each.title for each in needed.values()) == ["adml (seed 0)", "maml (seed 0)"]
+    [group] = groups_of([grid], keys, "cpu")
+    assert group.needs == set(needed)
 
 
 @pytest.mark.parametrize(("profile", "worth"), [("smoke", False), ("quick", True), ("paper", True)])
 def test_processes_pay_for_all_profiles_but_smoke(registry, profile, worth):
     grid = prepare(RunSpec.read(profile=profile, attacks=("none", "fgsm"), dataset="toy"), registry, None)
-    assert (side_by_side("auto", tasks_of(grid, _all(grid), lambda _: False), CPU, 2) == 2) == worth
+    assert (workers_for("auto", work(grid), CPU, 2) == 2) == worth
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "", "²"])
 def test_a_number_of_jobs_that_cannot_be(text):
     with pytest.raises(BenchError, match="expected auto, or a number of trainings side by side, 1 or more"):
         parse_jobs(text)
-
-
-def test_progress_is_told_first_last_and_now_and_then():
-    heard, now = [], [0.0]
-    paced = Paced(lambda event, **facts: heard.append((event, facts.get("step", facts.get("done")))), lambda: now[0])
-    for step in range(11):
-        paced("training_progress", training="it", step=step, steps=10, metrics={})
-        now[0] += PACE_SECONDS / 3.9
-    paced("evaluation_progress", training="it", done=5, total=10)
-    paced("cell_failed", key="a", reason="")
-    told = [("training_progress", step) for step in (0, 4, 8, 10)]
-    assert heard == [*told, ("evaluation_progress", 5), ("cell_failed", None)]
 
 
 @pytest.mark.parametrize(
@@ -508,29 +442,25 @@ def test_a_signal_without_a_name_is_told_by_its_number():
 
 
 def test_an_error_of_a_worker_says_where_it_was_raised():
-    ours = raised("StorageError", "no space", "the trace")
+    ours = raised(WorkerFailed("StorageError", "no space", "the trace"))
     assert (type(ours), str(ours)) == (StorageError, "no space")
     assert "the trace" in ours.__notes__[0]
-    assert str(raised("ZeroDivisionError", "oh", "")) == "ZeroDivisionError: oh"
+    assert str(raised(WorkerFailed("ZeroDivisionError", "oh", ""))) == "ZeroDivisionError: oh"
 
 
-def test_the_interface_is_plain_data():
-    import pickle
+def test_cores_of_a_worker_that_waits_go_to_the_others():
+    from types import SimpleNamespace
 
-    recipe = Recipe(RunSpec(**TINY), Path("plugins"), None, Path("results"), "cpu")
-    [task] = _tasks(1, 1)
-    assert pickle.loads(pickle.dumps((recipe, task))) == (recipe, task)
+    class Worker:
+        def use(self, cores):
+            self.cores = cores
 
-
-def test_cores_of_a_worker_that_is_done_go_to_the_others(tmp_path):
-    from robustbench_meta.executors.processes import _Staff, _Worker
-
-    desk, recipe = desk_for(tmp_path)
-    staff, shares = _Staff(recipe, 5, desk), []
-    staff._workers = [_Worker(recipe, None) for _ in range(8)]
+    states, shares = {}, []
+    group = ProcessGroup(lambda _: Worker(), "w", lambda: None, SimpleNamespace(workers=states), Stop())
+    for _ in range(8):
+        group._add()
     for busy in (8, 5, 2, 1):
-        for number, worker in enumerate(staff._workers):
-            worker.ready, worker.busy = True, number < busy
-        staff._share_cores()
-        shares.append(staff._lanes.value)
-    assert shares == [1, 1, 2, 5]
+        states |= {f"w.{number}": SimpleNamespace(idle=number >= busy) for number in range(8)}
+        group._share(5)
+        shares.append({worker.cores for worker in group._alive.values()})
+    assert shares == [{1}, {1}, {2}, {5}]
