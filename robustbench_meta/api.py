@@ -112,7 +112,7 @@ def run(
         compile: whether meta-training goes through torch.compile; auto: long runs on CUDA.
         jobs: trainings side by side. More than 1, or auto, may start processes, and then a script needs
             `if __name__ == "__main__":` around what it does. One training shares all cores on Linux.
-        executor: local, processes, ray or slurm, with options as in "ray:gpus=1".
+        executor: local, processes or ray, with options as in "ray:gpus=1".
         ray_address: of a Ray cluster that runs already; means executor="ray".
         track: trackers that keep curves and cells, such as "tensorboard"; they hear of all, wherever it is done.
         cell_timeout: the longest that a cell's evaluation, or a meta-step, may take: seconds, or "10m", "2h".

@@ -278,7 +278,7 @@ def test_a_local_plugin_is_completed_and_not_run(tmp_path):
     [
         (["run", "--learner", "ad"], "adml"), (["run", "-a", "pg"], "pgd"), (["run", "-d", "gl"], "glyphs"),
         (["run", "--profile", "q"], "quick"), (["run", "--scenario", "adv/"], "adv/adv"), (["ru"], "run"),
-        (["run", "--track", "ten"], "tensorboard"), (["run", "--executor", "sl"], "slurm"),
+        (["run", "--track", "ten"], "tensorboard"), (["run", "--executor", "ra"], "ray"),
         (["run", "--precision", "b"], "bf16"), (["plugins", "new", "back"], "backbone"), (["plot", "sc"], "scenarios"),
         (["plot", "--format", "s"], "svg"), (["export", "--format", "la"], "latex"), (["list", "att"], "attacks"),
         (["list", "attacks", "fg"], "fgsm"), (["run", "--meta"], "--meta-steps"),

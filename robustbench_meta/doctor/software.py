@@ -14,7 +14,7 @@ from robustbench_meta import __version__
 from robustbench_meta.doctor.finding import Finding, one_line
 from robustbench_meta.errors import brief
 
-EXTRAS = {"ray": "ray", "submitit": "slurm", "tensorboard": "tensorboard"}
+EXTRAS = {"ray": "ray", "tensorboard": "tensorboard"}
 """Distributions that some options need, and the extra that brings each."""
 MLFLOW = "mlflow-skinny"
 

@@ -61,7 +61,7 @@ def check_executor(text: str) -> None:
     choice = parse_choice(text)
     if choice.name == "slurm":
         raise BenchError(
-            "there is no executor 'slurm': submit a job array of plain `bench run` on a shared --results folder, as in "
+            "there is no executor 'slurm': submit a job array of plain bench run on a shared --results folder, as in "
             "examples/slurm.sbatch"
         )
     if choice.name not in LAUNCHERS:
