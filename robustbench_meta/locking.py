@@ -48,20 +48,18 @@ class Locks:
         if os.environ.get(LEASE, "") not in {"", "lease"}:
             raise BenchError(f"{LEASE}={os.environ[LEASE]}: expected lease, or nothing for the system's own locks")
         self._folder = folder
-        self._held: dict[str, tuple[filelock.BaseFileLock, int]] = {}
+        self._held: dict[str, filelock.BaseFileLock] = {}
         self._tried: dict[str, filelock.BaseFileLock] = {}
         """Of leases: what was seen of their holder so far."""
 
     def take(self, name: str) -> bool:
-        """Take a lock if nobody else has it; one that this object holds already is held once more.
+        """Take a lock if nobody has it, this object included.
 
         Raises:
             StorageError: the lock's file cannot be written.
         """
         if name in self._held:
-            lock, count = self._held[name]
-            self._held[name] = lock, count + 1
-            return True
+            return False
         path = self._folder / f"{name}.lock"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -75,23 +73,17 @@ class Locks:
             raise StorageError(
                 f"another version of this program is at work in {self._folder.parent}: {error}"
             ) from error
-        self._held[name] = lock, 1
+        self._held[name] = lock
         return True
 
     def give_back(self, name: str) -> None:
-        """Hold a lock once less."""
-        lock, count = self._held.pop(name)
-        if count > 1:
-            self._held[name] = lock, count - 1
-            return
+        """Let go of a lock."""
         with contextlib.suppress(OSError):  # it ends with this process at the latest
-            lock.release()
+            self._held.pop(name).release()
 
     def give_back_all(self) -> None:
-        """Hold no lock any more."""
+        """Let go of all locks."""
         for name in list(self._held):
-            lock, _ = self._held[name]
-            self._held[name] = lock, 1
             self.give_back(name)
 
     def after_fork(self) -> None:
