@@ -55,9 +55,9 @@ from robustbench_meta.data.pickled import read_series
 from robustbench_meta.data.series import choose_series
 from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError
+from robustbench_meta.metrics import Judged
 from robustbench_meta.partial_results import Chunk, Part, Tally, part_bytes, read_part
 from robustbench_meta.records import SCHEMA, read_record, record_text
-from robustbench_meta.sharing import Judged
 from robustbench_meta.suites import KEYS, parse_suite, read_suite, shipped, suite_text
 
 SECONDS, MEMORY = 10, 2**30

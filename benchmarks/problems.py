@@ -20,7 +20,7 @@ from robustbench_meta.data.root import data_root
 from robustbench_meta.engine import Engine, Plan
 from robustbench_meta.grid import Grid, Training, prepare
 from robustbench_meta.jobs import worker as product
-from robustbench_meta.lanes import Lanes
+from robustbench_meta.parallel import Cores
 from robustbench_meta.registry import Registry, load_registry
 from robustbench_meta.spec import RunSpec
 from robustbench_meta.store import Store
@@ -53,11 +53,11 @@ class Problem:
     tasks: TaskBatch
 
     @classmethod
-    def make(cls, device: torch.device, *, lanes: Lanes | None = None, double: bool = False, **given: Any) -> Problem:
+    def make(cls, device: torch.device, *, cores: Cores | None = None, double: bool = False, **given: Any) -> Problem:
         """From options as of `bench run`: θ as initialised from seed 0, and tasks of the training split."""
         grid = grid_of(RunSpec.read(**given))
         training = grid.trainings[0]
-        engine, weights = make_engine(grid, training, device, Plan(), lanes)
+        engine, weights = make_engine(grid, training, device, Plan(), cores)
         spec = training.spec
         tasks = grid.splits.train.to(device).sample([0], spec.way, spec.shot, spec.query, spec.tasks_per_step)
         if double:
@@ -120,7 +120,7 @@ class Problem:
     @contextmanager
     def _workplace(self) -> Iterator[product.Place]:
         with tempfile.TemporaryDirectory() as folder:
-            yield product.Place(Store(Path(folder)), self.device, self.engine.lanes)
+            yield product.Place(Store(Path(folder)), self.device, self.engine.cores)
 
     def gradient(self) -> Tensor:
         """Our meta-gradient, end to end."""

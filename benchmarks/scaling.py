@@ -123,7 +123,7 @@ class _Steps:
 def counted_runs(runs: list[tuple[str, ...]], settings: Settings) -> list[dict[str, int]]:
     """Counts of several runs into one store, one after the other.
 
-    What lanes do in other processes is not seen: there must be one core only, as torch tells while we compute alone.
+    What cores do in other processes is not seen: there must be one core only, as torch tells while we compute alone.
     """
     assert settings.device.type == "cuda" or available_cores() == 1
     found = []
@@ -163,7 +163,7 @@ def _counting_adaptations() -> Iterator[_Adaptations]:
 def _tasks(value: int, settings: Settings) -> Job:
     """A meta-gradient of so many tasks, a chunk at a time; no plans are measured, for the worst takes most memory."""
     problem = Problem.make(
-        settings.device, lanes=settings.lanes(), learners=("maml",), attacks=("none",), query=15,
+        settings.device, cores=settings.cores(), learners=("maml",), attacks=("none",), query=15,
         tasks_per_step=2 if settings.quick else value,
     )  # fmt: skip
     problem.engine.plan = default_plan(settings.device, problem.tasks.tasks)
@@ -174,7 +174,7 @@ def _evaluating(value: int, settings: Settings, *, of: str) -> Job:
     """So many episodes with one attack, or so many attacks: PGD at different ε, so that each costs the same."""
     episodes, device = 2 if settings.quick else value if of == "episodes" else 100, settings.device
     problem = Problem.make(
-        device, lanes=settings.lanes(), learners=("maml",), episodes=episodes,
+        device, cores=settings.cores(), learners=("maml",), episodes=episodes,
         attacks=tuple(f"pgd:steps=5,eps=0.{place + 1:02}" for place in range(value if of == "attacks" else 1)),
     )  # fmt: skip
     problem.engine.plan = default_plan(device, 32)

@@ -18,7 +18,7 @@ from robustbench_meta import blobs
 from robustbench_meta.contracts import Weights
 from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError, StorageError, brief
-from robustbench_meta.sharing import Judged
+from robustbench_meta.metrics import Judged
 from robustbench_meta.spec import digest_of
 
 _SCHEMA = 3

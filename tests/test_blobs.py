@@ -30,9 +30,9 @@ from robustbench_meta.checkpoints import (
 from robustbench_meta.effort import Effort
 from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError, StorageError
+from robustbench_meta.metrics import Judged
 from robustbench_meta.observation import Observation
 from robustbench_meta.partial_results import Chunk, Part, Tally, part_bytes, read_part
-from robustbench_meta.sharing import Judged
 from robustbench_meta.spec import digest_of
 from robustbench_meta.surrogates import read_named
 

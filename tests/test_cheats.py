@@ -14,7 +14,7 @@ from robustbench_meta.errors import BenchError
 from robustbench_meta.evaluation import evaluate
 from robustbench_meta.grid import prepare
 from robustbench_meta.jobs.worker import Place, self_check
-from robustbench_meta.lanes import Lanes
+from robustbench_meta.parallel import Cores
 from robustbench_meta.registry import load_registry
 from robustbench_meta.spec import RunSpec
 from robustbench_meta.store import Store
@@ -33,7 +33,7 @@ def plugins():
 def honest(plugins):
     """θ of a MAML that has learned something."""
     grid = grid_of(plugins, ("none",))
-    return meta_train(grid, grid.trainings[0], CPU, Plan("vmap", "loop", 4), lanes=Lanes(lambda: 2)).weights
+    return meta_train(grid, grid.trainings[0], CPU, Plan("vmap", "loop", 4), cores=Cores(lambda: 2)).weights
 
 
 def grid_of(plugins, attacks, learner="maml", **given):
@@ -46,7 +46,7 @@ def grid_of(plugins, attacks, learner="maml", **given):
 def outcomes(plugins, weights, attacks, learner="maml", **given):
     """By attack, support and query: the outcome of evaluating a learner with these weights."""
     grid = grid_of(plugins, attacks, learner, **given)
-    engine, _ = make_engine(grid, grid.trainings[0], CPU, Plan("loop", "loop", 8), Lanes(lambda: 2))
+    engine, _ = make_engine(grid, grid.trainings[0], CPU, Plan("loop", "loop", 8), Cores(lambda: 2))
     found = evaluate(engine, weights, grid.splits.test, grid.cells, CPU, battery=grid.battery)
     return {cell.attack: found[cell.key] for cell in grid.cells}
 

@@ -7,8 +7,8 @@ import torch
 
 from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError
+from robustbench_meta.metrics import Judged
 from robustbench_meta.selfcheck import check_declared, may_be_vmapped
-from robustbench_meta.sharing import Judged
 from tests.worlds import PLANS, flat, make_world, plan_id, random_tasks
 
 BACKBONES = {

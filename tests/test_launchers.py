@@ -66,7 +66,7 @@ def run(folder, jobs, plugins=None, policy=None, **given):
 def test_side_by_side_gives_the_rows_of_one_after_the_other(tmp_path, monkeypatch):
     grid = {"dataset": "glyphs", "learners": ("maml", "adml"), "seeds": (0, 1), "scenarios": ("clean/adv", "adv/adv")}
     alone, one, first = run(tmp_path / "1", 1, **grid)
-    monkeypatch.setattr(runner, "available_cores", lambda: 4)  # so that lanes differ too: two, and four at the end
+    monkeypatch.setattr(runner, "available_cores", lambda: 4)  # so that cores differ too: two, and four at the end
     together, two, second = run(tmp_path / "2", 2, **grid)
     assert (together.finished, together.failed) == (alone.finished, []) == (12, [])
     rows = [leaderboard.build(store).drop(columns=leaderboard.COSTS) for store in (one, two)]
@@ -234,7 +234,7 @@ def hurts(tmp_path):
 
 
 def test_a_cell_that_hangs_or_kills_its_process_costs_no_other(tmp_path, hurts, monkeypatch):
-    monkeypatch.setattr(runner, "available_cores", lambda: 2)  # two lanes, one of which dies
+    monkeypatch.setattr(runner, "available_cores", lambda: 2)  # two cores, one of which dies
     grid = {"dataset": "toy", "learners": ("maml",), "attacks": ("none", "kills", "fgsm", "hangs"), "episodes": 40}
     patient = Policy(executor="processes", cell_timeout=4.0)
     summary, store, _ = run(tmp_path / "r", 1, hurts, patient, **grid)

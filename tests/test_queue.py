@@ -15,7 +15,7 @@ from robustbench_meta.jobs.monitor import Monitor, Reporter, Summary
 from robustbench_meta.jobs.planner import WORTH_STARTING, groups_of, needed_of, work_of, workers_for
 from robustbench_meta.jobs.queue import Assemble, Evaluate, Queue
 from robustbench_meta.jobs.worker import Place, Worker
-from robustbench_meta.lanes import Lanes
+from robustbench_meta.parallel import Cores
 from robustbench_meta.spec import CellSpec, RunSpec
 from robustbench_meta.store import Store
 
@@ -43,7 +43,7 @@ def opened(grid, tmp_path):
 
 def run(queue, job):
     """Run a job that was claimed."""
-    place = Place(queue.store, CPU, Lanes())
+    place = Place(queue.store, CPU, Cores())
     Worker(place, queue, Monitor(queue.store.root / "events"))._run(job)
 
 

@@ -48,7 +48,7 @@ from robustbench_meta.jobs.processes import CODES, Fork, ProcessGroup, exit_code
 from robustbench_meta.jobs.queue import Assemble, Evaluate, Job, Queue, Train
 from robustbench_meta.jobs.record import record_of
 from robustbench_meta.keeping import Keeper
-from robustbench_meta.lanes import Lanes
+from robustbench_meta.parallel import Cores
 from robustbench_meta.partial_results import Part, part_bytes
 from robustbench_meta.plans import compiled, plan_for
 from robustbench_meta.precision import computing_in
@@ -74,7 +74,7 @@ class Place:
 
     store: Store
     device: torch.device
-    lanes: Lanes = field(default_factory=Lanes)
+    cores: Cores = field(default_factory=Cores)
     """How many cores this worker may use."""
     stop: Stop = field(default_factory=Stop)
     mappable: dict[str, bool] = field(default_factory=dict)
@@ -94,6 +94,7 @@ class Worker:
     def __init__(self, place: Place, queue: Queue, monitor: Monitor, *, exit_when_waiting: bool = False) -> None:
         self.place, self.queue, self.monitor = place, queue, monitor
         self._exits = exit_when_waiting
+        place.cores.after_fork = self._after_fork
         self._forked = 0
         """How often it has forked copies."""
         self._evaluator: tuple[tuple[str, frozenset[str]], Evaluator | None] | None = None
@@ -134,6 +135,12 @@ class Worker:
                 self._run(job)
         for key in {group.key for group in self.queue.all_groups}:
             self.queue.tidy(key)
+
+    def _after_fork(self) -> None:
+        """In a process of the pool of a training: what it logs and prints are events."""
+        level = logging.getLogger("robustbench_meta").getEffectiveLevel()
+        self._said = contextlib.ExitStack()  # as long as the process
+        self._said.enter_context(as_events(EventLog(self.log.path), level))
 
     def _run(self, job: Job) -> None:
         """Run a job that was claimed; a cell that fails costs no other."""
@@ -191,7 +198,7 @@ class Worker:
             vmap = self_check(place, job.needed.grid, training)
             plan = state.plan if state is not None else train_plan(place, job.needed.grid, training, vmap)
         self._forget_memory()
-        trained = meta_train(job.needed.grid, training, place.device, plan, report, place.lanes, keeper, state)
+        trained = meta_train(job.needed.grid, training, place.device, plan, report, place.cores, keeper, state)
         earlier = state.trained.peak_memory if state is not None else None
         trained.peak_memory = max(filter(None, (earlier, self._peak_memory())), default=None)
         data = checkpoint_bytes(trained, training.spec.model_dump(mode="json"))
@@ -203,7 +210,7 @@ class Worker:
     def _several(self, job: Evaluate) -> bool:
         """Whether copies of this process are to share out the chunks of a training."""
         done, total = self.queue.done(job.group)
-        return self.place.device.type == "cpu" and self.place.lanes.count() > 1 and total - done > len(job.cells)
+        return self.place.device.type == "cpu" and self.place.cores.count() > 1 and total - done > len(job.cells)
 
     def _fork(self, job: Evaluate) -> None:
         """Make copies of this process, each with one core, that evaluate what is free of a training."""
@@ -224,7 +231,7 @@ class Worker:
         group = ProcessGroup(start, name, lambda: self.queue, self.monitor, self.place.stop)
         self._forked += 1
         with self.place.stop.at_once():
-            group.run(self.place.lanes.count(), grace=0.0)
+            group.run(self.place.cores.count(), grace=0.0)
 
     def _copy(self, job: Evaluate, path: Path) -> None:
         """The life of a copy."""
@@ -319,13 +326,13 @@ class Worker:
         self.queue.tidy(job.key)
 
     def _forget_memory(self) -> None:
-        self.place.lanes.peak = 0
+        self.place.cores.peak = 0
         reset_peak_memory(self.place.device)
 
     def _peak_memory(self) -> int | None:
         """The peak of the process, this or one of its pool, that held most."""
         here = peak_memory(self.place.device)
-        return None if here is None else max(here, self.place.lanes.peak)
+        return None if here is None else max(here, self.place.cores.peak)
 
 
 # -- models ----------------------------------------------------------------------------------------
@@ -379,7 +386,7 @@ def self_check(place: Place, grid: Grid, training: Training) -> bool:
 
 def _self_check(place: Place, grid: Grid, training: Training) -> bool:
     spec = training.spec
-    engine, weights = make_engine(grid, training, place.device, Plan(), place.lanes)
+    engine, weights = make_engine(grid, training, place.device, Plan(), place.cores)
     tasks = grid.splits.train.to(place.device).sample([0], spec.way, spec.shot, spec.query, 2)
     who = f"{training.label} on {training.spec.backbone.name}"
     engine.network.precision = "float32"  # what is computed is checked, not how it is rounded
@@ -403,7 +410,7 @@ def _self_check(place: Place, grid: Grid, training: Training) -> bool:
 def train_plan(place: Place, grid: Grid, training: Training, vmap: bool) -> Plan:
     """How the tasks of a meta-step are mapped."""
     device, spec = place.device, training.spec
-    engine, weights = make_engine(grid, training, device, Plan(), Lanes())
+    engine, weights = make_engine(grid, training, device, Plan(), Cores())
     plan = plan_for(device, engine.network.module, spec.tasks_per_step, vmap=vmap)
     if grid.run.compile != "on" or not vmap:
         return plan
@@ -452,7 +459,7 @@ def main(folder: Path, name: str) -> int:
             recipe = Recipe.model_validate_json((folder / RECIPE).read_bytes())
             with muted(), stop.at_once():  # the process that was started has said what there is to say
                 grids = grids_of(recipe)
-                place = Place(Store(recipe.results), choose_device(cores.device or recipe.device), cores.lanes, stop)
+                place = Place(Store(recipe.results), choose_device(cores.device or recipe.device), cores.cores, stop)
             with as_events(log, recipe.log_level), computing_alone(place.device):
                 queue = Queue(grids, place.store, recipe.cells, place.device.type, log)
                 monitor = Monitor(folder, recipe.cell_timeout)
@@ -495,7 +502,7 @@ class _Cores:
 
     def __init__(self) -> None:
         self.device, self._count = "", 1
-        self.lanes = Lanes(lambda: self._count)
+        self.cores = Cores(lambda: self._count)
         line = sys.stdin.readline().split()
         if len(line) == 2:
             self._count, self.device = int(line[0]), line[1]

@@ -1,15 +1,14 @@
-"""Lanes: forked processes share out chunks of tasks, and no number depends on how many there are."""
+"""Forked processes share out chunks of tasks, and no number depends on how many there are."""
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-import warnings
 from typing import ClassVar
 
 import pytest
@@ -17,15 +16,13 @@ import torch
 from torch import nn
 
 from robustbench_meta.contracts import Attack
+from robustbench_meta.cores import Cores, forks
 from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError
-from robustbench_meta.evaluation import evaluate
 from robustbench_meta.harness import arm
-from robustbench_meta.lanes import Crew, Lanes, forks
-from robustbench_meta.registry import load_registry
-from robustbench_meta.sharing import Judged
+from robustbench_meta.metrics import Judged
 from robustbench_meta.threat import ThreatModel
-from robustbench_meta.training import make_engine, meta_train
+from robustbench_meta.training import meta_train
 from tests.test_evaluation import CPU, small
 from tests.worlds import flat, make_world, random_tasks
 
@@ -41,7 +38,7 @@ def world(registry, learner="adml", threads=1, dropout=False, attack=None, **opt
         weights = {name: torch.randn_like(weight).requires_grad_() for name, weight in module.named_parameters()}
     if attack is not None:
         engine.attack = arm(attack, ThreatModel("linf", 0.05))
-    engine.plan, engine.lanes = Plan(chunk=2), Lanes(lambda: threads)
+    engine.plan, engine.cores = Plan(chunk=2), Cores(lambda: threads)
     return engine, weights
 
 
@@ -67,7 +64,7 @@ def test_lanes_change_no_bit_of_a_gradient(registry, learner):
 def test_the_number_of_lanes_may_change_between_two_steps(registry):
     count = iter([1, 3, 2, 1])
     engine, weights = world(registry)
-    engine.lanes = Lanes(lambda: next(count))
+    engine.cores = Cores(lambda: next(count))
     expected, _ = gradients(*world(registry), steps=4)
     assert torch.equal(gradients(engine, weights, steps=4)[0], expected)
 
@@ -101,61 +98,25 @@ def test_dropout_is_drawn_in_the_same_order_whatever_the_lanes(registry):
     one, _ = gradients(*world(registry, "maml", 1, dropout=True))
     engine, weights = world(registry, "maml", 3, dropout=True)
     assert torch.equal(gradients(engine, weights)[0], one)
-    assert engine._draws is True
     engine.network.module.eval()
     assert not torch.equal(gradients(engine, weights)[0], one), "dropout did nothing"
 
 
-def test_dropout_that_begins_late_is_noticed_and_the_step_done_again(registry):
-    """A module that draws once its weights have grown: the first look sees nothing."""
+def test_a_training_gives_the_same_bits(registry):
+    grid = small(registry, learners=("adml",), attacks=("none",))
 
-    class Late(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(64, 3).double()
+    def trained(count):
+        return meta_train(grid, grid.trainings[0], CPU, Plan(chunk=1), cores=Cores(lambda: count))
 
-        def forward(self, x):
-            late = bool(self.linear.bias.detach()[0] > 10)
-            return self.linear(nn.functional.dropout(x.flatten(1), 0.5 * late, late))
-
-    def run(threads):
-        engine, _ = world(registry, "maml", threads)
-        engine.plan, engine.network.module = Plan("loop", "loop", 2), Late()
-        torch.manual_seed(2)
-        weights = {name: torch.randn_like(w).requires_grad_() for name, w in engine.network.module.named_parameters()}
-        tasks, found = random_tasks(tasks=7), []
-        for step in range(3):
-            torch.manual_seed(step)
-            found += [flat(each) for each, _ in engine.meta_gradients(weights, tasks, list(range(7)))]
-            with torch.no_grad():
-                weights["linear.bias"] += 20
-        engine.dismiss()
-        return torch.stack(found), engine._draws
-
-    (one, _), (many, draws) = run(1), run(3)
-    assert torch.equal(one, many)
-    assert draws
-
-
-def test_training_and_evaluation_give_the_same_bits(registry):
-    grid = small(registry, learners=("adml",), attacks=("none", "fgsm", "pgd:steps=2"), scenarios=("all",))
-    training = grid.trainings[0]
-
-    def whole(threads):
-        lanes, told = Lanes(lambda: threads), []
-        trained = meta_train(grid, training, CPU, Plan(chunk=1), lanes=lanes)
-        engine, _ = make_engine(grid, training, CPU, Plan(chunk=3), lanes)
-        found = evaluate(engine, trained.weights, grid.splits.test, grid.cells, CPU, told.append)
-        assert told == [count * len(grid.cells) for count in (3, 6, 9, 10)]
-        return trained, found
-
-    (one, rows), (many, rows_too) = whole(1), whole(3)
+    one, many = trained(1), trained(3)
     assert one.history == many.history
     assert torch.equal(flat(one.weights), flat(many.weights))
-    for key, row in rows.items():
-        assert (row.clean == rows_too[key].clean).all()
-        assert (row.robust == rows_too[key].robust).all()
-        assert row.episodes_digest == rows_too[key].episodes_digest
+
+
+@contextlib.contextmanager
+def pool(work, count, cores=None):
+    with contextlib.closing(Pool(work, count, cores or Cores())) as made:
+        yield made
 
 
 def test_items_really_run_side_by_side_and_results_keep_their_order():
@@ -165,8 +126,8 @@ def test_items_really_run_side_by_side_and_results_keep_their_order():
         meeting.wait(20)  # passes only if three processes are here at once
         return -item, os.getpid(), torch.is_grad_enabled()
 
-    with torch.no_grad(), Crew(work, 3) as crew:
-        found = list(crew.map(range(6)))
+    with torch.no_grad(), pool(work, 3) as made:
+        found = made.map(range(6))
     assert [value for value, _, _ in found] == [0, -1, -2, -3, -4, -5]
     assert len({pid for _, pid, _ in found}) == 3
     assert not any(gradients for _, _, gradients in found)
@@ -176,14 +137,11 @@ def test_the_first_failure_in_order_is_told_and_nobody_stays_behind():
     def work(item):
         if item in (1, 2):
             raise BenchError(f"item {item}")
-        return os.getpid()
+        return item
 
-    with Crew(work, 2) as crew:
-        results = crew.map(range(100))
-        pid = next(results)
-        with pytest.raises(BenchError, match="item 1"):
-            next(results)
-        assert not alive(pid)
+    with pool(work, 2) as made, pytest.raises(BenchError, match="item 1"):
+        made.map(range(100))
+    assert not any(alive(pid) for pid in made._processes)
 
 
 def test_an_error_that_cannot_travel_is_told_in_words():
@@ -193,53 +151,36 @@ def test_an_error_that_cannot_travel_is_told_in_words():
     def work(item):
         raise Odd("here")
 
-    with Crew(work, 2) as crew, pytest.raises(BenchError, match="Odd: here"):
-        list(crew.map([1, 2]))
+    with pool(work, 2) as made, pytest.raises(BenchError, match="Odd: here"):
+        made.map([1, 2])
 
 
 @pytest.mark.parametrize("items", [2, 50])
 def test_a_process_that_dies_is_an_error_that_says_how(items):
     with (
-        Crew(lambda item: os.kill(os.getpid(), signal.SIGKILL), 2) as crew,
+        pool(lambda item: os.kill(os.getpid(), signal.SIGKILL), 2) as made,
         pytest.raises(BenchError, match="ended by SIGKILL"),
     ):
-        list(crew.map(range(items)))
+        made.map(range(items))
 
 
-def test_what_is_said_in_a_process_is_said_here(capsys, caplog):
-    def work(item):
-        print("printed", item)  # noqa: T201
-        logging.getLogger("robustbench_meta.plugin").warning("logged %s", item)
-        warnings.warn(f"warned {item}", stacklevel=1)
+def test_the_processes_of_a_pool_may_be_told_where_to_speak_and_their_memory_is_known(tmp_path):
+    def elsewhere():
+        sys.stdout = (tmp_path / f"said by {os.getpid()}").open("w", buffering=1)
 
-    with Crew(work, 2, lanes := Lanes()) as crew:
-        list(crew.map([1, 2]))
-    assert sorted(capsys.readouterr().out.split("\n")) == ["", "printed 1", "printed 2"]
-    for text in ("logged 1", "logged 2", "warned 1", "warned 2"):
-        assert text in caplog.text
-    assert lanes.peak > 10e6, "the memory of a process with torch in it"
+    with pool(lambda item: print("printed", item), 2, cores := Cores(after_fork=elsewhere)) as made:  # noqa: T201
+        made.map([1, 2])
+        said = "".join(path.read_text() for path in tmp_path.iterdir())
+    assert sorted(said.splitlines()) == ["printed 1", "printed 2"]
+    assert cores.peak > 10e6, "the memory of a process with torch in it"
 
 
-def test_a_crew_of_a_crews_process_has_one_lane():
-    with Crew(lambda item: Lanes(lambda: 5).count(), 1) as crew:
-        assert list(crew.map([0])) == [1]
+def test_a_process_of_a_pool_has_one_core():
+    with pool(lambda item: Cores(lambda: 5).count(), 1) as made:
+        assert made.map([0]) == [1]
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_failing_attack_keeps_its_reason(registry, monkeypatch, threads):
-    grid = small(registry, learners=("maml",), attacks=("none", "fgsm"), scenarios=("clean/adv",))
-
-    def perturb(self, model, x, y, threat, random):
-        raise ValueError("this one")
-
-    monkeypatch.setattr(load_registry(None).get("attack", "fgsm"), "perturb", perturb)
-    engine, weights = make_engine(grid, grid.trainings[0], CPU, Plan(chunk=3), Lanes(lambda: threads))
-    found = evaluate(engine, weights, grid.splits.test, grid.cells, CPU)
-    reasons = [str(each) for each in found.values() if isinstance(each, BenchError)]
-    assert reasons == ["attack 'fgsm' failed: ValueError: this one"]
-
-
-def test_a_crew_notices_what_changed_since_it_was_forked(registry):
+def test_a_pool_notices_what_changed_since_it_was_forked(registry):
     changed = [world(registry, "adml", threads) for threads in (1, 2)]
     for engine, weights in changed:
         for _ in range(2):
@@ -271,10 +212,10 @@ def test_gradients_that_autograd_shares_are_summed_once(registry):
     torch.testing.assert_close(found["a"], expected)
 
 
-def test_a_crew_ends_with_the_process_that_forked_it():
+def test_a_pool_ends_with_the_process_that_forked_it():
     code = (
-        "import os, time\nfrom robustbench_meta.lanes import Crew\n"
-        "crew = Crew(lambda item: os.getpid(), 1)\nprint(*crew.map([1]), flush=True)\ntime.sleep(60)"
+        "import os, time\nfrom robustbench_meta.parallel import Cores, Pool\n"
+        "pool = Pool(lambda item: os.getpid(), 1, Cores())\nprint(*pool.map([1]), flush=True)\ntime.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -300,7 +241,7 @@ def alive(pid):
 
 def test_a_training_leaves_no_process_behind(registry):
     grid = small(registry, learners=("maml",), attacks=("none",))
-    meta_train(grid, grid.trainings[0], CPU, Plan(chunk=1), lanes=Lanes(lambda: 2))
+    meta_train(grid, grid.trainings[0], CPU, Plan(chunk=1), cores=Cores(lambda: 2))
     assert not multiprocessing.active_children()
 
 
