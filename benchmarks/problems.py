@@ -1,4 +1,4 @@
-"""Pieces of work, the same for everybody: real tasks, the same θ, and our engine with its measured plan."""
+"""Pieces of work, the same for everybody: real tasks, the same θ, and our engine with its plan."""
 
 from __future__ import annotations
 
@@ -102,19 +102,17 @@ class Problem:
         """Operations of the network on one example."""
         return work_of(self.module(), self.grid.setting.shape)
 
-    def tune(self) -> Plan:
-        """The plan as the suite chooses it for a meta-training that is long enough to measure, but not to compile."""
-        spec = self.training.spec.model_copy(update={"meta_steps": product.MEASURE_FROM})
-        training = replace(self.training, spec=spec)
+    def plan_training(self) -> Plan:
+        """Use the suite's plan for a meta-training."""
         with self._workplace() as place:
-            self.engine.plan = product.train_plan(place, training, product.self_check(place, training))
+            self.engine.plan = product.train_plan(place, self.training, product.self_check(place, self.training))
         return self.engine.plan
 
-    def tune_for_test(self, episodes: int) -> Plan:
-        """The plan as the suite chooses it for a test."""
+    def plan_test(self, episodes: int) -> Plan:
+        """Use the suite's plan for so many test episodes."""
         with self._workplace() as place:
             vmap = product.self_check(place, self.training)
-            self.engine.plan = product.test_plan(place, self.training, episodes, vmap)
+            self.engine.plan = product.test_plan(place, self.engine, episodes, vmap)
         return self.engine.plan
 
     @contextmanager

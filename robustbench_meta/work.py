@@ -9,7 +9,7 @@ import platform
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,11 +23,12 @@ from robustbench_meta.contracts import Weights
 from robustbench_meta.devices import device_name, is_lost, peak_memory, reset_peak_memory
 from robustbench_meta.engine import Engine, Plan
 from robustbench_meta.errors import BenchError, DeviceLostError, StorageError
-from robustbench_meta.evaluation import Outcome, evaluate, test_episodes
+from robustbench_meta.evaluation import Outcome, evaluate
 from robustbench_meta.executors import Hear, Task
 from robustbench_meta.grid import Cell, Grid, Surrogate, Training
 from robustbench_meta.keeping import Keeper, Notebook
 from robustbench_meta.lanes import Lanes
+from robustbench_meta.plans import compiled, plan_for
 from robustbench_meta.precision import computing_in
 from robustbench_meta.records import SCHEMA, pack
 from robustbench_meta.selfcheck import can_be_vmapped, check_declared, may_be_vmapped
@@ -35,14 +36,9 @@ from robustbench_meta.shelf import Shelf
 from robustbench_meta.stopping import Stop, Stopped
 from robustbench_meta.surrogates import file_digest
 from robustbench_meta.training import make_engine, meta_train
-from robustbench_meta.tuning import Book, CacheBook, compiled_plan, compiles, default_plan, measured_plan
 from robustbench_meta.whereabouts import Whereabouts
 
 _log = logging.getLogger(__name__)
-FEW = 8
-"""Of `Plan.few` at test: for the searches that go on with the few examples that withstand."""
-MEASURE_FROM = 100
-"""Meta-steps or episodes from which on it pays to measure which plan is fastest."""
 WATCH_SECONDS = 1.0
 """Between two reports of which cells are under way."""
 _BROKEN = (Exception, SystemExit)
@@ -65,8 +61,6 @@ class Workplace:
     device: torch.device
     lanes: Lanes
     stop: Stop = field(default_factory=Stop)
-    book: Book = field(default_factory=CacheBook)
-    """Of the plans that were chosen before."""
     watches: bool = False
     """Whether somebody wants to be told which cells are under way."""
     mappable: dict[str, bool] = field(default_factory=dict)
@@ -159,7 +153,7 @@ def _evaluate(place: Workplace, training: Training, cells: list[Cell], hear: Hea
     vmap = self_check(place, training)
     engine, like = make_engine(grid, training, device, Plan(), place.lanes)
     trained = _checkpoint(place, training, like)
-    engine.plan = at_test = test_plan(place, training, count, vmap)
+    engine.plan = at_test = test_plan(place, engine, count, vmap)
     surrogates = _surrogates(place, cells, hear)
     cells = [cell for cell in cells if cell.surrogate is None or cell.surrogate.key in surrogates]
     if not cells:
@@ -249,7 +243,7 @@ def _surrogate(place: Workplace, surrogate: Surrogate, count: int) -> tuple[Engi
     training = surrogate.training
     vmap = self_check(place, training)
     engine, like = make_engine(place.grid, training, place.device, Plan())
-    engine.plan = test_plan(place, training, count, vmap)
+    engine.plan = test_plan(place, engine, count, vmap)
     if surrogate.path is None:
         return engine, _checkpoint(place, training, like).weights
     data = read_file(surrogate.path)
@@ -312,73 +306,28 @@ def _reason(training: Training, error: BaseException) -> str:
 
 
 def train_plan(place: Workplace, training: Training, vmap: bool) -> Plan:
-    """The fastest plan for the meta-gradient; a plain loop where vmap is out of the question."""
+    """How the tasks of a meta-step are mapped."""
     grid, device, spec = place.grid, place.device, training.spec
-    if not vmap:
-        return Plan("loop", "loop", min(8, (spec.tasks_per_step + 1) // 2))
     engine, weights = make_engine(grid, training, device, Plan(), Lanes())
-    engine.may_halve = False
+    plan = plan_for(device, engine.network.module, spec.tasks_per_step, vmap=vmap, chunk=grid.run.chunk)
+    if grid.run.compile == "off" or not vmap:
+        return plan
     tasks = grid.splits.train.to(device).sample([0], spec.way, spec.shot, spec.query, spec.tasks_per_step)
-    seeds = list(range(spec.tasks_per_step))
 
-    def work(plan: Plan) -> Tensor:
+    def gradient(plan: Plan) -> Tensor:
         engine.plan = plan
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(0)  # for dropout: two plans are compared
-            updates = engine.meta_gradients(weights, tasks, seeds)
+            updates = engine.meta_gradients(weights, tasks, list(range(spec.tasks_per_step)))
         return torch.cat([gradient.flatten() for gradients, _ in updates for gradient in gradients.values()])
 
-    what, plan = _what("meta-gradient", grid, training), default_plan(device, spec.tasks_per_step)
-    if spec.meta_steps >= MEASURE_FROM:
-        plan = measured_plan(what, device, spec.tasks_per_step, work, place.book)
-    if grid.run.compile == "on" and compiles(plan, work):
-        return replace(plan, compiled=True)
-    if grid.run.compile == "auto" and device.type == "cuda":
-        return compiled_plan(what, device, spec.tasks_per_step, plan, work, spec.meta_steps, place.book)
-    return plan
+    return compiled(plan, gradient)
 
 
-def test_plan(place: Workplace, training: Training, count: int, vmap: bool) -> Plan:
-    """The fastest plan for so many test episodes; a plain loop where vmap is out of the question."""
-    return replace(_plan_for_test(place, training, count, vmap), few=FEW if vmap else 0)
-
-
-def _plan_for_test(place: Workplace, training: Training, count: int, vmap: bool) -> Plan:
-    """By the work that most attacks repeat: the gradient of adapted models in their queries' pixels."""
-    grid, device, spec = place.grid, place.device, training.spec
-    most = min(count, 16 if device.type == "cpu" else 128)
-    if not vmap:
-        return Plan("loop", "loop", min(8, most))
-    if count < MEASURE_FROM:
-        return default_plan(device, most)
-    engine, weights = make_engine(grid, training, device, Plan(), Lanes())
-    engine.may_halve = False
-    engine.set_mode(training=False)
-    tasks = test_episodes(grid.splits.test.to(device), spec, range(most))
-    theta = engine.theta({name: weight.detach() for name, weight in weights.items()})
-
-    def work(plan: Plan) -> None:
-        engine.plan = plan
-        for start in range(0, most, plan.chunk):
-            part = tasks.part(slice(start, start + plan.chunk))
-            with torch.no_grad():
-                adapted = engine.adapt(theta, part.support)
-            x = part.query.x.clone().requires_grad_()
-            torch.autograd.grad(engine.logits(adapted, x).square().sum(), x)
-
-    return measured_plan(_what("input-gradient", grid, training), device, most, work, place.book)
-
-
-def _what(operation: str, grid: Grid, training: Training) -> dict[str, Any]:
-    spec = training.spec
-    return {
-        "operation": operation,
-        "code": spec.code,
-        **{name: getattr(spec, name).model_dump(mode="json") for name in ("learner", "backbone")},
-        "training_attack": spec.attack.model_dump(mode="json") if spec.attack else None,
-        **{name: getattr(spec, name) for name in ("way", "shot", "query", "precision")},
-        "shape": list(grid.setting.shape),
-    }
+def test_plan(place: Workplace, engine: Engine, count: int, vmap: bool) -> Plan:
+    """How so many test episodes are mapped."""
+    most = min(count, 16 if place.device.type == "cpu" else 128)
+    return plan_for(place.device, engine.network.module, most, vmap=vmap, chunk=place.grid.run.chunk)
 
 
 def _labels(cell: Cell) -> dict[str, str]:

@@ -195,7 +195,7 @@ def test_an_evaluation_of_fewer_cells_uses_what_was_found_of_more(tmp_path, whol
 def test_what_was_found_by_another_plan_is_not_mixed_with_the_rest(tmp_path, monkeypatch):
     """Plans round differently."""
     attempt(tmp_path, "evaluation_progress", 4, "local")
-    monkeypatch.setattr(work, "default_plan", lambda device, tasks: Plan("loop", "loop", 8))
+    monkeypatch.setattr(work, "plan_for", lambda *_, **__: Plan("loop", "loop", 8))
     seen, over = attempt(tmp_path, "evaluation_progress", 10_000, "local")
     assert over
     title = next(title for title, _ in (told for kind, told in seen if kind == "evaluation_progress"))
