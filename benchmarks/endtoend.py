@@ -81,7 +81,7 @@ class FromDisk:
     def ours(self, settings: Settings) -> Job:
         """Meta-training, by the plan of a long one."""
         problem = Problem.make(settings.device, cores=settings.cores(), **self._given(settings))
-        plan, training = problem.tune(), with_few_validations(problem.training)
+        plan, training = problem.plan_training(), with_few_validations(problem.training)
 
         def train() -> None:
             meta_train(problem.grid, training, settings.device, plan, cores=problem.engine.cores)

@@ -47,9 +47,9 @@ class Evaluation:
         problem = self._problem(settings, settings.cores())
         training = with_few_validations(problem.training)
         problem.weights = meta_train(
-            problem.grid, training, settings.device, problem.tune(), cores=problem.engine.cores
+            problem.grid, training, settings.device, problem.plan_training(), cores=problem.engine.cores
         ).weights
-        plan = problem.tune_for_test(_count(settings))
+        plan = problem.plan_test(_count(settings))
         return Job(lambda: ours(problem, settings.device), {"plan": plan, "weights": problem.weights})
 
     def _race(self, apart: Apart, settings: Settings) -> Outcome:

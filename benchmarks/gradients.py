@@ -51,7 +51,7 @@ class Gradient:
     def ours(self, settings: Settings) -> Job:
         """What we do, and before that our gradient of two tasks in float64, on as many cores."""
         problem = Problem.make(settings.device, cores=settings.cores(), **self._given(self._tasks(settings)))
-        plan = problem.tune()
+        plan = problem.plan_training()
         exact = Problem.make(settings.device, cores=settings.cores(), double=True, **self._given(2))
         exact.engine.plan = replace(plan, chunk=1)
         run = our_step(problem) if self.group == "adml" else problem.gradient

@@ -1,4 +1,4 @@
-"""Pieces of work, the same for everybody: real tasks, the same θ, and our engine with its measured plan."""
+"""Pieces of work, the same for everybody: real tasks, the same θ, and our engine with its plan."""
 
 from __future__ import annotations
 
@@ -102,16 +102,16 @@ class Problem:
         """Operations of the network on one example."""
         return work_of(self.module(), self.grid.setting.shape)
 
-    def tune(self) -> Plan:
-        """The plan as the suite chooses it for a meta-training."""
+    def plan_training(self) -> Plan:
+        """Use the suite's plan for a meta-training."""
         with self._workplace() as place:
             self.engine.plan = product.train_plan(place, self.grid, self.training, self._vmap(place))
         return self.engine.plan
 
-    def tune_for_test(self, episodes: int) -> Plan:
-        """The plan as the suite chooses it for a test."""
+    def plan_test(self, episodes: int) -> Plan:
+        """Use the suite's plan for so many test episodes."""
         with self._workplace() as place:
-            self.engine.plan = product.test_plan(place, self.engine, episodes, self._vmap(place))
+            self.engine.plan = product.test_plan(place, self.grid, self.engine, episodes, self._vmap(place))
         return self.engine.plan
 
     def _vmap(self, place: product.Place) -> bool:

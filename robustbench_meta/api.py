@@ -66,7 +66,8 @@ def run(
     results: Folder = "results",
     device: str = "auto",
     precision: Literal["float32", "tf32", "bf16"] | None = None,
-    compile: Literal["auto", "on", "off"] = "auto",
+    compile: Literal["on", "off"] = "off",
+    chunk: int | None = None,
     jobs: int | Literal["auto"] = 1,
     executor: str = "local",
     ray_address: str | None = None,
@@ -109,7 +110,8 @@ def run(
         results: the folder where results go.
         device: auto, cpu, cuda or cuda:0, cuda:1, …
         precision: what layers are computed in; default float32.
-        compile: whether meta-training goes through torch.compile; auto: long runs on CUDA.
+        compile: whether meta-training goes through torch.compile.
+        chunk: tasks computed at a time; None: chosen by device and network.
         jobs: trainings side by side. More than 1, or auto, may start processes, and then a script needs
             `if __name__ == "__main__":` around what it does. One training shares all cores on Linux.
         executor: local, processes or ray, with options as in "ray:gpus=1".
@@ -149,6 +151,7 @@ def run(
         way=way, shot=shot, query=query, eps=[eps_text(each) for each in several("eps", eps)],
         scenarios=several("scenario", scenario), seeds=several("seed", seed), profile=profile, meta_steps=meta_steps,
         tasks_per_step=tasks_per_step, episodes=episodes, device=device, precision=precision, compile=compile,
+        chunk=chunk,
         surrogate=surrogate and given.typed("learner", surrogate), checks=checks,
     )  # fmt: skip
     tracked = [given.typed("tracker", each) for each in several("track", track or None)]

@@ -64,12 +64,17 @@ def test_episodes(source: TaskSource, spec: TrainingSpec, places: Sequence[int])
     return source.sample(seeds, spec.way, spec.shot, spec.query)
 
 
-def chunks_of(count: int, device: str) -> list[range]:
+def chunks_of(count: int, device: str, chunk: int | None = None) -> list[range]:
     """The test episodes that are evaluated together: a rule of their number and the kind of device alone.
 
     The first ones, which are checked, are in no chunk with others.
+
+    Args:
+        count: how many episodes there are.
+        device: cpu or cuda.
+        chunk: how many at a time, instead of the rule's.
     """
-    step = CUDA_CHUNK if device == "cuda" else min(CPU_CHUNK, (count + 1) // 2)
+    step = chunk or (CUDA_CHUNK if device == "cuda" else min(CPU_CHUNK, (count + 1) // 2))
     checked = min(CHECKED, count)
     bounds = sorted({*range(0, checked, step), *range(checked, count, step), count})
     return [range(*pair) for pair in pairwise(bounds)]
@@ -84,6 +89,7 @@ def evaluate(
     *,
     battery: Battery | None = None,
     surrogates: Mapping[str, tuple[Engine, Weights]] | None = None,
+    chunk: int | None = None,
 ) -> dict[str, Outcome | BenchError]:
     """Evaluate the cells of one training in this process, by key; a cell that fails costs no other.
 
@@ -95,10 +101,11 @@ def evaluate(
         device: where it all is.
         battery: of the probes; None for no checks.
         surrogates: by key, the engine and θ of the models on which transferred attacks are made.
+        chunk: see `chunks_of`.
     """
     evaluator = Evaluator(engine, weights, source, device, battery, surrogates or {})
     chunks: list[Chunk] = []
-    for places in chunks_of(cells[0].spec.episodes, device.type):
+    for places in chunks_of(cells[0].spec.episodes, device.type, chunk):
         chunks += evaluator.on(places, [cell for cell in cells if _failure(cell, chunks) is None])
     return {cell.key: outcome_of(cell, chunks, battery, source.shape) for cell in cells}
 

@@ -53,7 +53,7 @@ _NAMES = {key.field: name for name, key in KEYS.items()}
 _OPTION = re.compile(rf"--({'|'.join(sorted(KEYS, key=len, reverse=True))})\b(?: ([^\s,;()]*[^\s,;:().]))?")
 """An option of the command line with its value, in a message."""
 HOW = frozenset({
-    "device", "compile", "jobs", "executor", "ray-address", "cell-timeout", "retry-failed", "fresh", "results",
+    "device", "compile", "chunk", "jobs", "executor", "ray-address", "cell-timeout", "retry-failed", "fresh", "results",
     "data-root", "plugins", "no-local-plugins", "dry-run", "save", "quiet", "json", "track", "debug",
 })  # fmt: skip
 """Options that say where and how a run is done: these are typed."""

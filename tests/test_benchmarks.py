@@ -156,7 +156,7 @@ def our_job(settings, fault=None):
     if fault == "error":
         raise ValueError("not so")
     each = problem(tasks=3, cores=settings.cores())
-    plan = each.tune()
+    plan = each.plan_training()
 
     def run():
         if fault == "death":

@@ -67,7 +67,7 @@ def test_the_keys_are_the_options_of_the_command():
     assert set(KEYS) <= options
     assert not set(KEYS) & HOW
     assert options >= HOW
-    assert {key.field for key in KEYS.values()} == set(RunSpec.model_fields) - {"device", "compile"}
+    assert {key.field for key in KEYS.values()} == set(RunSpec.model_fields) - {"device", "compile", "chunk"}
 
 
 def test_a_suite_makes_the_cells_of_the_typed_command(registry):

@@ -206,10 +206,17 @@ def run(
     compile: Annotated[
         str,
         typer.Option(
-            autocompletion=completion.one_of(("auto", "on", "off")), metavar="auto|on|off", rich_help_panel=WHERE,
-            help="torch.compile; auto: long runs on CUDA.",
+            autocompletion=completion.one_of(("on", "off")), metavar="on|off", rich_help_panel=WHERE,
+            help="Whether meta-training goes through torch.compile.",
         ),
-    ] = "auto",
+    ] = "off",
+    chunk: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", rich_help_panel=WHERE, help="Tasks computed at a time: fewer need less memory.",
+            show_default="by device and network",
+        ),
+    ] = None,
     data_root: DataRoot = None,
     results: Annotated[
         Path, typer.Option(metavar="DIR", parser=folder, rich_help_panel=WHERE, help="Where results go.")
@@ -235,7 +242,8 @@ def run(
         typed = _typed(
             learners=learner, attacks=attack, dataset=dataset, backbone=backbone, way=way, shot=shot, query=query,
             eps=eps, scenarios=scenario, profile=profile, meta_steps=meta_steps, tasks_per_step=tasks_per_step,
-            episodes=episodes, seeds=seed, device=device, precision=precision, compile=compile, surrogate=surrogate,
+            episodes=episodes, seeds=seed, device=device, precision=precision, compile=compile, chunk=chunk,
+            surrogate=surrogate,
             checks=checks,
         )  # fmt: skip
         wanted = (Suite() if suite is None else find_suite(suite)).overridden(typed)

@@ -83,7 +83,7 @@ def groups_of(grids: Sequence[Grid], pending: Collection[str], device: str) -> l
                 each: [key, *([surrogate.key] if surrogate is not None and surrogate.path is None else [])]
                 for each, surrogate in surrogates.items()
             }
-            chunks, work = chunks_of(grid.run.size("episodes"), device), grid.estimate(set(cells))
+            chunks, work = chunks_of(grid.run.size("episodes"), device, grid.run.chunk), grid.estimate(set(cells))
             cost = work.adaptations + work.attacked_tasks
             title = titled(training, number, len(grids))
             groups.append(Group(grid, training, key, title, cells, wants, chunks, cost))

@@ -354,7 +354,7 @@ def _trained(place: Place, grid: Grid, training: Training, count: int) -> tuple[
     vmap = self_check(place, grid, training)
     engine, like = make_engine(grid, training, place.device, Plan())
     trained = _checkpoint(place, training, like)
-    engine.plan = test_plan(place, engine, count, vmap)
+    engine.plan = test_plan(place, grid, engine, count, vmap)
     return engine, trained
 
 
@@ -365,7 +365,7 @@ def _surrogate(place: Place, grid: Grid, surrogate: Surrogate, count: int) -> tu
         return engine, trained.weights
     vmap = self_check(place, grid, training)
     engine, like = make_engine(grid, training, place.device, Plan())
-    engine.plan = test_plan(place, engine, count, vmap)
+    engine.plan = test_plan(place, grid, engine, count, vmap)
     data = read_file(surrogate.path)
     if file_digest(data) != surrogate.key:
         raise BenchError(f"{surrogate.path} is another file than when the run began; give the same command again")
@@ -411,8 +411,8 @@ def train_plan(place: Place, grid: Grid, training: Training, vmap: bool) -> Plan
     """How the tasks of a meta-step are mapped."""
     device, spec = place.device, training.spec
     engine, weights = make_engine(grid, training, device, Plan(), Cores())
-    plan = plan_for(device, engine.network.module, spec.tasks_per_step, vmap=vmap)
-    if grid.run.compile != "on" or not vmap:
+    plan = plan_for(device, engine.network.module, spec.tasks_per_step, vmap=vmap, chunk=grid.run.chunk)
+    if grid.run.compile == "off" or not vmap:
         return plan
     tasks = grid.splits.train.to(device).sample([0], spec.way, spec.shot, spec.query, spec.tasks_per_step)
 
@@ -426,10 +426,10 @@ def train_plan(place: Place, grid: Grid, training: Training, vmap: bool) -> Plan
     return compiled(plan, gradient)
 
 
-def test_plan(place: Place, engine: Engine, count: int, vmap: bool) -> Plan:
+def test_plan(place: Place, grid: Grid, engine: Engine, count: int, vmap: bool) -> Plan:
     """How so many test episodes are mapped."""
     most = min(count, MOST_AT_ONCE if place.device.type == "cpu" else 8 * MOST_AT_ONCE)
-    return plan_for(place.device, engine.network.module, most, vmap=vmap)
+    return plan_for(place.device, engine.network.module, most, vmap=vmap, chunk=grid.run.chunk)
 
 
 def _reason(training: Training, error: BaseException) -> str:
