@@ -40,7 +40,7 @@ _CORE = {
         "contracts",
         "precision",
         "models",
-        "sharing",
+        "metrics",
         "victims",
     ),
     "evaluation": (

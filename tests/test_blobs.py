@@ -30,6 +30,7 @@ from robustbench_meta.checkpoints import (
 from robustbench_meta.effort import Effort
 from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError, StorageError
+from robustbench_meta.files import read_bytes
 from robustbench_meta.metrics import Judged
 from robustbench_meta.observation import Observation
 from robustbench_meta.partial_results import Chunk, Part, Tally, part_bytes, read_part
@@ -383,6 +384,6 @@ def test_a_new_checkpoint_is_a_plain_safetensors_file(tmp_path):
 def test_a_thing_that_cannot_be_read_is_told_from_one_that_is_not_there(tmp_path):
     (tmp_path / "progress" / "a").mkdir(parents=True)
     with pytest.raises(StorageError, match="cannot be read: Is a directory"):
-        Folder(tmp_path).read("progress/a")
-    assert Folder(tmp_path).read("progress/b") is None
-    assert Folder(tmp_path / "none").read("progress/b") is None
+        read_bytes(tmp_path / "progress" / "a")
+    assert read_bytes(tmp_path / "progress" / "b") is None
+    assert read_bytes(tmp_path / "none" / "b") is None
