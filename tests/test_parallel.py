@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from robustbench_meta.contracts import Attack
-from robustbench_meta.cores import Cores, forks
 from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError
 from robustbench_meta.harness import arm
 from robustbench_meta.metrics import Judged
+from robustbench_meta.parallel import Cores, Pool, forks
 from robustbench_meta.threat import ThreatModel
 from robustbench_meta.training import meta_train
 from tests.test_evaluation import CPU, small
