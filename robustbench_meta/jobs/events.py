@@ -14,7 +14,7 @@ from typing import Any
 from robustbench_meta.files import cannot_write
 from robustbench_meta.stopping import Stop
 
-PACE_SECONDS = 0.1
+PACE_SECONDS = 0.5
 """Between two reports of the same progress; the first and the last one always come, and all with new metrics."""
 FOLDER = "events"
 """Of a results folder; it has a folder for each run."""

@@ -236,13 +236,16 @@ class ProcessGroup:
         self._alive: dict[str, Process] = {}
         self._started = 0
 
-    def run(self, count: int, *, cores: int | None = None, grace: float = GRACE_SECONDS) -> None:
+    def run(
+        self, count: int, *, cores: int | None = None, grace: float = GRACE_SECONDS, pause: float = POLL_SECONDS
+    ) -> None:
         """Have so many workers until they end because nothing is left for them; leave none behind.
 
         Args:
             count: how many.
             cores: to be shared out to those who are at work; None: each has what it has.
             grace: the seconds that workers have to save what they are at, when this is told to stop.
+            pause: the seconds between two looks at them.
 
         Raises:
             Stopped: it was told to stop.
@@ -255,7 +258,7 @@ class ProcessGroup:
                 self._stop.check()
                 if self._stopped():
                     raise Stopped
-                time.sleep(POLL_SECONDS)
+                time.sleep(pause)
                 self._monitor.poll()
                 self._look()
                 if cores is not None:

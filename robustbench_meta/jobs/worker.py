@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -126,7 +125,6 @@ class Worker:
                     idle = True
                 with self.place.stop.at_once():
                     time.sleep(WAIT_SECONDS)
-                self.monitor.poll()
                 continue
             idle = False
             if isinstance(job, Evaluate) and self._several(job):
@@ -498,17 +496,28 @@ def grids_of(recipe: Recipe) -> list[Grid]:
 
 
 class _Cores:
-    """How many cores a worker process may use at the moment: it is told on its standard input."""
+    """How many cores a worker process may use at the moment: it is told on its standard input, by lines.
+
+    Not read through `sys.stdin`, whose lock a fork would inherit, and wait for.
+    """
 
     def __init__(self) -> None:
-        self.device, self._count = "", 1
+        self._rest = b""
+        count, self.device = (self._line() or "1 ").split(" ")
+        self._count = int(count)
         self.cores = Cores(lambda: self._count)
-        line = sys.stdin.readline().split()
-        if len(line) == 2:
-            self._count, self.device = int(line[0]), line[1]
 
     def read(self) -> None:
         """Read numbers; when there are no more, the process that started this one is gone: end at once."""
-        for line in sys.stdin:
+        while (line := self._line()) is not None:
             self._count = int(line)
         os._exit(1)
+
+    def _line(self) -> str | None:
+        while b"\n" not in self._rest:
+            data = os.read(0, 4096)
+            if not data:
+                return None
+            self._rest += data
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line.decode()

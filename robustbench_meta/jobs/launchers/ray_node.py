@@ -20,6 +20,8 @@ from robustbench_meta.jobs.worker import grids_of
 from robustbench_meta.stopping import Stop, Stopped
 from robustbench_meta.store import Store
 
+PAUSE_SECONDS = 0.5
+"""Between two looks at the worker, on a file system that others use, too."""
 STOP = "stop"
 """The file in the folder of a run that tells workers on other machines to stop."""
 
@@ -57,7 +59,7 @@ def work(name: str, folder: str, cpus: int, device: str) -> dict[str, Any]:
         return Spawned(run, worker, cpus, place)
 
     try:
-        ProcessGroup(start, name, queue, monitor, Stop(), (run / STOP).exists).run(1)
+        ProcessGroup(start, name, queue, monitor, Stop(), (run / STOP).exists).run(1, pause=PAUSE_SECONDS)
     except Stopped:
         return {}
     except Exception as error:
