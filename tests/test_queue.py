@@ -211,3 +211,11 @@ def test_as_many_workers_as_pay(wanted, device, cost, trainings, cores, expected
 def test_auto_is_a_worker_for_each_cuda_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert workers_for("auto", 4 * [{"train": 1, "test": 1}], torch.device("cuda"), 8) == 3
+
+
+def test_a_worker_that_is_not_to_wait_ends_when_others_are_at_all_that_is_left(opened):
+    one, two = opened(), opened()
+    assert [one.claim().kind, one.claim().kind] == ["train", "train"]
+    worker = Worker(Place(two.store, CPU), two, Monitor(two.store.root / "events"), exit_when_waiting=True)
+    worker.work()
+    assert not two.over()
