@@ -80,11 +80,11 @@ class FromDisk:
 
     def ours(self, settings: Settings) -> Job:
         """Meta-training, by the plan of a long one."""
-        problem = Problem.make(settings.device, lanes=settings.lanes(), **self._given(settings))
-        plan, training = problem.tune(), with_few_validations(problem.training)
+        problem = Problem.make(settings.device, cores=settings.cores(), **self._given(settings))
+        plan, training = problem.plan_training(), with_few_validations(problem.training)
 
         def train() -> None:
-            meta_train(problem.grid, training, settings.device, plan, lanes=problem.engine.lanes)
+            meta_train(problem.grid, training, settings.device, plan, cores=problem.engine.cores)
 
         return Job(train, {"plan": plan})
 

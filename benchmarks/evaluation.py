@@ -18,7 +18,7 @@ from benchmarks.outcomes import Goal, Outcome
 from benchmarks.problems import Problem, with_few_validations
 from robustbench_meta.evaluation import Outcome as Evaluated
 from robustbench_meta.evaluation import evaluate
-from robustbench_meta.lanes import Lanes
+from robustbench_meta.parallel import Cores
 from robustbench_meta.seeds import seed_from
 from robustbench_meta.training import meta_train
 
@@ -44,12 +44,12 @@ class Evaluation:
 
     def ours(self, settings: Settings) -> Job:
         """Train a learner, then evaluate it. One that has learnt nothing would leave every prediction to rounding."""
-        problem = self._problem(settings, settings.lanes())
+        problem = self._problem(settings, settings.cores())
         training = with_few_validations(problem.training)
         problem.weights = meta_train(
-            problem.grid, training, settings.device, problem.tune(), lanes=problem.engine.lanes
+            problem.grid, training, settings.device, problem.plan_training(), cores=problem.engine.cores
         ).weights
-        plan = problem.tune_for_test(_count(settings))
+        plan = problem.plan_test(_count(settings))
         return Job(lambda: ours(problem, settings.device), {"plan": plan, "weights": problem.weights})
 
     def _race(self, apart: Apart, settings: Settings) -> Outcome:
@@ -73,9 +73,9 @@ class Evaluation:
             outcome.goals = [Goal(what=what, value=outcome.ratio(outcome.best_peer), limit=0.50)]
         return outcome
 
-    def _problem(self, settings: Settings, lanes: Lanes | None = None) -> Problem:
+    def _problem(self, settings: Settings, cores: Cores | None = None) -> Problem:
         return Problem.make(
-            settings.device, lanes=lanes, learners=("maml",), episodes=_count(settings),
+            settings.device, cores=cores, learners=("maml",), episodes=_count(settings),
             scenarios=("clean/adv", "adv/clean", "adv/adv"), meta_steps=3 if settings.quick else 40,
             attacks=("none", "fgsm", f"pgd:steps={PGD_STEPS},alpha={PGD_ALPHA},random_start=false"),
         )  # fmt: skip

@@ -55,9 +55,9 @@ from robustbench_meta.data.pickled import read_series
 from robustbench_meta.data.series import choose_series
 from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError
-from robustbench_meta.parts import Chunk, Tally, part_bytes, read_part
+from robustbench_meta.metrics import Judged
+from robustbench_meta.partial_results import Chunk, Part, Tally, part_bytes, read_part
 from robustbench_meta.records import SCHEMA, read_record, record_text
-from robustbench_meta.sharing import Judged
 from robustbench_meta.suites import KEYS, parse_suite, read_suite, shipped, suite_text
 
 SECONDS, MEMORY = 10, 2**30
@@ -441,8 +441,8 @@ def kept_seeds() -> list[bytes]:
     optimizer.step()
     trained = Trained(weights, history=[{"step": 1.0}])
     state = TrainingState(1, weights, optimizer.state_dict(), trained, 0.5, Judged(), Plan(), "cpu")
-    chunk = Chunk(b"noted", torch.ones(1, 2, dtype=torch.bool), {"c": Tally(torch.zeros(1, 2, dtype=torch.bool))})
-    part = part_bytes({(0, 1): [chunk]}, "k", "how")
+    chunk = Chunk("6e6f", torch.ones(1, 2, dtype=torch.bool), {"c": Tally(torch.zeros(1, 2, dtype=torch.bool))})
+    part = part_bytes(Part([chunk], {}, "cpu"), "k", ["c"])
     return [checkpoint_bytes(trained, {"learner": {"name": "maml"}}), state_bytes(state, "k"), part]
 
 

@@ -49,10 +49,10 @@ class Gradient:
             return self._race(ours, settings)
 
     def ours(self, settings: Settings) -> Job:
-        """What we do, and before that our gradient of two tasks in float64, on as many lanes."""
-        problem = Problem.make(settings.device, lanes=settings.lanes(), **self._given(self._tasks(settings)))
-        plan = problem.tune()
-        exact = Problem.make(settings.device, lanes=settings.lanes(), double=True, **self._given(2))
+        """What we do, and before that our gradient of two tasks in float64, on as many cores."""
+        problem = Problem.make(settings.device, cores=settings.cores(), **self._given(self._tasks(settings)))
+        plan = problem.plan_training()
+        exact = Problem.make(settings.device, cores=settings.cores(), double=True, **self._given(2))
         exact.engine.plan = replace(plan, chunk=1)
         run = our_step(problem) if self.group == "adml" else problem.gradient
         return Job(run, {"plan": plan, "float64": exact.gradient()})

@@ -16,7 +16,7 @@ from benchmarks.machine import matrix_product, matrix_product_gflop
 from benchmarks.outcomes import Outcome, Role, Timed
 from benchmarks.processes import Others
 from robustbench_meta.devices import wait
-from robustbench_meta.lanes import Lanes
+from robustbench_meta.parallel import Cores
 
 ENOUGH = 3.0
 """Seconds that a case of short runs is repeated for."""
@@ -44,9 +44,9 @@ class Settings:
     seconds: float = 600.0
     """No case is repeated for longer, if it has had two repetitions."""
 
-    def lanes(self) -> Lanes:
+    def cores(self) -> Cores:
         """As the product has them: as many threads as may be used."""
-        return Lanes(lambda: self.threads)
+        return Cores(lambda: self.threads)
 
 
 @dataclass(frozen=True)

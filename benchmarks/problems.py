@@ -1,4 +1,4 @@
-"""Pieces of work, the same for everybody: real tasks, the same θ, and our engine with its measured plan."""
+"""Pieces of work, the same for everybody: real tasks, the same θ, and our engine with its plan."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import torch.nn.functional as F  # noqa: N812  # torch's own convention
 from torch import Tensor, nn
 
 from benchmarks.flops import Work, work_of
-from robustbench_meta import work as product
 from robustbench_meta.contracts import Weights
 from robustbench_meta.data.root import data_root
 from robustbench_meta.engine import Engine, Plan
 from robustbench_meta.grid import Grid, Training, prepare
-from robustbench_meta.lanes import Lanes
+from robustbench_meta.jobs import worker as product
+from robustbench_meta.parallel import Cores
 from robustbench_meta.registry import Registry, load_registry
-from robustbench_meta.shelf import Folder
 from robustbench_meta.spec import RunSpec
+from robustbench_meta.store import Store
 from robustbench_meta.tasks import Batch, TaskBatch
 from robustbench_meta.training import make_engine
 
@@ -53,11 +53,11 @@ class Problem:
     tasks: TaskBatch
 
     @classmethod
-    def make(cls, device: torch.device, *, lanes: Lanes | None = None, double: bool = False, **given: Any) -> Problem:
+    def make(cls, device: torch.device, *, cores: Cores | None = None, double: bool = False, **given: Any) -> Problem:
         """From options as of `bench run`: θ as initialised from seed 0, and tasks of the training split."""
         grid = grid_of(RunSpec.read(**given))
         training = grid.trainings[0]
-        engine, weights = make_engine(grid, training, device, Plan(), lanes)
+        engine, weights = make_engine(grid, training, device, Plan(), cores)
         spec = training.spec
         tasks = grid.splits.train.to(device).sample([0], spec.way, spec.shot, spec.query, spec.tasks_per_step)
         if double:
@@ -102,25 +102,25 @@ class Problem:
         """Operations of the network on one example."""
         return work_of(self.module(), self.grid.setting.shape)
 
-    def tune(self) -> Plan:
-        """The plan as the suite chooses it for a meta-training that is long enough to measure, but not to compile."""
-        spec = self.training.spec.model_copy(update={"meta_steps": product.MEASURE_FROM})
-        training = replace(self.training, spec=spec)
+    def plan_training(self) -> Plan:
+        """Use the suite's plan for a meta-training."""
         with self._workplace() as place:
-            self.engine.plan = product.train_plan(place, training, product.self_check(place, training))
+            self.engine.plan = product.train_plan(place, self.grid, self.training, self._vmap(place))
         return self.engine.plan
 
-    def tune_for_test(self, episodes: int) -> Plan:
-        """The plan as the suite chooses it for a test."""
+    def plan_test(self, episodes: int) -> Plan:
+        """Use the suite's plan for so many test episodes."""
         with self._workplace() as place:
-            vmap = product.self_check(place, self.training)
-            self.engine.plan = product.test_plan(place, self.training, episodes, vmap)
+            self.engine.plan = product.test_plan(place, self.grid, self.engine, episodes, self._vmap(place))
         return self.engine.plan
+
+    def _vmap(self, place: product.Place) -> bool:
+        return product.self_check(place, self.grid, self.training)
 
     @contextmanager
-    def _workplace(self) -> Iterator[product.Workplace]:
+    def _workplace(self) -> Iterator[product.Place]:
         with tempfile.TemporaryDirectory() as folder:
-            yield product.Workplace(self.grid, Folder(Path(folder)), self.device, self.engine.lanes)
+            yield product.Place(Store(Path(folder)), self.device, self.engine.cores)
 
     def gradient(self) -> Tensor:
         """Our meta-gradient, end to end."""

@@ -23,9 +23,10 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 from rich.table import Table
 
-from robustbench_meta import hookimpl, leaderboard, runner
-from robustbench_meta.executors import Policy
+from robustbench_meta import hookimpl, leaderboard
 from robustbench_meta.grid import prepare
+from robustbench_meta.jobs import runner
+from robustbench_meta.jobs.policy import Policy
 from robustbench_meta.registry import load_registry
 from robustbench_meta.spec import RunSpec
 from robustbench_meta.store import Store

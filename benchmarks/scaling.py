@@ -22,13 +22,13 @@ from benchmarks.problems import Problem, grid_of, registry
 from robustbench_meta.cores import available_cores
 from robustbench_meta.engine import Engine
 from robustbench_meta.hookspecs import hookimpl
+from robustbench_meta.jobs.runner import run
 from robustbench_meta.models import State
+from robustbench_meta.plans import plan_for
 from robustbench_meta.registry import load_registry
-from robustbench_meta.runner import run
 from robustbench_meta.spec import RunSpec
 from robustbench_meta.store import Store
 from robustbench_meta.tasks import Batch
-from robustbench_meta.tuning import default_plan
 
 STRAIGHT = 0.15
 """How far a point may lie from the straight line, as a share of its time."""
@@ -123,7 +123,7 @@ class _Steps:
 def counted_runs(runs: list[tuple[str, ...]], settings: Settings) -> list[dict[str, int]]:
     """Counts of several runs into one store, one after the other.
 
-    What lanes do in other processes is not seen: there must be one core only, as torch tells while we compute alone.
+    What cores do in other processes is not seen: there must be one core only, as torch tells while we compute alone.
     """
     assert settings.device.type == "cuda" or available_cores() == 1
     found = []
@@ -163,10 +163,10 @@ def _counting_adaptations() -> Iterator[_Adaptations]:
 def _tasks(value: int, settings: Settings) -> Job:
     """A meta-gradient of so many tasks, a chunk at a time; no plans are measured, for the worst takes most memory."""
     problem = Problem.make(
-        settings.device, lanes=settings.lanes(), learners=("maml",), attacks=("none",), query=15,
+        settings.device, cores=settings.cores(), learners=("maml",), attacks=("none",), query=15,
         tasks_per_step=2 if settings.quick else value,
     )  # fmt: skip
-    problem.engine.plan = default_plan(settings.device, problem.tasks.tasks)
+    problem.engine.plan = plan_for(settings.device, problem.engine.network.module, problem.tasks.tasks)
     return Job(problem.gradient)
 
 
@@ -174,10 +174,10 @@ def _evaluating(value: int, settings: Settings, *, of: str) -> Job:
     """So many episodes with one attack, or so many attacks: PGD at different ε, so that each costs the same."""
     episodes, device = 2 if settings.quick else value if of == "episodes" else 100, settings.device
     problem = Problem.make(
-        device, lanes=settings.lanes(), learners=("maml",), episodes=episodes,
+        device, cores=settings.cores(), learners=("maml",), episodes=episodes,
         attacks=tuple(f"pgd:steps=5,eps=0.{place + 1:02}" for place in range(value if of == "attacks" else 1)),
     )  # fmt: skip
-    problem.engine.plan = default_plan(device, 32)
+    problem.engine.plan = plan_for(device, problem.engine.network.module, 32)
     return Job(lambda: evaluation.ours(problem, device))
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from robustbench_meta import own_model, session
+from robustbench_meta import own_model
 from robustbench_meta.arguments import (
     Folder,
     folder_of,
@@ -24,8 +24,9 @@ from robustbench_meta.arguments import (
     without_poison,
 )
 from robustbench_meta.errors import BenchError
-from robustbench_meta.executors import Policy
 from robustbench_meta.given import GivenPlugins, Named, check_alone
+from robustbench_meta.jobs import runner
+from robustbench_meta.jobs.policy import Policy
 from robustbench_meta.options import chosen_executor, parse_jobs
 from robustbench_meta.own_model import Adapt, OwnModels
 from robustbench_meta.registry import Registry
@@ -64,7 +65,8 @@ def run(
     results: Folder = "results",
     device: str = "auto",
     precision: Literal["float32", "tf32", "bf16"] | None = None,
-    compile: Literal["auto", "on", "off"] = "auto",
+    compile: Literal["on", "off"] = "off",
+    chunk: int | None = None,
     jobs: int | Literal["auto"] = 1,
     executor: str = "local",
     ray_address: str | None = None,
@@ -107,10 +109,11 @@ def run(
         results: the folder where results go.
         device: auto, cpu, cuda or cuda:0, cuda:1, …
         precision: what layers are computed in; default float32.
-        compile: whether meta-training goes through torch.compile; auto: long runs on CUDA.
+        compile: whether meta-training goes through torch.compile.
+        chunk: tasks computed at a time; None: chosen by device and network.
         jobs: trainings side by side. More than 1, or auto, may start processes, and then a script needs
             `if __name__ == "__main__":` around what it does. One training shares all cores on Linux.
-        executor: local, processes, ray or slurm, with options as in "ray:gpus=1".
+        executor: local, processes or ray, with options as in "ray:gpus=1".
         ray_address: of a Ray cluster that runs already; means executor="ray".
         track: trackers that keep curves and cells, such as "tensorboard"; they hear of all, wherever it is done.
         cell_timeout: the longest that a cell's evaluation, or a meta-step, may take: seconds, or "10m", "2h".
@@ -150,7 +153,7 @@ def run(
         check_alone(given.new, chosen, jobs, cell_timeout)
 
     policy = Policy(chosen, parse_jobs(str(jobs)), seconds, fresh, retry_failed)
-    ready = session.prepare(
+    ready = runner.make_ready(
         wanted, maybe_folder(plugins), local_plugins, maybe_folder(data_root), policy, tracked, bring,
     )  # fmt: skip
     if given.new:
@@ -280,7 +283,7 @@ def evaluate(
     if processes == "auto":
         raise BenchError("jobs was given 'auto'; expected a number here, of processes that share out the episodes")
     policy = Policy(fresh=fresh, retry_failed=True)
-    ready = session.prepare(
+    ready = runner.make_ready(
         Suite().overridden(typed), maybe_folder(plugins), local_plugins, maybe_folder(data_root), policy, bring=bring
     )
     grid = ready.grids[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 from robustbench_meta.errors import StorageError, brief
 
 _TENSOR = "tensor"
+_LARGEST_HEADER = 100_000_000
+"""Bytes, as safetensors has it."""
 
 
 def save_tensors(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
@@ -30,9 +33,7 @@ def load_tensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
         StorageError: the bytes are damaged.
     """
     try:
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")].decode())["__metadata__"]
-        about = {str(name): str(value) for name, value in header.items()}
-        tensors = load(data)
+        about, tensors = metadata_of(data), load(data)
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise StorageError(f"it is damaged ({brief(error)})") from error
     if about.pop("checksum", None) != _checksum(about, tensors):
@@ -65,6 +66,28 @@ def restore(kind: str, data: bytes) -> Any:
         return _with_tensors(json.loads(about["body"]), tensors)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise StorageError(f"it is damaged ({brief(error)})") from error
+
+
+def metadata_of(data: bytes) -> dict[str, str]:
+    """What the bytes of a safetensors file say of it.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: they say nothing, or are damaged.
+    """
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")].decode())["__metadata__"]
+    return {str(name): str(value) for name, value in header.items()}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The same of a file, of which no more is read.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError, KeyError, TypeError, AttributeError: as of `metadata_of`.
+    """
+    with path.open("rb") as file:
+        size = file.read(8)
+        return metadata_of(size + file.read(min(int.from_bytes(size, "little"), _LARGEST_HEADER)))
 
 
 def _without_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:

@@ -15,8 +15,8 @@ from robustbench_meta import blobs
 from robustbench_meta.contracts import Weights
 from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError, StorageError, brief
+from robustbench_meta.metrics import Judged
 from robustbench_meta.runtime.digest import digest_of
-from robustbench_meta.sharing import Judged
 
 _SCHEMA = "3"
 _STATE = "state of a meta-training"
@@ -95,12 +95,12 @@ def check_checkpoint(data: bytes, key: str | None = None) -> None:
     _parsed(data, key)
 
 
-def read_checkpoint(data: bytes, like: Weights, key: str | None = None) -> Trained:
+def read_checkpoint(data: bytes, like: Weights | None, key: str | None = None) -> Trained:
     """θ of a checkpoint, on the device and in the dtype of `like`.
 
     Args:
         data: of its file.
-        like: the weights that it should hold.
+        like: the weights that it should hold; None: any, on the CPU.
         key: the training that it should be of; None: any.
 
     Raises:
@@ -112,6 +112,8 @@ def read_checkpoint(data: bytes, like: Weights, key: str | None = None) -> Train
         trained = Trained(weights, **told)
     except TypeError as error:
         raise StorageError(f"it is damaged ({brief(error)})") from error
+    if like is None:
+        return trained
     if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in like.items()}:
         raise BenchError("it holds weights of other names or shapes than this learner's")
     trained.weights = {name: weights[name].to(weight.device, weight.dtype) for name, weight in like.items()}

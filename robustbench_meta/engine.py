@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,10 +15,10 @@ from torch.utils import _pytree as pytree
 
 from robustbench_meta.contracts import Learner, Random, Update, Weights
 from robustbench_meta.errors import BenchError, PluginError
-from robustbench_meta.lanes import Crew, Lanes
+from robustbench_meta.metrics import Judged, Verdict
 from robustbench_meta.models import Forward, Network, State, WithSupport
+from robustbench_meta.parallel import Cores, Pool, shared
 from robustbench_meta.seeds import seed_from, seeded
-from robustbench_meta.sharing import CrewFor, Judged, Part, Stepping, Verdict, share_out
 from robustbench_meta.tasks import Batch, TaskBatch
 from robustbench_meta.threat import Doubts
 from robustbench_meta.victims import AttackedModel, Perturbation, Target
@@ -40,7 +40,6 @@ _EXPLAINED = {
     "leaf Variable that requires grad is being used in an in-place operation": _IN_PLACE,
 }
 """What to do about errors of torch, by a part of their message."""
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -49,7 +48,7 @@ class Plan:
     """How to map over tasks: all at once (vmap) or one by one (loop), and how many tasks at a time.
 
     `shared` is for operations whose weights all tasks share (folded into the batch by vmap), `own`
-    for those where each task has its own. `compiled`: through torch.compile, on a single lane.
+    for those where each task has its own. `compiled`: through torch.compile, on a single core.
     """
 
     shared: Mapping = "vmap"
@@ -61,12 +60,20 @@ class Plan:
     the loop's cost is its calls."""
 
 
+class Part(NamedTuple):
+    """What one chunk of the tasks of a meta-step gave."""
+
+    updates: list[tuple[list[Tensor], float]]
+    """A gradient, weight by weight, and a rate for each meta-update."""
+    judged: Judged
+
+
 @dataclass
 class Engine:
     """Maps a learner's one-task functions over tasks, as the plan says; implements `Operations`.
 
-    Chunks of tasks are shared out to the lanes. The plan alone decides what a chunk is and in which
-    order chunks are added up, so that no number depends on how many lanes there are.
+    Chunks of tasks are shared out to the cores. The plan alone decides what a chunk is and in which
+    order chunks are added up, so that no number depends on how many cores there are.
     """
 
     learner: Learner
@@ -85,14 +92,14 @@ class Engine:
     surrogate_weights: Weights | None = None
     seeds: Sequence[int] = ()
     """One seed a task of the batch at hand, for attacks that draw; set by `batch_seeds`."""
-    lanes: Lanes = field(default_factory=Lanes)
+    cores: Cores = field(default_factory=Cores)
     judged: Judged = field(default_factory=Judged)
     compiled: dict[Any, Any] = field(default_factory=dict)
     """What torch.compile made so far, by name; shared by the engine and its copies."""
     may_halve: bool = True
     """Whether it goes on with smaller chunks when the device runs out of memory."""
     _attacks: int = 0
-    _steps: Stepping | None = field(default=None, init=False)
+    _steps: _StepPool | None = field(default=None, init=False)
 
     def set_mode(self, training: bool) -> None:
         """Say whether tasks are for meta-training: inner steps, and the mode of modules such as dropout."""
@@ -186,8 +193,12 @@ class Engine:
         def part(engine: Engine, which: slice) -> Part:
             return engine.part(weights, tasks.part(which), tasks.tasks, seeds[which])
 
+        def by_pool(slices: Sequence[slice], count: int) -> list[Part]:
+            items = [(which, list(seeds[which])) for which in slices]
+            return self._step_pool(weights, tasks, count).run(weights, tasks, items)
+
         total: list[tuple[list[Tensor], float]] = []
-        for updates, judged in self._chunks(part, tasks.tasks, self._stepping(weights, tasks, seeds)):
+        for updates, judged in self._chunks(part, tasks.tasks, by_pool):
             self.judged.merge(judged)
             if not total:
                 total = updates
@@ -213,25 +224,21 @@ class Engine:
         ]
         return Part([(list(g), u.rate) for g, u in zip(gradients, updates, strict=True)], self.judged)
 
-    def _stepping(self, weights: Weights, tasks: TaskBatch, seeds: Sequence[int]) -> CrewFor[slice, Part]:
-        """Gives the crew that stays from one meta-step to the next, with what this one is about."""
-
-        def crew(lanes: int, _: object) -> Stepping:
-            frozen = (
-                self.plan, self.training, self.learner, self.attack, self.network, self.network.module.training,
-                self.surrogate_network, self.surrogate_weights,
-            )  # fmt: skip
-            if self._steps is None or not self._steps.fits(lanes, frozen, weights, tasks):
-                self.dismiss()
-                self._steps = Stepping(self.fresh, lanes, self.lanes, frozen, weights, tasks)
-            return self._steps.about(weights, tasks, seeds)
-
-        return crew
+    def _step_pool(self, weights: Weights, tasks: TaskBatch, count: int) -> _StepPool:
+        """The pool that stays from one meta-step to the next, forked anew when what it was forked with has changed."""
+        frozen = (
+            self.plan, self.training, self.learner, self.attack, self.network, self.network.module.training,
+            self.surrogate_network, self.surrogate_weights,
+        )  # fmt: skip
+        if self._steps is None or not self._steps.fits(count, frozen, weights, tasks):
+            self.dismiss()
+            self._steps = _StepPool(self, count, frozen, weights, tasks)
+        return self._steps
 
     def dismiss(self) -> None:
         """End the processes that meta-steps were shared out to."""
         if self._steps is not None:
-            self._steps.dismiss()
+            self._steps.pool.close()
             self._steps = None
 
     def judge(self, weights: Weights, draw: Callable[[Sequence[int]], TaskBatch], seeds: Sequence[int]) -> Verdict:
@@ -261,42 +268,33 @@ class Engine:
                 verdict.attacked.merge(attacked)
         return verdict
 
-    def share_out(
-        self,
-        work: Callable[[Engine, Item], Result],
-        items: Sequence[Item],
-        done: Callable[[int], None] | None = None,
-        crew: CrewFor[Item, Result] | None = None,
-        found: Callable[[Item, Result], None] | None = None,
-    ) -> list[Result]:
-        """`work` on each item, on as many lanes as there are; results in the order of the items.
-
-        Args:
-            work: is given an engine with `judged` empty; what it changes elsewhere is lost.
-            items: what to work on.
-            done: told how many items are finished.
-            crew: who works, if not processes that are forked for this.
-            found: told each item and its result.
-        """
-        return share_out(
-            lambda item: work(self.fresh(), item), items,
-            lanes=1 if self.plan.compiled else self.lanes.count(), done=done, found=found,
-            crew=crew or (lambda lanes, alone: Crew(alone, lanes, self.lanes)),
-        )  # fmt: skip
-
     def fresh(self) -> Engine:
         """The same engine, with nothing judged yet."""
         return replace(self, judged=Judged())
 
     def _chunks(
-        self, work: Callable[[Engine, slice], Result], tasks: int, crew: CrewFor[slice, Result] | None = None
-    ) -> list[Result]:
-        """`work` on all chunks of so many tasks; on smaller ones from now on if these do not fit in the memory."""
+        self, work: Callable[[Engine, slice], Result], tasks: int,
+        by_pool: Callable[[Sequence[slice], int], list[Result]] | None = None,
+    ) -> list[Result]:  # fmt: skip
+        """`work` on all chunks of so many tasks; on smaller ones from now on if these do not fit in the memory.
+
+        Args:
+            work: is given an engine with `judged` empty; what it changes elsewhere may be lost.
+            tasks: how many there are.
+            by_pool: does the same on so many processes, if not one that is forked for this.
+        """
         while True:
             chunk = self.plan.chunk
             slices = [slice(start, min(start + chunk, tasks)) for start in range(0, tasks, chunk)]
+            count = 1 if self.plan.compiled else min(self.cores.count(), len(slices))
             with contextlib.suppress(torch.OutOfMemoryError):
-                return self.share_out(work, slices, crew=crew)
+                if count == 1:
+                    return [work(self.fresh(), which) for which in slices]
+                if by_pool is not None:
+                    return by_pool(slices, count)
+                pool = Pool[slice, Result](lambda which: work(self.fresh(), which), count, self.cores)
+                with contextlib.closing(pool):
+                    return pool.map(slices)
             self.halve()
 
     def halve(self) -> None:
@@ -400,6 +398,61 @@ class Engine:
             self.compiled[key] = many(torch.compile(function, backend=COMPILER, dynamic=False))
         compiled: Callable[..., Any] = self.compiled[key]
         return compiled
+
+
+class _StepPool:
+    """A pool that stays from one meta-step to the next: θ and the tasks lie in memory that all its processes see.
+
+    Args:
+        engine: as it is at the fork.
+        count: how many processes.
+        frozen: what must not have changed since the fork.
+        weights: θ, for the shapes.
+        tasks: of a meta-step, for the shapes.
+    """
+
+    def __init__(
+        self, engine: Engine, count: int, frozen: tuple[object, ...], weights: Weights, tasks: TaskBatch
+    ) -> None:
+        self._engine, self._frozen = engine, frozen
+        self._weights = {name: shared(weight).requires_grad_() for name, weight in weights.items()}
+        self._tasks = TaskBatch(*(Batch(shared(batch.x), shared(batch.y)) for batch in tasks))
+        self.pool: Pool[Any, Any] = Pool(self._part, count, engine.cores)
+
+    def fits(self, count: int, frozen: tuple[object, ...], weights: Weights, tasks: TaskBatch) -> bool:
+        """Whether it can do such meta-steps."""
+        same = all(now is then for now, then in zip(frozen, self._frozen, strict=True))
+        return count == self.pool.count and same and _kinds(weights, tasks) == _kinds(self._weights, self._tasks)
+
+    def run(self, weights: Weights, tasks: TaskBatch, items: list[tuple[slice, list[int]]]) -> list[Part]:
+        """What chunks of the tasks give, each with its seeds; after an error, the pool is of no use any more."""
+        with torch.no_grad():
+            for ours, theirs in zip(_tensors(self._weights, self._tasks), _tensors(weights, tasks), strict=True):
+                ours.copy_(theirs)
+        try:
+            found = self.pool.map(items)
+        except BaseException:
+            self._engine.dismiss()  # some may still be at work on this step
+            raise
+        return [
+            Part([([torch.from_numpy(each) for each in arrays], rate) for arrays, rate in updates], judged)
+            for updates, judged in found
+        ]
+
+    def _part(self, item: tuple[slice, list[int]]) -> tuple[list[Any], Judged]:
+        """One chunk, in one of the processes; gradients as arrays, which are quick to pickle."""
+        which, seeds = item
+        engine = self._engine.fresh()
+        updates, judged = engine.part(self._weights, self._tasks.part(which), self._tasks.tasks, seeds)
+        return [([gradient.numpy() for gradient in gradients], rate) for gradients, rate in updates], judged
+
+
+def _tensors(weights: Weights, tasks: TaskBatch) -> list[Tensor]:
+    return [*weights.values(), *(tensor for batch in tasks for tensor in batch)]
+
+
+def _kinds(weights: Weights, tasks: TaskBatch) -> list[object]:
+    return [*weights, *((tensor.shape, tensor.dtype) for tensor in _tensors(weights, tasks))]
 
 
 def _check_updates(learner: str, updates: Any, tasks: int) -> None:

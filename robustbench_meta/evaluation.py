@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -19,13 +18,11 @@ from robustbench_meta.contracts import Setting, Weights
 from robustbench_meta.devices import is_lost
 from robustbench_meta.effort import Effort
 from robustbench_meta.engine import Engine
-from robustbench_meta.errors import BenchError, DeviceLostError, keep_traceback, located
+from robustbench_meta.errors import BenchError, DeviceLostError, located, traceback_of
 from robustbench_meta.exhibits import developed, exhibit
 from robustbench_meta.grid import Cell, obstacle
-from robustbench_meta.keeping import Notebook
-from robustbench_meta.lanes import DeathError
 from robustbench_meta.observation import Fresh, Observation, observe
-from robustbench_meta.parts import Chunk, Found, Tally
+from robustbench_meta.partial_results import Chunk, Tally
 from robustbench_meta.probes import CHECKED, Battery, Probe, probes
 from robustbench_meta.seeds import seed_from
 from robustbench_meta.snapshot import Snapshot
@@ -33,7 +30,9 @@ from robustbench_meta.spec import TrainingSpec
 from robustbench_meta.tasks import TaskBatch, TaskSource, check_images
 from robustbench_meta.trials import Arena, Armed, Contestant, Trial
 from robustbench_meta.undefended import SELF_TESTED, self_test
-from robustbench_meta.whereabouts import Whereabouts
+
+CPU_CHUNK, CUDA_CHUNK = 8, 200
+"""Episodes in a chunk."""
 
 
 @dataclass
@@ -68,76 +67,130 @@ def test_episodes(source: TaskSource, spec: TrainingSpec, places: Sequence[int])
     return tasks
 
 
+def chunks_of(count: int, device: str, chunk: int | None = None) -> list[range]:
+    """The test episodes that are evaluated together: a rule of their number and the kind of device alone.
+
+    The first ones, which are checked, are in no chunk with others.
+
+    Args:
+        count: how many episodes there are.
+        device: cpu or cuda.
+        chunk: how many at a time, instead of the rule's.
+    """
+    step = chunk or (CUDA_CHUNK if device == "cuda" else min(CPU_CHUNK, (count + 1) // 2))
+    checked = min(CHECKED, count)
+    bounds = sorted({*range(0, checked, step), *range(checked, count, step), count})
+    return [range(*pair) for pair in pairwise(bounds)]
+
+
 def evaluate(
     engine: Engine,
     weights: Weights,
     source: TaskSource,
     cells: list[Cell],
     device: torch.device,
-    report: Callable[[int], None] | None = None,
     *,
     battery: Battery | None = None,
     surrogates: Mapping[str, tuple[Engine, Weights]] | None = None,
-    notebook: Notebook | None = None,
-    watch: Callable[[Whereabouts], AbstractContextManager[None]] | None = None,
+    chunk: int | None = None,
 ) -> dict[str, Outcome | BenchError]:
-    """Evaluate the cells of one training on the same episodes, by key; a cell that fails costs no other.
+    """Evaluate the cells of one training in this process, by key; a cell that fails costs no other.
 
     Args:
-        engine: of the training, its plan's chunk bounding the memory.
+        engine: of the training.
         weights: θ.
         source: the test split, on the device.
         cells: of one training and one number of episodes.
         device: where it all is.
-        report: told how many episodes of all cells are done.
         battery: of the probes; None for no checks.
         surrogates: by key, the engine and θ of the models on which transferred attacks are made.
-        notebook: has what was found before, and keeps what is found, also when this is stopped.
-        watch: is shown where the evaluation is, as long as it runs.
-
-    Raises:
-        DeathError: a process that shared the work died, at no cell in particular.
+        chunk: see `chunks_of`.
     """
-    evaluation = _Evaluation(engine, weights, source, cells, device, report, battery, surrogates or {}, notebook)
-    with watch(evaluation.whereabouts) if watch is not None else nullcontext():
-        return evaluation.run()
+    evaluator = Evaluator(engine, weights, source, device, battery, surrogates or {})
+    chunks: list[Chunk] = []
+    for places in chunks_of(cells[0].spec.episodes, device.type, chunk):
+        chunks += evaluator.on(places, [cell for cell in cells if _failure(cell, chunks) is None])
+    return {cell.key: outcome_of(cell, chunks, battery, source.shape) for cell in cells}
 
 
-class _Evaluation:
-    """The chunks of episodes are shared out to the engine's lanes; each chunk sees all cells."""
+def _nowhere(_: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+class Evaluator:
+    """Evaluates cells of one training on chunks of the test episodes; what a chunk gives depends on no other.
+
+    Args:
+        engine: of the training.
+        weights: θ.
+        source: the test split, on the device.
+        device: where it all is.
+        battery: of the probes; None for no checks.
+        surrogates: as for `evaluate`.
+    """
 
     def __init__(
-        self, engine: Engine, weights: Weights, source: TaskSource, cells: list[Cell], device: torch.device,
-        report: Callable[[int], None] | None, battery: Battery | None,
-        surrogates: Mapping[str, tuple[Engine, Weights]], notebook: Notebook | None,
+        self, engine: Engine, weights: Weights, source: TaskSource, device: torch.device, battery: Battery | None,
+        surrogates: Mapping[str, tuple[Engine, Weights]],
     ) -> None:  # fmt: skip
-        self.notebook = notebook
-        self.engine, self.source, self.cells, self.device, self.report = engine, source, cells, device, report
-        self.weights, self.battery = _data(weights), battery
+        self.engine, self.source, self.device, self.battery = engine, source, device, battery
+        self.weights = _data(weights)
         self.surrogates = {key: (other, _data(theta)) for key, (other, theta) in surrogates.items()}
-        self.spec, self.count = cells[0].training.spec, cells[0].spec.episodes
+        self.fits: int | None = None
+        """As many episodes at a time as have not been too many so far; None: any."""
+        for each in (engine, *(other for other, _ in surrogates.values())):
+            each.set_mode(training=False)
+
+    def on(
+        self, places: range, cells: Sequence[Cell], at: Callable[[str], AbstractContextManager[None]] = _nowhere
+    ) -> list[Chunk]:
+        """All these cells on these episodes; in halves, from now on, if they do not fit in the device's memory.
+
+        Args:
+            places: of the episodes.
+            cells: of the training.
+            at: entered while a cell, of that key, is being computed.
+        """
+        with torch.no_grad():
+            return self._split(places, _Portion(self, cells, at))
+
+    def _split(self, places: range, portion: _Portion) -> list[Chunk]:
+        if self.fits is None or len(places) <= self.fits:
+            try:
+                return [portion.on(places)]
+            except torch.OutOfMemoryError:
+                if len(places) == 1:
+                    raise
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.fits = len(places) // 2
+        half = len(places) // 2
+        return self._split(places[:half], portion) + self._split(places[half:], portion)
+
+
+class _Portion:
+    """Some cells on some episodes."""
+
+    def __init__(
+        self, evaluator: Evaluator, cells: Sequence[Cell], at: Callable[[str], AbstractContextManager[None]]
+    ) -> None:
+        self.engine, self.source, self.device = evaluator.engine, evaluator.source, evaluator.device
+        self.weights, self.surrogates, self.battery = evaluator.weights, evaluator.surrogates, evaluator.battery
+        self.spec, self.at = cells[0].training.spec, at
         self.trials: dict[str, Trial] = {cell.key: cell.trial for cell in cells}
-        self.broken: dict[str, BenchError] = {}
-        """Cells whose attack cannot even say what it is checked with."""
-        self.probes: dict[str, list[Probe]] = {key: [] for key in self.trials}
-        if battery is not None:
-            self.probes = {key: self._probes(battery, key, trial) for key, trial in self.trials.items()}
-        self.given_up: set[str] = set()
-        self.fits = self.count
-        """As many episodes at a time as have not been too many so far."""
-        step, checked = engine.plan.chunk, min(CHECKED, self.count)
-        bounds = sorted({*range(0, checked, step), *range(checked, self.count, step), self.count})
-        self.portions = [range(*pair) for pair in pairwise(bounds)]
-        """Of the episodes; those that are checked are in none with others."""
-        self.whereabouts = Whereabouts(len(self.portions), list(self.trials))
+        self.given_up: dict[str, str] = {}
+        """What has failed, and why, by the key of a cell or a probe."""
+        self.probes: dict[str, list[Probe]] = {key: self._probes(key, trial) for key, trial in self.trials.items()}
         assert len(self.trials) == len(cells), "two cells with one key"
 
-    def _probes(self, battery: Battery, key: str, trial: Trial) -> list[Probe]:
+    def _probes(self, key: str, trial: Trial) -> list[Probe]:
+        if self.battery is None:
+            return []
         try:
-            found = probes(battery, trial, self.source.shape)
+            found = probes(self.battery, trial, self.source.shape)
             return [probe for probe in found if not self._obstacle(probe.trial)]
         except Exception as error:  # an attack is a plugin: its `how` or `stronger` may raise anything
-            self.broken[key] = BenchError(
+            self.given_up[key] = (
                 f"an attack failed to say what it is checked with (`stronger`, `how`): {located(error)}"
             )
             return []
@@ -151,153 +204,37 @@ class _Evaluation:
         attacks = [side.attack for side in (trial.support, trial.query) if side is not None]
         return next((reason for attack in attacks if (reason := obstacle(attack, setting))), None)
 
-    def run(self) -> dict[str, Outcome | BenchError]:
-        self.engine.set_mode(training=False)
-        for engine, _ in self.surrogates.values():
-            engine.set_mode(training=False)
-        known = self.notebook.found(self._tells_all) if self.notebook is not None else {}
-        with torch.no_grad():
-            self._find_out(known)
-        chunks = [chunk for portion in self.portions for chunk in known[_bounds(portion)]]
-        observation = Observation()
-        for each in chunks:
-            observation.merge(each.observation)
-        return {cell.key: self._outcome(cell, chunks, observation) for cell in self.cells}
-
-    def _find_out(self, known: Found) -> None:
-        """Evaluate the portions that are not known yet. A cell that kills the process at work on it fails."""
-
-        def found(portion: range, chunks: list[Chunk]) -> None:
-            known[_bounds(portion)] = chunks
-            if self.notebook is not None:
-                self.notebook.note(_bounds(portion), chunks)
-
-        def done(count: int) -> None:
-            if self.report is not None:
-                left = sum(map(len, todo[count:]))
-                self.report((self.count - left) * len(self.cells))
-
-        while todo := [portion for portion in self.portions if _bounds(portion) not in known]:
-            try:
-                results = self.engine.share_out(self._chunks, todo, done, found=found)
-                known.update(zip(map(_bounds, todo), results, strict=True))
-            except DeathError as death:
-                self._bury(death)
-            finally:
-                if self.notebook is not None:
-                    self.notebook.flush()
-
-    def _bury(self, death: DeathError) -> None:
-        """The cell at which a process died fails; the others are gone on with.
-
-        Raises:
-            DeathError: it was at none.
-        """
-        where = next((at for at, portion in enumerate(self.portions) if portion == death.item), None)
-        culprit = self.whereabouts.cell(where) if where is not None else None
-        if where is None or culprit is None:
-            raise death
-        self.whereabouts.leave(where)
-        self.broken[culprit] = BenchError(f"while this cell was under way, {death}")
-        self.given_up.add(culprit)
-
-    def _tells_all(self, start: int, chunk: Chunk) -> bool:
-        """Whether a chunk that was kept, of the portion that begins there, has all that is asked for.
-
-        What failed is not among it: its reason may be gone.
-        """
-        tallies = [chunk.cells.get(key) for key in self.trials]
-        if not all(tally is not None and tally.failure is None for tally in tallies):
-            return False
-        if self.battery is None or start >= CHECKED:
-            return True
-        return all(probe.key in chunk.probes for key in self.trials for _, probe in self.probes[key])
-
-    def _outcome(self, cell: Cell, chunks: list[Chunk], observation: Observation) -> Outcome | BenchError:
-        if cell.key in self.broken:
-            return self.broken[cell.key]
-        tallies = [chunk.cells[cell.key] for chunk in chunks]
-        failure = next((tally.failure for tally in tallies if tally.failure is not None), None)
-        if failure is not None:
-            return failure
-        clean, robust = _gathered([chunk.clean for chunk in chunks]), _gathered([tally.correct for tally in tallies])
-        assert len(clean) == len(robust) == self.count, "an episode is missing, or counted twice"
-        adapted = sum(chunk.adapted_tasks for chunk in chunks)
-        certificate = None
-        if self.battery is not None:
-            certificate = self._certificate(cell, chunks, observation, clean, robust)
-        exhibited = tallies[0].gallery
-        return Outcome(
-            clean, robust,
-            hashlib.sha256(b"".join(chunk.noted for chunk in chunks)).hexdigest()[:16],
-            1000 * sum(chunk.adapt_seconds for chunk in chunks) / max(adapted, 1),
-            1000 * sum(tally.seconds for tally in tallies) / self.count,
-            1000 * sum(chunk.check_seconds for chunk in chunks) / self.count,
-            certificate,
-            sum((tally.effort for tally in tallies), Effort()),
-            developed(exhibited) if exhibited is not None else None,
-        )  # fmt: skip
-
-    def _certificate(
-        self, cell: Cell, chunks: list[Chunk], observation: Observation, clean: np.ndarray, robust: np.ndarray
-    ) -> Certificate:
-        found, failed, seen = {}, {}, replace(observation)
-        for name, trial in self.probes[cell.key]:
-            for chunk in chunks:
-                if name == "noise" and trial.key in chunk.noisy:
-                    seen.merge(chunk.noisy[trial.key])
-            tallies = [chunk.probes[trial.key] for chunk in chunks if trial.key in chunk.probes]
-            failures = [tally.failure for tally in tallies if tally.failure is not None]
-            if failures:
-                failed[name] = str(failures[0])
-            else:
-                found[name] = _gathered([tally.correct for tally in tallies])
-        effects = [effect for chunk in chunks if (effect := chunk.cells[cell.key].effect) is not None]
-        tested = [effect for effect in effects if isinstance(effect, Tensor)]
-        failed.update(("self-test", str(effect)) for effect in effects if not isinstance(effect, Tensor))
-        return certify(
-            self.trials[cell.key], clean, robust, found, seen,
-            effects=torch.cat(tested).cpu().numpy()[:SELF_TESTED] if tested else None, failed=failed,
-            way=self.spec.way, precision=self.spec.precision,
-        )  # fmt: skip
-
-    def _chunks(self, engine: Engine, places: range) -> list[Chunk]:
-        """All cells on these episodes; in halves, from now on, if they do not fit in the device's memory together."""
-        if len(places) <= self.fits:
-            engine.batch_seeds([seed_from(self.spec.seed, "attack", place) for place in places])
-            try:
-                with engine.drawing("episodes", self.device):
-                    return [self._chunk(engine, places)]
-            except torch.OutOfMemoryError:
-                if len(places) == 1:
-                    raise
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            self.fits = len(places) // 2
-        half = len(places) // 2
-        return self._chunks(engine, places[:half]) + self._chunks(engine, places[half:])
-
-    def _chunk(self, engine: Engine, places: range) -> Chunk:
+    def on(self, places: range) -> Chunk:
         """All cells on one chunk of episodes, then the probes if it is one of the first.
+
+        Whatever a learner draws is the same whoever evaluates the chunk, and whatever went before.
 
         Raises:
             torch.OutOfMemoryError: there is more than one episode, and they do not fit together.
+            BenchError: the learner or its backbone changed its weights or buffers in place.
         """
+        self.engine.batch_seeds([seed_from(self.spec.seed, "attack", place) for place in places])
+        with self.engine.drawing("episodes", self.device):
+            return self._on(places)
+
+    def _on(self, places: range) -> Chunk:
         tasks = test_episodes(self.source, self.spec, places)
         strangers = {
             key: Contestant(other, other.theta(_data(theta))) for key, (other, theta) in self.surrogates.items()
         }
-        contestant = Contestant(engine, engine.theta(self.weights))
+        contestant = Contestant(self.engine, self.engine.theta(self.weights))
         arena = Arena(contestant, tasks, strangers, self.device)
-        chunk, checked, noticing = Chunk(_noted(tasks)), self.battery is not None and places.start < CHECKED, 0.0
-        kept = Snapshot(self._given(engine))
+        chunk, checked, noticing = (
+            Chunk(_noted(tasks).hex()), self.battery is not None and places.start < CHECKED, 0.0,
+        )  # fmt: skip
+        kept = Snapshot(self._lent())
         if checked:
             started = arena.now()
-            fresh, noises = Fresh(contestant), self._noises(arena, chunk, places)
+            fresh, noises = Fresh(contestant), self._noises(arena, chunk)
             noticing = arena.now() - started
         for key, trial in self.trials.items():
-            with self._at(places, key):
-                chunk.cells[key] = _of(key, self._held(arena, trial, key))
+            with self.at(key):
+                chunk.cells[key] = self._held(arena, trial, key, key)
         chunk.clean = arena.clean if any(tally.failure is None for tally in chunk.cells.values()) else None
         if places.start == 0:
             for key, tally in chunk.cells.items():
@@ -305,8 +242,8 @@ class _Evaluation:
         changed = kept.changed()
         if changed:  # attacks are held to account one by one, and what they changed is given back
             raise BenchError(
-                f"learner '{engine.learner.name}', or its backbone, changed {', '.join(changed)} in place while it was "
-                "tested, so that one task leaks into the next; compute new tensors"
+                f"learner '{self.engine.learner.name}', or its backbone, changed {', '.join(changed)} in place while "
+                "it was tested, so that one task leaks into the next; compute new tensors"
             )
         chunk.adapt_seconds, chunk.adapted_tasks = arena.adapt_seconds, arena.adapted_tasks
         if checked and chunk.clean is not None:
@@ -316,81 +253,126 @@ class _Evaluation:
             chunk.check_seconds = arena.now() - started + noticing
         return chunk
 
-    def _noises(self, arena: Arena, chunk: Chunk, places: range) -> list[Trial]:
+    def _noises(self, arena: Arena, chunk: Chunk) -> list[Trial]:
         """The probes with noise on queries, held before the model is shown any clean query."""
         found: dict[str, Trial] = {}
         for key, listed in self.probes.items():
             for name, probe in listed:
                 if name == "noise" and probe.support is None and probe.surrogate is None and probe.key not in found:
-                    with self._at(places, key):
-                        chunk.probes[probe.key] = _of(key, self._held(arena, probe, probe.key))
+                    with self.at(key):
+                        chunk.probes[probe.key] = self._held(arena, probe, probe.key, key)
                     found[probe.key] = probe
         return [probe for key, probe in found.items() if chunk.probes[key].failure is None]
 
-    def _given(self, engine: Engine) -> dict[str, Tensor]:
+    def _lent(self) -> dict[str, Tensor]:
         """What a learner is lent at test, and must leave as it is, by what messages call it; images are copies."""
         theta = {f"θ's '{name}'": weight for name, weight in self.weights.items()}
-        return theta | {f"the buffer '{name}'": buffer for name, buffer in engine.network.module.named_buffers()}
+        buffers = self.engine.network.module.named_buffers()
+        return theta | {f"the buffer '{name}'": buffer for name, buffer in buffers}
 
-    def _held(self, arena: Arena, trial: Trial, key: str) -> Tally:
-        """One trial; one that has failed on other episodes is not tried again."""
+    def _held(self, arena: Arena, trial: Trial, key: str, cell: str) -> Tally:
+        """One trial of a cell; one that has failed on other episodes is not tried again.
+
+        Raises:
+            DeviceLostError: it made the device useless: nothing more can be evaluated here.
+        """
+        if key in self.given_up:
+            return Tally(failure=self.given_up[key])
         try:
-            if key in self.given_up:
-                raise BenchError("it failed on other episodes")
             held = arena.hold(trial)
             return Tally(held.correct, held.seconds, effort=held.effort)
         except BenchError as failure:
-            keep_traceback(failure)
-            self.given_up.add(key)
-            return Tally(failure=failure)
+            if is_lost(failure):
+                lost = DeviceLostError(str(failure))
+                lost.cell = cell
+                raise lost from failure
+            self.given_up[key] = str(failure)
+            return Tally(failure=str(failure), traceback=traceback_of(failure))
         except torch.OutOfMemoryError:
             if arena.tasks.tasks > 1:
                 raise
             name = " and ".join(f"'{side.attack.name}'" for side in (trial.support, trial.query) if side is not None)
-            return Tally(failure=BenchError(f"attack {name} on one task at a time does not fit in the device's memory"))
+            return Tally(failure=f"attack {name} on one task at a time does not fit in the device's memory")
 
     def _check(self, arena: Arena, chunk: Chunk, places: range) -> None:
         """The probes of all cells, the self-tests of their attacks, and a look at the model."""
         with arena.engine.drawing("observation", self.device):
             chunk.observation = observe(arena)
-        effects: dict[str, Tensor | BenchError] = {}
+        effects: dict[str, Tensor | str] = {}
         for key, trial in self.trials.items():
             if chunk.cells[key].failure is not None:
                 continue
-            with self._at(places, key):
+            with self.at(key):
                 for _, probe in self.probes[key]:
                     if probe.key not in chunk.probes:
-                        chunk.probes[probe.key] = _of(key, self._held(arena, probe, probe.key))
+                        chunk.probes[probe.key] = self._held(arena, probe, probe.key, key)
                 armed = _tested(trial)
                 if armed is not None and places.start < SELF_TESTED:
                     if armed.key not in effects:
                         effects[armed.key] = _self_tested(arena, armed)
                     chunk.cells[key].effect = effects[armed.key]
 
-    def _at(self, places: range, key: str) -> AbstractContextManager[None]:
-        """Inside, this process is at that cell."""
-        starts = [portion.start for portion in self.portions]
-        return self.whereabouts.at(bisect_right(starts, places.start) - 1, key)
+
+def outcome_of(
+    cell: Cell, chunks: Sequence[Chunk], battery: Battery | None, shape: Sequence[int]
+) -> Outcome | BenchError:
+    """What a cell's evaluation gave, from the chunks of all episodes, in order; an error: why it failed."""
+    failure = _failure(cell, chunks)
+    if failure is not None:
+        return BenchError(failure)
+    tallies, count = [chunk.cells[cell.key] for chunk in chunks], cell.spec.episodes
+    clean, robust = _gathered([chunk.clean for chunk in chunks]), _gathered([tally.correct for tally in tallies])
+    assert len(clean) == len(robust) == count, "an episode is missing, or counted twice"
+    certificate = None if battery is None else _certificate(cell, chunks, battery, shape, clean, robust)
+    exhibited = tallies[0].gallery
+    return Outcome(
+        clean, robust,
+        hashlib.sha256(b"".join(bytes.fromhex(chunk.episodes) for chunk in chunks)).hexdigest()[:16],
+        1000 * sum(chunk.adapt_seconds for chunk in chunks) / max(sum(chunk.adapted_tasks for chunk in chunks), 1),
+        1000 * sum(tally.seconds for tally in tallies) / count,
+        1000 * sum(chunk.check_seconds for chunk in chunks) / count,
+        certificate,
+        sum((tally.effort for tally in tallies), Effort()),
+        developed(exhibited) if exhibited is not None else None,
+    )  # fmt: skip
 
 
-def _of(key: str, tally: Tally) -> Tally:
-    """What a trial of that cell gave; if it made the device useless, nothing more can be evaluated here."""
-    if tally.failure is not None and is_lost(tally.failure):
-        lost = DeviceLostError(str(tally.failure))
-        lost.cell = key
-        raise lost
-    return tally
+def _failure(cell: Cell, chunks: Sequence[Chunk]) -> str | None:
+    found = (chunk.cells[cell.key].failure for chunk in chunks if cell.key in chunk.cells)
+    return next((failure for failure in found if failure is not None), None)
 
 
-def _bounds(portion: range) -> tuple[int, int]:
-    return portion.start, portion.stop
+def _certificate(
+    cell: Cell, chunks: Sequence[Chunk], battery: Battery, shape: Sequence[int], clean: np.ndarray, robust: np.ndarray
+) -> Certificate:
+    found, failed, observation = {}, {}, Observation()
+    for chunk in chunks:
+        observation.merge(chunk.observation)
+    for name, trial in probes(battery, cell.trial, shape):
+        for chunk in chunks:
+            if name == "noise" and trial.key in chunk.noisy:
+                observation.merge(chunk.noisy[trial.key])
+        tallies = [chunk.probes[trial.key] for chunk in chunks if trial.key in chunk.probes]
+        failures = [tally.failure for tally in tallies if tally.failure is not None]
+        if failures:
+            failed[name] = failures[0]
+        elif tallies:  # none where its attack cannot work in this setting
+            found[name] = _gathered([tally.correct for tally in tallies])
+    effects = [effect for chunk in chunks if (effect := chunk.cells[cell.key].effect) is not None]
+    tested = [effect for effect in effects if isinstance(effect, Tensor)]
+    failed.update(("self-test", effect) for effect in effects if isinstance(effect, str))
+    return certify(
+        cell.trial, clean, robust, found, observation,
+        effects=torch.cat(tested).cpu().numpy()[:SELF_TESTED] if tested else None, failed=failed,
+        way=cell.training.spec.way, precision=cell.training.spec.precision,
+    )  # fmt: skip
 
 
-def _self_tested(arena: Arena, armed: Armed) -> Tensor | BenchError:
+def _self_tested(arena: Arena, armed: Armed) -> Tensor | str:
     try:
         return self_test(arena.engine, armed, arena.tasks)
     except BenchError as failure:
-        return failure
+        return str(failure)
 
 
 def _tested(trial: Trial) -> Armed | None:

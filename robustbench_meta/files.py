@@ -18,15 +18,17 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 """What the system says when there is no room."""
 
 
-def write_atomically(path: Path, write: Callable[[Path], None], *, kept: bool = True) -> None:
+def write_atomically(path: Path, write: Callable[[Path], None], *, kept: bool = True, sync: bool = True) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step.
 
-    When this returns, the file survives a crash of the machine, as far as its disk keeps its word.
+    When this returns, the file survives a crash of the machine, as far as its disk keeps its word. Without `sync` it
+    may then be damaged, which costs less where it has a checksum and can be computed again.
 
     Args:
         path: of the file.
         write: given the temporary file's path.
         kept: see `cannot_write`.
+        sync: whether to wait for the disk.
 
     Raises:
         StorageError: the folder cannot be written, or the disk is full; `path` is as it was.
@@ -38,13 +40,15 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, kept: bool = 
         part = Path(name)
         try:
             write(part)
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
+            if sync:
+                with part.open("rb") as file:
+                    os.fsync(file.fileno())
             part.chmod(0o644)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        if sync:
+            _sync_folder(path.parent)
     except OSError as error:
         raise cannot_write(path, error, kept=kept) from error
 
@@ -61,6 +65,41 @@ def cannot_write(path: Path, error: OSError, *, kept: bool = True) -> StorageErr
 def write_text(path: Path, text: str) -> None:
     """Write text, in UTF-8, with a line's end."""
     path.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
+    """Write a file atomically; see `write_atomically`."""
+
+    def fill(part: Path) -> None:
+        part.write_bytes(data)
+
+    write_atomically(path, fill, sync=sync)
+
+
+def read_bytes(path: Path) -> bytes | None:
+    """The content of a file; None if there is none.
+
+    Raises:
+        StorageError: it is there and cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def remove_stale_parts(folder: Path) -> None:

@@ -25,11 +25,6 @@ LEASE_SECONDS = 30.0
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
-def cell_lock(key: str) -> str:
-    """The name of the lock of a cell."""
-    return f"cell-{key}"
-
-
 def training_lock(key: str) -> str:
     """The name of the lock of a training."""
     return f"train-{key}"
@@ -53,20 +48,18 @@ class Locks:
         if os.environ.get(LEASE, "") not in {"", "lease"}:
             raise BenchError(f"{LEASE}={os.environ[LEASE]}: expected lease, or nothing for the system's own locks")
         self._folder = folder
-        self._held: dict[str, tuple[filelock.BaseFileLock, int]] = {}
+        self._held: dict[str, filelock.BaseFileLock] = {}
         self._tried: dict[str, filelock.BaseFileLock] = {}
         """Of leases: what was seen of their holder so far."""
 
     def take(self, name: str) -> bool:
-        """Take a lock if nobody else has it; one that this object holds already is held once more.
+        """Take a lock if nobody has it, this object included.
 
         Raises:
             StorageError: the lock's file cannot be written.
         """
         if name in self._held:
-            lock, count = self._held[name]
-            self._held[name] = lock, count + 1
-            return True
+            return False
         path = self._folder / f"{name}.lock"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -80,24 +73,29 @@ class Locks:
             raise StorageError(
                 f"another version of this program is at work in {self._folder.parent}: {error}"
             ) from error
-        self._held[name] = lock, 1
+        self._held[name] = lock
         return True
 
     def give_back(self, name: str) -> None:
-        """Hold a lock once less."""
-        lock, count = self._held.pop(name)
-        if count > 1:
-            self._held[name] = lock, count - 1
-            return
+        """Let go of a lock."""
         with contextlib.suppress(OSError):  # it ends with this process at the latest
-            lock.release()
+            self._held.pop(name).release()
 
     def give_back_all(self) -> None:
-        """Hold no lock any more."""
+        """Let go of all locks."""
         for name in list(self._held):
-            lock, _ = self._held[name]
-            self._held[name] = lock, 1
             self.give_back(name)
+
+    def after_fork(self) -> None:
+        """This process is a copy: what is held is held by the other, and must not be let go of here."""
+        self._inherited = self._held
+        self._held, self._tried = {}, {}
+
+    def forget(self, start: str) -> None:
+        """Remove the files of all locks whose names begin so, which nobody is going to need."""
+        for path in self._folder.glob(f"{start}*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     @contextlib.contextmanager
     def tried(self, name: str) -> Iterator[bool]:

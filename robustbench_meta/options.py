@@ -13,7 +13,7 @@ from robustbench_meta.errors import BenchError, unknown
 
 Part = Literal["clean", "adv", "poisoned", "transfer"]
 Precision = Literal["float32", "tf32", "bf16"]
-Compile = Literal["auto", "on", "off"]
+Compile = Literal["on", "off"]
 Jobs = int | Literal["auto"]
 """How many trainings are done side by side."""
 SCENARIOS: dict[str, tuple[Part, Part]] = {

@@ -42,7 +42,7 @@ _CORE = {
         "contracts",
         "precision",
         "models",
-        "sharing",
+        "metrics",
         "victims",
     ),
     "evaluation": (

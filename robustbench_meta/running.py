@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 import torch
 
-from robustbench_meta import frames, leaderboard, session
-from robustbench_meta.executors import Policy
+from robustbench_meta import frames, leaderboard
+from robustbench_meta.jobs import runner
+from robustbench_meta.jobs.policy import Policy
+from robustbench_meta.jobs.runner import Ready
 from robustbench_meta.results import Results
-from robustbench_meta.session import Ready
 from robustbench_meta.stopping import Stop, Stopped
 from robustbench_meta.store import Store
 
@@ -36,11 +37,11 @@ def done(ready: Ready, folder: Path, policy: Policy, progress: Progress, *, kept
     """
     store, stop = Store(folder), Stop()
     with _showing(ready, progress), _interruptible(stop, folder if kept else None):
-        summary = session.compute(ready, store, policy, stop)
+        summary = runner.compute(ready, store, policy, stop)
     if kept:
         leaderboard.write(store)
     records = [record for record in store.records() if record["key"] in ready.keys]
-    found = Results(records, frames.failed(session.told_failures(summary)), folder if kept else None)
+    found = Results(records, frames.failed(runner.failures_of(summary)), folder if kept else None)
     if not found.failed.empty:
         _log.warning("%d of %d cells failed: see `failed` of the results", len(found.failed), len(ready.keys))
     return found

@@ -70,8 +70,10 @@ class RunSpec(BaseModel):
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = (0,)
     device: str = "auto"
     precision: Precision = "float32"
-    compile: Compile = "auto"
-    """Whether meta-training goes through torch.compile; decides rounding, as a plan does, and so is in no hash."""
+    compile: Compile = "off"
+    """Whether meta-training goes through torch.compile; decides rounding only, and so is in no hash."""
+    chunk: int | None = Field(None, ge=1, le=10_000)
+    """Tasks that are mapped at a time, instead of those of `plan_for`; decides rounding only, and so is in no hash."""
     surrogate: str | None = None
     """Of the scenario clean/transfer: a learner, or a checkpoint's file."""
     checks: bool = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -12,11 +13,17 @@ from typing import Any
 
 from robustbench_meta.checkpoints import check_checkpoint, checkpoint_name, state_name
 from robustbench_meta.errors import BenchError, StorageError
-from robustbench_meta.files import FULL, cannot_write, remove_stale_parts, write_atomically, write_text
-from robustbench_meta.locking import Locks, cell_lock, training_lock
-from robustbench_meta.parts import part_name, read_part
+from robustbench_meta.files import (
+    FULL,
+    cannot_write,
+    read_bytes,
+    remove,
+    remove_stale_parts,
+    write_atomically,
+    write_text,
+)
+from robustbench_meta.locking import Locks, training_lock
 from robustbench_meta.records import SCHEMA, DamagedError, pack, read_record, record_text, unpack
-from robustbench_meta.shelf import Folder
 
 __all__ = ["SCHEMA", "Store", "is_done", "is_trained", "pack", "read_record", "unpack"]
 
@@ -37,7 +44,6 @@ class Store:
 
     def __init__(self, root: Path, *, write: bool = True) -> None:
         self.root, self._writes = root, write
-        self.shelf = Folder(root)
         self.locks = Locks(root / ".locks")
         self._warned: set[Path] = set()
         self._whole: dict[str, tuple[int, int]] = {}
@@ -82,6 +88,11 @@ class Store:
         write_atomically(self._record(key), lambda part: write_text(part, text))
         self.forget_failure(key)
 
+    def record(self, key: str) -> dict[str, Any] | None:
+        """A cell's record; None if there is none that is whole."""
+        path = self._record(key)
+        return self._read(path) if path.is_file() else None
+
     def records(self) -> list[dict[str, Any]]:
         """All records that are whole, in the order of their keys; the others are warned of."""
         found = []
@@ -97,7 +108,7 @@ class Store:
 
     def has_checkpoint(self, key: str) -> bool:
         """Whether a training's checkpoint is there, and whole; a damaged one is set aside."""
-        data = self.shelf.read(checkpoint_name(key))
+        data = read_bytes(self.root / checkpoint_name(key))
         if data is None:
             return False
         try:
@@ -129,10 +140,16 @@ class Store:
 
     def forget_failure(self, key: str) -> None:
         """The cell is to be tried again, or has not failed this time."""
-        try:
-            self._failure(key).unlink(missing_ok=True)
-        except OSError as error:
-            raise cannot_write(self._failure(key), error) from error
+        remove(self._failure(key))
+
+    def over(self) -> set[str]:
+        """The keys of all cells that have a record or a failure, by the names of the files."""
+        names = (name for part in ("records", "failures") for name in os.listdir(self.root / part))
+        return {name.removesuffix(".json") for name in names if not name.startswith(".")}
+
+    def parts(self, training: str) -> list[Path]:
+        """The files of a training's evaluations under way."""
+        return sorted((self.root / "progress").glob(f"{training}.*-*.safetensors"))
 
     def forget(self, cells: Iterable[str], trainings: Iterable[str]) -> None:
         """Remove all that is kept of these cells and trainings, but for what another run is at work on.
@@ -141,35 +158,14 @@ class Store:
             StorageError: it cannot be removed.
         """
         for key in cells:
-            with self.locks.tried(cell_lock(key)) as free:
-                if free:
-                    self.shelf.remove(f"records/{key}.json")
-                    self.forget_failure(key)
+            remove(self._record(key))
+            self.forget_failure(key)
         for key in trainings:
             with self.locks.tried(training_lock(key)) as free:
-                for name in (checkpoint_name(key), state_name(key), *self.shelf.names(part_name(key))) if free else ():
-                    self.shelf.remove(name)
-
-    def tidy(self, trainings: Iterable[str]) -> None:
-        """Remove what was under way of these trainings and is of no use any more: a killed run may have left it."""
-        for key in trainings:
-            if (self.root / checkpoint_name(key)).is_file():
-                self.shelf.remove(state_name(key))
-            for name in self.shelf.names(part_name(key)):
-                if all(self._over(cell) for cell in self._cells_of(name, key)):
-                    self.shelf.remove(name)
-
-    def _over(self, key: str) -> bool:
-        """Whether there is an outcome of that cell."""
-        return self._record(key).is_file() or self._failure(key).is_file()
-
-    def _cells_of(self, part: str, training: str) -> set[str]:
-        """The cells that a part of an evaluation tells of; none if it is damaged."""
-        try:
-            found = read_part(self.shelf.read(part) or b"", training)
-        except StorageError:
-            return set()
-        return {cell for chunks in found.values() for chunk in chunks for cell in chunk.cells}
+                for path in (self.root / checkpoint_name(key), self.root / state_name(key)) if free else ():
+                    remove(path)
+            for path in self.parts(key):
+                remove(path)
 
     def _record(self, key: str) -> Path:
         return self.root / "records" / f"{key}.json"

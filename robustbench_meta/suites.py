@@ -17,7 +17,7 @@ from robustbench_meta.errors import BenchError, unknown
 from robustbench_meta.files import write_atomically, write_text
 from robustbench_meta.spec import OptionError, RunSpec, option_of
 
-_WHERE = ("device", "compile")
+_WHERE = ("device", "compile", "chunk")
 """Fields of `RunSpec` that identify no number: they are typed, and no keys."""
 KEYS = {option_of(field): field for field in RunSpec.model_fields if field not in _WHERE}
 """The fields of `RunSpec` by the keys that set them, which are named as the options of `bench run`."""

@@ -21,11 +21,11 @@ from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.grid import Grid, Training
 from robustbench_meta.harness import arm
 from robustbench_meta.keeping import Keeper
-from robustbench_meta.lanes import Lanes
+from robustbench_meta.metrics import Judged
 from robustbench_meta.models import Network, trainable
+from robustbench_meta.parallel import Cores
 from robustbench_meta.reads import files_read, unnamed
 from robustbench_meta.seeds import seed_from, seeded
-from robustbench_meta.sharing import Judged
 from robustbench_meta.snapshot import Snapshot
 from robustbench_meta.tasks import TaskSource
 from robustbench_meta.threat import Doubts
@@ -35,11 +35,11 @@ Report = Callable[[int, dict[str, float]], None]
 
 
 def make_engine(
-    grid: Grid, training: Training, device: torch.device, plan: Plan, lanes: Lanes | None = None
+    grid: Grid, training: Training, device: torch.device, plan: Plan, cores: Cores | None = None
 ) -> tuple[Engine, Weights]:
     """The engine of a training and θ as freshly initialised from the training's seed.
 
-    Lanes are for the CPU: without any, and on other devices, chunks of tasks go one after the other.
+    Cores are for the CPU: without any, and on other devices, chunks of tasks go one after the other.
     """
     setting, seed = grid.setting, training.spec.seed
     with _reading(training.backbone):
@@ -50,7 +50,7 @@ def make_engine(
     engine = Engine(
         training.learner, network, event=len(setting.shape),
         transductive=training.transductive, plan=plan, training=True,
-        lanes=lanes if lanes is not None and device.type == "cpu" else Lanes(),
+        cores=cores if cores is not None and device.type == "cpu" else Cores(),
     )  # fmt: skip
     if training.attack is not None:
         threat = training.attack
@@ -127,7 +127,7 @@ def meta_train(
     device: torch.device,
     plan: Plan,
     report: Report | None = None,
-    lanes: Lanes | None = None,
+    cores: Cores | None = None,
     keeper: Keeper | None = None,
     state: TrainingState | None = None,
 ) -> Trained:
@@ -142,7 +142,7 @@ def meta_train(
         device: where.
         plan: how to map over tasks.
         report: told the step, and the numbers of the last validation.
-        lanes: of the CPU.
+        cores: of the CPU.
         keeper: keeps the state now and then; None: nobody does.
         state: what to go on from, to the same numbers bit for bit; None: from the beginning.
 
@@ -150,7 +150,7 @@ def meta_train(
         Stopped: the keeper was told to stop, and has the state.
         BenchError: the weights diverged, or an attack did what it must not.
     """
-    engine, weights = make_engine(grid, training, device, plan, lanes)
+    engine, weights = make_engine(grid, training, device, plan, cores)
     if not weights:  # nothing to learn, as with prototypes in pixel space
         return Trained(weights, plan=asdict(plan))
     try:

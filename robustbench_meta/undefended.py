@@ -11,8 +11,8 @@ from torch import Tensor
 from robustbench_meta.effort import Counted, Effort
 from robustbench_meta.engine import Engine, Plan
 from robustbench_meta.harness import arm
+from robustbench_meta.metrics import Judged
 from robustbench_meta.models import Network, State, margin
-from robustbench_meta.sharing import Judged
 from robustbench_meta.tasks import TaskBatch
 from robustbench_meta.trials import Armed
 from robustbench_meta.victims import AttackedModel

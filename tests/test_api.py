@@ -594,7 +594,7 @@ def test_ctrl_c_keeps_what_is_under_way_and_the_same_call_goes_on(tmp_path, monk
 
     handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        patch.setattr(api.session, "prepare", prepared)
+        patch.setattr(api.runner, "make_ready", prepared)
         with pytest.raises(KeyboardInterrupt, match="the same call goes on"):
             rbm.run(results=tmp_path / "parts", **call)
     assert signal.getsignal(signal.SIGINT) is handler
@@ -611,7 +611,7 @@ def test_ctrl_c_keeps_what_is_under_way_and_the_same_call_goes_on(tmp_path, monk
         ready.registry.manager.register(Counting())
         return ready
 
-    monkeypatch.setattr(api.session, "prepare", counted)
+    monkeypatch.setattr(api.runner, "make_ready", counted)
     parts = rbm.run(results=tmp_path / "parts", **call)
     assert steps[0] in {4, 5}
     assert parts.queries["robust_correct"].tolist() == whole.queries["robust_correct"].tolist()

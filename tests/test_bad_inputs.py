@@ -188,7 +188,7 @@ def meet(need, request):
         pytest.skip("there is CUDA here")
     if need == "Linux" and not sys.platform.startswith("linux"):
         pytest.skip("it is told otherwise on other systems")
-    if need in {"ray", "submitit"} and importlib.util.find_spec(need) is None:
+    if need == "ray" and importlib.util.find_spec(need) is None:
         pytest.skip(f"{need} is not installed")
     if need == "a disk of 8 KB":
         request.getfixturevalue("disk")

@@ -155,21 +155,21 @@ def test_a_library_that_is_not_there_is_told(monkeypatch):
 def our_job(settings, fault=None):
     if fault == "error":
         raise ValueError("not so")
-    each = problem(tasks=3, lanes=settings.lanes())
-    plan = each.tune()
+    each = problem(tasks=3, cores=settings.cores())
+    plan = each.plan_training()
 
     def run():
         if fault == "death":
             os.kill(os.getpid(), signal.SIGKILL)
         return each.gradient()
 
-    return Job(run, {"plan": plan, "lanes": each.engine.lanes.count(), "threads": torch.get_num_threads()})
+    return Job(run, {"plan": plan, "cores": each.engine.cores.count(), "threads": torch.get_num_threads()})
 
 
 def test_our_process_computes_as_the_product_and_finds_our_gradient():
     threads, expected = torch.get_num_threads(), problem(tasks=3).gradient()
     with Apart(our_job, Settings(CPU, threads=2, quick=True)) as ours:
-        assert (ours.told["lanes"], ours.told["threads"]) == (2, 1)
+        assert (ours.told["cores"], ours.told["threads"]) == (2, 1)
         assert ours.told["plan"].chunk <= 3
         seconds, result = ours.turn()
         assert relative(result(), expected) < TOLERANCE_FLOAT64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 import pytest
 import torch
@@ -29,11 +29,11 @@ from robustbench_meta.checkpoints import (
 from robustbench_meta.effort import Effort
 from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError, StorageError
+from robustbench_meta.files import read_bytes
+from robustbench_meta.metrics import Judged
 from robustbench_meta.observation import Observation
-from robustbench_meta.parts import Chunk, Tally, part_bytes, read_part
+from robustbench_meta.partial_results import Chunk, Part, Tally, part_bytes, read_part
 from robustbench_meta.runtime.digest import digest_of
-from robustbench_meta.sharing import Judged
-from robustbench_meta.shelf import Folder, Sent
 
 CPU = torch.device("cpu")
 DTYPES = [
@@ -137,14 +137,14 @@ def state() -> TrainingState:
 
 def chunk() -> Chunk:
     return Chunk(
-        b"\x00noted\xff",
+        "006e6f746564ff",
         torch.eye(3, dtype=torch.bool),
         {
             "a" * 16: Tally(
                 torch.eye(3, dtype=torch.bool), 0.1, effort=Effort(9, 180, 171),
                 gallery={"episode": 0, "pictures": [{"clean": torch.eye(4, dtype=torch.uint8)[None], "linf": 0.1}]},
             ),
-            "b" * 16: Tally(None, 0.2, BenchError("no effect: é"), BenchError("too much")),
+            "b" * 16: Tally(None, 0.2, "no effect: é", "too much"),
             "c" * 16: Tally(None, 0.0, torch.tensor([0.5, math.nan], dtype=torch.float64), None),
         },
         {"probe": Tally(torch.zeros(3, 0, dtype=torch.bool), 7.0)},
@@ -156,22 +156,7 @@ def chunk() -> Chunk:
 
 def read_found(data: bytes) -> dict:
     """A part as plain data, for comparison."""
-
-    def plain(tally: Tally) -> dict:
-        return {name: str(value) if isinstance(value, BenchError) else value for name, value in vars(tally).items()}
-
-    return {
-        repr(portion): [
-            {
-                **vars(each), "noted": each.noted.hex(), "observation": vars(each.observation),
-                "noisy": {key: vars(seen) for key, seen in each.noisy.items()},
-                "cells": {key: plain(tally) for key, tally in each.cells.items()},
-                "probes": {key: plain(tally) for key, tally in each.probes.items()},
-            }
-            for each in chunks
-        ]
-        for portion, chunks in read_part(data, KEY).items()
-    }  # fmt: skip
+    return asdict(read_part(data, KEY))
 
 
 def read_checkpoint_(data: bytes) -> dict:
@@ -186,10 +171,14 @@ def read_state_(data: bytes) -> dict:
     }  # fmt: skip
 
 
+def part() -> Part:
+    return Part([chunk(), Chunk("")], {"chunk": 3}, "cpu (some)", 2**33)
+
+
 KINDS = {
     "checkpoint": (checkpoint_bytes(trained(), ABOUT), read_checkpoint_),
     "state": (state_bytes(state(), KEY), read_state_),
-    "part": (part_bytes({(0, 3): [chunk(), Chunk(b"")], (3, 5): []}, KEY, "a plan"), read_found),
+    "part": (part_bytes(part(), KEY, ["a" * 16]), read_found),
 }
 
 
@@ -243,16 +232,15 @@ def test_an_optimiser_goes_on_from_the_state_that_was_kept_as_if_nothing_had_bee
 
 
 def test_a_part_comes_back_bit_for_bit_with_its_failures():
-    found = {(0, 3): [chunk(), Chunk(b"")], (3, 5): []}
-    back = read_part(part_bytes(found, KEY, "a plan"), KEY, "a plan")
-    assert back.keys() == found.keys()
-    [one, empty] = back[0, 3]
-    assert empty == Chunk(b"")
-    assert (one.noted, one.observation, one.noisy) == (chunk().noted, chunk().observation, chunk().noisy)
+    back = read_part(part_bytes(part(), KEY, ["a" * 16]), KEY)
+    assert (back.plan, back.device, back.peak_memory) == ({"chunk": 3}, "cpu (some)", 2**33)
+    [one, empty] = back.chunks
+    assert empty == Chunk("")
+    assert (one.episodes, one.observation, one.noisy) == (chunk().episodes, chunk().observation, chunk().noisy)
     assert (one.adapt_seconds, one.adapted_tasks, one.check_seconds) == (0.3, 4, 0.5)
     assert same(one.clean, chunk().clean)
     failed = one.cells["b" * 16]
-    assert [type(failed.effect), str(failed.effect), str(failed.failure)] == [BenchError, "no effect: é", "too much"]
+    assert [failed.effect, failed.failure] == ["no effect: é", "too much"]
     for key in ("a" * 16, "c" * 16):
         assert each_field(one.cells[key], chunk().cells[key])
     assert each_field(one.probes["probe"], chunk().probes["probe"])
@@ -374,55 +362,9 @@ def test_a_new_checkpoint_is_a_plain_safetensors_file(tmp_path):
         assert json.loads(file.metadata()["about"]) == ABOUT
 
 
-names = st.sampled_from([
-    "checkpoints/a.safetensors", "progress/a.safetensors", "progress/a.part-1.safetensors",
-    "progress/a.part-10.safetensors", "progress/a.part-2.safetensors", "progress/b.part-1.safetensors",
-    "progress/ab.part-1.safetensors", "progress/a.PART-1",
-])  # fmt: skip
-steps = st.lists(st.tuples(st.sampled_from(["write", "write", "remove"]), names, st.binary(max_size=8)), max_size=12)
-
-
-@pytest.mark.parametrize("kind", ["folder", "sent"])
-@given(steps=steps, start=st.sampled_from(["progress/a.part-", "progress/", "progress/a", "checkpoints/x", "none/"]))
-@settings(deadline=None, max_examples=40)
-def test_a_shelf_is_a_dict_of_bytes(kind, steps, start, tmp_path_factory):
-    heard: dict[str, bytes] = {}
-
-    def hear(event: str, *, name: str, data: bytes = b"") -> None:
-        if event == "kept":
-            heard[name] = data
-        else:
-            heard.pop(name, None)
-
-    shelf = Folder(tmp_path_factory.mktemp("shelf")) if kind == "folder" else Sent({}, hear)
-    model: dict[str, bytes] = {}
-    for step, name, data in steps:
-        if step == "write":
-            shelf.write(name, data)
-            model[name] = data
-        else:
-            shelf.remove(name)
-            model.pop(name, None)
-        assert shelf.read(name) == model.get(name)
-    assert shelf.names(start) == sorted(name for name in model if name.startswith(start))
-    assert {name: shelf.read(name) for name in model} == model
-    if isinstance(shelf, Folder):
-        found = {str(path.relative_to(shelf.root)) for path in shelf.root.rglob("*") if path.is_file()}
-        assert found == set(model), "nothing else is left behind"
-    else:
-        assert heard == model, "the sender has what is there"
-
-
-def test_what_was_sent_along_is_read_and_stays_as_it_was():
-    things = {"checkpoints/a": b"1"}
-    shelf = Sent(things, lambda *_, **__: None)
-    shelf.write("checkpoints/a", b"2")
-    assert (shelf.read("checkpoints/a"), things) == (b"2", {"checkpoints/a": b"1"})
-
-
 def test_a_thing_that_cannot_be_read_is_told_from_one_that_is_not_there(tmp_path):
     (tmp_path / "progress" / "a").mkdir(parents=True)
     with pytest.raises(StorageError, match="cannot be read: Is a directory"):
-        Folder(tmp_path).read("progress/a")
-    assert Folder(tmp_path).read("progress/b") is None
-    assert Folder(tmp_path / "none").read("progress/b") is None
+        read_bytes(tmp_path / "progress" / "a")
+    assert read_bytes(tmp_path / "progress" / "b") is None
+    assert read_bytes(tmp_path / "none" / "b") is None

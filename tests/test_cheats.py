@@ -13,12 +13,12 @@ from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError
 from robustbench_meta.evaluation import evaluate
 from robustbench_meta.grid import prepare
-from robustbench_meta.lanes import Lanes
+from robustbench_meta.jobs.worker import Place, self_check
+from robustbench_meta.parallel import Cores
 from robustbench_meta.registry import load_registry
-from robustbench_meta.shelf import Folder
 from robustbench_meta.spec import RunSpec
+from robustbench_meta.store import Store
 from robustbench_meta.training import make_engine, meta_train
-from robustbench_meta.work import Workplace, self_check
 
 CPU = torch.device("cpu")
 EPISODES = 24
@@ -33,7 +33,7 @@ def plugins():
 def honest(plugins):
     """θ of a MAML that has learned something."""
     grid = grid_of(plugins, ("none",))
-    return meta_train(grid, grid.trainings[0], CPU, Plan("vmap", "loop", 4), lanes=Lanes(lambda: 2)).weights
+    return meta_train(grid, grid.trainings[0], CPU, Plan("vmap", "loop", 4), cores=Cores(lambda: 2)).weights
 
 
 def grid_of(plugins, attacks, learner="maml", **given):
@@ -46,7 +46,7 @@ def grid_of(plugins, attacks, learner="maml", **given):
 def outcomes(plugins, weights, attacks, learner="maml", **given):
     """By attack, support and query: the outcome of evaluating a learner with these weights."""
     grid = grid_of(plugins, attacks, learner, **given)
-    engine, _ = make_engine(grid, grid.trainings[0], CPU, Plan("loop", "loop", 8), Lanes(lambda: 2))
+    engine, _ = make_engine(grid, grid.trainings[0], CPU, Plan("loop", "loop", 8), Cores(lambda: 2))
     found = evaluate(engine, weights, grid.splits.test, grid.cells, CPU, battery=grid.battery)
     return {cell.attack: found[cell.key] for cell in grid.cells}
 
@@ -87,12 +87,12 @@ def test_a_cheating_learner_is_flagged_for_its_reason(plugins, honest, cheat, wh
 def test_a_learner_that_looks_at_batch_mates_is_refused(plugins, tmp_path):
     grid = grid_of(plugins, ("pgd",), "peeking")
     with pytest.raises(BenchError, match="declared inductive, but a query's logits change"):
-        self_check(Workplace(grid, Folder(tmp_path), CPU, Lanes()), grid.trainings[0])
+        self_check(Place(Store(tmp_path), CPU), grid, grid.trainings[0])
 
 
 def test_a_noisy_learner_is_not_refused_for_looking_at_batch_mates(plugins, tmp_path):
     grid = grid_of(plugins, ("pgd",), "noisy")
-    self_check(Workplace(grid, Folder(tmp_path), CPU, Lanes()), grid.trainings[0])
+    self_check(Place(Store(tmp_path), CPU), grid, grid.trainings[0])
 
 
 def test_an_attack_without_effect_is_flagged(plugins, honest):

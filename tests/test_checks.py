@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from robustbench_meta import runner
 from robustbench_meta.checks import ENOUGH, FLAGS, certify, of_training
 from robustbench_meta.contracts import Random
 from robustbench_meta.effort import Effort
 from robustbench_meta.grid import prepare
+from robustbench_meta.jobs import runner
 from robustbench_meta.neighbours import flags_between
 from robustbench_meta.observation import Observation, influence_of_mates
 from robustbench_meta.probes import CHECKED, probes

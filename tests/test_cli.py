@@ -188,7 +188,7 @@ def failing(monkeypatch, error):
     def prepare(*_):
         raise error
 
-    monkeypatch.setattr("robustbench_meta.session.prepare_all", prepare)
+    monkeypatch.setattr("robustbench_meta.jobs.runner.prepare_all", prepare)
 
 
 def test_a_bug_says_that_it_is_one(monkeypatch):

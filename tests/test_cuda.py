@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
-from robustbench_meta import leaderboard, runner
+from robustbench_meta import leaderboard
 from robustbench_meta.contracts import Random
 from robustbench_meta.devices import peak_memory, reset_peak_memory, wait
 from robustbench_meta.engine import Plan
 from robustbench_meta.evaluation import Outcome, evaluate
 from robustbench_meta.harness import arm
+from robustbench_meta.jobs import runner
 from robustbench_meta.plugins.attacks.apgd import APGD, APGDL2
 from robustbench_meta.plugins.attacks.auto import Auto, AutoL2
 from robustbench_meta.plugins.attacks.pgd import PGD, PGDL2

@@ -26,7 +26,6 @@ from robustbench_meta.plugins.datasets.image_folder import ImageFolder
 from robustbench_meta.plugins.datasets.omniglot import Omniglot
 from robustbench_meta.plugins.datasets.pickled import Pickled
 from robustbench_meta.registry import load_registry
-from robustbench_meta.tuning import CacheBook
 from tests.miniature import META, paint, pass_for_whole, pickle_parts, pickled_part, small_omniglot
 
 
@@ -659,8 +658,6 @@ class TestNobody:
         assert cached("x", {}, lambda: arrays) is arrays
         assert "nothing is kept" in caplog.text
         assert "HOME" in caplog.text
-        assert CacheBook().settle("plan", "text") == "text"
-        assert CacheBook().read("plan") is None
 
     def test_data_that_would_be_there_are_refused_with_what_to_do(self):
         refused(lambda: data_root(None), "no home folder of yours", "HOME", "ROBUSTBENCH_META_DATA")

@@ -178,7 +178,7 @@ def test_what_is_declared_and_lacks(clean, monkeypatch, needed, told):
 
 def test_extras_are_installed_in_one_step_and_mlflow_in_another(clean, monkeypatch):
     version = importlib.metadata.version
-    gone = {"ray", "submitit", "mlflow-skinny"}
+    gone = {"ray", "mlflow-skinny"}
 
     def known(name):
         if name in gone:
@@ -187,8 +187,8 @@ def test_extras_are_installed_in_one_step_and_mlflow_in_another(clean, monkeypat
 
     monkeypatch.setattr(importlib.metadata, "version", known)
     found = findings(clean / "r")["extras", "ok"]
-    assert found.seen.startswith("tensorboard 1.0; not installed: ray, submitit, mlflow-skinny")
-    steps = "python -m pip install 'robustbench_meta[ray,slurm]' && python -m pip install mlflow-skinny"
+    assert found.seen.startswith("tensorboard 1.0; not installed: ray, mlflow-skinny")
+    steps = "python -m pip install 'robustbench_meta[ray]' && python -m pip install mlflow-skinny"
     assert found.mend == steps, "pip finds no versions that go together"
 
 

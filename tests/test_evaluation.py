@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from robustbench_meta import evaluation
 from robustbench_meta.contracts import Attack
 from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError, ViolationError
-from robustbench_meta.evaluation import Outcome, evaluate
+from robustbench_meta.evaluation import Outcome, chunks_of, evaluate
 from robustbench_meta.grid import prepare
 from robustbench_meta.harness import arm
 from robustbench_meta.registry import Origin, load_registry
@@ -28,8 +29,10 @@ def small(registry, **given):
     return prepare(RunSpec.read(**{**spec, **given}), registry, None)
 
 
-def outcomes(grid, chunk=4, plan=None):
+def outcomes(grid, chunk=4, plan=None, monkeypatch=None):
     found = {}
+    if monkeypatch is not None:
+        monkeypatch.setattr(evaluation, "CPU_CHUNK", chunk)
     for training in grid.trainings:
         engine, weights = make_engine(grid, training, CPU, plan or Plan(chunk=chunk))
         for key, outcome in evaluate(engine, weights, grid.splits.test, grid.of(training), CPU).items():
@@ -52,13 +55,21 @@ def test_all_cells_see_the_same_episodes_and_share_what_is_clean(registry):
 
 
 @pytest.mark.parametrize("attack", ["fgsm", "pgd:steps=3"])
-def test_chunks_change_nothing(registry, attack):
+def test_chunks_change_nothing(registry, attack, monkeypatch):
     """Not even the random starts of an attack: its draws belong to the episode, not to the batch."""
     grid = small(registry, attacks=("none", attack), learners=("maml",))
-    one, all_at_once = outcomes(grid, chunk=1), outcomes(grid, chunk=10)
+    one, all_at_once = outcomes(grid, 1, monkeypatch=monkeypatch), outcomes(grid, 10, monkeypatch=monkeypatch)
     for key, outcome in one.items():
         assert outcome.episodes_digest == all_at_once[key].episodes_digest
         assert (outcome.robust == all_at_once[key].robust).mean() > 0.99, key  # ties of float32 rounding
+
+
+@pytest.mark.parametrize("count", [2, 3, 10, 32, 33, 600])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_chunks_are_all_episodes_once_and_those_that_are_checked_are_alone(count, device):
+    chunks = chunks_of(count, device)
+    assert [place for places in chunks for place in places] == list(range(count))
+    assert all(places.stop <= 32 or places.start >= 32 for places in chunks)
 
 
 def test_more_episodes_begin_with_the_same_ones(registry):
@@ -228,7 +239,7 @@ def test_a_violation_ends_its_cell_only():
 
     registry.add(Module, Origin("local", "test", "test"))
     found = outcomes(small(registry, attacks=("none", "cheat", "fgsm"), learners=("maml",), scenarios=("clean/adv",)))
-    assert isinstance(found["maml", "cheat", "clean", "adv"], ViolationError)
+    assert "linf distance" in str(found["maml", "cheat", "clean", "adv"])
     assert isinstance(found["maml", "fgsm", "clean", "adv"], Outcome)
 
 
@@ -306,7 +317,7 @@ def test_what_an_attack_spoils_behind_autograds_back_is_noticed_and_costs_no_oth
     grid.cells[:] = [bad, *grid.cells]
     found = outcomes(grid, plan=Plan("loop", "loop", 4))
     told = found.pop(("maml", "spoiler", first.support, first.query))
-    assert isinstance(told, ViolationError)
+    assert isinstance(told, BenchError)
     assert message in str(told)
     for key, outcome in found.items():
         assert np.array_equal(outcome.clean, honest[key].clean)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustbench_meta import evaluation, hookimpl, keeping, leaderboard, runner, work
+from robustbench_meta import evaluation, hookimpl, leaderboard
 from robustbench_meta.cli import execution, main
 from robustbench_meta.commands import command_for, transfer_command
 from robustbench_meta.contracts import Attack
@@ -25,7 +25,7 @@ from robustbench_meta.exhibits import can_be_shown, developed, exhibit
 from robustbench_meta.gallery import Gallery, gallery_of, pixels, png
 from robustbench_meta.grid import prepare
 from robustbench_meta.harness import arm
-from robustbench_meta.lanes import Lanes
+from robustbench_meta.jobs import runner
 from robustbench_meta.learning import Validation, learning_curve, learning_curves
 from robustbench_meta.records import DamagedError, read_record, record_text
 from robustbench_meta.registry import load_registry
@@ -47,9 +47,14 @@ def small(registry, **given):
     return prepare(RunSpec.read(**{**SMALL, **given}), registry, None)
 
 
-def outcomes(grid, chunk=2, lanes=1):
+@pytest.fixture(autouse=True)
+def _two_episodes_at_a_time(monkeypatch):
+    monkeypatch.setattr(evaluation, "CPU_CHUNK", 2)
+
+
+def outcomes(grid, chunk=2):
     """By attack, support and query."""
-    engine, weights = make_engine(grid, grid.trainings[0], CPU, Plan(chunk=chunk), Lanes(lambda: lanes))
+    engine, weights = make_engine(grid, grid.trainings[0], CPU, Plan(chunk=chunk))
     found = evaluate(engine, weights, grid.splits.test, grid.cells, CPU, battery=grid.battery)
     return {(cell.attack, cell.support, cell.query): found[cell.key] for cell in grid.cells}
 
@@ -132,9 +137,9 @@ def test_each_scenario_shows_what_it_attacks(registry):
     [{"scenarios": ("all",), "attacks": ("none", "pgd:steps=2")}, {"checks": True, "episodes": 3}],
     ids=["all scenarios", "with checks"],
 )
-def test_rows_are_the_same_with_pictures_and_without_and_pictures_whatever_the_lanes(registry, monkeypatch, given):
+def test_rows_are_the_same_with_pictures_and_without(registry, monkeypatch, given):
     grid = small(registry, **given)
-    shown, alone = outcomes(grid, lanes=3), outcomes(grid)
+    shown, alone = outcomes(grid), outcomes(grid)
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "exhibit", lambda *_: None)
         patch.setattr("robustbench_meta.trials.Counted", lambda victim, _: victim)
@@ -254,11 +259,10 @@ def whole(tmp_path_factory):
 
 
 def test_an_evaluation_that_was_interrupted_has_the_pictures_of_one_that_was_not(whole, tmp_path, monkeypatch):
-    monkeypatch.setenv(keeping.SECONDS, "0")
     with pytest.raises(Stopped):
         run(tmp_path, stops_at=1)
     assert Store(tmp_path).records() == []
-    assert list((tmp_path / "progress").glob("*.part-*")), "nothing was kept"
+    assert list((tmp_path / "progress").glob("*.0-*.safetensors")), "nothing was kept"
     drawn = []
     monkeypatch.setattr(evaluation, "exhibit", lambda *_: drawn.append(1))
     assert told(run(tmp_path)) == told(whole)

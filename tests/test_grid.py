@@ -287,7 +287,7 @@ def test_checks_are_part_of_what_identifies_a_row(registry):
 @pytest.fixture(scope="module")
 def checkpoint(registry, tmp_path_factory):
     """Of a smoke-size MAML."""
-    from robustbench_meta.runner import run
+    from robustbench_meta.jobs.runner import run
     from robustbench_meta.store import Store
 
     folder = tmp_path_factory.mktemp("surrogate")

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from robustbench_meta import devices, leaderboard, runner
+from robustbench_meta import devices, leaderboard
 from robustbench_meta.engine import Engine
+from robustbench_meta.jobs import runner
 from robustbench_meta.spec import RunSpec
 from robustbench_meta.store import Store, unpack
 

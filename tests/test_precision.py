@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustbench_meta import leaderboard, runner
+from robustbench_meta import leaderboard
 from robustbench_meta.boards import boards
 from robustbench_meta.contracts import Weights
 from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError
 from robustbench_meta.harness import arm
+from robustbench_meta.jobs import runner
 from robustbench_meta.precision import check_precision, computing_in, lowered
 from robustbench_meta.selfcheck import can_be_vmapped, may_be_vmapped
 from robustbench_meta.spec import RunSpec

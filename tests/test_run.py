@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from robustbench_meta import leaderboard, runner
+from robustbench_meta import leaderboard
+from robustbench_meta.jobs import runner
 from robustbench_meta.spec import RunSpec
 from robustbench_meta.statistics import mean_and_ci95, worst_decile
 from robustbench_meta.store import Store, pack, unpack

@@ -266,7 +266,7 @@ def remembered(tmp_path_factory):
     [
         (["run", "--learner", "ad"], "adml"), (["run", "-a", "pg"], "pgd"), (["run", "-d", "gl"], "glyphs"),
         (["run", "--profile", "q"], "quick"), (["run", "--scenario", "adv/"], "adv/adv"), (["ru"], "run"),
-        (["run", "--track", "ten"], "tensorboard"), (["run", "--executor", "sl"], "slurm"),
+        (["run", "--track", "ten"], "tensorboard"), (["run", "--executor", "ra"], "ray"),
         (["run", "--precision", "b"], "bf16"), (["plugins", "new", "back"], "backbone"), (["plot", "sc"], "scenarios"),
         (["plot", "--format", "s"], "svg"), (["export", "--format", "la"], "latex"), (["list", "att"], "attacks"),
         (["list", "attacks", "fg"], "fgsm"), (["run", "--meta"], "--meta-steps"), (["run", "mi"], "mine.toml"),

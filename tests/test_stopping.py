@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
-import time
 
 import pytest
 
 from robustbench_meta.stopping import Stop, Stopped
-from robustbench_meta.whereabouts import Whereabouts
 
 BOTH = [signal.SIGINT, signal.SIGTERM]
 
@@ -183,99 +180,3 @@ def test_a_process_that_gets_a_signal_ends_as_its_work_may(work, number):
         rest = process.stdout.read()
         assert process.wait(30) == 0
     assert rest == ("interrupted\n" if work == "deaf" else f"stopped by {int(number)}\n")
-
-
-def forked(work) -> int:
-    """A process that does this and then ends, without cleaning up; its number."""
-    process = os.fork()
-    if process == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return process
-
-
-def until(true) -> None:
-    ends = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < ends
-        time.sleep(0.005)
-
-
-def test_where_processes_are_is_seen_from_outside():
-    where = Whereabouts(3, ["a", "b"])
-    assert where.under_way() == {}
-    began = time.monotonic()
-    children = []
-    for portion, cell in enumerate(["b", "b", "a"]):
-
-        def work(portion: int = portion, cell: str = cell) -> None:
-            with where.at(portion, "a" if cell == "b" else "b"):
-                time.sleep(0.1)
-            with where.at(portion, cell):
-                time.sleep(60)
-
-        children.append(forked(work))
-    until(lambda: [where.cell(portion) for portion in range(3)] == ["b", "b", "a"])
-    time.sleep(0.2)
-    found, longest = where.under_way(), time.monotonic() - began
-    assert found["a"] >= 0.3, "0.2 s there now, and 2 × 0.1 s that two others spent"
-    assert found["a"] <= 3 * longest
-    assert found["b"] >= 0.5, "twice 0.2 s there now, and 0.1 s that another spent"
-    assert found["b"] <= 3 * longest
-    os.kill(children[0], signal.SIGKILL)
-    os.waitpid(children[0], 0)
-    assert where.cell(0) == "b", "a dead process stays where it was"
-    before = where.under_way()["b"]
-    time.sleep(0.05)
-    assert where.under_way()["b"] >= before + 2 * 0.05
-    where.leave(0)
-    assert where.cell(0) is None
-    assert set(where.under_way()) == {"a", "b"}
-    for child in children[1:]:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    for portion in (1, 2):
-        where.leave(portion)
-    assert where.under_way() == {}
-
-
-def test_seconds_add_up_over_portions_and_visits():
-    where = Whereabouts(2, ["a", "b"])
-    for portion in (0, 1, 1):
-        with where.at(portion, "a"):
-            time.sleep(0.05)
-    with where.at(0, "a"):
-        spent = where.under_way()["a"]
-    assert 0.15 <= spent < 5
-    with where.at(0, "b"):
-        assert where.under_way()["b"] < 0.05
-    assert where.under_way() == {}
-
-
-def test_a_process_that_fails_leaves_its_cell():
-    where = Whereabouts(1, ["a"])
-    with pytest.raises(ValueError, match="mine"), where.at(0, "a"):
-        raise ValueError("mine")
-    assert where.cell(0) is None
-
-
-def test_only_the_process_itself_hears_of_its_own_moves():
-    where, moves = Whereabouts(2, ["a"]), []
-    where.moved = lambda: moves.append(where.cell(0))
-    read, write = os.pipe()
-
-    def work() -> None:
-        with where.at(1, "a"):
-            pass
-        os.write(write, bytes([len(moves)]))
-
-    os.waitpid(forked(work), 0)
-    assert os.read(read, 1) == b"\0", "nothing was heard in the child"
-    assert moves == []
-    with where.at(0, "a"):
-        assert moves == ["a"]
-    assert moves == ["a", None]
-    os.close(read)
-    os.close(write)

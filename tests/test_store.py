@@ -17,8 +17,7 @@ import torch
 from robustbench_meta import files
 from robustbench_meta.checkpoints import Trained, checkpoint_bytes, checkpoint_name, state_name
 from robustbench_meta.errors import StorageError
-from robustbench_meta.files import write_atomically
-from robustbench_meta.parts import part_name
+from robustbench_meta.files import write_atomically, write_bytes
 from robustbench_meta.records import record_text
 from robustbench_meta.runtime.digest import digest_of
 from robustbench_meta.store import Store, is_done, is_trained
@@ -32,13 +31,17 @@ CHECKPOINT = checkpoint_bytes(Trained({"w": torch.arange(3.0)}), ABOUT)
 AGAIN = "then give the same command again: what was finished is kept"
 
 
+def part_of(training: str, episodes: str) -> str:
+    return f"progress/{training}.{episodes}.how.which.safetensors"
+
+
 @pytest.fixture
 def store(tmp_path):
     """A results folder with two records and a checkpoint."""
     store = Store(tmp_path / "results")
     store.write_record(RECORD)
     store.write_record(OTHER)
-    store.shelf.write(checkpoint_name(TRAINING), CHECKPOINT)
+    write_bytes(store.root / checkpoint_name(TRAINING), CHECKPOINT)
     return store
 
 
@@ -100,7 +103,7 @@ def test_a_damaged_file_is_set_aside_with_one_message_and_can_be_made_again(what
     if what == "record":
         store.write_record(RECORD)
     else:
-        store.shelf.write(name, CHECKPOINT)
+        write_bytes(store.root / name, CHECKPOINT)
     assert there(key)
 
 
@@ -129,7 +132,7 @@ def test_where_nothing_is_written_a_damaged_file_stays_and_is_told_of_once(store
 
 
 def test_the_checkpoint_of_another_training_is_set_aside(store, caplog):
-    store.shelf.write(checkpoint_name("0" * 16), CHECKPOINT)
+    write_bytes(store.root / checkpoint_name("0" * 16), CHECKPOINT)
     assert not store.has_checkpoint("0" * 16)
     assert "it is of another training than its name says" in caplog.text
 
@@ -198,10 +201,10 @@ def test_a_damaged_note_of_a_failure_is_none(text, store):
 
 
 def test_forgetting_removes_all_of_these_cells_and_trainings_and_nothing_else(store):
-    mine = [checkpoint_name(TRAINING), state_name(TRAINING), part_name(TRAINING, "a"), part_name(TRAINING, "b")]
-    others = [checkpoint_name("x"), state_name("x"), part_name("x", "a"), state_name(TRAINING + "x")]
+    mine = [checkpoint_name(TRAINING), state_name(TRAINING), part_of(TRAINING, "0-8"), part_of(TRAINING, "8-16")]
+    others = [checkpoint_name("x"), state_name("x"), part_of("x", "0-8"), state_name(TRAINING + "x")]
     for name in mine[1:] + others:
-        store.shelf.write(name, b"bytes")
+        write_bytes(store.root / name, b"bytes")
     store.write_failure(KEY, {"reason": "it hung"})
     store.write_failure("other", {"reason": "it hung"})
     before = set(tree(store.root))

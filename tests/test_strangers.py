@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_meta import runner
 from robustbench_meta.contracts import Backbone, Update
 from robustbench_meta.engine import Plan
 from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.evaluation import evaluate
 from robustbench_meta.given import bringing
+from robustbench_meta.jobs import runner
 from robustbench_meta.plugins.attacks.fgsm import FGSM
 from robustbench_meta.plugins.backbones.linear import Linear
 from robustbench_meta.plugins.datasets.toy import Toy

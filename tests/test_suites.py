@@ -13,11 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustbench_meta import runner
 from robustbench_meta.cli import main
 from robustbench_meta.cli.run import run as run_command
 from robustbench_meta.errors import BenchError
 from robustbench_meta.hookspecs import hookimpl
+from robustbench_meta.jobs import runner
 from robustbench_meta.options import SCENARIOS
 from robustbench_meta.registry import load_registry
 from robustbench_meta.spec import RunSpec
@@ -64,7 +64,7 @@ def test_the_keys_are_the_options_of_the_command():
         for name in re.findall(r"--[a-z-]+", str(parameter.annotation)) or [parameter.name.replace("_", "-")]
     } - {"suite", "no-checks"}  # fmt: skip
     assert set(KEYS) <= options
-    assert set(KEYS.values()) == set(RunSpec.model_fields) - {"device", "compile"}
+    assert set(KEYS.values()) == set(RunSpec.model_fields) - {"device", "compile", "chunk"}
 
 
 def test_a_suite_makes_the_cells_of_the_typed_command(registry):

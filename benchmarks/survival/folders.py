@@ -40,7 +40,7 @@ def phase(results: Path, cells: int) -> str:
     if len(list((results / "records").glob("[!.]*.json"))) == cells:
         return TABLES
     kept = [path.name for path in (results / "progress").glob("[!.]*")]
-    if any(".part-" in name for name in kept):
+    if any("-" in name for name in kept):
         return EVALUATING
     return TRAINING if kept else BETWEEN
 

@@ -154,7 +154,9 @@ class WarmBench(Bench):
     """
 
     def _begin(self, arguments: list[str], environment: Mapping[str, str], log: Path) -> Run:
-        _SERVER.set_forkserver_preload(["robustbench_meta.cli.execution", "robustbench_meta.leaderboard", __name__])
+        _SERVER.set_forkserver_preload(
+            ["robustbench_meta.cli.execution", "robustbench_meta.jobs.worker", "robustbench_meta.leaderboard", __name__]
+        )
         process = _SERVER.Process(target=_bench, args=(arguments, dict(environment), log))
         process.start()
         assert process.pid is not None

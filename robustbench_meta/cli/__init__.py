@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from robustbench_meta import __version__
-from robustbench_meta.cli import card, compare, data, doctor, export, plot, plugins, report, run, show
+from robustbench_meta.cli import card, compare, data, doctor, export, plot, plugins, report, run, show, status
 from robustbench_meta.cli.hints import Commands
 from robustbench_meta.cli.options import Debug
 from robustbench_meta.errors import BenchError
@@ -25,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 app.command("run", rich_help_panel="Measure")(run.run)
+app.command("status", rich_help_panel="Measure")(status.status)
 app.command("leaderboard", rich_help_panel="Measure")(show.leaderboard)
 app.command("compare", rich_help_panel="Measure")(compare.compare)
 app.command("report", rich_help_panel="Publish")(report.report)

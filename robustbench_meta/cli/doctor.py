@@ -137,7 +137,7 @@ def examine(
 # -- the checks ---
 
 
-EXTRAS = {"ray": "ray", "submitit": "slurm", "tensorboard": "tensorboard"}
+EXTRAS = {"ray": "ray", "tensorboard": "tensorboard"}
 """Distributions that some options need, and the extra that brings each."""
 MLFLOW = "mlflow-skinny"
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import pluggy
 
-from robustbench_meta import session
 from robustbench_meta.cli.completion import remember
 from robustbench_meta.cli.console import err, out
 from robustbench_meta.cli.json_output import Events
 from robustbench_meta.cli.plan import Effort, afterwards, cells_table, failures, header, outcome, work
 from robustbench_meta.cli.progress import listening, showing_progress
 from robustbench_meta.cores import available_cores
-from robustbench_meta.executors import Policy
-from robustbench_meta.executors.schedule import side_by_side, tasks_of
-from robustbench_meta.session import Ready, compute, told_failures
+from robustbench_meta.jobs import runner
+from robustbench_meta.jobs.planner import groups_of, needed_of, work_of, workers_for
+from robustbench_meta.jobs.policy import Policy
+from robustbench_meta.jobs.runner import Ready, compute, failures_of
 from robustbench_meta.stopping import Stop
 from robustbench_meta.store import Store, is_done, is_trained
 from robustbench_meta.suites import Suite, save_suite
@@ -29,7 +29,7 @@ def prepare(
     track: Sequence[str] = (), *, dry: bool = False,
 ) -> Ready:  # fmt: skip
     """Find the device and the plugins, load the data, and expand the grids; `dry` remembers no names to complete."""
-    return session.prepare(
+    return runner.make_ready(
         suite, plugins, local_plugins, data_root, policy, track, bring=None if dry else remember
     )  # fmt: skip
 
@@ -81,7 +81,7 @@ def execute(
 
         events.tell(
             "finished", finished=summary.finished, skipped=summary.skipped, failed=failed,
-            failures=told_failures(summary), path=str(path), leaderboard=records(frame),
+            failures=failures_of(summary), path=str(path), leaderboard=records(frame),
             curves=records(to_frame(curves(frame, samples))), exit_code=1 if failed else 0,
         )  # fmt: skip
     elif quiet:
@@ -125,15 +125,15 @@ def rehearse(
 
 def _efforts(ready: Ready, states: Mapping[str, str], results: Path, policy: Policy) -> list[Effort]:
     """Of each part what is still to do; a training that an earlier part makes is none of a later one."""
-    made: set[str] = set()
+    pending = {key for key, state in states.items() if state == "to do"}
+    needed = needed_of(ready.grids, pending)
+    there = {key for key in needed if is_trained(results, key) and not policy.fresh}
+    everything = work_of(groups_of(ready.grids, pending, ready.device.type), needed, there.__contains__)
+    workers = workers_for(policy.jobs, everything, ready.device, available_cores())
     efforts = []
     for grid in ready.grids:
-        pending = {cell.key for cell in grid.cells if states[cell.key] == "to do"}
-        needed = [training.key for training in grid.needed(pending)]
-        there = made | {key for key in needed if is_trained(results, key) and not policy.fresh}
-        todo = tasks_of(grid, pending, there.__contains__)
-        missing = {task.training for task in todo if not task.cells}
-        slots = side_by_side(policy.jobs, todo, ready.device, available_cores())
-        efforts.append(Effort(len(pending), grid.estimate(pending, missing), slots))
-        made |= missing
+        own = {cell.key for cell in grid.cells} & pending
+        missing = {training.key for training in grid.needed(own)} - there
+        efforts.append(Effort(len(own), grid.estimate(own, missing), workers))
+        there |= missing
     return efforts

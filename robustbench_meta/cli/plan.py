@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import torch
 
     from robustbench_meta.grid import Cell, Grid, Work
+    from robustbench_meta.jobs.monitor import Summary
     from robustbench_meta.registry import Registry
-    from robustbench_meta.runner import Summary
     from robustbench_meta.suites import Suite
 
 _WORK = {

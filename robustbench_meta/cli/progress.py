@@ -86,11 +86,11 @@ class Listener:
 
     def _told(self, stretch: Stretch) -> None:
         if stretch.spent == 0 and 0 < stretch.first == stretch.done < stretch.total:
-            self.display.say(f"{_name(stretch)}: going on from {stretch.done:,} of {stretch.total:,}")
+            self.display.say(f"{_name(stretch)}: resuming at {stretch.done:,} of {stretch.total:,}")
         if stretch.over and stretch.total:
             metrics = _metrics(stretch)
             self.display.say(
-                f"{_name(stretch)}: {stretch.total:,} in {_time(stretch.spent)}{', ' + metrics if metrics else ''}"
+                f"{_name(stretch)}: {stretch.total:,} in {duration(stretch.spent)}{', ' + metrics if metrics else ''}"
             )
         self.display.changed(self.progress, stretch)
 
@@ -116,7 +116,7 @@ def _rate(speed: float) -> str:
     return f"{speed:.0f}/s" if speed >= 100 else f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each"
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """`0:01:05`."""
     return str(timedelta(seconds=round(seconds)))
 
@@ -130,12 +130,12 @@ def left_told(left: Left | None) -> str:
     if left is None or (left.known == "more" and left.seconds < 1):
         return "…"
     mark = {"measured": "", "guessed": "~", "more": ">", "less": "<"}[left.known]
-    return f"{mark}{_time(left.seconds)} left"
+    return f"{mark}{duration(left.seconds)} left"
 
 
 def _own_left(stretch: Stretch) -> str:
     """`0:12:30` of one training or evaluation."""
-    return "" if stretch.left is None else f"{'<' if stretch.quickens else ''}{_time(stretch.left)}"
+    return "" if stretch.left is None else f"{'<' if stretch.quickens else ''}{duration(stretch.left)}"
 
 
 def _shortened(text: str, width: int) -> str:
@@ -191,7 +191,7 @@ def _overall(progress: Progress, width: int) -> RenderableType:
         Text("all", style="bold"),
         ProgressBar(total=1.0, completed=fraction or 0.0),
         Text("" if fraction is None else f"{100 * fraction:.0f} %", style="bold"),
-        f"{progress.cells_over:,}/{counted(progress.cells, 'cell')}  {_time(progress.elapsed)} so far",
+        f"{progress.cells_over:,}/{counted(progress.cells, 'cell')}  {duration(progress.elapsed)} so far",
         Text(left_told(progress.left), style="bold cyan"),
     )
     return table

@@ -151,13 +151,13 @@ def run(
         ),
     ] = None,
     jobs: Annotated[
-        str, typer.Option(metavar="auto|N", rich_help_panel=_HOW, help="Trainings side by side."),
+        str, typer.Option(metavar="auto|N", rich_help_panel=_HOW, help="Workers side by side."),
     ] = "auto",
     executor: Annotated[
         str,
         typer.Option(
-            autocompletion=completion.one_of(("local", "processes", "ray", "slurm")), metavar="NAME[:…]",
-            rich_help_panel=_HOW, help="local, processes, ray or slurm; options as in ray:gpus=1,cpus=2.",
+            autocompletion=completion.one_of(("local", "processes", "ray")), metavar="NAME[:…]",
+            rich_help_panel=_HOW, help="local, processes or ray; options as in ray:gpus=1,cpus=2.",
         ),
     ] = "local",
     ray_address: Annotated[
@@ -185,6 +185,13 @@ def run(
         bool,
         typer.Option("--retry-failed", metavar="", rich_help_panel=_HOW, help="Try again what failed before."),
     ] = False,
+    exit_when_waiting: Annotated[
+        bool,
+        typer.Option(
+            "--exit-when-waiting", metavar="", rich_help_panel=_HOW,
+            help="End when other runs are at work on all that is left.",
+        ),
+    ] = False,
     fresh: Annotated[
         bool,
         typer.Option("--fresh", metavar="", rich_help_panel=_HOW, help="Forget what is kept of these cells first."),
@@ -202,10 +209,17 @@ def run(
     compile: Annotated[
         str,
         typer.Option(
-            autocompletion=completion.one_of(("auto", "on", "off")), metavar="auto|on|off", rich_help_panel=WHERE,
-            help="torch.compile; auto: long runs on CUDA.",
+            autocompletion=completion.one_of(("on", "off")), metavar="on|off", rich_help_panel=WHERE,
+            help="Whether meta-training goes through torch.compile.",
         ),
-    ] = "auto",
+    ] = "off",
+    chunk: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", rich_help_panel=WHERE, help="Tasks computed at a time: fewer need less memory.",
+            show_default="by device and network",
+        ),
+    ] = None,
     data_root: DataRoot = None,
     results: Annotated[
         Path, typer.Option(metavar="DIR", parser=folder, rich_help_panel=WHERE, help="Where results go.")
@@ -220,7 +234,7 @@ def run(
     options = dict(locals())
     from robustbench_meta.cli.console import err, working
     from robustbench_meta.cli.json_output import streaming
-    from robustbench_meta.executors import Policy
+    from robustbench_meta.jobs.policy import Policy
     from robustbench_meta.spec import fields_of
     from robustbench_meta.stopping import Stop, Stopped
     from robustbench_meta.suites import Suite, find_suite
@@ -228,7 +242,7 @@ def run(
     with streaming(json, progress=not quiet) as events:
         policy = Policy(
             chosen_executor(executor, ray_address), parse_jobs(jobs), parse_seconds("--cell-timeout", cell_timeout),
-            fresh, retry_failed,
+            fresh, retry_failed, exit_when_waiting,
         )  # fmt: skip
         wanted = (Suite() if suite is None else find_suite(suite)).overridden(fields_of(options))
         stop = Stop()

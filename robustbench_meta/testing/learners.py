@@ -10,9 +10,9 @@ from torch import Tensor
 from robustbench_meta.contracts import Update, Weights
 from robustbench_meta.engine import Engine
 from robustbench_meta.inner import differentiable
+from robustbench_meta.metrics import Judged
 from robustbench_meta.seeds import seeded
 from robustbench_meta.selfcheck import may_be_vmapped
-from robustbench_meta.sharing import Judged
 from robustbench_meta.tasks import TaskBatch
 from robustbench_meta.testing.adaptation import LOGITS, QUIET, REPEATS, RUNS, TOUCHES, AdaptationContract, detached
 from robustbench_meta.testing.contract import Broken, clause, expect, raised

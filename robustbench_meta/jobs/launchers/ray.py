@@ -1,0 +1,360 @@
+"""Workers as tasks of a Ray cluster. Its nodes see the results folder, as in Ray's own training on several nodes.
+
+A task is a process group of one worker, so that on its node a worker's death is told from the node's, and a cell that
+takes too long is ended there. What a lost node was at is free again, and others do it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import math
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from robustbench_meta.cores import available_cores
+from robustbench_meta.errors import BenchError, unknown
+from robustbench_meta.jobs.events import WorkerFailed
+from robustbench_meta.jobs.launchers import Run
+from robustbench_meta.jobs.launchers.ray_node import STOP
+from robustbench_meta.jobs.processes import GRACE_SECONDS, ExitHandler, raised
+
+try:
+    import ray
+    from ray import exceptions as ray_errors
+except ImportError as absent:
+    raise BenchError(
+        f"ray is not installed ({absent}): pip install 'robustbench_meta[ray]', or use another --executor"
+    ) from absent
+
+_log = logging.getLogger(__name__)
+OPTIONS = ("address", "gpus", "cpus", "workers")
+POLL_SECONDS = 0.5
+LOOK_SECONDS = 2.0
+"""How often it is looked at which nodes there are."""
+CONNECT_SECONDS = 5.0
+"""How long a cluster's address is given to answer."""
+PATIENCE_SECONDS = 30.0
+"""How long nothing is said of waiting for room in the cluster."""
+DISTRIBUTIONS = ("robustbench_meta", "torch")
+"""Those that must be the same on all nodes."""
+_ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})", re.ASCII)
+_LESS_MEMORY = "give a worker more of the node (ray:cpus=N), or lower --tasks-per-step, --query or the width"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a cluster."""
+
+    address: str
+    """`local`: one that is started for this run; `auto`, HOST:PORT: one that is there."""
+    cpus: int
+    """Of a worker."""
+    gpus: float
+    """Of a worker."""
+    workers: int | None
+    """At most so many; None: as many as there is room for."""
+
+    @classmethod
+    def read(cls, options: Mapping[str, str], device: str) -> Request:
+        """Make one from options as typed.
+
+        Raises:
+            BenchError: there is no such option, or it cannot have this value.
+        """
+        for name in options:
+            if name not in OPTIONS:
+                raise BenchError(unknown("option of the executor 'ray'", name, OPTIONS))
+        gpus, cuda = options.get("gpus"), device.startswith("cuda")
+        if gpus is not None and not cuda:
+            raise BenchError(f"ray:gpus={gpus} is for --device cuda; this run is on {device}: leave it out")
+        address = options.get("address") or os.environ.get("RAY_ADDRESS") or "local"
+        if address not in {"local", "auto"} and not _ADDRESS.fullmatch(address):
+            raise BenchError(
+                f"ray:address={address}: expected auto (the cluster of this machine), HOST:PORT (of the cluster's "
+                "head, as in 10.0.0.1:6379), or local (one for this run only)"
+            )
+        workers = options.get("workers")
+        return cls(
+            address, _count("cpus", options.get("cpus", "1")), _share(gpus or "1") if cuda else 0.0,
+            _count("workers", workers) if workers is not None else None,
+        )  # fmt: skip
+
+    def fits(self, resources: Mapping[str, float]) -> int:
+        """How many workers a node with these resources has room for."""
+        room = resources.get("CPU", 0.0) / self.cpus
+        if self.gpus:
+            whole = resources.get("GPU", 0.0)
+            room = min(room, whole / self.gpus if self.gpus >= 1 else whole * math.floor(1 / self.gpus + 1e-9))
+        return math.floor(room + 1e-9)
+
+    def __str__(self) -> str:
+        gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
+        return f"{self.cpus} CPU{gpus}"
+
+
+class RayCluster:
+    """Workers on the nodes of a Ray cluster.
+
+    Args:
+        options: as typed: address, gpus, cpus, workers.
+        device: of the run.
+
+    Raises:
+        BenchError: an option is unknown or has a bad value, no cluster answers, or it has no room for a worker.
+    """
+
+    def __init__(self, options: Mapping[str, str], device: str) -> None:
+        self._request = Request.read(options, device)
+        self._ours = _connect(self._request)
+        if not _room(self._request):
+            nodes = "; ".join(_resources(node) for node in _nodes()) or "none"
+            self._leave()
+            raise BenchError(f"no node of the Ray cluster has {self._request} for a worker; its nodes have: {nodes}")
+
+    def launch(self, run: Run) -> None:
+        """See `Launcher.launch`."""
+        try:
+            tasks = _Tasks(self._request, run)
+            try:
+                tasks.work()
+            finally:
+                tasks.end()
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._ours:
+            with _signals_kept():
+                ray.shutdown()
+
+
+class _Tasks:
+    """The tasks of one run."""
+
+    def __init__(self, request: Request, run: Run) -> None:
+        self._request, self._run = request, run
+        self._names: dict[Any, str] = {}
+        """By task, the name of its worker."""
+        self._unfit: dict[str, str] = {}
+        """By node, why nothing can be done there."""
+        self._exited = ExitHandler(lambda: run.queue, run.monitor)
+        self._room, self._looked, self._started = 0, -math.inf, 0
+        self._quiet, self._grumbled = time.monotonic(), False
+        device = "cuda" if str(run.device).startswith("cuda") else str(run.device)
+        self._task = ray.remote(_node_task()).options(
+            num_cpus=request.cpus, num_gpus=request.gpus, max_retries=0, scheduling_strategy="SPREAD"
+        )
+        self._given = (str(run.folder.resolve()), request.cpus, device, _installed())
+
+    def work(self) -> None:
+        """Start tasks, and return when nothing is left to do."""
+        while True:
+            self._run.stop.check()
+            self._submit()
+            if not self._names:
+                return
+            ready, _ = ray.wait(list(self._names), num_returns=1, timeout=POLL_SECONDS)
+            self._run.monitor.poll()
+            for task in ready:
+                self._answered(task)
+            if any(name.startswith("ray.") for name in self._run.monitor.workers):
+                self._quiet = time.monotonic()
+            if not self._grumbled and time.monotonic() > self._quiet + PATIENCE_SECONDS:
+                self._grumbled = True
+                _log.warning(
+                    "waiting for %s for a worker: the nodes of the Ray cluster are taken, or gone", self._request
+                )
+
+    def end(self) -> None:
+        """End all tasks; workers have a moment to save what they are at."""
+        if not self._names:
+            return
+        (self._run.folder / STOP).touch()
+        ray.wait(list(self._names), num_returns=len(self._names), timeout=GRACE_SECONDS + 2)
+        for task in self._names:
+            with contextlib.suppress(ray_errors.RayError):
+                ray.cancel(task, force=True)
+        self._run.monitor.poll()
+
+    def _submit(self) -> None:
+        """A task for each place in the cluster, as long as there is something to do."""
+        now = time.monotonic()
+        if now < self._looked + LOOK_SECONDS:
+            return
+        self._looked = now
+        room = _room(self._request, self._unfit)
+        if not room and self._unfit:
+            raise BenchError(f"no node of the Ray cluster can do this run: {'; '.join(self._unfit.values())}")
+        if self._run.queue.over():
+            return
+        for _ in range(room - len(self._names)):
+            name = f"ray.{self._started}"
+            self._started += 1
+            self._names[self._task.remote(name, *self._given, list(self._unfit))] = name
+
+    def _answered(self, task: Any) -> None:
+        name = self._names.pop(task)
+        try:
+            answer = ray.get(task)
+        except ray_errors.RayError as error:
+            self._lost(name, error)
+            return
+        if "unfit" in answer:
+            node = answer["node"]
+            if node not in self._unfit:
+                self._unfit[node] = f"node {node[:8]} ({answer['address']}): {answer['unfit']}"
+                _log.warning("%s; going on without it", self._unfit[node])
+            self._looked = -math.inf
+        elif "failed" in answer:
+            raise raised(WorkerFailed(**answer["failed"]))
+
+    def _lost(self, name: str, error: ray_errors.RayError) -> None:
+        """A worker is gone with its node, or Ray's process there is."""
+        workers = self._run.monitor.workers
+        for worker in [each for each in workers if each.startswith(f"{name}.")] or [name]:
+            if worker != name and worker not in workers:
+                continue  # it was a fork of one that is gone
+            if isinstance(error, ray_errors.OutOfMemoryError) or "NODE_OUT_OF_MEMORY" in str(error):
+                self._exited(worker, f"ran out of memory on its node: {_LESS_MEMORY}")
+            else:
+                self._exited(worker, "is lost with its node, or with Ray's process there", guilty=False)
+        _log.debug("%s: %s", name, error)
+
+
+def _node_task() -> Callable[..., dict[str, Any]]:
+    """What Ray runs on a node. It is sent by value, so that it also runs where robustbench_meta is missing."""
+
+    def work_on_node(
+        name: str, folder: str, cpus: int, device: str, expected: dict[str, str], unfit: list[str]
+    ) -> dict[str, Any]:
+        import importlib.metadata  # noqa: PLC0415  # sent by value: imports are made where it runs
+        import os  # noqa: PLC0415
+        import sys  # noqa: PLC0415
+
+        import ray  # noqa: PLC0415
+
+        node = ray.get_runtime_context().get_node_id()
+        answer = {"node": node, "address": ray.util.get_node_ip_address()}
+        if node in unfit:
+            return {"done": True}
+        other = [] if sys.version_info[:2] == tuple(map(int, expected["python"].split("."))) else ["another Python"]
+        for distribution in set(expected) - {"python"}:
+            try:
+                found = importlib.metadata.version(distribution).partition("+")[0]
+            except importlib.metadata.PackageNotFoundError:
+                found = "not installed"
+            if found != expected[distribution]:
+                other.append(f"{distribution}: {found} there, {expected[distribution]} here")
+        if other:
+            return {"unfit": f"{'; '.join(other)}: install the same on all nodes", **answer}
+        if not os.path.isfile(os.path.join(folder, "recipe.json")):
+            return {
+                "unfit": f"it does not see the results folder ({folder}): put --results on a file system that all "
+                "nodes share, under the same path", **answer,
+            }  # fmt: skip
+        from robustbench_meta.jobs.launchers.ray_node import work  # noqa: PLC0415
+
+        return {**work(name, folder, cpus, device), **answer}
+
+    return work_on_node
+
+
+def _installed() -> dict[str, str]:
+    """Python, and the distributions that must be the same on all nodes."""
+    found = {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
+    return found | {name: importlib.metadata.version(name).partition("+")[0] for name in DISTRIBUTIONS}
+
+
+def _connect(request: Request) -> bool:
+    """Connect to the cluster, or start one; whether it is ours to leave.
+
+    Raises:
+        BenchError: there is none, or it is of another version.
+    """
+    if ray.is_initialized():
+        return False
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    match = _ADDRESS.fullmatch(request.address)
+    if request.address == "local":
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        quiet |= {"num_cpus": max(available_cores(), request.cpus), "include_dashboard": False}
+    elif match is not None:
+        _check_answers(match["host"].strip("[]"), int(match["port"]), request.address)
+    try:
+        with _signals_kept():
+            ray.init(address=request.address, **quiet)
+    except (Exception, SystemExit) as error:  # Ray ends the process where it cannot connect
+        told = " ".join(str(error).split()) or type(error).__name__
+        advice = "" if request.address == "local" else "; see `ray status` there, or start one by `ray start --head`"
+        raise BenchError(f"the Ray cluster ray:address={request.address} cannot be used: {told}{advice}") from error
+    return True
+
+
+def _check_answers(host: str, port: int, address: str) -> None:
+    """Raise BenchError unless somebody listens there: Ray itself would take minutes to find out."""
+    try:
+        socket.create_connection((host, port), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise BenchError(
+            f"the Ray cluster ray:address={address} does not answer ({getattr(error, 'strerror', None) or error}): "
+            "expected the address of its head, HOST:6379 unless `ray start --head` was given another port"
+        ) from error
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray puts handlers of its own in place of ours."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # of Ray
+
+
+def _room(request: Request, unfit: Mapping[str, str] | None = None) -> int:
+    """How many workers the cluster would have room for if nobody else used it, or as many as are wanted."""
+    nodes = [node for node in _nodes() if node["NodeID"] not in (unfit or {})]
+    room = sum(request.fits(node["Resources"]) for node in nodes)
+    return room if request.workers is None else min(room, request.workers)
+
+
+def _resources(node: Mapping[str, Any]) -> str:
+    held = ", ".join(f"{node['Resources'].get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+    return f"{node['NodeManagerAddress']} {held}"
+
+
+def _count(option: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) >= 1):
+        raise BenchError(f"ray:{option}={text}: expected a number, 1 or more")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    """Of a GPU, or how many."""
+    try:
+        gpus = float(text)
+    except ValueError:
+        gpus = math.nan
+    if not (0 < gpus < 1 or (1 <= gpus < math.inf and gpus == round(gpus))):
+        raise BenchError(
+            f"ray:gpus={text}: expected a number of GPUs for each worker, 1 or more, or a share such as 0.5"
+        )
+    return gpus

@@ -1,0 +1,262 @@
+"""One run from what is wanted to what became of it: the steps that the command line and the Python API share."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from robustbench_meta.cores import available_cores
+from robustbench_meta.devices import choose_device
+from robustbench_meta.errors import StorageError
+from robustbench_meta.files import cannot_write, write_bytes
+from robustbench_meta.grid import Cell, Grid, Training, Work, prepare, prepare_all
+from robustbench_meta.jobs.events import FOLDER, EventLog, RunFinished, RunStarted
+from robustbench_meta.jobs.launchers import Run, check_executor, check_request, computes_here, launcher_for
+from robustbench_meta.jobs.monitor import Monitor, Reporter, Summary
+from robustbench_meta.jobs.planner import needed_of, work_of, workers_for
+from robustbench_meta.jobs.policy import RECIPE, Policy, Recipe
+from robustbench_meta.jobs.queue import Queue
+from robustbench_meta.jobs.status import run_lock
+from robustbench_meta.keeping import keep_seconds
+from robustbench_meta.precision import check_precision
+from robustbench_meta.registry import Registry, load_registry
+from robustbench_meta.stopping import Stop
+from robustbench_meta.store import Store
+from robustbench_meta.suites import Suite
+from robustbench_meta.tracking import attach
+
+__all__ = ["Cell", "Grid", "Policy", "Summary", "Training", "Work", "prepare", "prepare_all", "run", "run_all"]
+MOST_RUNS = 20
+"""Of which events are kept; those of older runs that are over are removed when another begins."""
+
+
+class Ready(NamedTuple):
+    """A suite that can run here."""
+
+    suite: Suite
+    grids: list[Grid]
+    """Of its parts."""
+    registry: Registry
+    device: torch.device
+    plugins: Path | None
+    local_plugins: bool
+    data_root: Path | None
+
+    @property
+    def keys(self) -> set[str]:
+        """Of all its cells."""
+        return {cell.key for grid in self.grids for cell in grid.cells}
+
+
+def make_ready(
+    suite: Suite, plugins: Path | None, local_plugins: bool, data_root: Path | None, policy: Policy,
+    track: Sequence[str] = (), bring: Callable[[Registry], None] | None = None,
+) -> Ready:  # fmt: skip
+    """Find the device and the plugins, load the data, and expand the grids.
+
+    Args:
+        suite: what is to be run.
+        plugins: a folder with more plugins; None: ./plugins if it is there.
+        local_plugins: False for none of a folder.
+        data_root: where data sets are.
+        policy: how it is done.
+        track: trackers, as typed.
+        bring: adds plugins that were found in no other way.
+
+    Raises:
+        BenchError: something of it cannot be, and what to do.
+    """
+    specs = [part.spec() for part in suite.parts]
+    check_executor(policy.executor)
+    keep_seconds()
+    device = choose_device(specs[0].device, here=computes_here(policy.executor))
+    check_request(policy, str(device))
+    for spec in specs:
+        check_precision(spec.precision, device)
+    registry = load_registry(plugins, local=local_plugins)
+    if bring is not None:
+        bring(registry)
+    attach(registry, track)
+    grids = prepare_all(specs, registry, data_root, [part.placed for part in suite.parts])
+    return Ready(suite, grids, registry, device, plugins, local_plugins, data_root)
+
+
+def compute(ready: Ready, store: Store, policy: Policy, stop: Stop) -> Summary:
+    """Do what is not done yet; see `run_all`."""
+    return run_all(
+        ready.grids, ready.registry, store, ready.device, policy, plugins=ready.plugins,
+        local_plugins=ready.local_plugins, data_root=ready.data_root, stop=stop,
+    )  # fmt: skip
+
+
+def failures_of(summary: Summary) -> list[dict[str, Any]]:
+    """Which cells failed and why, as plain data; `before`: in an earlier run, and not tried again."""
+    return [
+        {**cell.labels, "reason": reason, "before": before}
+        for before, failed in ((False, summary.failed), (True, summary.failed_before))
+        for cell, reason in failed
+    ]
+
+
+def run(grid: Grid, registry: Registry, store: Store, device: torch.device, policy: Policy | None = None,
+        **given: Any) -> Summary:  # fmt: skip
+    """Compute the cells of one grid; see `run_all`."""
+    return run_all([grid], registry, store, device, policy, **given)
+
+
+def run_all(
+    grids: Sequence[Grid],
+    registry: Registry,
+    store: Store,
+    device: torch.device,
+    policy: Policy | None = None,
+    *,
+    plugins: Path | None = None,
+    local_plugins: bool = True,
+    data_root: Path | None = None,
+    stop: Stop | None = None,
+) -> Summary:
+    """Compute the cells of the parts of a suite that the store does not hold yet; a cell that fails costs no other.
+
+    A training that several parts need is done once.
+
+    Args:
+        grids: the parts, of which no two have a cell in common, see `prepare_all`.
+        registry: the plugins that hear the events.
+        store: where records and checkpoints go.
+        device: what computes.
+        policy: how.
+        plugins: where `registry` found local plugins, for other processes.
+        local_plugins: whether it looked for any.
+        data_root: where the grids found their data, for other processes.
+        stop: whether to stop.
+
+    Raises:
+        Stopped: `stop` was told; what was finished, and most of what was under way, is saved.
+        BenchError: the device has not the grid's precision, or the executor is not to be had.
+        StorageError: something cannot be written.
+    """
+    policy, stop, summary = policy or Policy(), Stop() if stop is None else stop, Summary()
+    for grid in grids:
+        check_precision(grid.run.precision, device)
+    cells = {cell.key: cell for grid in grids for cell in grid.cells}
+    todo = _todo(grids, store, policy, summary)
+    recipe = Recipe(
+        runs=tuple(grid.run for grid in grids), cells=tuple(todo), results=store.root.resolve(), device=str(device),
+        plugins=plugins, data_root=data_root, local_plugins=local_plugins, cell_timeout=policy.cell_timeout,
+        exit_when_waiting=policy.exit_when_waiting, folder=Path.cwd(), environment=Recipe.settings(),
+        log_level=_log_level(),
+    )  # fmt: skip
+    about, folder = _about(grids), _new_folder(store)
+    log = EventLog(folder / "driver.jsonl", stop)
+    queue = Queue(grids, store, todo, device.type, log)
+    reporter = Reporter(registry, store, cells, summary)
+    monitor = Monitor(folder, policy.cell_timeout, reporter)
+    needed = needed_of(grids, todo)
+    work = work_of(queue.groups, needed, {key for key in needed if store.has_checkpoint(key)}.__contains__)
+    trainings = {
+        key: {
+            "title": each.title, "learner": each.training.label, **each.grid.labels,
+            "spec": each.training.spec.model_dump(mode="json"),
+        }
+        for key, each in needed.items()
+    }  # fmt: skip
+    facts: dict[str, Any] = {"cells": len(todo), "work": work, "results": str(store.root), "trainings": trainings}
+    try:
+        log.emit(RunStarted(dict(about), host=socket.gethostname(), pid=os.getpid(), **facts))
+        registry.tell("run_started", run=about, **facts)
+        if todo:
+            cores = available_cores()
+            launcher = launcher_for(policy, workers_for(policy.jobs, work, device, cores), device)
+            write_bytes(folder / RECIPE, recipe.model_dump_json(indent=1).encode())
+            launcher.launch(Run(grids, store, folder, queue, monitor, device, stop, cores, policy))
+        monitor.poll()
+        _count_others(todo, cells, store, reporter, summary)
+        for key in {training.key for grid in grids for training in grid.trainings} | set(needed):
+            queue.tidy(key)
+    finally:
+        with contextlib.suppress(StorageError):  # what ended the run is told
+            log.emit(RunFinished(summary.finished, len(summary.failed)))
+        log.close()
+        store.locks.give_back_all()
+        registry.tell("run_finished", run=about, finished=summary.finished, failed=len(summary.failed))
+    return summary
+
+
+def _todo(grids: Sequence[Grid], store: Store, policy: Policy, summary: Summary) -> list[str]:
+    """The keys of the cells that are still to do; the others are counted."""
+    todo: list[str] = []
+    for grid in grids:
+        keys = [cell.key for cell in grid.cells]
+        if policy.fresh:
+            store.forget(keys, [training.key for training in grid.needed(keys)])
+        pending = [key for key in keys if not store.has(key)]
+        failed = {} if policy.retry_failed else {key: why for key in pending if (why := store.failure(key)) is not None}
+        summary.skipped += len(keys) - len(pending)
+        summary.failed_before += [(cell, failed[cell.key]) for cell in grid.cells if cell.key in failed]
+        todo += [key for key in pending if key not in failed]
+    for key in todo:
+        store.forget_failure(key)
+    return todo
+
+
+def _count_others(
+    todo: Sequence[str], cells: Mapping[str, Cell], store: Store, reporter: Reporter, summary: Summary
+) -> None:
+    """Count the cells that other runs have finished or failed in the meantime."""
+    for key in todo:
+        if key in reporter.over:
+            continue
+        if store.has(key):
+            summary.skipped += 1
+        elif (reason := store.failure(key)) is not None:
+            summary.failed_before.append((cells[key], reason))
+
+
+def _new_folder(store: Store) -> Path:
+    """A folder for the events of this run, which is locked as long as the run lasts."""
+    root = store.root / FOLDER
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{socket.gethostname()}-{os.getpid()}"
+    number = 0
+    try:
+        root.mkdir(exist_ok=True)
+        for folder in sorted(root.iterdir())[: -MOST_RUNS + 1]:
+            with store.locks.tried(run_lock(folder)) as over:
+                if over:
+                    shutil.rmtree(folder, ignore_errors=True)
+            store.locks.forget(run_lock(folder))
+        while (folder := root / (f"{name}-{number}" if number else name)).exists():
+            number += 1
+        folder.mkdir()
+    except OSError as error:
+        raise cannot_write(root, error) from error
+    store.locks.take(run_lock(folder))
+    return folder
+
+
+def _log_level() -> int:
+    return logging.getLogger("robustbench_meta").getEffectiveLevel()
+
+
+def _about(grids: Sequence[Grid]) -> Mapping[str, Any]:
+    """What is run, as plain data: of several parts what they share, lists joined, None where they differ, and each."""
+    parts = [grid.run.model_dump(mode="json") for grid in grids]
+    if len(parts) == 1:
+        return parts[0]
+    shared: dict[str, Any] = {}
+    for name in parts[0]:
+        values = [part[name] for part in parts]
+        if isinstance(values[0], list):
+            shared[name] = list(dict.fromkeys(each for value in values for each in value))
+        else:
+            shared[name] = values[0] if all(value == values[0] for value in values) else None
+    return {**shared, "parts": parts}

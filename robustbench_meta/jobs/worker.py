@@ -1,0 +1,531 @@
+"""A worker: claims jobs until there are none, and runs them; `main` is the whole life of a worker process."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from robustbench_meta.checkpoints import Trained, checkpoint_bytes, checkpoint_name, read_checkpoint, read_file
+from robustbench_meta.contracts import Weights
+from robustbench_meta.cores import computing_alone
+from robustbench_meta.devices import choose_device, device_name, is_lost, peak_memory, reset_peak_memory
+from robustbench_meta.engine import Engine, Plan
+from robustbench_meta.errors import BenchError, DeviceLostError, StorageError, located, traceback_of
+from robustbench_meta.evaluation import Evaluator, outcome_of
+from robustbench_meta.files import read_bytes, write_bytes
+from robustbench_meta.grid import Grid, Surrogate, Training, prepare_all
+from robustbench_meta.jobs.events import (
+    CellEntered,
+    CellFinished,
+    CellLeft,
+    EvaluationProgress,
+    EventLog,
+    Idle,
+    JobFinished,
+    JobStarted,
+    TrainingProgress,
+    WorkerFailed,
+    WorkerStarted,
+)
+from robustbench_meta.jobs.monitor import Monitor
+from robustbench_meta.jobs.output import as_events, muted
+from robustbench_meta.jobs.planner import Group
+from robustbench_meta.jobs.policy import RECIPE, Recipe
+from robustbench_meta.jobs.processes import CODES, Fork, ProcessGroup, exit_code
+from robustbench_meta.jobs.queue import Assemble, Evaluate, Job, Queue, Train
+from robustbench_meta.jobs.record import record_of
+from robustbench_meta.keeping import Keeper
+from robustbench_meta.parallel import Cores
+from robustbench_meta.partial_results import Part, part_bytes
+from robustbench_meta.plans import compiled, plan_for
+from robustbench_meta.precision import computing_in
+from robustbench_meta.registry import load_registry
+from robustbench_meta.seeds import seed_from, seeded
+from robustbench_meta.selfcheck import can_be_vmapped, check_declared, may_be_vmapped
+from robustbench_meta.stopping import Stop, Stopped
+from robustbench_meta.store import Store
+from robustbench_meta.surrogates import file_digest
+from robustbench_meta.training import make_engine, meta_train
+
+_log = logging.getLogger(__name__)
+WAIT_SECONDS = 0.2
+"""Between two looks at what others are at work on."""
+MOST_AT_ONCE = 16
+"""Episodes that a plan is made for: an attack's batch on a CPU."""
+_BROKEN = (Exception, SystemExit)
+"""What a plugin may raise without costing other learners anything."""
+
+
+@dataclass
+class Place:
+    """Where jobs are run, and with what."""
+
+    store: Store
+    device: torch.device
+    cores: Cores = field(default_factory=Cores)
+    """How many cores this worker may use."""
+    stop: Stop = field(default_factory=Stop)
+    mappable: dict[str, bool] = field(default_factory=dict)
+    """What is known of trainings, by key: whether they may be vmapped."""
+
+
+class Worker:
+    """Runs the jobs of a queue.
+
+    Args:
+        place: where.
+        queue: of the run.
+        monitor: of the run's events, for the copies of itself that it forks.
+        exit_when_waiting: whether it ends when others are at work on all that is left.
+    """
+
+    def __init__(self, place: Place, queue: Queue, monitor: Monitor, *, exit_when_waiting: bool = False) -> None:
+        self.place, self.queue, self.monitor = place, queue, monitor
+        self._exits = exit_when_waiting
+        place.cores.after_fork = self._after_fork
+        self._forked = 0
+        """How often it has forked copies."""
+        self._evaluator: tuple[tuple[str, frozenset[str]], Evaluator | None] | None = None
+        """Of the training that was evaluated last."""
+
+    @property
+    def log(self) -> EventLog:
+        """Of its events."""
+        return self.queue.log
+
+    def work(self) -> None:
+        """Run jobs until all cells of the run are over.
+
+        Raises:
+            Stopped: it was told to stop; what can be resumed is saved.
+            StorageError: something cannot be written.
+            DeviceLostError: this process cannot compute on its CUDA device any more.
+        """
+        self.log.emit(WorkerStarted(socket.gethostname(), os.getpid()))
+        idle = False
+        while not self.queue.over():
+            self.place.stop.check()
+            job = self.queue.claim()
+            if job is None and self._exits:
+                return
+            if job is None:
+                if not idle:
+                    self.log.emit(Idle())
+                    idle = True
+                with self.place.stop.at_once():
+                    time.sleep(WAIT_SECONDS)
+                continue
+            idle = False
+            if isinstance(job, Evaluate) and self._several(job):
+                self._fork(job)
+            else:
+                self._run(job)
+        for key in {group.key for group in self.queue.all_groups}:
+            self.queue.tidy(key)
+
+    def _after_fork(self) -> None:
+        """In a process of the pool of a training: what it logs and prints are events."""
+        level = logging.getLogger("robustbench_meta").getEffectiveLevel()
+        self._said = contextlib.ExitStack()  # as long as the process
+        self._said.enter_context(as_events(EventLog(self.log.path), level))
+
+    def _run(self, job: Job) -> None:
+        """Run a job that was claimed; a cell that fails costs no other."""
+        title = job.needed.title if isinstance(job, Train) else job.group.title
+        places, cells = (job.places, job.cells) if isinstance(job, Evaluate) else (range(0), ())
+        keys = tuple(cell.key for cell in cells)
+        try:
+            self.place.stop.check()
+            self.log.emit(JobStarted(job.kind, job.key, title, places.start, places.stop, keys))
+            grid = job.needed.grid if isinstance(job, Train) else job.group.grid
+            training = job.needed.training if isinstance(job, Train) else job.group.training
+            drawing = seeded(seed_from(training.spec.seed, "job", training.key), self.place.device)
+            with self._guarded(job), computing_in(grid.run.precision, self.place.device), drawing:
+                if isinstance(job, Train):
+                    self._train(job)
+                elif isinstance(job, Evaluate):
+                    self._evaluate(job)
+                else:
+                    self._assemble(job)
+            self.log.emit(JobFinished())
+        finally:
+            self.queue.release(job)
+
+    @contextlib.contextmanager
+    def _guarded(self, job: Job) -> Iterator[None]:
+        """What a plugin raises inside fails the cells of the job, or the one that was under way."""
+        training = job.needed.training if isinstance(job, Train) else job.group.training
+        try:
+            yield
+        except (StorageError, Stopped):
+            raise
+        except _BROKEN as error:  # a learner is a plugin, and may raise anything: its cells fail, the grid goes on
+            reason, where = _reason(training, error), traceback_of(error)
+            if isinstance(job, Train):
+                self.queue.fail_training(job.key, reason, where)
+            elif isinstance(error, DeviceLostError) and error.cell is not None:
+                self.queue.fail([error.cell], reason, where)
+            else:
+                self.queue.fail([cell.key for cell in job.cells], reason, where)
+            if is_lost(error):
+                raise DeviceLostError(reason) from error
+
+    # -- training --------------------------------------------------------------------------------------
+
+    def _train(self, job: Train) -> None:
+        """Meta-train, from the beginning or from where it was left, and write the checkpoint."""
+        place, training, title = self.place, job.needed.training, job.needed.title
+        keeper, steps = Keeper(place.store.root, job.key, place.stop), training.spec.meta_steps
+        state = keeper.state(place.device)
+
+        def report(step: int, metrics: dict[str, float]) -> None:
+            self.log.emit(TrainingProgress(title, job.key, step, steps, metrics))
+
+        report(state.step if state is not None else 0, {})
+        with place.stop.at_once():
+            vmap = self_check(place, job.needed.grid, training)
+            plan = state.plan if state is not None else train_plan(place, job.needed.grid, training, vmap)
+        self._forget_memory()
+        trained = meta_train(job.needed.grid, training, place.device, plan, report, place.cores, keeper, state)
+        earlier = state.trained.peak_memory if state is not None else None
+        trained.peak_memory = max(filter(None, (earlier, self._peak_memory())), default=None)
+        data = checkpoint_bytes(trained, training.spec.model_dump(mode="json"))
+        write_bytes(place.store.root / checkpoint_name(job.key), data)
+        keeper.forget()
+
+    # -- evaluation ------------------------------------------------------------------------------------
+
+    def _several(self, job: Evaluate) -> bool:
+        """Whether copies of this process are to share out the chunks of a training."""
+        done, total = self.queue.done(job.group)
+        return self.place.device.type == "cpu" and self.place.cores.count() > 1 and total - done > len(job.cells)
+
+    def _fork(self, job: Evaluate) -> None:
+        """Make copies of this process, each with one core, that evaluate what is free of a training."""
+        keys = tuple(job.group.cells)
+        self.log.emit(JobStarted(job.kind, job.key, job.group.title, 0, job.group.chunks[-1].stop, keys))
+        try:
+            precision = computing_in(job.group.grid.run.precision, self.place.device)
+            with self._guarded(job), precision, self.place.stop.at_once():
+                self._evaluator_for(job)
+        finally:
+            self.queue.release(job)
+
+        def start(name: str) -> Fork:
+            return Fork(lambda: self._copy(job, self.log.path.with_name(f"{name}.jsonl")))
+
+        self.log.emit(JobFinished())
+        name = f"{self.log.path.stem}.{self._forked}"
+        group = ProcessGroup(start, name, lambda: self.queue, self.monitor, self.place.stop)
+        self._forked += 1
+        with self.place.stop.at_once():
+            group.run(self.place.cores.count(), grace=0.0)
+
+    def _copy(self, job: Evaluate, path: Path) -> None:
+        """The life of a copy."""
+        self.queue.store.locks.after_fork()
+        torch.set_num_threads(1)
+        self.queue.log = EventLog(path)
+        level = logging.getLogger("robustbench_meta").getEffectiveLevel()
+        with reporting(self.log), as_events(self.log, level):
+            self.log.emit(WorkerStarted(socket.gethostname(), os.getpid()))
+            while (chunk := self.queue.claim(job.key)) is not None:
+                self._run(chunk)
+
+    def _evaluate(self, job: Evaluate) -> None:
+        place, group = self.place, job.group
+        self._report(group)
+        with place.stop.at_once():
+            evaluator = self._evaluator_for(job)
+            cells = [cell for cell in job.cells if cell.surrogate is None or cell.surrogate.key in evaluator.surrogates]
+            if not cells:
+                return
+            self._forget_memory()
+            chunks = evaluator.on(job.places, cells, self._at)
+        failures = {
+            key: (tally.failure, tally.traceback)
+            for chunk in chunks for key, tally in chunk.cells.items() if tally.failure
+        }  # fmt: skip
+        for key, (failure, where) in failures.items():
+            self.queue.fail([key], failure, where)
+        keys = [cell.key for cell in cells if cell.key not in failures]
+        for chunk in chunks:
+            chunk.cells = {key: chunk.cells[key] for key in keys}
+        if keys:
+            part = Part(chunks, asdict(evaluator.engine.plan), device_name(place.device), self._peak_memory())
+            write_bytes(job.path, part_bytes(part, job.key, keys), sync=False)
+        self._report(group)
+
+    def _report(self, group: Group) -> None:
+        done, total = self.queue.done(group)
+        self.log.emit(EvaluationProgress(group.title, done, total))
+
+    @contextlib.contextmanager
+    def _at(self, cell: str) -> Iterator[None]:
+        """Inside, that cell is being computed. A process that dies there stays there."""
+        self.log.emit(CellEntered(cell))
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.log.emit(CellLeft(cell, time.monotonic() - began))
+
+    def _evaluator_for(self, job: Evaluate) -> Evaluator:
+        """The evaluator of a job's training: made once, as long as this worker stays with the training.
+
+        A surrogate that cannot be had is missing there, and fails the cells that want it.
+        """
+        grid, training, place = job.group.grid, job.group.training, self.place
+        cells = [cell for cell in job.group.cells.values() if cell.surrogate is not None]
+        surrogates = {cell.surrogate.key: cell.surrogate for cell in cells if cell.surrogate is not None}
+        which = job.path.name.split(".")[2] + str(id(grid)), frozenset(surrogates)
+        if self._evaluator is not None and self._evaluator[0] == which and self._evaluator[1] is not None:
+            return self._evaluator[1]
+        self._evaluator = None
+        count = job.group.chunks[-1].stop
+        engine, trained = _trained(place, grid, training, count)
+        models = {}
+        for key, surrogate in surrogates.items():
+            try:
+                models[key] = _surrogate(place, grid, surrogate, count)
+            except (StorageError, Stopped):
+                raise
+            except _BROKEN as error:  # as of a learner
+                wanting = [cell.key for cell in cells if cell.surrogate is surrogate]
+                self.queue.fail(wanting, f"surrogate: {_reason(surrogate.training, error)}", traceback_of(error))
+        test = grid.splits.test.to(place.device)
+        evaluator = Evaluator(engine, trained.weights, test, place.device, grid.battery, models)
+        self._evaluator = which, evaluator
+        return evaluator
+
+    def _assemble(self, job: Assemble) -> None:
+        """Write the records of cells from their parts."""
+        grid, training = job.group.grid, job.group.training
+        trained = _checkpoint(self.place, training, None)
+        for cell in job.cells:
+            parts = self.queue.parts_of(job.group, cell)
+            if parts is None:
+                return  # one was damaged: it is evaluated again
+            chunks = [chunk for part in parts for chunk in part.chunks]
+            outcome = outcome_of(cell, chunks, grid.battery, grid.splits.test.shape)
+            if isinstance(outcome, BenchError):
+                self.queue.fail([cell.key], str(outcome))
+                continue
+            self.place.store.write_record(record_of(grid, cell, outcome, trained, parts))
+            self.log.emit(CellFinished(cell.key))
+        self.queue.tidy(job.key)
+
+    def _forget_memory(self) -> None:
+        self.place.cores.peak = 0
+        reset_peak_memory(self.place.device)
+
+    def _peak_memory(self) -> int | None:
+        """The peak of the process, this or one of its pool, that held most."""
+        here = peak_memory(self.place.device)
+        return None if here is None else max(here, self.place.cores.peak)
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+def _checkpoint(place: Place, training: Training, like: Weights | None) -> Trained:
+    name = checkpoint_name(training.key)
+    try:
+        return read_checkpoint(read_bytes(place.store.root / name) or b"", like, training.key)
+    except BenchError as error:
+        raise BenchError(
+            f"the checkpoint {name} of {training.title} cannot be used: {error}; "
+            "remove it and add --retry-failed, or use --fresh"
+        ) from error
+
+
+def _trained(place: Place, grid: Grid, training: Training, count: int) -> tuple[Engine, Trained]:
+    """The engine of a training that is to be tested on so many episodes, and its checkpoint."""
+    vmap = self_check(place, grid, training)
+    engine, like = make_engine(grid, training, place.device, Plan())
+    trained = _checkpoint(place, training, like)
+    engine.plan = test_plan(place, grid, engine, count, vmap)
+    return engine, trained
+
+
+def _surrogate(place: Place, grid: Grid, surrogate: Surrogate, count: int) -> tuple[Engine, Weights]:
+    training = surrogate.training
+    if surrogate.path is None:
+        engine, trained = _trained(place, grid, training, count)
+        return engine, trained.weights
+    vmap = self_check(place, grid, training)
+    engine, like = make_engine(grid, training, place.device, Plan())
+    engine.plan = test_plan(place, grid, engine, count, vmap)
+    data = read_file(surrogate.path)
+    if file_digest(data) != surrogate.key:
+        raise BenchError(f"{surrogate.path} is another file than when the run began; give the same command again")
+    return engine, read_checkpoint(data, like).weights
+
+
+def self_check(place: Place, grid: Grid, training: Training) -> bool:
+    """Whether the learner may be vmapped on this backbone.
+
+    Raises:
+        BenchError: it is not what it declares.
+    """
+    key = training.key
+    if key not in place.mappable:
+        place.mappable[key] = _self_check(place, grid, training)
+    return place.mappable[key]
+
+
+def _self_check(place: Place, grid: Grid, training: Training) -> bool:
+    spec = training.spec
+    engine, weights = make_engine(grid, training, place.device, Plan(), place.cores)
+    tasks = grid.splits.train.to(place.device).sample([0], spec.way, spec.shot, spec.query, 2)
+    who = f"{training.label} on {training.spec.backbone.name}"
+    _, again = make_engine(grid, training, place.device, Plan())
+    if not all(torch.equal(weight, again[name]) for name, weight in weights.items()):
+        raise BenchError(
+            f"{who}: θ differs each time that it is made (build of the backbone, init of the learner), from the same "
+            "seed; draw from torch's, numpy's or Python's global generator, which are seeded"
+        )
+    engine.network.precision = "float32"  # what is computed is checked, not how it is rounded
+    with computing_in("float32", place.device):
+        check_declared(engine, weights, tasks, who)
+        if not weights:
+            return False
+        vmap = may_be_vmapped(engine, weights, tasks)
+    engine.network.precision = spec.precision
+    if vmap is None:
+        return False
+    if vmap and (spec.precision == "float32" or can_be_vmapped(engine, weights, tasks)):
+        return True
+    _log.warning(
+        "%s cannot be vmapped, or gets another gradient there (torch's batch and instance norm do): "
+        "mapping by a plain loop, which is right and slower", who,
+    )  # fmt: skip
+    return False
+
+
+def train_plan(place: Place, grid: Grid, training: Training, vmap: bool) -> Plan:
+    """How the tasks of a meta-step are mapped."""
+    device, spec = place.device, training.spec
+    engine, weights = make_engine(grid, training, device, Plan(), Cores())
+    plan = plan_for(device, engine.network.module, spec.tasks_per_step, vmap=vmap, chunk=grid.run.chunk)
+    if grid.run.compile == "off" or not vmap:
+        return plan
+    tasks = grid.splits.train.to(device).sample([0], spec.way, spec.shot, spec.query, spec.tasks_per_step)
+
+    def gradient(plan: Plan) -> Tensor:
+        engine.plan = plan
+        updates = engine.meta_gradients(weights, tasks, list(range(spec.tasks_per_step)))
+        return torch.cat([gradient.flatten() for gradients, _ in updates for gradient in gradients.values()])
+
+    return compiled(plan, gradient)
+
+
+def test_plan(place: Place, grid: Grid, engine: Engine, count: int, vmap: bool) -> Plan:
+    """How so many test episodes are mapped."""
+    most = min(count, MOST_AT_ONCE if place.device.type == "cpu" else 8 * MOST_AT_ONCE)
+    return plan_for(place.device, engine.network.module, most, vmap=vmap, chunk=grid.run.chunk)
+
+
+def _reason(training: Training, error: BaseException) -> str:
+    if isinstance(error, BenchError):
+        return str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+        return f"{training.title} does not fit in the device's memory: lower --tasks-per-step, --query or the width"
+    return f"learner '{training.title}' failed: {located(error)}"
+
+
+# -- a process of its own ----------------------------------------------------------------------------
+
+
+def main(folder: Path, name: str) -> int:
+    """The whole life of a worker process, which ends with its standard input; its exit code.
+
+    Args:
+        folder: of the run, with the recipe.
+        name: of the worker.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the process that was started, which ends its workers
+    stop, cores = Stop(), _Cores()
+    log = EventLog(folder / f"{name}.jsonl", stop)
+    threading.Thread(target=cores.read, name="read the number of cores", daemon=True).start()
+    try:
+        with reporting(log), stop.listening(signals=(signal.SIGTERM,)):
+            recipe = Recipe.model_validate_json((folder / RECIPE).read_bytes())
+            with muted(), stop.at_once():  # the process that was started has said what there is to say
+                grids = grids_of(recipe)
+                place = Place(Store(recipe.results), choose_device(cores.device or recipe.device), cores.cores, stop)
+            with as_events(log, recipe.log_level), computing_alone(place.device):
+                queue = Queue(grids, place.store, recipe.cells, place.device.type, log)
+                monitor = Monitor(folder, recipe.cell_timeout)
+                Worker(place, queue, monitor, exit_when_waiting=recipe.exit_when_waiting).work()
+        return 0
+    except BaseException as error:
+        return exit_code(error)
+
+
+@contextlib.contextmanager
+def reporting(log: EventLog) -> Iterator[None]:
+    """What is raised inside and ends the worker is an event."""
+    try:
+        yield
+    except Exception as error:
+        if exit_code(error) == CODES["failed"]:
+            with contextlib.suppress(StorageError):  # the exit code tells
+                log.emit(WorkerFailed(type(error).__name__, str(error), traceback.format_exc()))
+        raise
+
+
+def grids_of(recipe: Recipe) -> list[Grid]:
+    """The parts of a run, made again.
+
+    Raises:
+        BenchError: they cannot be made, or are not the same any more.
+    """
+    registry = load_registry(recipe.plugins, local=recipe.local_plugins)
+    grids = prepare_all(recipe.runs, registry, recipe.data_root)
+    if not set(recipe.cells) <= {cell.key for grid in grids for cell in grid.cells}:
+        raise BenchError(
+            "a worker makes other cells of this run: code, data or plugins changed while it was under way, or are not "
+            f"the same on {socket.gethostname()}; give the same command again"
+        )
+    return grids
+
+
+class _Cores:
+    """How many cores a worker process may use at the moment: it is told on its standard input, by lines.
+
+    Not read through `sys.stdin`, whose lock a fork would inherit, and wait for.
+    """
+
+    def __init__(self) -> None:
+        self._rest = b""
+        count, self.device = (self._line() or "1 ").split(" ")
+        self._count = int(count)
+        self.cores = Cores(lambda: self._count)
+
+    def read(self) -> None:
+        """Read numbers; when there are no more, the process that started this one is gone: end at once."""
+        while (line := self._line()) is not None:
+            self._count = int(line)
+        os._exit(1)
+
+    def _line(self) -> str | None:
+        while b"\n" not in self._rest:
+            data = os.read(0, 4096)
+            if not data:
+                return None
+            self._rest += data
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line.decode()

@@ -1,0 +1,221 @@
+"""The queue: which job comes next, and two workers of two runs on one results folder."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from robustbench_meta.checkpoints import Trained, checkpoint_bytes, checkpoint_name
+from robustbench_meta.grid import prepare
+from robustbench_meta.hookspecs import hookimpl
+from robustbench_meta.jobs.events import CellFailed, EventLog, EventReader
+from robustbench_meta.jobs.monitor import Monitor, Reporter, Summary
+from robustbench_meta.jobs.planner import WORTH_STARTING, groups_of, needed_of, work_of, workers_for
+from robustbench_meta.jobs.queue import Assemble, Evaluate, Queue
+from robustbench_meta.jobs.worker import Place, Worker
+from robustbench_meta.parallel import Cores
+from robustbench_meta.spec import CellSpec, RunSpec
+from robustbench_meta.store import Store
+
+CPU = torch.device("cpu")
+SPEC = {"profile": "smoke", "dataset": "toy", "meta_steps": 2, "episodes": 20, "attacks": ("none", "fgsm")}
+
+
+@pytest.fixture(scope="module")
+def grid(registry):
+    return prepare(RunSpec.read(**SPEC, learners=("maml", "adml")), registry, None)
+
+
+@pytest.fixture
+def opened(grid, tmp_path):
+    """Opens queues on one folder, each as a process of its own would."""
+    (tmp_path / "events").mkdir()
+    count = iter(range(99))
+
+    def open_queue(cells=None, of=grid):
+        keys = [cell.key for cell in of.cells] if cells is None else cells
+        return Queue([of], Store(tmp_path), keys, "cpu", EventLog(tmp_path / "events" / f"{next(count)}.jsonl"))
+
+    return open_queue
+
+
+def run(queue, job):
+    """Run a job that was claimed."""
+    place = Place(queue.store, CPU, Cores())
+    Worker(place, queue, Monitor(queue.store.root / "events"))._run(job)
+
+
+@pytest.fixture
+def trained(opened):
+    """Both learners are trained."""
+    for _ in range(2):
+        queue = opened()
+        run(queue, queue.claim())
+
+
+def failures(tmp_path):
+    return {path.stem: json.loads(path.read_text())["reason"] for path in (tmp_path / "failures").iterdir()}
+
+
+def test_the_costliest_training_first_then_what_the_worker_has_trained(opened):
+    one, two = opened(), opened()
+    first, second = one.claim(), two.claim()
+    assert (first.needed.title, second.needed.title) == ("adml (seed 0)", "maml (seed 0)"), "adml attacks its tasks"
+    assert opened().claim() is None, "evaluations wait for their checkpoints"
+    run(two, second)
+    run(one, first)
+    assert (two.claim().group.title, one.claim().group.title) == ("maml (seed 0)", "adml (seed 0)")
+
+
+def test_chunks_of_one_training_are_shared_out_and_then_assembled(opened, trained):
+    one, two = opened(), opened()
+    jobs = [one.claim(), two.claim(), one.claim()]
+    assert [job.places for job in jobs] == [range(8), range(8, 16), range(16, 20)]
+    assert len({job.key for job in jobs}) == 1
+    for queue, job in zip((one, two, one), jobs, strict=True):
+        assert [cell.training.key for cell in job.cells] == 2 * [job.key]
+        run(queue, job)
+    last = one.claim()
+    assert isinstance(last, Assemble)
+    run(one, last)
+    assert {record["training"] for record in Store(one.store.root).records()} == {last.key}
+    assert one.store.parts(last.key) == []
+    assert not list((one.store.root / ".locks").glob("evaluate-*"))
+
+
+def test_a_job_whose_worker_is_gone_is_free_again(opened):
+    one, two = opened(), opened()
+    job = one.claim()
+    one.claim()
+    assert two.claim() is None
+    one.release(job)
+    assert two.claim().key == job.key
+
+
+def test_a_larger_grid_evaluates_only_what_is_new(opened, trained, registry):
+    small = opened()
+    while isinstance(job := small.claim(), Evaluate):
+        run(small, job)
+    spec = {**SPEC, "attacks": ("none", "fgsm", "pgd:steps=2"), "learners": ("maml", "adml")}
+    job = opened(of=prepare(RunSpec.read(**spec), registry, None)).claim()
+    assert isinstance(job, Evaluate)
+    assert [cell.attack for cell in job.cells] == ["pgd:steps=2"]
+
+
+def test_parts_of_other_weights_are_not_put_together(opened, trained):
+    """As when a checkpoint was damaged, and trained again on another machine."""
+    queue = opened()
+    job = queue.claim()
+    run(queue, job)
+    assert queue.claim().places == range(8, 16)
+    path = queue.store.root / checkpoint_name(job.key)
+    spec = job.group.training.spec.model_dump(mode="json")
+    path.write_bytes(checkpoint_bytes(Trained({"other": torch.ones(1)}), spec))
+    assert opened().claim(job.key).places == range(8)
+
+
+def test_a_damaged_part_is_told_and_its_episodes_are_evaluated_again(opened, trained, caplog):
+    queue = opened()
+    while isinstance(job := queue.claim(), Evaluate):
+        run(queue, job)
+    path = queue.store.parts(job.key)[1]
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    run(queue, job)
+    assert "these episodes are evaluated again" in caplog.text
+    again = queue.claim()
+    assert (again.kind, again.key) == ("evaluate", job.key)
+
+
+def test_a_training_that_fails_costs_its_own_cells(opened, tmp_path):
+    queue = opened()
+    adml = queue.claim()
+    queue.fail_training(adml.key, "it diverged")
+    assert set(failures(tmp_path).values()) == {"it diverged"}
+    assert len(failures(tmp_path)) == 2
+    queue.release(adml)
+    maml = queue.claim()
+    assert maml.needed.title == "maml (seed 0)"
+    run(queue, maml)
+    assert queue.claim().group.title == "maml (seed 0)"
+
+
+def test_a_cell_that_fails_is_left_out_of_the_chunks_that_follow(opened, trained, tmp_path):
+    queue = opened()
+    job = queue.claim()
+    queue.fail([job.cells[1].key], "no luck")
+    queue.fail([job.cells[1].key], "once more")
+    assert failures(tmp_path) == {job.cells[1].key: "no luck"}
+    queue.release(job)
+    assert [cell.key for cell in queue.claim().cells] == [job.cells[0].key]
+
+
+def test_listeners_are_told_which_cell_failed_as_the_leaderboard_would(opened, grid, registry, tmp_path):
+    heard = []
+
+    class Listener:
+        @hookimpl
+        def cell_failed(self, cell, labels, training, reason):
+            heard.append((cell, labels, training, reason))
+
+    queue, failed = opened(), grid.cells[-1]
+    summary = Summary()
+    reporter = Reporter(registry, queue.store, queue.cells, summary)
+    registry.listen(Listener(), "heard")
+    try:
+        queue.fail([failed.key], "no luck")
+        for _, event in EventReader(tmp_path / "events").new():
+            assert isinstance(event, CellFailed)
+            reporter(event)
+            reporter(event)
+    finally:
+        registry.manager.unregister(name="heard")
+    [(cell, labels, training, reason)] = heard
+    assert summary.failed == [(failed, "no luck")]
+    assert CellSpec.model_validate(cell).digest() == labels["spec_hash"] == failed.key
+    named = {"learner": training.removesuffix(" (seed 0)"), "attack": failed.attack, "eps": failed.eps, "seed": 0}
+    assert {name: labels[name] for name in named} == named
+    assert (labels["support"], labels["query"]) == (cell["support"], cell["query"])
+    assert reason == "no luck"
+
+
+def test_work_counts_what_is_not_there_yet(grid):
+    keys = {cell.key for cell in grid.cells}
+    needed = needed_of([grid], keys)
+    maml = next(key for key, each in needed.items() if each.title == "maml (seed 0)")
+    work = work_of(groups_of([grid], keys, "cpu"), needed, {maml}.__contains__)
+    told = {each["training"]: (each["cells"], each["train"], each["test"], each["checked"]) for each in work}
+    # smoke: 4 tasks a step; adml attacks them too. 20 episodes: adapted to once, attacked once; all are checked.
+    assert told == {"maml (seed 0)": (2, 0, 40, 40), "adml (seed 0)": (2, 16, 40, 40)}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "cost", "trainings", "cores", "expected"),
+    [
+        (3, "cpu", 1, 5, 2, 3),
+        (3, "cpu", 1, 2, 8, 2),
+        ("auto", "cpu", WORTH_STARTING - 1, 4, 8, 1),
+        ("auto", "cpu", WORTH_STARTING, 4, 8, 4),
+        ("auto", "cpu", WORTH_STARTING, 4, 2, 2),
+        ("auto", "cuda:0", 10**6, 4, 8, 1),
+    ],
+)
+def test_as_many_workers_as_pay(wanted, device, cost, trainings, cores, expected):
+    work = [{"train": cost if each == 0 else 0, "test": 0} for each in range(trainings)]
+    assert workers_for(wanted, work, torch.device(device), cores) == expected
+
+
+def test_auto_is_a_worker_for_each_cuda_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert workers_for("auto", 4 * [{"train": 1, "test": 1}], torch.device("cuda"), 8) == 3
+
+
+def test_a_worker_that_is_not_to_wait_ends_when_others_are_at_all_that_is_left(opened):
+    one, two = opened(), opened()
+    assert [one.claim().kind, one.claim().kind] == ["train", "train"]
+    worker = Worker(Place(two.store, CPU), two, Monitor(two.store.root / "events"), exit_when_waiting=True)
+    worker.work()
+    assert not two.over()
