@@ -53,8 +53,9 @@ def _source(cls: type) -> str:
             except (OSError, TypeError):
                 continue
             for node in ast.walk(ast.parse("".join(lines))):
-                is_named = isinstance(node, ast.ClassDef) and node.name == cls.__name__
-                if is_named and node.lineno <= function.__code__.co_firstlineno <= (node.end_lineno or 0):
+                if not isinstance(node, ast.ClassDef) or node.name != cls.__name__:
+                    continue
+                if node.lineno <= function.__code__.co_firstlineno <= (node.end_lineno or 0):
                     first = min((each.lineno for each in node.decorator_list), default=node.lineno)
                     return textwrap.dedent("".join(lines[first - 1 : node.end_lineno]))
     try:

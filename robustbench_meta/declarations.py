@@ -40,8 +40,10 @@ def _allowed(base: type[Plugin]) -> Mapping[str, TypeAdapter[Any]]:
 
 def _declared(cls: type[Plugin]) -> Iterator[tuple[str, Any]]:
     """What a contract has its plugins declare, with the type."""
-    for name, kind in inspect.get_annotations(cls, eval_str=True).items():
-        if get_origin(kind) is ClassVar and name != "model_config":
+    annotations: dict[str, Any] = inspect.get_annotations(cls, eval_str=True)
+    for name, kind in annotations.items():
+        origin: object = get_origin(kind)
+        if origin is ClassVar and name != "model_config":
             yield name, get_args(kind)[0]
     for name, option in cls.model_fields.items():
         yield name, Annotated[(option.annotation, "an option", *option.metadata)]

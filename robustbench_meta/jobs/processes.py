@@ -72,7 +72,8 @@ class Fork:
 
     def __init__(self, work: Callable[[], None]) -> None:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        parent, self._code = os.getpid(), None
+        parent = os.getpid()
+        self._code: int | None = None
         try:
             self.pid = os.fork()
             if self.pid == 0:

@@ -244,7 +244,7 @@ def _node_task() -> Callable[..., dict[str, Any]]:
         import ray  # noqa: PLC0415
 
         node = ray.get_runtime_context().get_node_id()
-        answer = {"node": node, "address": ray.util.get_node_ip_address()}
+        answer = {"node": node, "address": ray.util.get_node_ip_address()}  # type: ignore[no-untyped-call]  # of Ray
         if node in unfit:
             return {"done": True}
         other = [] if sys.version_info[:2] == tuple(map(int, expected["python"].split("."))) else ["another Python"]
