@@ -130,7 +130,7 @@ def test_scenarios_are_admls_four_poisoning_and_transfer_each_once():
         ({"profile": "papper"}, "did you mean 'paper'"),
         ({"eps": ("8/0",)}, "divides by zero"),
         ({"scenarios": ("clean",)}, "scenario"),
-        ({"attacks": ("pgd:steps",)}, "not an option"),
+        ({"attacks": ("pgd:steps",)}, "has no value"),
     ],
 )
 def test_a_run_refuses_before_anything_is_loaded(given_, told):
