@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from robustbench_meta.contracts import Learner, Random, Update, Weights
-from robustbench_meta.errors import BenchError, PluginError
+from robustbench_meta.errors import BenchError, PluginError, place_of
 from robustbench_meta.metrics import Judged, Verdict
 from robustbench_meta.models import Forward, Network, State, WithSupport
 from robustbench_meta.parallel import Cores, Pool, shared
@@ -329,7 +329,7 @@ class Engine:
             told = next((told for known, told in _EXPLAINED.items() if known in str(error)), None)
             if told is None:
                 raise
-            raise PluginError(f"learner '{self.learner.name}': {what} {told}") from error
+            raise PluginError(f"learner '{self.learner.name}': {what} {told}{place_of(error)}") from error
 
     def _forward(self, tree: Any, x: Tensor) -> Tensor:
         if isinstance(tree, WithSupport):

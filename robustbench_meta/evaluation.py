@@ -178,8 +178,8 @@ class _Portion:
         self.weights, self.surrogates, self.battery = evaluator.weights, evaluator.surrogates, evaluator.battery
         self.spec, self.at = cells[0].training.spec, at
         self.trials: dict[str, Trial] = {cell.key: cell.trial for cell in cells}
-        self.given_up: dict[str, str] = {}
-        """What has failed, and why, by the key of a cell or a probe."""
+        self.given_up: dict[str, tuple[str, str]] = {}
+        """What has failed, why, and the traceback, by the key of a cell or a probe."""
         self.probes: dict[str, list[Probe]] = {key: self._probes(key, trial) for key, trial in self.trials.items()}
         assert len(self.trials) == len(cells), "two cells with one key"
 
@@ -190,9 +190,8 @@ class _Portion:
             found = probes(self.battery, trial, self.source.shape)
             return [probe for probe in found if not self._obstacle(probe.trial)]
         except Exception as error:  # an attack is a plugin: its `how` or `stronger` may raise anything
-            self.given_up[key] = (
-                f"an attack failed to say what it is checked with (`stronger`, `how`): {located(error)}"
-            )
+            reason = f"an attack failed to say what it is checked with (`stronger`, `how`): {located(error)}"
+            self.given_up[key] = reason, traceback_of(error)
             return []
 
     def _obstacle(self, trial: Trial) -> str | None:
@@ -266,9 +265,10 @@ class _Portion:
 
     def _lent(self) -> dict[str, Tensor]:
         """What a learner is lent at test, and must leave as it is, by what messages call it; images are copies."""
+        module = self.engine.network.module
         theta = {f"θ's '{name}'": weight for name, weight in self.weights.items()}
-        buffers = self.engine.network.module.named_buffers()
-        return theta | {f"the buffer '{name}'": buffer for name, buffer in buffers}
+        own = [*module.named_parameters(), *module.named_buffers()]
+        return theta | {f"the network's '{name}'": tensor for name, tensor in own}
 
     def _held(self, arena: Arena, trial: Trial, key: str, cell: str) -> Tally:
         """One trial of a cell; one that has failed on other episodes is not tried again.
@@ -277,7 +277,8 @@ class _Portion:
             DeviceLostError: it made the device useless: nothing more can be evaluated here.
         """
         if key in self.given_up:
-            return Tally(failure=self.given_up[key])
+            reason, where = self.given_up[key]
+            return Tally(failure=reason, traceback=where)
         try:
             held = arena.hold(trial)
             return Tally(held.correct, held.seconds, effort=held.effort)
@@ -286,7 +287,7 @@ class _Portion:
                 lost = DeviceLostError(str(failure))
                 lost.cell = cell
                 raise lost from failure
-            self.given_up[key] = str(failure)
+            self.given_up[key] = str(failure), traceback_of(failure)
             return Tally(failure=str(failure), traceback=traceback_of(failure))
         except torch.OutOfMemoryError:
             if arena.tasks.tasks > 1:

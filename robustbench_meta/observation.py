@@ -89,16 +89,19 @@ def observe(arena: Arena) -> Observation:
 
 
 class Fresh:
-    """The model as it was before anything was shown to it: what a later answer is held against.
+    """The model as it was before these episodes were shown to it: what a later answer is held against.
 
     Args:
-        contestant: the trained learner; it is copied.
+        contestant: the trained learner; it is copied. What cannot be copied is held against itself alone.
     """
 
     def __init__(self, contestant: Contestant) -> None:
         engine, theta = contestant
         network = engine.network
-        module, learner = copy.deepcopy((network.module, engine.learner))
+        try:
+            module, learner = copy.deepcopy((network.module, engine.learner))
+        except Exception:  # a module may hold what has no copy: a lock, a weight computed from others (weight_norm)
+            module, learner = network.module, engine.learner
         alike = Network(module, network.loss_name, network.way, network.precision)
         plan = replace(engine.plan, compiled=False)
         self._engine = replace(engine, learner=learner, network=alike, plan=plan, compiled={})

@@ -49,7 +49,7 @@ def unnamed(plugin: Plugin, read: list[Path]) -> list[Path]:
 
 
 def _is_data(path: Path) -> bool:
-    if path.suffix in _CODE or str(path).startswith(_SYSTEM) or is_library(str(path)):
+    if path.suffix in _CODE or any(path.is_relative_to(folder) for folder in _SYSTEM) or is_library(str(path)):
         return False
     return _PACKAGES.isdisjoint(path.parts) and path.is_file()
 

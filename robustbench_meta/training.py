@@ -57,7 +57,8 @@ def make_engine(
         engine.doubts = Doubts() if device.type == "cuda" else None  # a CPU need not wait
         engine.attack = arm(threat.attack, threat.model, engine.doubts)
     if training.surrogate is not None:
-        separate = _build(training.surrogate, setting.shape, setting.way, seed_from(seed, "surrogate"), device)
+        with _reading(training.surrogate):
+            separate = _build(training.surrogate, setting.shape, setting.way, seed_from(seed, "surrogate"), device)
         engine.surrogate_network = Network(separate, setting.loss, setting.way, training.spec.precision)
         engine.surrogate_weights = {name: weight.detach() for name, weight in separate.named_parameters()}
     with seeded(seed_from(seed, "init of the learner"), device), _reading(training.learner):

@@ -231,7 +231,7 @@ class Arena:
         fooled = None
         if keeps:
             with self.engine.drawing(f"fooled {key}", self.device):
-                fooled = victim.fooled(x, batch.y)
+                fooled = victim.fooled(x.clone(), batch.y)
         found = self._found[key] = _Found(x, seconds, effort, fooled)
         return found
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from robustbench_meta.checks import ENOUGH, FLAGS, certify, of_training
 from robustbench_meta.contracts import Random
 from robustbench_meta.effort import Effort
+from robustbench_meta.engine import Plan
 from robustbench_meta.grid import prepare
 from robustbench_meta.jobs import runner
 from robustbench_meta.neighbours import flags_between
-from robustbench_meta.observation import Observation, influence_of_mates
+from robustbench_meta.observation import Fresh, Observation, influence_of_mates
 from robustbench_meta.probes import CHECKED, probes
 from robustbench_meta.profiles import PROFILES
 from robustbench_meta.records import finite, pack
@@ -25,7 +28,7 @@ from robustbench_meta.statistics import above
 from robustbench_meta.store import Store
 from robustbench_meta.tasks import Batch, TaskBatch
 from robustbench_meta.threat import ThreatModel
-from robustbench_meta.trials import Armed, Trial
+from robustbench_meta.trials import Arena, Armed, Contestant, Trial
 from robustbench_meta.undefended import self_test, undefended
 from tests.worlds import make_world, random_tasks
 
@@ -136,6 +139,35 @@ def test_probes_are_for_attacked_rows_with_room_to_attack(registry):
     full = next(p for p in probes(battery, Trial(query=armed(registry, "pgdl2", ThreatModel("l2", 1.0))), shape)
                 if p.name == "pgd, full range")  # fmt: skip
     assert full.trial.query.threat.eps == pytest.approx(28.0)
+
+
+class Showing(nn.Module):
+    """A network that keeps in itself how often it was shown images, and may answer by it."""
+
+    def __init__(self, net, drift):
+        super().__init__()
+        self.net, self.drift, self.shown = net, drift, 0
+
+    def forward(self, x):
+        self.shown += 1
+        outputs = self.net(x)
+        return outputs + self.drift * self.shown * torch.arange(outputs.shape[-1])
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.1])
+@pytest.mark.parametrize("copied", [True, False])
+def test_answers_that_depend_on_what_was_shown_before_are_seen(registry, drift, copied):
+    engine, _ = make_world(registry, "protonet", "mlp", plan=Plan("loop", "loop", 5))
+    engine.network.module = module = Showing(engine.network.module, drift).eval()
+    engine.set_mode(training=False)
+    if not copied:
+        module.lock = threading.Lock()  # it has no copy
+    theta = engine.theta({name: weight.detach() for name, weight in module.named_parameters()})
+    contestant, noise = Contestant(engine, theta), Trial(query=armed(registry, "noise"))
+    arena, fresh = Arena(contestant, random_tasks(), {}, torch.device("cpu")), Fresh(contestant)
+    arena.hold(noise)
+    seen = fresh.observe(arena, noise).remembers
+    assert seen > 0.01 if drift else seen < 1e-9
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "squared"])

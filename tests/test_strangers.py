@@ -209,7 +209,7 @@ class KeepsOnItself(MAML):
         (NormalisesSupport, r"adapt changes support.x in place"),
         (NormalisesQueries, r"logits changes query.x in place"),
         (ShiftsLabels, r"objective changes query.y in place"),
-        (ByAutograd, r"adapt asks torch.autograd .*inner.gradient_step"),
+        (ByAutograd, r"adapt asks torch.autograd .*inner.gradient_step.*\(line \d+ of test_strangers.py\)"),
         (ByBackward, r"adapt asks torch.autograd .*inner.gradient_step"),
         (OwnEntropy, r"gives other logits when it is adapted to again, from the same seeds"),
         (InitByTheClock, r"θ differs each time that it is made .*init of the learner"),

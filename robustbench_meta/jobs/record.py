@@ -10,7 +10,7 @@ from typing import Any
 
 from robustbench_meta import __version__
 from robustbench_meta.checkpoints import Trained
-from robustbench_meta.checks import of_training, unchecked
+from robustbench_meta.checks import FLAGS, of_training, unchecked
 from robustbench_meta.evaluation import Outcome
 from robustbench_meta.grid import Cell, Grid
 from robustbench_meta.partial_results import Part
@@ -31,9 +31,10 @@ def record_of(grid: Grid, cell: Cell, outcome: Outcome, trained: Trained, parts:
     """
     training = cell.training
     transductive = grid.setting.transductive or training.learner.transductive
-    certificate, flags = outcome.certificate, unchecked(cell.spec.episodes)
-    if certificate is not None:
-        flags = certificate.flags + of_training(trained.history, grid.setting.loss, grid.setting.way)
+    certificate = outcome.certificate
+    found = certificate.flags if certificate is not None else unchecked(cell.spec.episodes)
+    found = [*found, *of_training(trained.history, grid.setting.loss, grid.setting.way)]
+    flags = [flag for flag in FLAGS if flag in found]
     record: dict[str, Any] = finite({
         "schema": SCHEMA,
         "key": cell.key,

@@ -254,10 +254,11 @@ class Worker:
                 return
             self._forget_memory()
             chunks = evaluator.on(job.places, cells, self._at)
-        failures = {
-            key: (tally.failure, tally.traceback)
-            for chunk in chunks for key, tally in chunk.cells.items() if tally.failure
-        }  # fmt: skip
+        failures: dict[str, tuple[str, str]] = {}
+        for chunk in chunks:
+            for key, tally in chunk.cells.items():
+                if tally.failure:
+                    failures.setdefault(key, (tally.failure, tally.traceback))
         for key, (failure, where) in failures.items():
             self.queue.fail([key], failure, where)
         keys = [cell.key for cell in cells if cell.key not in failures]
