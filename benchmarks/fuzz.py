@@ -204,7 +204,7 @@ def read_pickled(content: bytes, folder: Path) -> None:
             other = {"data": np.full((2, 8, 8, 3), ord(part[0]), np.uint8), "labels": [f"{part}0", f"{part}1"]}
             (folder / f"{part}.pkl").write_bytes(pickle.dumps(other))
         (folder / "test.pkl").write_bytes(content)
-        read_series(choose_series(folder, ""), "fuzzed", limits)
+        read_series(choose_series(folder, ""), "fuzzed", "drop", limits)
 
 
 def made_pickles() -> st.SearchStrategy[bytes]:
