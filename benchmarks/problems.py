@@ -111,7 +111,7 @@ class Problem:
     def plan_test(self, episodes: int) -> Plan:
         """Use the suite's plan for so many test episodes."""
         with self._workplace() as place:
-            self.engine.plan = product.test_plan(place, self.grid, self.engine, episodes, self._vmap(place))
+            self.engine.plan = product.test_plan(place, self.grid, episodes, self._vmap(place))
         return self.engine.plan
 
     def _vmap(self, place: product.Place) -> bool:

@@ -166,7 +166,7 @@ def _tasks(value: int, settings: Settings) -> Job:
         settings.device, cores=settings.cores(), learners=("maml",), attacks=("none",), query=15,
         tasks_per_step=2 if settings.quick else value,
     )  # fmt: skip
-    problem.engine.plan = plan_for(settings.device, problem.engine.network.module, problem.tasks.tasks)
+    problem.engine.plan = plan_for(settings.device, problem.tasks.tasks)
     return Job(problem.gradient)
 
 
@@ -177,7 +177,7 @@ def _evaluating(value: int, settings: Settings, *, of: str) -> Job:
         device, cores=settings.cores(), learners=("maml",), episodes=episodes,
         attacks=tuple(f"pgd:steps=5,eps=0.{place + 1:02}" for place in range(value if of == "attacks" else 1)),
     )  # fmt: skip
-    problem.engine.plan = plan_for(device, problem.engine.network.module, 32)
+    problem.engine.plan = plan_for(device, 32)
     return Job(lambda: evaluation.ours(problem, device))
 
 

@@ -7,51 +7,37 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch import Tensor
 
 from robustbench_meta.engine import Plan
 
 _log = logging.getLogger(__name__)
-WIDEST_GROUPED = 32
-"""On a CPU, convolutions of up to so many channels are faster as one grouped convolution over tasks (vmap) than one by
-one; see the table in docs/engine.md."""
 CHUNK = 8
 """Tasks at a time on a CPU; with fewer than twice as many, half of them, so that two cores share them out."""
-CHUNK_WITHOUT_CONVOLUTIONS = 64
 FEW = 8
-"""Of `Plan.few`."""
+"""Of `Plan.few` at test."""
 TOLERANCE = 1e-3
 """How far a compiled gradient may lie from the plain one, as a share of its length (float32, sums in another order)."""
 
 
-def plan_for(
-    device: torch.device, network: nn.Module, tasks: int, *, vmap: bool = True, chunk: int | None = None
-) -> Plan:
+def plan_for(device: torch.device, tasks: int, *, vmap: bool = True, few: int = 0, chunk: int | None = None) -> Plan:
     """The plan for up to `tasks` tasks at a time.
 
-    On CUDA all tasks at once. On a CPU by the widest convolution: torch computes convolutions whose weights differ by
-    task as one grouped convolution, which is slow for many channels.
+    On CUDA all tasks at once. On a CPU one by one where weights differ by task: vmap makes one grouped convolution of
+    those, which is slow for many channels, and rounds differently from call to call.
 
     Args:
         device: where it runs.
-        network: the backbone.
         tasks: how many there are, at most.
         vmap: False for a learner or backbone that `torch.func.vmap` cannot map.
+        few: see `Plan.few`.
         chunk: tasks at a time, instead of the rule's.
     """
-    widest = max((module.out_channels for module in network.modules() if isinstance(module, _ConvNd)), default=0)
-    if device.type == "cuda" and vmap:
-        most = tasks
-    elif widest or not vmap:
-        most = min(CHUNK, (tasks + 1) // 2)
-    else:
-        most = CHUNK_WITHOUT_CONVOLUTIONS
-    chunk = min(chunk or most, tasks)
+    on_cuda = device.type == "cuda" and vmap
+    chunk = min(chunk or (tasks if on_cuda else min(CHUNK, (tasks + 1) // 2)), tasks)
     if not vmap:
         return Plan("loop", "loop", chunk)
-    own_by_vmap = device.type == "cuda" or widest <= WIDEST_GROUPED
-    return Plan("vmap", "vmap" if own_by_vmap else "loop", chunk, few=FEW)
+    return Plan("vmap", "vmap" if on_cuda else "loop", chunk, few=few)
 
 
 def compiled(plan: Plan, gradient: Callable[[Plan], Tensor]) -> Plan:

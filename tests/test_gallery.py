@@ -26,6 +26,7 @@ from robustbench_meta.gallery import Gallery, gallery_of, pixels, png
 from robustbench_meta.grid import prepare
 from robustbench_meta.harness import arm
 from robustbench_meta.jobs import runner
+from robustbench_meta.jobs.record import labels_of
 from robustbench_meta.learning import Validation, learning_curve, learning_curves
 from robustbench_meta.records import DamagedError, read_record, record_text
 from robustbench_meta.registry import load_registry
@@ -511,7 +512,7 @@ def test_the_command_of_a_record_gives_its_cell(registry, typed, given):
     assert grid.cells
     for cell in grid.cells:
         line = command_for({
-            "spec": json.loads(cell.spec.model_dump_json()), "labels": {**grid.labels, **work._labels(cell)}
+            "spec": json.loads(cell.spec.model_dump_json()), "labels": {**grid.labels, **labels_of(cell)}
         })  # fmt: skip
         again = prepare(typed(line), registry, None, splits=grid.splits)
         assert cell.key in {each.key for each in again.cells}, line

@@ -335,7 +335,7 @@ def register_learners(register):
 '''
 
 
-def _wait(condition, seconds=60.0):
+def _wait(condition, seconds=240.0):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "nothing happened"

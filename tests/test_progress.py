@@ -192,7 +192,7 @@ def test_a_training_that_goes_on_says_from_where():
     listener = Listener(tape)
     listener.training_progress("maml (seed 0)", 180, 300, {})
     listener.training_progress("maml (seed 0)", 181, 300, {})
-    assert tape.lines == ["train maml (seed 0): going on from 180 of 300"]
+    assert tape.lines == ["train maml (seed 0): resuming at 180 of 300"]
 
 
 def test_what_is_checked_no_more_does_not_go_on_from_somewhere():

@@ -112,7 +112,7 @@ def test_the_toy_stays_at_chance(registry, tmp_path, learner):
         assert half < 0.02
 
 
-@pytest.mark.parametrize("damage", ["", "{", '{"schema": 2, "key": "x"}', "[]"])
+@pytest.mark.parametrize("damage", ["", "{", '{"schema": 3, "key": "x"}', "[]"])
 def test_a_damaged_record_is_told_and_computed_again(registry, tmp_path, caplog, damage):
     small = {"learners": ("maml",), "attacks": ("none",)}
     _, store = run(registry, tmp_path, **small)

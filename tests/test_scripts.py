@@ -205,8 +205,8 @@ def test_a_cell_that_failed_is_called_as_one_that_did_not_and_joins_by_its_hash(
     loaded = load_results(tmp_path / "r").failed.drop(columns="before").to_dict("records")
     assert sorted(map(str, loaded)) == sorted(str({name: event[name] for name in loaded[0]}) for event in failed)
     shown = told(bench(*given, *attacks, "--retry-failed").err)
-    for steps in (10, 40):
-        assert f"failed: broken:steps={steps} eps=8/255 clean/adv on protonet (seed 0): attack 'broken" in shown
+    for steps, why in ((10, "attack 'broken' failed"), (40, "for the same reason")):
+        assert f"failed: broken:steps={steps} eps=8/255 clean/adv on protonet (seed 0): {why}" in shown
 
 
 @pytest.mark.parametrize("labels", [7, "x", {}, {"learner": "maml", "seed": "x"}])

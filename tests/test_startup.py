@@ -74,7 +74,7 @@ def test_files_of_the_working_folder_are_not_taken_for_libraries(tmp_path):
      "data --help", "data list --help", "data add --help", "data download --help",
      "run --nonsense", "run --way x", "run --profile quikc", "run --eps much", "run --scenario up", "run -l :::",
      "run qick", "run nowhere.toml", "run quick --way 1",
-     "lst", "list nonsense", "plugins --nonsense", "leaderboard nowhere", "compare nowhere",
+     "lst", "plugins --nonsense", "leaderboard nowhere", "compare nowhere",
      "data download nothing"],
 )  # fmt: skip
 def test_help_and_typing_errors_import_nothing_heavy(command):
@@ -139,7 +139,7 @@ def test_bench_list_shows_the_others_and_why_one_failed(tmp_path):
     code = f"from robustbench_meta.cli import main; main(['list', 'attacks', '--plugins', {str(tmp_path)!r}])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     shown = " ".join(done.stdout.split())
-    assert re.search(r"late local: .* failed: attack 'late' of local .* cannot be loaded: OSError: no disk", shown)
+    assert re.search(r"late \? \? failed: attack 'late' of local .* cannot be loaded: OSError: no disk", shown)
     assert all(name in shown for name in BRIDGED)
 
 

@@ -342,9 +342,8 @@ def test_saving_and_reading_gives_the_same_specs(given, about):
 
 @pytest.mark.parametrize("text", ["maml\x1b", "maml\ud800", "maml\n"])
 def test_what_no_suite_can_say_is_not_saved(tmp_path, text):
-    suite = Suite().overridden({"learners": (text,)})
-    with pytest.raises(BenchError, match="cannot be said in a suite"):
-        save_suite(suite, tmp_path / "x.toml")
+    with pytest.raises(BenchError, match=r"cannot be said in a suite|is not UTF-8"):
+        save_suite(Suite().overridden({"learners": (text,)}), tmp_path / "x.toml")
     assert list(tmp_path.iterdir()) == []
 
 

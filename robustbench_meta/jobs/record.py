@@ -40,7 +40,7 @@ def record_of(grid: Grid, cell: Cell, outcome: Outcome, trained: Trained, parts:
         "key": cell.key,
         "training": training.key,
         "spec": cell.spec.model_dump(mode="json"),
-        "labels": {**grid.labels, **_labels(cell)},
+        "labels": {**grid.labels, **labels_of(cell)},
         "norm_layer": grid.backbone.norm_layer,
         "inference": "transductive" if transductive else "inductive",
         "episodes_digest": outcome.episodes_digest,
@@ -78,7 +78,7 @@ def record_of(grid: Grid, cell: Cell, outcome: Outcome, trained: Trained, parts:
     return record
 
 
-def _labels(cell: Cell) -> dict[str, str]:
+def labels_of(cell: Cell) -> dict[str, str]:
     """What tables show of the learner, its training attack, the attack, ε, and what the attack began from."""
     threat = cell.training.attack
     return {

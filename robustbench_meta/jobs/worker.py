@@ -49,7 +49,7 @@ from robustbench_meta.jobs.record import record_of
 from robustbench_meta.keeping import Keeper
 from robustbench_meta.parallel import Cores
 from robustbench_meta.partial_results import Part, part_bytes
-from robustbench_meta.plans import compiled, plan_for
+from robustbench_meta.plans import FEW, compiled, plan_for
 from robustbench_meta.precision import computing_in
 from robustbench_meta.registry import load_registry
 from robustbench_meta.seeds import seed_from, seeded
@@ -357,7 +357,7 @@ def _trained(place: Place, grid: Grid, training: Training, count: int) -> tuple[
     vmap = self_check(place, grid, training)
     engine, like = make_engine(grid, training, place.device, Plan())
     trained = _checkpoint(place, training, like)
-    engine.plan = test_plan(place, grid, engine, count, vmap)
+    engine.plan = test_plan(place, grid, count, vmap)
     return engine, trained
 
 
@@ -368,7 +368,7 @@ def _surrogate(place: Place, grid: Grid, surrogate: Surrogate, count: int) -> tu
         return engine, trained.weights
     vmap = self_check(place, grid, training)
     engine, like = make_engine(grid, training, place.device, Plan())
-    engine.plan = test_plan(place, grid, engine, count, vmap)
+    engine.plan = test_plan(place, grid, count, vmap)
     data = read_file(surrogate.path)
     if file_digest(data) != surrogate.key:
         raise BenchError(f"{surrogate.path} is another file than when the run began; give the same command again")
@@ -420,7 +420,7 @@ def train_plan(place: Place, grid: Grid, training: Training, vmap: bool) -> Plan
     """How the tasks of a meta-step are mapped."""
     device, spec = place.device, training.spec
     engine, weights = make_engine(grid, training, device, Plan(), Cores())
-    plan = plan_for(device, engine.network.module, spec.tasks_per_step, vmap=vmap, chunk=grid.run.chunk)
+    plan = plan_for(device, spec.tasks_per_step, vmap=vmap, chunk=grid.run.chunk)
     if grid.run.compile == "off" or not vmap:
         return plan
     tasks = grid.splits.train.to(device).sample([0], spec.way, spec.shot, spec.query, spec.tasks_per_step)
@@ -433,10 +433,10 @@ def train_plan(place: Place, grid: Grid, training: Training, vmap: bool) -> Plan
     return compiled(plan, gradient)
 
 
-def test_plan(place: Place, grid: Grid, engine: Engine, count: int, vmap: bool) -> Plan:
+def test_plan(place: Place, grid: Grid, count: int, vmap: bool) -> Plan:
     """How so many test episodes are mapped."""
     most = min(count, MOST_AT_ONCE if place.device.type == "cpu" else 8 * MOST_AT_ONCE)
-    return plan_for(place.device, engine.network.module, most, vmap=vmap, chunk=grid.run.chunk)
+    return plan_for(place.device, most, vmap=vmap, few=FEW, chunk=grid.run.chunk)
 
 
 def _reason(training: Training, error: BaseException) -> str:

@@ -75,9 +75,9 @@ def check_request(policy: Policy, device: str) -> None:
     """Raise BenchError if what a cluster is asked for cannot be, before anything is loaded or written."""
     choice = parse_choice(policy.executor)
     if choice.name == "ray":
-        from robustbench_meta.jobs.launchers.ray import Request  # noqa: PLC0415  # optional
+        from robustbench_meta.jobs.launchers.ray import Request, check_address  # noqa: PLC0415  # optional
 
-        Request.read(choice.options, device)
+        check_address(Request.read(choice.options, device).address)
 
 
 def computes_here(text: str) -> bool:

@@ -284,12 +284,10 @@ def _connect(request: Request) -> bool:
     if ray.is_initialized():
         return False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    match = _ADDRESS.fullmatch(request.address)
     if request.address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         quiet |= {"num_cpus": max(available_cores(), request.cpus), "include_dashboard": False}
-    elif match is not None:
-        _check_answers(match["host"].strip("[]"), int(match["port"]), request.address)
+    check_address(request.address)
     try:
         with _signals_kept():
             ray.init(address=request.address, **quiet)
@@ -300,10 +298,13 @@ def _connect(request: Request) -> bool:
     return True
 
 
-def _check_answers(host: str, port: int, address: str) -> None:
-    """Raise BenchError unless somebody listens there: Ray itself would take minutes to find out."""
+def check_address(address: str) -> None:
+    """Raise BenchError if it names a host and a port where nobody listens: Ray would take minutes to find out."""
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        return
     try:
-        socket.create_connection((host, port), CONNECT_SECONDS).close()
+        socket.create_connection((match["host"].strip("[]"), int(match["port"])), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise BenchError(
             f"the Ray cluster ray:address={address} does not answer ({getattr(error, 'strerror', None) or error}): "
