@@ -23,6 +23,7 @@ from robustbench_meta.jobs.events import (
     JobStarted,
     TrainingProgress,
     WorkerFailed,
+    WorkerStarted,
 )
 from robustbench_meta.jobs.output import Replay
 from robustbench_meta.store import Store
@@ -62,6 +63,8 @@ class Monitor:
     ) -> None:  # fmt: skip
         self.folder, self.cell_timeout = folder, cell_timeout
         self.workers: dict[str, WorkerState] = {}
+        self.started: set[str] = set()
+        """The workers that came to look for jobs."""
         self.failures: dict[str, WorkerFailed] = {}
         """What ended workers, by their names."""
         self._reader, self._on_event, self._clock = EventReader(folder), on_event, clock
@@ -88,6 +91,8 @@ class Monitor:
         elif isinstance(event, CellLeft):
             state.cell = None
             self._spent[event.cell] += event.seconds
+        elif isinstance(event, WorkerStarted):
+            self.started.add(worker)
         elif isinstance(event, WorkerFailed):
             self.failures[worker] = event
         elif isinstance(event, TrainingProgress):

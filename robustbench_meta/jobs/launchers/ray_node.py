@@ -63,7 +63,7 @@ def work(name: str, folder: str, cpus: int, device: str) -> dict[str, Any]:
     except Stopped:
         return {}
     except Exception as error:
-        if not any(each.startswith(f"{name}.") for each in monitor.workers):  # it could not even begin
+        if not any(each.startswith(f"{name}.") for each in monitor.started):  # it could not even begin
             return {"unfit": str(error)}
         return {"failed": {"kind": type(error).__name__, "message": str(error), "trace": traceback.format_exc()}}
     finally:
