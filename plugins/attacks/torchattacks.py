@@ -207,6 +207,7 @@ def bridge(wraps: type[Any], version: str, base: type[TorchAttack] = TorchAttack
     fields = options(wraps) if wraps.__name__ != "LGV" else {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", 'Field name "norm"')  # meant: see the property below
+        warnings.filterwarnings("ignore", 'Field name "version"')  # an option of AutoAttack's
         cls = create_model(wraps.__name__, __base__=base, __module__=__name__, **fields)
     if "norm" in fields:
         cls.norm = property(lambda self: self.__dict__["norm"].lower())  # type: ignore[method-assign, assignment]  # the option, in our spelling
