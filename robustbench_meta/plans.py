@@ -24,7 +24,7 @@ def plan_for(device: torch.device, tasks: int, *, vmap: bool = True, few: int = 
     """The plan for up to `tasks` tasks at a time.
 
     On CUDA all tasks at once. On a CPU one by one where weights differ by task: vmap makes one grouped convolution of
-    those, which is slow for many channels, and rounds differently from call to call.
+    those, which is slow for many channels, and did not give the same bits twice (docs/engine.md).
 
     Args:
         device: where it runs.
