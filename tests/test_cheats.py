@@ -59,8 +59,9 @@ def flags(outcome):
 def test_an_honest_learner_under_honest_attacks_is_flagged_for_its_few_episodes_only(plugins, honest):
     found = outcomes(plugins, honest, ("none", "fgsm", "pgd", "square:queries=300"))
     seen = {name: flags(outcome) for name, outcome in found.items()}
-    seen["square:queries=300"].discard("not-converged")  # 300 queries are few, and it may be told
-    assert seen == {name: {"few-episodes"} for name in found}
+    # 300 queries are few, and the row says so: 300, 600, 1,200 and 2,400 leave 30.2, 25.3, 22.8 and 21.3 %
+    assert seen.pop("square:queries=300") == {"few-episodes", "not-converged"}
+    assert seen == {name: {"few-episodes"} for name in ("none", "fgsm", "pgd")}
     assert found["none"].robust.mean() > 0.5
     seen = found["pgd"].certificate.accuracies
     assert seen["noise"] > seen["single step"] > seen["pgd"] >= seen["pgd, 2 eps"] >= seen["pgd, full range"]
