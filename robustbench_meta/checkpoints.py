@@ -65,8 +65,6 @@ class TrainingState:
     """Its state dict."""
     trained: Trained
     """The best so far on the validation tasks, and the history."""
-    best: float
-    """Its validation accuracy."""
     judged: Judged
     """Since the last validation."""
     plan: Plan
@@ -156,7 +154,7 @@ def read_state(data: bytes, key: str, device: torch.device) -> TrainingState:
             raise StorageError("it is of another training than its name says")
         groups, entries = tree["optimizer"]["groups"], tree["optimizer"]["state"]
         return TrainingState(
-            step=int(tree["step"]), device=str(tree["device"]), best=float(tree["best"]), plan=Plan(**tree["plan"]),
+            step=int(tree["step"]), device=str(tree["device"]), plan=Plan(**tree["plan"]),
             weights=_on(tree["weights"], device),
             optimizer={"param_groups": groups, "state": dict(map(tuple, entries))},  # load_state_dict moves it
             trained=Trained(**{**tree["trained"], "weights": _on(tree["trained"]["weights"], device)}),

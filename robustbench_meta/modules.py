@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 import torch.nn.modules.module as torch_module
 from torch import nn
 
@@ -12,10 +13,12 @@ _GLOBAL_HOOKS = {
     name: value for name, value in vars(torch_module).items() if name.startswith("_global_") and isinstance(value, dict)
 }
 """Hooks that torch calls for every module."""
+_NAMESPACES: dict[str, Any] = {"torch": torch, "torch.nn.functional": nn.functional, "torch.Tensor": torch.Tensor}
+"""Whose functions every model calls."""
 
 
 class Modules:
-    """The attributes of modules, among them hooks, modes and methods; those of their classes, and global hooks.
+    """The attributes of modules, among them hooks, modes and methods; those of their classes, global hooks, and torch.
 
     Args:
         modules: are looked at now.
@@ -27,6 +30,7 @@ class Modules:
         classes = {each for module in self._modules for each in type(module).__mro__ if issubclass(each, nn.Module)}
         self._methods = {each: _methods(each) for each in classes}
         self._hooks = _copy(_GLOBAL_HOOKS)
+        self._functions = {name: _methods(space) for name, space in _NAMESPACES.items()}
 
     def restore(self) -> set[str]:
         """Give everything back as it was; the names of what was not."""
@@ -42,10 +46,15 @@ class Modules:
                     setattr(each, name, kept[name])
                 else:
                     delattr(each, name)
+        for space, kept in self._functions.items():
+            now = vars(_NAMESPACES[space])  # what is new there is torch's own: it imports parts of itself when asked
+            for name in [name for name, function in kept.items() if now.get(name) is not function]:
+                found.add(f"{space}.{name}")
+                setattr(_NAMESPACES[space], name, kept[name])
         return found
 
 
-def _methods(of: type) -> dict[str, Any]:
+def _methods(of: Any) -> dict[str, Any]:
     return {name: value for name, value in vars(of).items() if callable(value)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
@@ -135,7 +135,8 @@ def meta_train(
     """Meta-train a learner on the training split; keep the θ that does best on the validation tasks.
 
     The criterion is the accuracy of adapted states on clean queries, or where the learner has a training attack the
-    mean of those on clean and on attacked queries, at the inner steps of the test. Test tasks are never seen.
+    mean of those on clean and on attacked queries, at the inner steps of the test; of equal ones, the least loss. Test
+    tasks are never seen.
 
     Args:
         grid: the run.
@@ -167,9 +168,9 @@ def _steps(
     spec = training.spec
     optimizer = _optimizer(training, weights)
     rates = [group["lr"] for group in optimizer.param_groups]
-    trained, best, done = Trained(weights), -1.0, 0
+    trained, done = Trained(weights), 0
     if state is not None:
-        trained, best, done, engine.judged = state.trained, state.best, state.step, state.judged
+        trained, done, engine.judged = state.trained, state.step, state.judged
         with torch.no_grad():
             for name, weight in weights.items():
                 weight.copy_(state.weights[name])
@@ -199,10 +200,10 @@ def _steps(
                     "of the validation queries is not finite; lower meta_lr or the inner rate, guard divisions and "
                     "logarithms"
                 )
-            trained.history.append(entry)
-            if entry["validation_accuracy"] > best:
-                best, trained.chosen_step = entry["validation_accuracy"], step
+            if all(_merit(entry) > _merit(earlier) for earlier in trained.history):
+                trained.chosen_step = step
                 trained.weights = {name: weight.detach().clone() for name, weight in weights.items()}
+            trained.history.append(entry)
         if report is not None:
             report(step, trained.history[-1] if trained.history else {})
         if keeper is not None and keeper.wants(step, spec.meta_steps):
@@ -211,13 +212,18 @@ def _steps(
             wait(device)
             trained.seconds = time.perf_counter() - started
             keeper.keep(TrainingState(
-                step, weights, optimizer.state_dict(), trained, best, engine.judged, engine.plan, device.type,
+                step, weights, optimizer.state_dict(), trained, engine.judged, engine.plan, device.type,
             ))  # fmt: skip
     wait(device)
     trained.seconds = time.perf_counter() - started
     trained.plan = asdict(engine.plan)
     trained.weights = {name: weight.detach() for name, weight in trained.weights.items()}
     return trained
+
+
+def _merit(entry: Mapping[str, float]) -> tuple[float, float]:
+    """What a validation is chosen by: its accuracy, and of equal ones (all at chance, say) the least loss."""
+    return entry["validation_accuracy"], -entry["validation_loss"]
 
 
 def validates_at(step: int, steps: int, times: int) -> bool:

@@ -132,7 +132,7 @@ def state() -> TrainingState:
         optimizer.step()
     judged = Judged(torch.tensor(3.25, dtype=torch.float64), torch.tensor(1.5), 4)
     weights = {name: weight.detach().clone() for name, weight in module.named_parameters()}
-    return TrainingState(2, weights, optimizer.state_dict(), trained(), 0.1 + 0.2, judged, Plan(chunk=3, few=2), "cpu")
+    return TrainingState(2, weights, optimizer.state_dict(), trained(), judged, Plan(chunk=3, few=2), "cpu")
 
 
 def chunk() -> Chunk:
@@ -226,7 +226,7 @@ def test_an_optimiser_goes_on_from_the_state_that_was_kept_as_if_nothing_had_bee
             optimizer.step()
         ends.append(weights)
     assert same(*ends)
-    assert (kept.step, kept.best, kept.plan) == (2, 0.1 + 0.2, Plan(chunk=3, few=2))
+    assert (kept.step, kept.plan) == (2, Plan(chunk=3, few=2))
     assert each_field(kept.trained, trained())
     assert each_field(kept.judged, state().judged)
 

@@ -121,6 +121,7 @@ BREACHES = {
     "hooking-all": "left something on the model: torch's _global_forward_hooks",
     "patching": r"left something on the model: Conv2d #\d+\.forward",
     "patching-class": r"left something on the model: the class Conv2d\.forward",
+    "patching-torch": r"left something on the model: torch\.nn\.functional\.relu",
     "buffering": r"left something on the model: Conv2d #\d+\._buffers, Conv2d #\d+\._non_persistent|left something on "
     r"the model: Conv2d #\d+\._buffers, Conv2d #\d+\.note",
 }

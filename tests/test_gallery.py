@@ -453,7 +453,7 @@ def test_the_learning_curve_is_the_history_of_the_training(whole):
     curve = learning_curve(first)
     assert [each.step for each in curve] == [5, 10]
     assert [each._asdict() for each in curve] == [{**entry, "step": int(entry["step"])} for entry in first["history"]]
-    assert max(curve, key=lambda each: each.validation_accuracy).step == first["chosen_step"]
+    assert max(curve, key=lambda each: (each.validation_accuracy, -each.validation_loss)).step == first["chosen_step"]
     assert learning_curves([first, *others]) == {first["training"]: curve}
 
 

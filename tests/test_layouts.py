@@ -267,7 +267,16 @@ class TestAdd:
         assert add("many", tmp_path / "many", tmp_path / "root").state == "ready"
         (tmp_path / "root" / "nothing").mkdir()
         states = {Path(row.where).name: row.state for row in list_data(tmp_path / "root")}
-        assert (states["nothing"], states["many"]) == ("damaged", "ready")
+        assert states == {**states, "nothing": "damaged", "many": "ready", "small": "needs options"}
+
+    def test_a_folder_with_one_archive_is_that_archive(self, tmp_path):
+        classes(tmp_path / "many", [f"c{n:02}" for n in range(20)], images=6)
+        shutil.make_archive(str(tmp_path / "download" / "images"), "zip", tmp_path / "many")
+        (tmp_path / "download" / "README.md").write_text("Images.")
+        assert add("many", tmp_path / "download", tmp_path / "root").state == "ready"
+        shutil.make_archive(str(tmp_path / "download" / "others"), "zip", tmp_path / "many")
+        with pytest.raises(DataError, match="unpack archives first"):
+            add("two", tmp_path / "download", tmp_path / "root")
 
     def test_a_broken_link_and_a_single_pickle(self, tmp_path, mine):
         pickle_parts(tmp_path / "pickles", META)

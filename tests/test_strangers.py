@@ -79,6 +79,16 @@ def test_the_checkpoint_of_an_objective_that_judges_nothing_is_chosen_by_accurac
     assert all("loss" not in entry and "accuracy" not in entry for entry in trained.history)
 
 
+def test_of_equally_accurate_validations_the_one_of_the_least_loss_is_chosen(plugins, monkeypatch):
+    losses = iter([1.7, 1.5, 1.6, 1.5, 1.9])
+    monkeypatch.setattr(
+        "robustbench_meta.training._validate",
+        lambda *_: {"validation_accuracy": 0.2, "validation_loss": next(losses)},
+    )
+    grid = grid_of(plugins, "squared-distance", meta_steps=5, validations=5)
+    assert meta_train(grid, grid.trainings[0], CPU, Plan("loop", "loop", 4)).chosen_step == 2
+
+
 def test_a_validation_that_can_tell_nothing_is_an_error(plugins):
     """Logits that are finite in training and not at the inner steps of the test."""
 

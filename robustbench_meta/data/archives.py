@@ -96,7 +96,7 @@ def open_zip(path: Path, limits: Limits | None = None) -> Iterator[Archive]:
 
 def extract(path: Path, target: Path, limits: Limits | None = None) -> None:
     """Unpack a zip or tar into the folder `target`, checked as in `open_zip`."""
-    if path.is_file() and not zipfile.is_zipfile(path) and _is_tar(path):
+    if path.is_file() and not zipfile.is_zipfile(path) and is_tar(path):
         _extract_tar(path, target, limits or Limits())
         return
     with open_zip(path, limits) as archive:
@@ -104,7 +104,8 @@ def extract(path: Path, target: Path, limits: Limits | None = None) -> None:
             archive.copy(entry, target.joinpath(*PurePosixPath(entry.filename).parts))
 
 
-def _is_tar(path: Path) -> bool:
+def is_tar(path: Path) -> bool:
+    """Whether a file is a tar, packed or not."""
     with contextlib.suppress(OSError, EOFError, zlib.error, lzma.LZMAError):
         return tarfile.is_tarfile(path)
     return False

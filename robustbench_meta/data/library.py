@@ -8,15 +8,17 @@ import re
 import shutil
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from robustbench_meta.data.archives import extract, looks_like_html
+from robustbench_meta.data.archives import extract, is_tar, looks_like_html
 from robustbench_meta.data.copies import PARTS
-from robustbench_meta.data.folders import inner, list_images, whole_tables
+from robustbench_meta.data.folders import TABLES, Listing, inner, list_images, whole_tables
+from robustbench_meta.data.images import SUFFIXES
 from robustbench_meta.data.omniglot_parts import find_parts
 from robustbench_meta.data.root import contents, data_root, is_clutter, size_of
 from robustbench_meta.data.series import find_series
@@ -53,8 +55,8 @@ class Row(NamedTuple):
     """What to type after --dataset."""
     where: str
     state: State
-    """`ready` means that its files are there, and archives open; images are checked when they are read. What was just
-    added and loads, but has too few classes or images for the tasks that `bench run` draws by default, `needs options`.
+    """`ready` means that its files are there, and archives open; images are checked when they are read. What has too
+    few classes or images for the tasks that `bench run` draws by default, `needs options`; of pickles, when added.
     """
     bytes: int
 
@@ -193,7 +195,7 @@ def add(name: str, path: Path, root: Path | None = None) -> Row:
     if not path.exists():
         raise DataError(f"there is no {path}; expected a folder, or a zip or tar with such a folder")
     with _staging(target.parent) as stage:
-        staged = _copy_omniglot(path, stage / name) if name == "omniglot" else _copy(path, stage / name)
+        staged = _copy_omniglot(path, stage / name) if name == "omniglot" else _copy(_archive(path), stage / name)
         try:
             unfit = _check_loads(name, staged, stage)
         except DataError as error:
@@ -228,6 +230,14 @@ def _copy_omniglot(path: Path, target: Path) -> Path:
     for part in parts:
         _copy(part.path, target / part.path.name, unpack=False)
     return target
+
+
+def _archive(path: Path) -> Path:
+    """The one archive in a folder that holds nothing else but notes; else the path itself."""
+    there = contents(path) if path.is_dir() else []
+    archives = [one for one in there if one.suffix.lower() == ".zip" or (one.is_file() and is_tar(one))]
+    data = any(one.is_dir() or one.suffix.lower() in (*SUFFIXES, *TABLES) for one in there if one not in archives)
+    return archives[0] if len(archives) == 1 and not data else path
 
 
 def _copy(path: Path, target: Path, unpack: bool = True) -> Path:
@@ -315,17 +325,26 @@ def _own(folder: Path) -> list[Row]:
 def _image_rows(folder: Path) -> Iterator[tuple[str, State]]:
     """What to type besides the path, and whether that lists images; only a table of splits beside others needs it."""
     try:
-        list_images(folder, "", None, 0)
+        listing = list_images(folder, "", None, 0)
     except DataError:
         tables = whole_tables(inner(folder))
         if len(tables) < 2:  # one needs no choice
             yield "", "damaged"
         for table in tables if len(tables) > 1 else ():
             try:
-                list_images(folder, table.name, None, 0)
+                listing = list_images(folder, table.name, None, 0)
             except DataError:
                 yield f",csv={table.name}", "damaged"
             else:
-                yield f",csv={table.name}", "ready"
+                yield f",csv={table.name}", _suffices(listing)
     else:
-        yield "", "ready"
+        yield "", _suffices(listing)
+
+
+def _suffices(listing: Listing) -> State:
+    """Whether each split has the classes and images that `bench run` asks for by default."""
+    profile = get_profile("quick")  # the default
+    sizes = Counter((picture.part, picture.label) for picture in listing.pictures)
+    classes = Counter(part for part, _ in sizes)
+    fit = min(classes.values()) >= profile.way and min(sizes.values()) >= profile.shot + profile.query
+    return "ready" if fit else "needs options"

@@ -99,6 +99,17 @@ class HookingAll(Attack):
         return x.clone()
 
 
+class PatchingTorch(Attack):
+    """Leaves another function in torch.nn.functional, which all models call."""
+
+    name = "patching-torch"
+
+    def perturb(self, model, x, y, threat, random):
+        relu = torch.nn.functional.relu
+        torch.nn.functional.relu = lambda x, inplace=False: 0 * relu(x)
+        return x.clone()
+
+
 class Patching(Attack):
     """Leaves another `forward` on a layer."""
 
@@ -158,6 +169,6 @@ class Helping(Attack):
 
 @hookimpl
 def register_attacks(register):
-    leaving = (Hooking, HookingAll, Patching, PatchingClass, Buffering)
+    leaving = (Hooking, HookingAll, Patching, PatchingClass, PatchingTorch, Buffering)
     for attack in (Idle, Generous, NotANumber, Flipping, Untidy, Moody, Reseeding, *leaving, Lazy, Helping):
         register(attack)
