@@ -34,7 +34,7 @@ def main(
         list[Path] | None, typer.Option("--from", help="Measure nothing: take the figures of such a file (repeat).")
     ] = None,
     update_docs: Annotated[bool, typer.Option("--update-docs", help="Put the figures into the docs.")] = False,
-    docs: Annotated[Path, typer.Option(help="Which file that is.")] = ROOT / "docs" / "benchmarks.md",
+    docs: Annotated[Path, typer.Option(help="Which file that is.")] = ROOT / "benchmarks" / "speed.md",
 ) -> None:  # fmt: skip
     """Measure the suite against higher, TorchOpt and torchattacks, and against the machine's own limits."""
     from benchmarks import report  # noqa: PLC0415  # torch takes seconds to import

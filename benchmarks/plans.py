@@ -2,7 +2,7 @@
 
     python -m benchmarks.plans
 
-Prints the table of docs/engine.md. Times are those of one thread, divided by those of the default plan.
+Prints the table of benchmarks/speed.md. Times are those of one thread, divided by those of the default plan.
 """
 
 from __future__ import annotations

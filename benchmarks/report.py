@@ -1,4 +1,4 @@
-"""Shows measurements: as tables on screen, and as the block of figures in docs/benchmarks.md."""
+"""Shows measurements: as tables on screen, and as the block of figures in benchmarks/speed.md."""
 
 from __future__ import annotations
 

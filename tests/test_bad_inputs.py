@@ -1,4 +1,4 @@
-"""Every row of docs/bad-inputs.md: what is typed there ends as it says, with that message, and leaves nothing."""
+"""Every row of bad_inputs/table.md: the command exits with that code and that message, and leaves no file."""
 
 import contextlib
 import importlib.util
@@ -20,7 +20,7 @@ from robustbench_meta.cli import main
 from tests.bad_inputs.world import make_world
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "bad-inputs.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "tests" / "bad_inputs" / "table.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| (?P<wrong>.+?) \| `(?P<typed>.+?)` \| (?P<code>\d) \| (?P<told>.*?) ?\|$", re.MULTILINE)
 VARIABLES = dict(re.findall(r'^([A-Z]+)="(.*)"$', PAGE, re.MULTILINE))
 SHELL = re.compile(r"[<>|]|\$'|^(OMP_NUM_THREADS|HOME)=")

@@ -67,8 +67,6 @@ def test_files_that_are_named_exist(name):
 def commands():
     """Every `bench …` in code: fenced, indented or inline, after `$ ` or not; and every `make run ARGS="…"`."""
     for name, text in TEXT.items():
-        if name == "docs/bad-inputs.md":  # what is wrong on purpose, and run by a test of its own
-            continue
         typed = {line.strip().removeprefix("$ "): False for line in text.replace("\\\n", " ").splitlines()}
         inline = dict.fromkeys(re.findall(r"`([^`\n]+)`", FENCE.sub("", text)), True)
         for line, mentioned in {**inline, **typed}.items():

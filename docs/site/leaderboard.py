@@ -26,14 +26,12 @@ HEAD = """\
 
 <!-- Written by docs/site/leaderboard.py from results/published; not by hand. -->
 
-The tables that we publish, as `bench leaderboard` shows them; accuracy in %. With one seed, ± is half of the 95 %
-interval over the test episodes, and says nothing of the luck of training; with several, the number is the mean over
-seeds and ± their standard deviation. **Worst case**: right under every attack of the table in that threat model and,
-where the support set is clean, without any. `#` is 1 + how many learners are
-[significantly better](statistics.md#ranks); in the last column those
-that none is better than are bold. A number with
-`!` has a [flag](flags.md) that is told below its table. Tables with
-[other settings](results.md#what-makes-rows-comparable) cannot be compared. How they were made, with which code:
+The published tables, as `bench leaderboard` shows them; accuracy in %. One seed: ± is half of the 95 % interval over
+the test episodes, without the luck of training. Several: the mean over seeds ± their standard deviation. **Worst
+case**: right under every attack of the table and, with clean support, without any. `#` is 1 + the number of
+[significantly better](statistics.md#ranks) learners; in the last column the best are bold. `!` marks a
+[flag](flags.md), explained below the table. Tables with
+[other settings](results.md#what-makes-rows-comparable) are not comparable. Commands and code versions:
 [published tables](../results/published/README.md).
 """
 DEFAULTS = {"precision": "float32", "surrogate": "none", "warm_start": ""}

@@ -19,6 +19,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "README.md": "index.md",
+    "benchmarks/speed.md": "speed.md",
     "results/published/README.md": "published.md",
     "results/published/checkpoints/glyphs-5w1s-adml.md": "cards/glyphs-5w1s-adml.md",
     "results/published/checkpoints/glyphs-5w1s-maml.md": "cards/glyphs-5w1s-maml.md",
