@@ -40,16 +40,21 @@ bench: $(VENV)/.bench  ## measure speed against other libraries; ARGS as of `pyt
 
 test: lint types docs audit tests  ## everything: lint, types, docs, audit, tests
 
-lint: $(VENV)/.dev  ## ruff: style and format
+lint: $(VENV)/.dev  ## ruff: style and format; import-linter: no import upwards
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	@$(MAKE) -s $(TYPED)
+	cd $(TYPED) && ../bin/lint-imports --no-logo --no-cache $(CURDIR)/pyproject.toml
 
-types: $(VENV)/.dev  ## mypy, strict
-	@# mypy knows no package-dir: show it the package as it is when installed
+.PHONY: $(TYPED)
+$(TYPED):
+	@# mypy and import-linter know no package-dir: show them the package as it is when installed
 	@rm -rf $(TYPED) && mkdir -p $(TYPED)/robustbench_meta/plugins
 	@ln -s $(CURDIR)/robustbench_meta/* $(TYPED)/robustbench_meta/
 	@ln -s $(addprefix $(CURDIR)/,$(PLUGINS)) $(TYPED)/robustbench_meta/plugins/
 	@ln -s $(CURDIR)/cli.py $(CURDIR)/examples $(CURDIR)/benchmarks $(TYPED)/
+
+types: $(VENV)/.dev $(TYPED)  ## mypy, strict
 	cd $(TYPED) && ../bin/mypy --config-file $(CURDIR)/pyproject.toml -p robustbench_meta -m cli -p examples -p benchmarks
 
 docs: docs-tools  ## the docs say what the code does, and make a site: build/site/index.html

@@ -1,9 +1,9 @@
-"""The long description of the distribution; all else is in pyproject.toml."""
+"""The packages and the long description of the distribution; all else is in pyproject.toml."""
 
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_namespace_packages, find_packages, setup
 
 README = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
 
@@ -13,4 +13,18 @@ def without_relative_links(text: str) -> str:
     return re.sub(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?![a-z]+:)[^)\s]*\)", r"\1", text)
 
 
-setup(long_description=without_relative_links(README), long_description_content_type="text/markdown")
+def packages() -> list[str]:
+    """Those below robustbench_meta/, and the folders beside it that are installed into it."""
+    beside = {"plugins": "plugins", "examples": "examples", "suites": "shipped_suites"}
+    found = ["robustbench_meta", *(f"robustbench_meta.{name}" for name in find_packages("robustbench_meta"))]
+    for folder, name in beside.items():
+        below = find_namespace_packages(folder)
+        found += [f"robustbench_meta.{name}", *(f"robustbench_meta.{name}.{each}" for each in below)]
+    return found
+
+
+setup(
+    packages=packages(),
+    long_description=without_relative_links(README),
+    long_description_content_type="text/markdown",
+)

@@ -79,8 +79,8 @@ def _measure(
     from benchmarks.machine import cores, describe, set_up  # noqa: PLC0415
     from benchmarks.measure import Settings  # noqa: PLC0415
     from benchmarks.outcomes import Measurements  # noqa: PLC0415
-    from robustbench_meta.data.cache import ENVIRONMENT as CACHE  # noqa: PLC0415
-    from robustbench_meta.devices import choose_device  # noqa: PLC0415
+    from robustbench_meta.data.array_cache import ENVIRONMENT as CACHE  # noqa: PLC0415
+    from robustbench_meta.runtime.devices import choose_device  # noqa: PLC0415
 
     cases = chosen(names)
     settings = Settings(choose_device(device), threads or cores(), 2 if quick else repeats, quick, seconds)

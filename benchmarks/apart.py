@@ -24,8 +24,8 @@ import torch
 
 from benchmarks.measure import Contestant, Settings, clocked, on_cpu
 from benchmarks.processes import Watch, tree_mib
-from robustbench_meta.cores import computing_alone
-from robustbench_meta.precision import computing_in
+from robustbench_meta.runtime.cpu import computing_alone
+from robustbench_meta.runtime.precision import computing_in
 
 _SPAWN = multiprocessing.get_context("spawn")
 SETTLE_SECONDS = 0.02

@@ -24,14 +24,14 @@ from benchmarks.outcomes import Goal, Outcome, Timed
 from benchmarks.peers import Library, installed, meta_gradient
 from benchmarks.problems import Problem, grid_of, registry, with_few_validations
 from benchmarks.processes import Watch
-from robustbench_meta.data.cache import ENVIRONMENT as CACHE
-from robustbench_meta.data.root import ENVIRONMENT as DATA
-from robustbench_meta.data.root import data_root
+from robustbench_meta.data.array_cache import ENVIRONMENT as CACHE
+from robustbench_meta.engine.training import meta_train
 from robustbench_meta.errors import BenchError
-from robustbench_meta.grid import prepare
-from robustbench_meta.seeds import seed_from
-from robustbench_meta.spec import RunSpec
-from robustbench_meta.training import meta_train
+from robustbench_meta.experiment.grid import prepare
+from robustbench_meta.experiment.spec import RunSpec
+from robustbench_meta.runtime.paths import ENVIRONMENT as DATA
+from robustbench_meta.runtime.paths import data_root
+from robustbench_meta.runtime.seeds import seed_from
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -16,11 +16,11 @@ from benchmarks.gradients import told_plan
 from benchmarks.measure import Contestant, Settings, here, race
 from benchmarks.outcomes import Goal, Outcome
 from benchmarks.problems import Problem, with_few_validations
-from robustbench_meta.evaluation import Outcome as Evaluated
-from robustbench_meta.evaluation import evaluate
-from robustbench_meta.parallel import Cores
-from robustbench_meta.seeds import seed_from
-from robustbench_meta.training import meta_train
+from robustbench_meta.engine.parallel import Cores
+from robustbench_meta.engine.training import meta_train
+from robustbench_meta.evaluation.evaluator import Outcome as Evaluated
+from robustbench_meta.evaluation.evaluator import evaluate
+from robustbench_meta.runtime.seeds import seed_from
 
 PGD_STEPS, PGD_ALPHA = 20, 0.01
 TOLERANCE = 0.01

@@ -41,24 +41,18 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from robustbench_meta.checkpoints import (
-    Trained,
-    TrainingState,
-    checkpoint_bytes,
-    read_state,
-    state_bytes,
-    weights_of,
-)
-from robustbench_meta.data import archives, pickles
-from robustbench_meta.data.images import read_image
+from robustbench_meta.data import archives, safe_pickle
+from robustbench_meta.data.image_decoding import read_image
 from robustbench_meta.data.pickled import read_series
 from robustbench_meta.data.series import choose_series
-from robustbench_meta.engine import Plan
+from robustbench_meta.engine.engine import Plan
+from robustbench_meta.engine.metrics import Judged
+from robustbench_meta.engine.training_snapshots import TrainingState, read_state, state_bytes
 from robustbench_meta.errors import BenchError
-from robustbench_meta.metrics import Judged
-from robustbench_meta.partial_results import Chunk, Part, Tally, part_bytes, read_part
-from robustbench_meta.records import SCHEMA, read_record, record_text
-from robustbench_meta.suites import KEYS, parse_suite, read_suite, shipped, suite_text
+from robustbench_meta.evaluation.partial_results import Chunk, Part, Tally, part_bytes, read_part
+from robustbench_meta.experiment.checkpoints import Trained, checkpoint_bytes, weights_of
+from robustbench_meta.experiment.suite import KEYS, parse_suite, read_suite, shipped, suite_text
+from robustbench_meta.results.records import SCHEMA, read_record, record_text
 
 SECONDS, MEMORY = 10, 2**30
 _EXECUTES = ("exec", "import", "os.exec", "os.spawn", "os.posix_spawn", "os.system", "pickle.find_class", "socket.",
@@ -197,7 +191,7 @@ def by_opcode(content: bytes, random: random.Random) -> bytes:
 
 def read_pickled(content: bytes, folder: Path) -> None:
     """As a pickle alone, and as one of the three files of a data set."""
-    value = pickles.load_pickle(io.BytesIO(content), "the pickle")
+    value = safe_pickle.load_pickle(io.BytesIO(content), "the pickle")
     if isinstance(value, dict):
         for part in ("train", "val"):
             other = {"data": np.full((2, 8, 8, 3), ord(part[0]), np.uint8), "labels": [f"{part}0", f"{part}1"]}
@@ -440,7 +434,7 @@ def kept_seeds() -> list[bytes]:
     sum(weight.sum() for weight in weights.values()).backward()  # type: ignore[union-attr]  # tensors
     optimizer.step()
     trained = Trained(weights, history=[{"step": 1.0}])
-    state = TrainingState(1, weights, optimizer.state_dict(), trained, 0.5, Judged(), Plan(), "cpu")
+    state = TrainingState(1, weights, optimizer.state_dict(), trained, Judged(), Plan(), "cpu")
     chunk = Chunk("6e6f", torch.ones(1, 2, dtype=torch.bool), {"c": Tally(torch.zeros(1, 2, dtype=torch.bool))})
     part = part_bytes(Part([chunk], {}, "cpu"), "k", ["c"])
     return [checkpoint_bytes(trained, {"learner": {"name": "maml"}}), state_bytes(state, "k"), part]

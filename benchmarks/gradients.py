@@ -14,7 +14,7 @@ from benchmarks.measure import Contestant, Settings, here, race, relative
 from benchmarks.outcomes import Goal, Outcome
 from benchmarks.peers import Library, installed, meta_gradient, vmapped
 from benchmarks.problems import Problem
-from robustbench_meta.engine import Plan
+from robustbench_meta.engine.engine import Plan
 
 TOLERANCE = 1e-3
 """Relative, in float32: second-order gradients lose digits."""

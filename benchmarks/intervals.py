@@ -15,7 +15,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     import pandas as pd
 
-    from robustbench_meta.samples import Samples
+    from robustbench_meta.results.episode_accuracies import Samples
 
 MEANS = (0.05, 0.35, 0.85, 0.98)
 """Accuracies of an undefended learner under attack, of a defended one, without attack, and of an easy data set."""
@@ -51,8 +51,8 @@ def main(
 
 
 def _read(results: Path) -> tuple[pd.DataFrame, Samples]:
-    from robustbench_meta.leaderboard import read  # noqa: PLC0415
-    from robustbench_meta.store import Store  # noqa: PLC0415
+    from robustbench_meta.results.leaderboard import read  # noqa: PLC0415
+    from robustbench_meta.results.store import Store  # noqa: PLC0415
 
     if not (results / "records").is_dir():
         raise typer.BadParameter(f"{results} holds no records; name a folder that `bench run --results DIR` wrote to")
@@ -93,7 +93,7 @@ def _percent(share: float) -> str:
 
 def covered(drawn: Iterable[np.ndarray], truth: float) -> float:
     """The share of intervals that hold the truth."""
-    from robustbench_meta.statistics import mean_and_ci95  # noqa: PLC0415  # --help needs no scipy
+    from robustbench_meta.evaluation.statistics import mean_and_ci95  # noqa: PLC0415  # --help needs no scipy
 
     held = [abs(mean - truth) <= ci95 for mean, ci95 in map(mean_and_ci95, drawn)]
     return sum(held) / len(held)
@@ -101,7 +101,7 @@ def covered(drawn: Iterable[np.ndarray], truth: float) -> float:
 
 def told_apart(pairs: Iterable[np.ndarray]) -> float:
     """The share of pairs of learners [2, episodes] that the paired test alone tells apart."""
-    from robustbench_meta.statistics import LEVEL, paired  # noqa: PLC0415
+    from robustbench_meta.evaluation.statistics import LEVEL, paired  # noqa: PLC0415
 
     found = [paired(one, two).p < LEVEL for one, two in pairs]
     return sum(found) / len(found)
@@ -125,7 +125,7 @@ def _false_positives(repeats: int, rng: np.random.Generator) -> Table:
 
 def _families(repeats: int, rng: np.random.Generator) -> Table:
     """All pairs of equal learners: how often anything is found, without a correction and with Holm's."""
-    from robustbench_meta.statistics import LEVEL, holm, paired  # noqa: PLC0415
+    from robustbench_meta.evaluation.statistics import LEVEL, holm, paired  # noqa: PLC0415
 
     table = _table(
         "Families of equals with any p < 0.05 (0.35, 25 queries, 200 episodes)", "learners", "comparisons",
@@ -145,7 +145,7 @@ def _families(repeats: int, rng: np.random.Generator) -> Table:
 
 def _luck(repeats: int, rng: np.random.Generator) -> Table:
     """Equal methods whose trainings differ by luck: how often they are told apart."""
-    from robustbench_meta.statistics import LEVEL, paired, separated, welch  # noqa: PLC0415
+    from robustbench_meta.evaluation.statistics import LEVEL, paired, separated, welch  # noqa: PLC0415
 
     table = _table(
         f"Equal methods, ±{100 * LUCK:g} points of luck a training, told apart (0.6, 25 queries, 200 episodes)",

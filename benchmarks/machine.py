@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.outcomes import Machine
-from robustbench_meta.devices import device_name, wait
+from robustbench_meta.runtime.devices import device_name, wait
 
 PACKAGES = ("robustbench_meta", "torch", "higher", "torchopt", "torchattacks", "numpy")
 SIDE = {"cpu": 2048, "cuda": 8192}

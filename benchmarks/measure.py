@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 from benchmarks.machine import matrix_product, matrix_product_gflop
 from benchmarks.outcomes import Outcome, Role, Timed
 from benchmarks.processes import Others
-from robustbench_meta.devices import wait
-from robustbench_meta.parallel import Cores
+from robustbench_meta.engine.parallel import Cores
+from robustbench_meta.runtime.devices import wait
 
 ENOUGH = 3.0
 """Seconds that a case of short runs is repeated for."""

@@ -1,4 +1,4 @@
-"""What the rule of `robustbench_meta.plans.plan_for` rests on: seconds of each way of mapping over tasks, by network.
+"""Seconds of each way of mapping over tasks, by network: what `robustbench_meta.engine.plans.plan_for` rests on.
 
     python -m benchmarks.plans
 
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from benchmarks.problems import Problem
-from robustbench_meta.cores import computing_alone
-from robustbench_meta.engine import Mapping, Plan
+from robustbench_meta.engine.engine import Mapping, Plan
+from robustbench_meta.runtime.cpu import computing_alone
 
 CPU = torch.device("cpu")
 NETWORKS = ("linear", "mlp", "conv4:width=8", "conv4:width=16", "conv4:width=32", "conv4:width=64")

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from benchmarks.flops import Work, work_of
 from robustbench_meta.contracts import Weights
-from robustbench_meta.data.root import data_root
-from robustbench_meta.engine import Engine, Plan
-from robustbench_meta.grid import Grid, Training, prepare
+from robustbench_meta.contracts.tasks import Batch, TaskBatch
+from robustbench_meta.engine.engine import Engine, Plan
+from robustbench_meta.engine.parallel import Cores
+from robustbench_meta.engine.training import make_engine
+from robustbench_meta.experiment.grid import Grid, Training, prepare
+from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs import worker as product
-from robustbench_meta.parallel import Cores
-from robustbench_meta.registry import Registry, load_registry
-from robustbench_meta.spec import RunSpec
-from robustbench_meta.store import Store
-from robustbench_meta.tasks import Batch, TaskBatch
-from robustbench_meta.training import make_engine
+from robustbench_meta.registry.registry import Registry, load_registry
+from robustbench_meta.results.store import Store
+from robustbench_meta.runtime.paths import data_root
 
 
 @cache

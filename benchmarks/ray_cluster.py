@@ -23,13 +23,14 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 from rich.table import Table
 
-from robustbench_meta import hookimpl, leaderboard
-from robustbench_meta.grid import prepare
+from robustbench_meta import hookimpl
+from robustbench_meta.experiment.grid import prepare
+from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs import runner
 from robustbench_meta.jobs.policy import Policy
-from robustbench_meta.registry import load_registry
-from robustbench_meta.spec import RunSpec
-from robustbench_meta.store import Store
+from robustbench_meta.registry.registry import load_registry
+from robustbench_meta.results import leaderboard
+from robustbench_meta.results.store import Store
 
 app = typer.Typer(add_completion=False)
 CPU = torch.device("cpu")

@@ -19,16 +19,16 @@ from benchmarks.apart import Apart, Job
 from benchmarks.measure import Settings
 from benchmarks.outcomes import Goal, Outcome, Point
 from benchmarks.problems import Problem, grid_of, registry
-from robustbench_meta.cores import available_cores
-from robustbench_meta.engine import Engine
+from robustbench_meta.contracts.state import State
+from robustbench_meta.contracts.tasks import Batch
+from robustbench_meta.engine.engine import Engine
+from robustbench_meta.engine.plans import plan_for
+from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.hookspecs import hookimpl
 from robustbench_meta.jobs.runner import run
-from robustbench_meta.models import State
-from robustbench_meta.plans import plan_for
-from robustbench_meta.registry import load_registry
-from robustbench_meta.spec import RunSpec
-from robustbench_meta.store import Store
-from robustbench_meta.tasks import Batch
+from robustbench_meta.registry.registry import load_registry
+from robustbench_meta.results.store import Store
+from robustbench_meta.runtime.cpu import available_cores
 
 STRAIGHT = 0.15
 """How far a point may lie from the straight line, as a share of its time."""

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from robustbench_meta.statistics import Paired
+    from robustbench_meta.evaluation.statistics import Paired
 
 ROOT = Path(__file__).resolve().parent.parent
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -92,9 +92,9 @@ def main(
 
 def _read(results: Path, compared: list[Pair], episodes: int) -> list[Result]:
     """The paired differences from the records of a results folder, for each training that all attacks were run on."""
-    from robustbench_meta.registry import load_registry  # noqa: PLC0415  # torch takes seconds to import
-    from robustbench_meta.statistics import paired  # noqa: PLC0415
-    from robustbench_meta.store import Store, unpack  # noqa: PLC0415
+    from robustbench_meta.evaluation.statistics import paired  # noqa: PLC0415
+    from robustbench_meta.registry.registry import load_registry  # noqa: PLC0415  # torch takes seconds to import
+    from robustbench_meta.results.store import Store, unpack  # noqa: PLC0415
 
     registry = load_registry(local=False)
     trainings: dict[str, dict[str, Mapping[str, Any]]] = {}

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Dataset
-from robustbench_meta.tasks import ImageBank, Splits
+from robustbench_meta.contracts.tasks import Splits
+from robustbench_meta.data.image_bank import ImageBank
 
 ORIENTATIONS = 60
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Learner, Model, Operations, Setting, Update, Weights
-from robustbench_meta.models import State
-from robustbench_meta.tasks import Batch, TaskBatch
+from robustbench_meta.contracts.state import State
+from robustbench_meta.contracts.tasks import Batch, TaskBatch
 
 
 class PixelCentroid(Learner):

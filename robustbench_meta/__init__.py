@@ -6,18 +6,14 @@ What is here is loaded when it is first used: importing the package alone import
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from robustbench_meta.errors import BenchError
 from robustbench_meta.hookspecs import hookimpl
 
-if TYPE_CHECKING:
-    from robustbench_meta.api import evaluate, run
-    from robustbench_meta.results import Results, load_results
-
 __version__ = "0.1.0"
 __all__ = ["BenchError", "Results", "__version__", "evaluate", "hookimpl", "load_results", "run"]
-_LATE = {"Results": "results", "evaluate": "api", "load_results": "results", "run": "api"}
+_LATE = {"Results": "reporting.results", "evaluate": "api", "load_results": "reporting.results", "run": "api"}
 """Where what needs torch is."""
 
 

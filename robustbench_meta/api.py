@@ -11,8 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from robustbench_meta import own_model
-from robustbench_meta.arguments import (
+from robustbench_meta import callable_learner
+from robustbench_meta.callable_learner import Adapt, OwnModels
+from robustbench_meta.errors import BenchError
+from robustbench_meta.experiment.python_arguments import (
     Folder,
     folder_of,
     maybe_folder,
@@ -23,18 +25,16 @@ from robustbench_meta.arguments import (
     suite_of,
     without_poison,
 )
-from robustbench_meta.errors import BenchError
-from robustbench_meta.given import GivenPlugins, Named, check_alone
+from robustbench_meta.experiment.suite import Suite
+from robustbench_meta.experiment.surrogates import is_file
 from robustbench_meta.jobs import runner
 from robustbench_meta.jobs.policy import Policy
 from robustbench_meta.options import chosen_executor, parse_jobs
-from robustbench_meta.own_model import Adapt, OwnModels
-from robustbench_meta.registry import Registry
-from robustbench_meta.results import Results, load_results
-from robustbench_meta.running import Progress, done, threads
-from robustbench_meta.store import Store
-from robustbench_meta.suites import Suite
-from robustbench_meta.surrogates import is_file
+from robustbench_meta.python_run import Progress, done, threads
+from robustbench_meta.registry.in_memory import GivenPlugins, Named, check_alone
+from robustbench_meta.registry.registry import Registry
+from robustbench_meta.reporting.results import Results, load_results
+from robustbench_meta.results.store import Store
 
 Numbers = NDArray[np.integer[Any]] | NDArray[np.floating[Any]]
 """Of numpy."""
@@ -257,7 +257,7 @@ def evaluate(
         1    mine    pgd  0.1
     """
     options = dict(locals())
-    own_model.check_named(name)
+    callable_learner.check_named(name)
     if results is not None and version is None:
         raise BenchError(
             f"results={str(results)!r} keeps rows of '{name}', and nothing but its `version` tells them from those of "
@@ -269,14 +269,14 @@ def evaluate(
             "results/checkpoints/HASH.safetensors"
         )
     given, models = GivenPlugins(), OwnModels(adapt, seed, name)
-    learner = own_model.own_learner(models, name, is_transductive=transductive)
+    learner = callable_learner.own_learner(models, name, is_transductive=transductive)
     transfer = None if surrogate is None else str(surrogate)
     scenarios = without_poison(several("scenario", scenario), transfer=transfer is not None) or None
-    own = {"learner": name, "backbone": backbone or own_model.OWN, "surrogate": transfer, "scenario": scenarios}
+    own = {"learner": name, "backbone": backbone or callable_learner.OWN, "surrogate": transfer, "scenario": scenarios}
     typed = read_options({**options, **own}, given)
 
     def bring(registry: Registry) -> None:
-        own_model.bring(registry, learner, version)
+        callable_learner.bring(registry, learner, version)
         given.bring(registry)
 
     processes = parse_jobs(str(jobs))
@@ -291,7 +291,7 @@ def evaluate(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if results is None else folder_of(results)
         store = Store(folder)
         stored = [] if fresh else [each for each in store.records() if each["training"] == grid.trainings[0].key]
-        own_model.rehearse(models, grid, ready.device, stored)
+        callable_learner.rehearse(models, grid, ready.device, stored)
         stack.enter_context(threads(processes))
         found = done(ready, folder, policy, progress, kept=results is not None)
     if not len(found):

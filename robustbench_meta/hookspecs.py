@@ -9,7 +9,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner
-    from robustbench_meta.tracking import Tracker
+    from robustbench_meta.contracts.tracker import Tracker
 
 PROJECT = "robustbench_meta"
 hookspec = pluggy.HookspecMarker(PROJECT)

@@ -11,7 +11,12 @@ from jaxtyping import install_import_hook
 
 os.environ.setdefault("ROBUSTBENCH_META_CACHE", str(Path(tempfile.gettempdir()) / "robustbench_meta-test-cache"))
 install_import_hook(
-    ["robustbench_meta.tasks", "robustbench_meta.threat", "robustbench_meta.statistics"], "beartype.beartype"
+    [
+        "robustbench_meta.contracts.tasks",
+        "robustbench_meta.contracts.threat_model",
+        "robustbench_meta.evaluation.statistics",
+    ],
+    "beartype.beartype",
 )
 
 import torch  # noqa: E402  # after the import hook
@@ -21,6 +26,6 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def registry():
-    from robustbench_meta.registry import load_registry
+    from robustbench_meta.registry.registry import load_registry
 
     return load_registry(local=False)

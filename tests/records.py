@@ -4,8 +4,8 @@ import hashlib
 
 import numpy as np
 
-from robustbench_meta.leaderboard import TIMINGS
-from robustbench_meta.store import SCHEMA, Store, pack
+from robustbench_meta.results.leaderboard import TIMINGS
+from robustbench_meta.results.store import SCHEMA, Store, pack
 
 
 def record(robust, *, clean=None, learner="maml", attack="pgd", eps=0.1, seed=0, code="v1", attack_code="v1", core="c",

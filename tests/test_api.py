@@ -22,21 +22,22 @@ import pytest
 import torch
 
 import robustbench_meta as rbm
-from robustbench_meta import api, frames, hookimpl
-from robustbench_meta.arguments import eps_text, several
-from robustbench_meta.checkpoints import weights_of
-from robustbench_meta.code_identity import class_digest
-from robustbench_meta.commands import command_for
+from robustbench_meta import api, hookimpl
 from robustbench_meta.contracts import Attack, Learner
 from robustbench_meta.errors import PluginError
-from robustbench_meta.given import GivenPlugins
-from robustbench_meta.leaderboard import COLUMNS
+from robustbench_meta.experiment.checkpoints import weights_of
+from robustbench_meta.experiment.profiles import PROFILES
+from robustbench_meta.experiment.python_arguments import eps_text, several
 from robustbench_meta.plugins.attacks.fgsm import FGSM
 from robustbench_meta.plugins.backbones.conv4 import Conv4
 from robustbench_meta.plugins.learners.maml import MAML
-from robustbench_meta.profiles import PROFILES
-from robustbench_meta.results import Results
-from robustbench_meta.store import Store
+from robustbench_meta.registry.code_identity import class_digest
+from robustbench_meta.registry.in_memory import GivenPlugins
+from robustbench_meta.reporting.results import Results
+from robustbench_meta.results import frames
+from robustbench_meta.results.leaderboard import COLUMNS
+from robustbench_meta.results.reproduce import command_for
+from robustbench_meta.results.store import Store
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
@@ -496,7 +497,7 @@ def test_what_adapt_draws_is_the_same_each_time_and_leaves_the_generators_alone(
 
 def test_models_that_are_not_kept_are_adapted_again(monkeypatch):
     whole = rbm.evaluate(centroids, attack="pgd:steps=3", **TASK).queries["robust_correct"]
-    monkeypatch.setattr("robustbench_meta.own_model._KEPT", 1)
+    monkeypatch.setattr("robustbench_meta.callable_learner._KEPT", 1)
     counted = []
 
     def adapt(x, y):

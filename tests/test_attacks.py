@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robustbench_meta.contracts import Random
+from robustbench_meta.contracts.threat_model import Doubts, ThreatModel
 from robustbench_meta.errors import BenchError, ViolationError
 from robustbench_meta.plugins.attacks.fgsm import FGSM
 from robustbench_meta.plugins.attacks.none import NoAttack
 from robustbench_meta.plugins.attacks.pgd import PGD, PGDL2
 from robustbench_meta.plugins.attacks.torchattacks import BRIDGED
-from robustbench_meta.threat import Doubts, ThreatModel
 from tests.victims import ModuleVictim, conv, images
 
 TASKS, N, WAY, FEATURES = 3, 4, 5, 7

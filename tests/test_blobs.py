@@ -15,24 +15,22 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from robustbench_meta import blobs
-from robustbench_meta.checkpoints import (
+from robustbench_meta.engine.engine import Plan
+from robustbench_meta.engine.metrics import Judged
+from robustbench_meta.engine.query_counter import Effort
+from robustbench_meta.engine.training_snapshots import TrainingState, read_state, state_bytes
+from robustbench_meta.errors import BenchError, StorageError
+from robustbench_meta.evaluation.model_checks import Observation
+from robustbench_meta.evaluation.partial_results import Chunk, Part, Tally, part_bytes, read_part
+from robustbench_meta.experiment.checkpoints import (
     Trained,
-    TrainingState,
     check_checkpoint,
     checkpoint_bytes,
     read_checkpoint,
-    read_state,
-    state_bytes,
     weights_of,
 )
-from robustbench_meta.effort import Effort
-from robustbench_meta.engine import Plan
-from robustbench_meta.errors import BenchError, StorageError
-from robustbench_meta.files import read_bytes
-from robustbench_meta.metrics import Judged
-from robustbench_meta.observation import Observation
-from robustbench_meta.partial_results import Chunk, Part, Tally, part_bytes, read_part
+from robustbench_meta.runtime import tensor_files
+from robustbench_meta.runtime.atomic_files import read_bytes
 from robustbench_meta.runtime.digest import digest_of
 
 CPU = torch.device("cpu")
@@ -85,30 +83,30 @@ trees = st.recursive(
 @given(tree=trees)
 @settings(deadline=None, max_examples=150)
 def test_any_tree_of_plain_data_and_tensors_comes_back_bit_for_bit(tree):
-    assert same(tree, blobs.restore("kind", blobs.dump("kind", tree)))
+    assert same(tree, tensor_files.restore("kind", tensor_files.dump("kind", tree)))
 
 
 @pytest.mark.parametrize("kind", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (0,), (8,), (2, 4), (3, 0, 2)], ids=str)
 def test_tensors_of_all_kinds_and_shapes_come_back_bit_for_bit(kind, shape):
     tensor = WEIRD[: max(math.prod(shape), 1)].to(kind).repeat(1)[: math.prod(shape)].reshape(shape)
-    assert same({"it": tensor}, blobs.restore("kind", blobs.dump("kind", {"it": tensor})))
+    assert same({"it": tensor}, tensor_files.restore("kind", tensor_files.dump("kind", {"it": tensor})))
 
 
 def test_strides_shared_memory_and_gradients_make_no_difference():
     whole = torch.arange(12.0, requires_grad=True)
     tree = [whole, whole[3:6], whole.reshape(3, 4).T, whole[::2], whole[0].expand(4), whole[0].expand(1), whole[5:5]]
-    assert same([each.detach() for each in tree], blobs.restore("kind", blobs.dump("kind", tree)))
+    assert same([each.detach() for each in tree], tensor_files.restore("kind", tensor_files.dump("kind", tree)))
 
 
 def test_bytes_of_another_kind_are_refused():
     with pytest.raises(StorageError, match="it is a apple, not a pear"):
-        blobs.restore("pear", blobs.dump("apple", {}))
+        tensor_files.restore("pear", tensor_files.dump("apple", {}))
 
 
 def test_what_cannot_be_kept_is_refused_when_it_is_kept():
     with pytest.raises(TypeError, match="set is not JSON serializable"):
-        blobs.dump("kind", {"it": {1}})
+        tensor_files.dump("kind", {"it": {1}})
 
 
 ABOUT = {"learner": {"name": "maml"}, "seed": 0}
@@ -321,7 +319,7 @@ def test_headers_made_to_break_a_reader_are_damage(kind, header):
 @pytest.mark.parametrize(("name", "kind"), [("state", "state of a meta-training"), ("part", "part of an evaluation")])
 def test_whole_bytes_of_other_content_are_refused(name, kind, tree):
     with pytest.raises(StorageError):
-        KINDS[name][1](blobs.dump(kind, tree))
+        KINDS[name][1](tensor_files.dump(kind, tree))
 
 
 @pytest.mark.parametrize(
@@ -334,7 +332,7 @@ def test_whole_bytes_of_other_content_are_refused(name, kind, tree):
 )  # fmt: skip
 def test_checkpoints_that_say_nonsense_are_damaged(told):
     with pytest.raises(StorageError):
-        read_checkpoint(blobs.save_tensors({"w": torch.zeros(1)}, told), {"w": torch.zeros(1)})
+        read_checkpoint(tensor_files.save_tensors({"w": torch.zeros(1)}, told), {"w": torch.zeros(1)})
 
 
 def test_a_file_without_checksum_is_damaged():

@@ -11,13 +11,13 @@ import pytest
 import torch
 import yaml
 
-from robustbench_meta.cards import card
-from robustbench_meta.checkpoints import Trained, checkpoint_bytes, read_file, weights_of
 from robustbench_meta.cli import main
 from robustbench_meta.errors import BenchError
-from robustbench_meta.registry import load_registry
+from robustbench_meta.experiment.checkpoints import Trained, checkpoint_bytes, read_file, weights_of
+from robustbench_meta.experiment.surrogates import read_named
+from robustbench_meta.registry.registry import load_registry
+from robustbench_meta.reporting.model_card import card
 from robustbench_meta.runtime.digest import digest_of
-from robustbench_meta.surrogates import read_named
 from tests.records import answers, clean_record, record, stored
 
 ROOT = Path(__file__).parent.parent

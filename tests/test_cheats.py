@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustbench_meta.checks import FLAGS
-from robustbench_meta.engine import Plan
+from robustbench_meta.engine.engine import Plan
+from robustbench_meta.engine.parallel import Cores
+from robustbench_meta.engine.training import make_engine, meta_train
 from robustbench_meta.errors import BenchError
-from robustbench_meta.evaluation import evaluate
-from robustbench_meta.grid import prepare
+from robustbench_meta.evaluation.evaluator import evaluate
+from robustbench_meta.evaluation.flags import FLAGS
+from robustbench_meta.experiment.grid import prepare
+from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs.worker import Place, self_check
-from robustbench_meta.parallel import Cores
-from robustbench_meta.registry import load_registry
-from robustbench_meta.spec import RunSpec
-from robustbench_meta.store import Store
-from robustbench_meta.training import make_engine, meta_train
+from robustbench_meta.registry.registry import load_registry
+from robustbench_meta.results.store import Store
 
 CPU = torch.device("cpu")
 EPISODES = 24

@@ -12,24 +12,26 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_meta.checks import ENOUGH, FLAGS, certify, of_training
 from robustbench_meta.contracts import Random
-from robustbench_meta.effort import Effort
-from robustbench_meta.engine import Plan
-from robustbench_meta.grid import prepare
+from robustbench_meta.contracts.tasks import Batch, TaskBatch
+from robustbench_meta.contracts.threat_model import ThreatModel
+from robustbench_meta.engine.batch_dependence import influence_of_mates
+from robustbench_meta.engine.engine import Plan
+from robustbench_meta.engine.query_counter import Effort
+from robustbench_meta.evaluation.attack_checks import self_test, undefended
+from robustbench_meta.evaluation.episode_evaluator import Arena, Contestant
+from robustbench_meta.evaluation.flags import ENOUGH, FLAGS, certify, of_training
+from robustbench_meta.evaluation.model_checks import Fresh, Observation
+from robustbench_meta.evaluation.statistics import above
+from robustbench_meta.experiment.grid import prepare
+from robustbench_meta.experiment.probes import CHECKED, probes
+from robustbench_meta.experiment.profiles import PROFILES
+from robustbench_meta.experiment.scenario import Armed, Trial
+from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs import runner
-from robustbench_meta.neighbours import flags_between
-from robustbench_meta.observation import Fresh, Observation, influence_of_mates
-from robustbench_meta.probes import CHECKED, probes
-from robustbench_meta.profiles import PROFILES
-from robustbench_meta.records import finite, pack
-from robustbench_meta.spec import RunSpec
-from robustbench_meta.statistics import above
-from robustbench_meta.store import Store
-from robustbench_meta.tasks import Batch, TaskBatch
-from robustbench_meta.threat import ThreatModel
-from robustbench_meta.trials import Arena, Armed, Contestant, Trial
-from robustbench_meta.undefended import self_test, undefended
+from robustbench_meta.results.cross_row_flags import flags_between
+from robustbench_meta.results.records import finite, pack
+from robustbench_meta.results.store import Store
 from tests.worlds import make_world, random_tasks
 
 LINF = ThreatModel("linf", 0.1)

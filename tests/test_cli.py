@@ -16,7 +16,7 @@ import pytest
 
 from robustbench_meta import __version__
 from robustbench_meta.cli import main
-from robustbench_meta.profiles import PROFILES
+from robustbench_meta.experiment.profiles import PROFILES
 
 SMALL = ("--profile", "smoke", "--meta-steps", "2", "--episodes", "4", "--device", "cpu")
 

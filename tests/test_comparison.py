@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from robustbench_meta.boards import boards
-from robustbench_meta.comparison import contrasts, duels, judged, ranked
 from robustbench_meta.errors import BenchError
-from robustbench_meta.leaderboard import build, read, write
-from robustbench_meta.samples import Sample
-from robustbench_meta.store import Store
+from robustbench_meta.results.episode_accuracies import Sample
+from robustbench_meta.results.leaderboard import build, read, write
+from robustbench_meta.results.pairwise import contrasts, duels, judged, ranked
+from robustbench_meta.results.store import Store
+from robustbench_meta.results.tables import boards
 from tests.records import answers, clean_record, record, stored
 from tests.test_cli import bench
 

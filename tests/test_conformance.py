@@ -16,18 +16,19 @@ from pydantic import ConfigDict, Field
 from torch import nn
 
 from robustbench_meta.contracts import Attack, Backbone, Dataset, File, Update
+from robustbench_meta.contracts.attack import margin
+from robustbench_meta.contracts.tasks import Batch, Splits, TaskBatch
+from robustbench_meta.contracts.threat_model import ThreatModel
+from robustbench_meta.data.image_bank import ImageBank
 from robustbench_meta.errors import BenchError, DataError
-from robustbench_meta.models import margin
 from robustbench_meta.plugins.attacks.fgsm import image_gradient
 from robustbench_meta.plugins.backbones.conv4 import BatchStatistics
 from robustbench_meta.plugins.learners.aq import AdversarialQuerying
 from robustbench_meta.plugins.learners.maml import MAML
 from robustbench_meta.plugins.learners.protonet import ProtoNet
-from robustbench_meta.registry import load_registry
-from robustbench_meta.tasks import Batch, ImageBank, Splits, TaskBatch
+from robustbench_meta.registry.registry import load_registry
 from robustbench_meta.testing import ContractError, checks_of, verify
 from robustbench_meta.testing.noise import noise
-from robustbench_meta.threat import ThreatModel
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FOUND = load_registry(EXAMPLES, strict=False)

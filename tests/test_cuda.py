@@ -9,24 +9,24 @@ import pandas as pd
 import pytest
 import torch
 
-from robustbench_meta import leaderboard
 from robustbench_meta.contracts import Random
-from robustbench_meta.devices import peak_memory, reset_peak_memory, wait
-from robustbench_meta.engine import Plan
-from robustbench_meta.evaluation import Outcome, evaluate
-from robustbench_meta.harness import arm
+from robustbench_meta.contracts.tasks import Batch, TaskBatch
+from robustbench_meta.contracts.threat_model import ThreatModel
+from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.attacked_model import PoisonedAdaptation
+from robustbench_meta.engine.engine import Plan
+from robustbench_meta.engine.training import _optimizer, _step, make_engine
+from robustbench_meta.evaluation.evaluator import Outcome, evaluate
+from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs import runner
 from robustbench_meta.plugins.attacks.apgd import APGD, APGDL2
 from robustbench_meta.plugins.attacks.auto import Auto, AutoL2
 from robustbench_meta.plugins.attacks.pgd import PGD, PGDL2
 from robustbench_meta.plugins.attacks.square import Square, SquareL2
-from robustbench_meta.precision import computing_in
-from robustbench_meta.spec import RunSpec
-from robustbench_meta.store import Store, unpack
-from robustbench_meta.tasks import Batch, TaskBatch
-from robustbench_meta.threat import ThreatModel
-from robustbench_meta.training import _optimizer, _step, make_engine
-from robustbench_meta.victims import PoisonedAdaptation
+from robustbench_meta.results import leaderboard
+from robustbench_meta.results.store import Store, unpack
+from robustbench_meta.runtime.devices import peak_memory, reset_peak_memory, wait
+from robustbench_meta.runtime.precision import computing_in
 from tests.victims import ModuleVictim, conv, images
 from tests.worlds import flat, make_world, random_tasks
 

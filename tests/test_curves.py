@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
-from robustbench_meta.curve_tables import curve_tables
-from robustbench_meta.curves import COLUMNS, Curve, curves
-from robustbench_meta.leaderboard import read, write
+from robustbench_meta.reporting.terminal.curves import curve_tables
+from robustbench_meta.results.curves import COLUMNS, Curve, curves
+from robustbench_meta.results.leaderboard import read, write
 from tests.records import answers, clean_record, record, stored
 from tests.test_cli import bench
 

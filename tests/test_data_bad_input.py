@@ -18,14 +18,17 @@ from PIL import Image, ImageOps
 from pydantic import ValidationError
 
 from robustbench_meta.cli.doctor import check_cache, check_data
-from robustbench_meta.data import add, archives, data_root, download_omniglot, library, list_data
-from robustbench_meta.data.cache import cached
-from robustbench_meta.data.images import read_image
+from robustbench_meta.data import archives
+from robustbench_meta.data.array_cache import cached
+from robustbench_meta.data.image_decoding import read_image
 from robustbench_meta.errors import BenchError, DataError
+from robustbench_meta.experiment import data_library
+from robustbench_meta.experiment.data_library import add, download_omniglot, list_data
 from robustbench_meta.plugins.datasets.image_folder import ImageFolder
 from robustbench_meta.plugins.datasets.omniglot import Omniglot
 from robustbench_meta.plugins.datasets.pickled import Pickled
-from robustbench_meta.registry import load_registry
+from robustbench_meta.registry.registry import load_registry
+from robustbench_meta.runtime.paths import data_root
 from tests.miniature import META, paint, pass_for_whole, pickle_parts, pickled_part, small_omniglot
 
 
@@ -464,7 +467,7 @@ class TestDownload:
 
             if right:
                 md5 = hashlib.md5(content).hexdigest()
-                monkeypatch.setattr(library, "MD5", dict.fromkeys(library.MD5, md5))
+                monkeypatch.setattr(data_library, "MD5", dict.fromkeys(data_library.MD5, md5))
             servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler))
             threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
             return f"http://127.0.0.1:{servers[-1].server_port}/"
@@ -511,13 +514,14 @@ class TestDownload:
     def test_an_answer_by_http_to_a_question_by_https_is_refused(self):
         answer = types.SimpleNamespace(url="http://example.org/x.zip")
         refused(
-            lambda: library._check_place(answer, "https://example.org/x.zip"), "redirects to http://example.org/x.zip"
+            lambda: data_library._check_place(answer, "https://example.org/x.zip"),
+            "redirects to http://example.org/x.zip",
         )
         answer.url = "https://elsewhere.org/x.zip"
-        library._check_place(answer, "https://example.org/x.zip")
+        data_library._check_place(answer, "https://example.org/x.zip")
 
     def test_a_download_without_an_end_is_ended(self, serve, tmp_path, monkeypatch):
-        monkeypatch.setattr(library, "MAX_DOWNLOAD", 10_000)
+        monkeypatch.setattr(data_library, "MAX_DOWNLOAD", 10_000)
         url = serve(bytes(50_000), right=True)
         refused(lambda: download_omniglot(tmp_path, base_url=url), "more than 10000 bytes", "nothing was kept")
         assert self.files(tmp_path) == []

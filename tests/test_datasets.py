@@ -14,11 +14,11 @@ import torch
 from PIL import Image, ImageFont
 from scipy import stats
 
-from robustbench_meta.data import add, list_data
-from robustbench_meta.data.cache import cache_dir, cached
-from robustbench_meta.data.images import read_image
+from robustbench_meta.data.array_cache import cache_dir, cached
+from robustbench_meta.data.image_decoding import read_image
 from robustbench_meta.data.series import find_series
 from robustbench_meta.errors import DataError
+from robustbench_meta.experiment.data_library import add, list_data
 from robustbench_meta.options import parse_choice
 from robustbench_meta.plugins.datasets import glyphs, omniglot
 from robustbench_meta.plugins.datasets.glyphs import Glyphs
@@ -26,7 +26,7 @@ from robustbench_meta.plugins.datasets.image_folder import ImageFolder
 from robustbench_meta.plugins.datasets.omniglot import Omniglot
 from robustbench_meta.plugins.datasets.pickled import Pickled
 from robustbench_meta.plugins.datasets.toy import Toy
-from robustbench_meta.registry import load_registry
+from robustbench_meta.registry.registry import load_registry
 from robustbench_meta.testing import verify
 from tests.miniature import CACHE, META, paint, pass_for_whole, pickle_parts, pickled_part, small_omniglot
 

@@ -19,7 +19,7 @@ from robustbench_meta import __version__, hookspecs
 from robustbench_meta.cli import app
 from robustbench_meta.cli.new_plugin import EXAMPLES, write_plugin
 from robustbench_meta.options import parse_choice
-from robustbench_meta.registry import load_registry
+from robustbench_meta.registry.registry import load_registry
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = [ROOT / "results/README.md", *ROOT.glob("results/published/**/*.md")]

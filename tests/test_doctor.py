@@ -15,7 +15,7 @@ import robustbench_meta
 from robustbench_meta import __version__
 from robustbench_meta.cli import doctor
 from robustbench_meta.cli.doctor import cpu_limit, examine, memory_left
-from robustbench_meta.selfcheck import meta_gradient_error
+from robustbench_meta.engine.preflight import meta_gradient_error
 from tests.test_cli import bench, listing
 
 BROKEN = "raise RuntimeError('\\x1b[31m no good')\n"
@@ -104,7 +104,7 @@ def test_folders_of_which_nothing_may_be_seen(clean):
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom robustbench_meta import registry, selfcheck\n"
         "from robustbench_meta.cli import doctor\n"
-        "import robustbench_meta.data.library, robustbench_meta.data.cache, filelock\n"
+        "import robustbench_meta.experiment.data_library, robustbench_meta.data.array_cache, filelock\n"
         f"{become}os.environ.pop('HOME', None)\n"
         "for found in doctor.examine(Path('results')): print(found.state, found.about, found.seen, found.mend)\n"
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustbench_meta.engine import Plan
+from robustbench_meta.contracts.tasks import Batch
+from robustbench_meta.engine.engine import Plan
+from robustbench_meta.engine.preflight import check_declared, may_be_vmapped
 from robustbench_meta.errors import BenchError
-from robustbench_meta.selfcheck import check_declared, may_be_vmapped
-from robustbench_meta.tasks import Batch
 from tests.worlds import PLANS, flat, make_world, plan_id, random_tasks
 
 BACKBONES = {

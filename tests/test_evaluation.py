@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from robustbench_meta import evaluation
 from robustbench_meta.contracts import Attack
-from robustbench_meta.engine import Plan
+from robustbench_meta.contracts.threat_model import ThreatModel
+from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.engine import Plan
+from robustbench_meta.engine.training import make_engine
 from robustbench_meta.errors import BenchError, ViolationError
-from robustbench_meta.evaluation import Outcome, chunks_of, evaluate
-from robustbench_meta.grid import prepare
-from robustbench_meta.harness import arm
-from robustbench_meta.registry import Origin, load_registry
-from robustbench_meta.spec import RunSpec
-from robustbench_meta.threat import ThreatModel
-from robustbench_meta.training import make_engine
+from robustbench_meta.evaluation import evaluator
+from robustbench_meta.evaluation.evaluator import Outcome, chunks_of, evaluate
+from robustbench_meta.experiment.grid import prepare
+from robustbench_meta.experiment.spec import RunSpec
+from robustbench_meta.registry.registry import Origin, load_registry
 from tests.worlds import make_world, random_tasks
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def small(registry, **given):
 def outcomes(grid, chunk=4, plan=None, monkeypatch=None):
     found = {}
     if monkeypatch is not None:
-        monkeypatch.setattr(evaluation, "CPU_CHUNK", chunk)
+        monkeypatch.setattr(evaluator, "CPU_CHUNK", chunk)
     for training in grid.trainings:
         engine, weights = make_engine(grid, training, CPU, plan or Plan(chunk=chunk))
         for key, outcome in evaluate(engine, weights, grid.splits.test, grid.of(training), CPU).items():
@@ -84,7 +84,7 @@ def test_scenarios_are_what_they_say(registry):
     training = grid.trainings[0]
     engine, weights = make_engine(grid, training, CPU, Plan("loop", "loop", 10))
     spec = training.spec
-    from robustbench_meta.seeds import seed_from
+    from robustbench_meta.runtime.seeds import seed_from
 
     tasks = grid.splits.test.sample(
         [seed_from("episodes", "test", i) for i in range(10)], spec.way, spec.shot, spec.query

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustbench_meta.boards import boards
-from robustbench_meta.checks import FLAGS
-from robustbench_meta.exports.latex import TEXT_WIDTH, latex
-from robustbench_meta.exports.latex import escape as latex_escape
-from robustbench_meta.exports.markdown import code, markdown
-from robustbench_meta.exports.markdown import escape as markdown_escape
-from robustbench_meta.exports.sheets import Cell, Sheet, sheets
-from robustbench_meta.leaderboard import read, write
+from robustbench_meta.evaluation.flags import FLAGS
+from robustbench_meta.reporting.export.latex import TEXT_WIDTH, latex
+from robustbench_meta.reporting.export.latex import escape as latex_escape
+from robustbench_meta.reporting.export.markdown import code, markdown
+from robustbench_meta.reporting.export.markdown import escape as markdown_escape
+from robustbench_meta.reporting.export.sheets import Cell, Sheet, sheets
+from robustbench_meta.results.leaderboard import read, write
+from robustbench_meta.results.tables import boards
 from tests.records import answers, clean_record, record, stored
 from tests.test_cli import bench, told
 
@@ -49,7 +49,7 @@ def folder(tmp_path):
 
 
 def test_bold_is_all_that_cannot_be_told_apart_from_the_best(folder):
-    from robustbench_meta.store import Store
+    from robustbench_meta.results.store import Store
 
     frame, samples = read(Store(folder))
     sheet = next(each for each in sheets(frame, samples) if each.setting["eps"] == "0.1")
@@ -267,7 +267,7 @@ def test_names_are_no_markup(name):
 
 
 def test_csv_is_the_leaderboard(folder):
-    from robustbench_meta.store import Store
+    from robustbench_meta.results.store import Store
 
     assert bench("export", folder, "--format", "csv").out == write(Store(folder)).read_text()
 

@@ -15,16 +15,16 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from robustbench_meta.boards import boards
-from robustbench_meta.checks import FLAGS
-from robustbench_meta.comparison import duels
-from robustbench_meta.curves import curves
-from robustbench_meta.figures import KINDS
-from robustbench_meta.figures.heatmaps import ink
-from robustbench_meta.figures.look import Look, Palette
-from robustbench_meta.figures.making import Shown, draw
-from robustbench_meta.figures.saving import save
-from robustbench_meta.leaderboard import read
+from robustbench_meta.evaluation.flags import FLAGS
+from robustbench_meta.reporting.figures import KINDS
+from robustbench_meta.reporting.figures.catalog import Shown, draw
+from robustbench_meta.reporting.figures.heatmaps import ink
+from robustbench_meta.reporting.figures.save import save
+from robustbench_meta.reporting.figures.style import Look, Palette
+from robustbench_meta.results.curves import curves
+from robustbench_meta.results.leaderboard import read
+from robustbench_meta.results.pairwise import duels
+from robustbench_meta.results.tables import boards
 from tests.records import answers, clean_record, record, stored
 from tests.test_cli import bench, told
 from tests.test_report import contrast as seen

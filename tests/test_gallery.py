@@ -14,29 +14,32 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustbench_meta import evaluation, hookimpl, leaderboard
-from robustbench_meta.cli import execution, main
-from robustbench_meta.commands import command_for, transfer_command
+from robustbench_meta import hookimpl
+from robustbench_meta.cli import main, run_steps
 from robustbench_meta.contracts import Attack
-from robustbench_meta.effort import Counted, Effort
-from robustbench_meta.engine import Plan
-from robustbench_meta.evaluation import evaluate
-from robustbench_meta.exhibits import can_be_shown, developed, exhibit
-from robustbench_meta.gallery import Gallery, gallery_of, pixels, png
-from robustbench_meta.grid import prepare
-from robustbench_meta.harness import arm
+from robustbench_meta.contracts.threat_model import ThreatModel
+from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.attacked_model import AttackedModel
+from robustbench_meta.engine.engine import Plan
+from robustbench_meta.engine.query_counter import Counted, Effort
+from robustbench_meta.engine.training import make_engine
+from robustbench_meta.evaluation import evaluator
+from robustbench_meta.evaluation.episode_evaluator import Arena, Contestant
+from robustbench_meta.evaluation.evaluator import evaluate
+from robustbench_meta.evaluation.example_images import can_be_shown, developed, exhibit
+from robustbench_meta.evaluation.gallery import Gallery, gallery_of, pixels, png
+from robustbench_meta.experiment.grid import prepare
+from robustbench_meta.experiment.scenario import Armed, Trial
+from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs import runner
 from robustbench_meta.jobs.record import labels_of
-from robustbench_meta.learning import Validation, learning_curve, learning_curves
-from robustbench_meta.records import DamagedError, read_record, record_text
-from robustbench_meta.registry import load_registry
-from robustbench_meta.spec import RunSpec
-from robustbench_meta.stopping import Stop, Stopped
-from robustbench_meta.store import Store
-from robustbench_meta.threat import ThreatModel
-from robustbench_meta.training import make_engine
-from robustbench_meta.trials import Arena, Armed, Contestant, Trial
-from robustbench_meta.victims import AttackedModel
+from robustbench_meta.registry.registry import load_registry
+from robustbench_meta.results import leaderboard
+from robustbench_meta.results.learning_curves import Validation, learning_curve, learning_curves
+from robustbench_meta.results.records import DamagedError, read_record, record_text
+from robustbench_meta.results.reproduce import command_for, transfer_command
+from robustbench_meta.results.store import Store
+from robustbench_meta.runtime.interrupts import Stop, Stopped
 from tests.records import record
 from tests.worlds import make_world, random_tasks
 
@@ -50,7 +53,7 @@ def small(registry, **given):
 
 @pytest.fixture(autouse=True)
 def _two_episodes_at_a_time(monkeypatch):
-    monkeypatch.setattr(evaluation, "CPU_CHUNK", 2)
+    monkeypatch.setattr(evaluator, "CPU_CHUNK", 2)
 
 
 def outcomes(grid, chunk=2):
@@ -95,7 +98,7 @@ def test_what_the_model_says_of_them_is_what_was_counted(registry):
     engine, weights = make_engine(grid, grid.trainings[0], CPU, Plan(chunk=2))
     engine.set_mode(training=False)
     spec = grid.trainings[0].spec
-    tasks = evaluation.test_episodes(grid.splits.test, spec, [0])
+    tasks = evaluator.test_episodes(grid.splits.test, spec, [0])
     with torch.no_grad():
         adapted = engine.adapt(engine.theta({name: each.detach() for name, each in weights.items()}), tasks.support)
         shares = engine.logits(adapted, tasks.query.x)[0].double().softmax(-1).numpy()
@@ -142,8 +145,8 @@ def test_rows_are_the_same_with_pictures_and_without(registry, monkeypatch, give
     grid = small(registry, **given)
     shown, alone = outcomes(grid), outcomes(grid)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "exhibit", lambda *_: None)
-        patch.setattr("robustbench_meta.trials.Counted", lambda victim, _: victim)
+        patch.setattr(evaluator, "exhibit", lambda *_: None)
+        patch.setattr("robustbench_meta.evaluation.episode_evaluator.Counted", lambda victim, _: victim)
         bare = outcomes(grid)
     for key, outcome in shown.items():
         assert outcome.gallery == alone[key].gallery
@@ -265,7 +268,7 @@ def test_an_evaluation_that_was_interrupted_has_the_pictures_of_one_that_was_not
     assert Store(tmp_path).records() == []
     assert list((tmp_path / "progress").glob("*.0-*.safetensors")), "nothing was kept"
     drawn = []
-    monkeypatch.setattr(evaluation, "exhibit", lambda *_: drawn.append(1))
+    monkeypatch.setattr(evaluator, "exhibit", lambda *_: drawn.append(1))
     assert told(run(tmp_path)) == told(whole)
     assert drawn == []
 
@@ -482,7 +485,7 @@ def typed():
             raise KeyboardInterrupt
 
         with patch.context() as patched:
-            patched.setattr(execution, "prepare", stop_here)
+            patched.setattr(run_steps, "prepare", stop_here)
             with pytest.raises(SystemExit):
                 main([*shlex.split(line)[1:], "--dry-run"])
         [spec] = found

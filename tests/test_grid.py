@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustbench_meta.checkpoints import Trained, checkpoint_bytes, weights_of
 from robustbench_meta.contracts import Setting
 from robustbench_meta.errors import BenchError
-from robustbench_meta.grid import prepare
+from robustbench_meta.experiment.checkpoints import Trained, checkpoint_bytes, weights_of
+from robustbench_meta.experiment.grid import prepare
+from robustbench_meta.experiment.spec import PluginSpec, RunSpec
 from robustbench_meta.options import exact
-from robustbench_meta.spec import PluginSpec, RunSpec
 from tests.miniature import paint
 
 
@@ -206,8 +206,8 @@ def test_identity_tells_the_code_and_torch(registry):
 
 
 def test_a_profile_sets_options_of_the_data_set_that_were_not_typed(registry):
+    from robustbench_meta.experiment.attack_grid import resolve
     from robustbench_meta.options import parse_choice
-    from robustbench_meta.threats import resolve
 
     def label(kind, text):
         return resolve(registry, kind, parse_choice(text), "paper")[2]
@@ -288,7 +288,7 @@ def test_checks_are_part_of_what_identifies_a_row(registry):
 def checkpoint(registry, tmp_path_factory):
     """Of a smoke-size MAML."""
     from robustbench_meta.jobs.runner import run
-    from robustbench_meta.store import Store
+    from robustbench_meta.results.store import Store
 
     folder = tmp_path_factory.mktemp("surrogate")
     run(grid(registry, attacks=("none",), checks=False), registry, Store(folder), torch.device("cpu"))

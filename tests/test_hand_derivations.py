@@ -155,7 +155,7 @@ def test_aq_judges_attacked_queries_only(registry):
 
 
 def test_sequential_updates_agree_with_joint_under_sgd_and_differ_under_adam(registry):
-    from robustbench_meta.training import _step
+    from robustbench_meta.engine.training import _step
 
     tasks, moved = random_tasks(shape=(6,)), {}
     for outer in ("joint", "sequential"):

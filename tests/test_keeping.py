@@ -7,18 +7,20 @@ import pandas as pd
 import pytest
 import torch
 
-from robustbench_meta import hookimpl, keeping, leaderboard
-from robustbench_meta.checkpoints import Trained, checkpoint_bytes, checkpoint_name, state_name, weights_of
-from robustbench_meta.engine import Plan
+from robustbench_meta import hookimpl
+from robustbench_meta.engine import training_snapshots
+from robustbench_meta.engine.engine import Plan
+from robustbench_meta.engine.training import meta_train
+from robustbench_meta.engine.training_snapshots import Keeper, Pace, state_name
 from robustbench_meta.errors import BenchError, StorageError
+from robustbench_meta.experiment.checkpoints import Trained, checkpoint_bytes, checkpoint_name, weights_of
+from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs import events, runner
 from robustbench_meta.jobs.policy import Policy
-from robustbench_meta.keeping import Keeper, Pace
-from robustbench_meta.registry import load_registry
-from robustbench_meta.spec import RunSpec
-from robustbench_meta.stopping import Stop, Stopped
-from robustbench_meta.store import Store
-from robustbench_meta.training import meta_train
+from robustbench_meta.registry.registry import load_registry
+from robustbench_meta.results import leaderboard
+from robustbench_meta.results.store import Store
+from robustbench_meta.runtime.interrupts import Stop, Stopped
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -32,7 +34,7 @@ SMALL = {
 
 @pytest.fixture(autouse=True)
 def _keep_always(monkeypatch):
-    monkeypatch.setenv(keeping.SECONDS, "0")
+    monkeypatch.setenv(training_snapshots.SECONDS, "0")
     monkeypatch.setattr(events, "PACE_SECONDS", 0.0)
     monkeypatch.setattr(runner, "available_cores", lambda: 1)
 
@@ -319,9 +321,9 @@ def test_a_checkpoint_that_vanishes_is_trained_again(tmp_path, registry, whole):
 
 
 def test_a_disk_that_gets_full_stops_the_run_and_loses_nothing(tmp_path, registry, whole, monkeypatch):
-    from robustbench_meta import files
+    from robustbench_meta.runtime import atomic_files
 
-    real, room = files.write_atomically, [3]
+    real, room = atomic_files.write_atomically, [3]
 
     def full(path, write, **given):
         room[0] -= 1
@@ -329,7 +331,7 @@ def test_a_disk_that_gets_full_stops_the_run_and_loses_nothing(tmp_path, registr
             raise StorageError(f"cannot write {path}: No space left on device")
         real(path, write, **given)
 
-    monkeypatch.setattr(files, "write_atomically", full)
+    monkeypatch.setattr(atomic_files, "write_atomically", full)
     with pytest.raises(StorageError, match="No space left"):
         runner.run(grid_of(registry), registry, Store(tmp_path), CPU)
     monkeypatch.undo()
@@ -359,9 +361,9 @@ def test_keeping_takes_little_of_the_time(cost, next_):
 
 @pytest.mark.parametrize("text", ["", "soon", "-1", "nan", "inf"])
 def test_seconds_that_cannot_be(monkeypatch, text):
-    monkeypatch.setenv(keeping.SECONDS, text)
-    with pytest.raises(BenchError, match=f"{keeping.SECONDS}={text}: expected a number of seconds"):
-        keeping.keep_seconds()
+    monkeypatch.setenv(training_snapshots.SECONDS, text)
+    with pytest.raises(BenchError, match=f"{training_snapshots.SECONDS}={text}: expected a number of seconds"):
+        training_snapshots.keep_seconds()
 
 
 def test_the_state_is_gone_when_the_checkpoint_is_there(tmp_path, registry):

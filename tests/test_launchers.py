@@ -14,20 +14,21 @@ import pandas as pd
 import pytest
 import torch
 
-from robustbench_meta import hookimpl, leaderboard
-from robustbench_meta.deaths import how_it_ended
+from robustbench_meta import hookimpl
 from robustbench_meta.errors import BenchError, StorageError
-from robustbench_meta.grid import prepare
+from robustbench_meta.experiment.grid import prepare
+from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs import runner
 from robustbench_meta.jobs.events import WorkerFailed
 from robustbench_meta.jobs.planner import groups_of, needed_of, work_of, workers_for
 from robustbench_meta.jobs.policy import Policy
 from robustbench_meta.jobs.processes import ProcessGroup, raised
 from robustbench_meta.options import parse_jobs
-from robustbench_meta.registry import load_registry
-from robustbench_meta.spec import RunSpec
-from robustbench_meta.stopping import Stop
-from robustbench_meta.store import Store
+from robustbench_meta.registry.registry import load_registry
+from robustbench_meta.results import leaderboard
+from robustbench_meta.results.store import Store
+from robustbench_meta.runtime.exit_status import how_it_ended
+from robustbench_meta.runtime.interrupts import Stop
 
 CPU = torch.device("cpu")
 TINY = {"profile": "smoke", "meta_steps": 4, "episodes": 6, "attacks": ("none", "fgsm")}

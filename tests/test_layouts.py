@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robustbench_meta.data import add, list_data
 from robustbench_meta.errors import BenchError, DataError
+from robustbench_meta.experiment.data_library import add, list_data
 from robustbench_meta.plugins.datasets.image_folder import ImageFolder
 from robustbench_meta.plugins.datasets.omniglot import Omniglot
 from robustbench_meta.plugins.datasets.pickled import Pickled
-from robustbench_meta.registry import load_registry
+from robustbench_meta.registry.registry import load_registry
 from tests.miniature import CACHE, META, paint, pass_for_whole, pickle_parts, small_omniglot
 
 

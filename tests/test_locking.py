@@ -17,18 +17,18 @@ from pathlib import Path
 
 import pytest
 
-from robustbench_meta import locking
 from robustbench_meta.errors import StorageError
-from robustbench_meta.locking import LEASE, Locks
+from robustbench_meta.runtime import locks
+from robustbench_meta.runtime.locks import LEASE, Locks
 
 SECONDS = 1.5
 """Of a lease, here."""
 HOLDER = textwrap.dedent("""
     import os, sys, time
     from pathlib import Path
-    from robustbench_meta import locking
-    locking.LEASE_SECONDS = float(sys.argv[2])
-    locks = locking.Locks(Path(sys.argv[1]))
+    from robustbench_meta.runtime import locks
+    locks.LEASE_SECONDS = float(sys.argv[2])
+    locks = locks.Locks(Path(sys.argv[1]))
     for line in sys.stdin:
         order, _, name = line.strip().partition(" ")
         if order == "take":
@@ -45,9 +45,9 @@ HOLDER = textwrap.dedent("""
 COUNTER = textwrap.dedent("""
     import sys
     from pathlib import Path
-    from robustbench_meta import locking
-    locking.LEASE_SECONDS = 30.0
-    locks, path = locking.Locks(Path(sys.argv[1])), Path(sys.argv[2])
+    from robustbench_meta.runtime import locks
+    locks.LEASE_SECONDS = 30.0
+    locks, path = locks.Locks(Path(sys.argv[1])), Path(sys.argv[2])
     for _ in range(int(sys.argv[3])):
         with locks.alone("counter"):
             count = int(path.read_text())
@@ -59,23 +59,23 @@ COUNTER = textwrap.dedent("""
 @pytest.fixture(params=["system", "lease"])
 def kind(request, monkeypatch):
     """Locks of both kinds; leases are short ones."""
-    locking._hard_locks.cache_clear()
+    locks._hard_locks.cache_clear()
     monkeypatch.delenv(LEASE, raising=False)
     if request.param == "lease":
         monkeypatch.setenv(LEASE, "lease")
-    monkeypatch.setattr(locking, "LEASE_SECONDS", SECONDS)
+    monkeypatch.setattr(locks, "LEASE_SECONDS", SECONDS)
     yield request.param
-    locking._hard_locks.cache_clear()
+    locks._hard_locks.cache_clear()
 
 
 @pytest.fixture
 def leases(monkeypatch):
     """Short leases."""
-    locking._hard_locks.cache_clear()
+    locks._hard_locks.cache_clear()
     monkeypatch.setenv(LEASE, "lease")
-    monkeypatch.setattr(locking, "LEASE_SECONDS", SECONDS)
+    monkeypatch.setattr(locks, "LEASE_SECONDS", SECONDS)
     yield
-    locking._hard_locks.cache_clear()
+    locks._hard_locks.cache_clear()
 
 
 class Other:
@@ -220,7 +220,7 @@ def test_a_lease_that_nobody_renews_is_seen_to_expire_by_who_asks_now_and_then(l
 def test_a_lease_of_another_length_is_a_clear_error(leases, tmp_path, monkeypatch):
     with another(tmp_path / ".locks") as other:
         assert other("take a") == "True"
-        monkeypatch.setattr(locking, "LEASE_SECONDS", 2 * SECONDS)
+        monkeypatch.setattr(locks, "LEASE_SECONDS", 2 * SECONDS)
         with pytest.raises(StorageError, match="another version of this program is at work"):
             Locks(tmp_path / ".locks").take("a")
 
@@ -281,10 +281,10 @@ def without_flock(number: int):
 def unknown_folder(monkeypatch):
     """Nothing is known yet of any folder's file system."""
     monkeypatch.delenv(LEASE, raising=False)
-    monkeypatch.setattr(locking, "LEASE_SECONDS", SECONDS)
-    locking._hard_locks.cache_clear()
+    monkeypatch.setattr(locks, "LEASE_SECONDS", SECONDS)
+    locks._hard_locks.cache_clear()
     yield
-    locking._hard_locks.cache_clear()
+    locks._hard_locks.cache_clear()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)

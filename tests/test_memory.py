@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from robustbench_meta import devices, leaderboard
-from robustbench_meta.engine import Engine
+from robustbench_meta.engine.engine import Engine
+from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs import runner
-from robustbench_meta.spec import RunSpec
-from robustbench_meta.store import Store, unpack
+from robustbench_meta.results import leaderboard
+from robustbench_meta.results.store import Store, unpack
+from robustbench_meta.runtime import devices
 
 CPU = torch.device("cpu")
 MB = 2**20

@@ -13,7 +13,7 @@ import pytest
 from robustbench_meta.cli import main
 from robustbench_meta.cli.new_plugin import EXAMPLES, write_plugin
 from robustbench_meta.errors import BenchError
-from robustbench_meta.registry import load_registry
+from robustbench_meta.registry.registry import load_registry
 from robustbench_meta.testing import verify
 
 ROOT = Path(__file__).parent.parent

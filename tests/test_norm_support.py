@@ -9,14 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustbench_meta.engine import Plan
-from robustbench_meta.harness import arm
-from robustbench_meta.models import Network, WithSupport
+from robustbench_meta.contracts.state import WithSupport
+from robustbench_meta.contracts.tasks import Batch, TaskBatch
+from robustbench_meta.contracts.threat_model import ThreatModel
+from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.attacked_model import PoisonedAdaptation
+from robustbench_meta.engine.engine import Plan
+from robustbench_meta.engine.network import Network
+from robustbench_meta.engine.preflight import check_declared, may_be_vmapped
 from robustbench_meta.plugins.backbones.conv4 import BatchStatistics, Conv4, SupportNormed
-from robustbench_meta.selfcheck import check_declared, may_be_vmapped
-from robustbench_meta.tasks import Batch, TaskBatch
-from robustbench_meta.threat import ThreatModel
-from robustbench_meta.victims import PoisonedAdaptation
 from tests.worlds import PLANS, flat, make_world, plan_id, random_tasks
 
 SUPPORT = ("conv4", {"width": "4", "norm": "support"})

@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustbench_meta.errors import BenchError
+from robustbench_meta.experiment.profiles import PROFILES
+from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.options import (
     SCENARIOS,
     Choice,
@@ -17,8 +19,6 @@ from robustbench_meta.options import (
     parse_scenarios,
     plain,
 )
-from robustbench_meta.profiles import PROFILES
-from robustbench_meta.spec import RunSpec
 
 names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,12}", fullmatch=True)
 keys = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True)

@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from robustbench_meta.contracts import Attack
-from robustbench_meta.engine import Plan
+from robustbench_meta.contracts.threat_model import ThreatModel
+from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.engine import Plan
+from robustbench_meta.engine.metrics import Judged
+from robustbench_meta.engine.parallel import Cores, Pool, forks
+from robustbench_meta.engine.training import meta_train
 from robustbench_meta.errors import BenchError
-from robustbench_meta.harness import arm
-from robustbench_meta.metrics import Judged
-from robustbench_meta.parallel import Cores, Pool, forks
-from robustbench_meta.threat import ThreatModel
-from robustbench_meta.training import meta_train
 from tests.test_evaluation import CPU, small
 from tests.worlds import flat, make_world, random_tasks
 
@@ -214,7 +214,7 @@ def test_gradients_that_autograd_shares_are_summed_once(registry):
 
 def test_a_pool_ends_with_the_process_that_forked_it():
     code = (
-        "import os, time\nfrom robustbench_meta.parallel import Cores, Pool\n"
+        "import os, time\nfrom robustbench_meta.engine.parallel import Cores, Pool\n"
         "pool = Pool(lambda item: os.getpid(), 1, Cores())\nprint(*pool.map([1]), flush=True)\ntime.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:

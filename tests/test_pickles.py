@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from robustbench_meta.data import pickles
-from robustbench_meta.data.pickles import load_pickle, read_pickle
+from robustbench_meta.data import safe_pickle
+from robustbench_meta.data.safe_pickle import load_pickle, read_pickle
 from robustbench_meta.errors import DataError
 
 PROTOCOLS = range(6)
@@ -242,7 +242,7 @@ def test_files_are_read_and_refused_by_name(tmp_path, monkeypatch):
     path = tmp_path / "x.pkl"
     path.write_bytes(pickle.dumps([1], 2))
     assert read_pickle(path) == [1]
-    monkeypatch.setattr(pickles, "MAX_BYTES", 3)
+    monkeypatch.setattr(safe_pickle, "MAX_BYTES", 3)
     with pytest.raises(DataError, match=r"x\.pkl has 9 bytes; .* at most 3"):
         read_pickle(path)
     with pytest.raises(DataError, match=r"y\.pkl cannot be read: No such file"):

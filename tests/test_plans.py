@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-import robustbench_meta.engine as engine_module
-from robustbench_meta.engine import Plan
+import robustbench_meta.engine.engine as engine_module
+from robustbench_meta.engine.engine import Plan
+from robustbench_meta.engine.plans import compiled, plan_for
 from robustbench_meta.jobs.runner import run
-from robustbench_meta.plans import compiled, plan_for
-from robustbench_meta.store import Store
+from robustbench_meta.results.store import Store
 from tests.test_evaluation import small
 from tests.worlds import flat, make_world, random_tasks
 

@@ -18,8 +18,8 @@ import pytest
 from robustbench_meta import hookimpl, hookspecs
 from robustbench_meta.cli import main
 from robustbench_meta.errors import BenchError, PluginError
-from robustbench_meta.imports import needs, source_in
-from robustbench_meta.registry import KINDS, CollisionError, Origin, Registry, load_registry
+from robustbench_meta.registry.import_graph import needs, source_in
+from robustbench_meta.registry.registry import KINDS, CollisionError, Origin, Registry, load_registry
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -118,7 +118,7 @@ def checkout(request, tmp_path):
 def test_what_is_dropped_into_a_checkouts_plugins_is_found_once(checkout):
     folder, environment = checkout
     code = (
-        "from robustbench_meta.registry import load_registry\n"
+        "from robustbench_meta.registry.registry import load_registry\n"
         "for found in load_registry().found: print(found.origin.kind, found.origin.where, found.brought, found.error)"
     )
     done = subprocess.run(
@@ -137,7 +137,7 @@ def test_a_checkout_runs_its_own_built_in_plugins_not_those_that_are_installed(c
     fgsm = folder / "plugins" / "attacks" / "fgsm.py"
     fgsm.write_text(fgsm.read_text().replace('source: ClassVar[str] = "', 'source: ClassVar[str] = "edited: '))
     code = (
-        "import robustbench_meta.registry as registry\n"
+        "import robustbench_meta.registry.registry as registry\n"
         "loaded = registry.load_registry(local=False)\n"
         "import robustbench_meta.plugins as plugins\n"
         "print(loaded.get('attack', 'fgsm').source, registry.__file__, plugins.__file__)"
@@ -168,8 +168,8 @@ EDITS = {
     "plugins/attacks/none.py": {"attack none"},
     "plugins/attacks/torchattacks_mends.py": {"attack cw"},
     "plugins/backbones/conv4.py": {"backbone conv4"},
-    "robustbench_meta/engine.py": {"training"},
-    "robustbench_meta/evaluation.py": {"evaluation"},
+    "robustbench_meta/engine/engine.py": {"training"},
+    "robustbench_meta/evaluation/evaluator.py": {"evaluation"},
     "robustbench_meta/cli/show.py": set(),
 }
 """Which of these plugins, and of the suite's own code for training and evaluation, a file is part of."""
@@ -183,7 +183,7 @@ def test_an_edit_is_another_identity_for_what_needs_that_module_only(checkout):
     code = f"""
 import json, sys
 sys.path.insert(0, ".")
-from robustbench_meta.registry import core_code, load_registry
+from robustbench_meta.registry.registry import core_code, load_registry
 
 def identities():
     loaded, stages = load_registry(), ["training", "evaluation"]
@@ -217,7 +217,7 @@ def test_torchattacks_counts_for_the_attacks_that_run_it_only(registry):
 def test_a_built_in_plugin_needs_at_least_what_python_imports_for_it():
     code = """
 import importlib, json, sys
-from robustbench_meta.discovery import _built_in_modules
+from robustbench_meta.registry.discovery import _built_in_modules
 
 found = {}
 for name, _ in list(_built_in_modules()):

@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustbench_meta import leaderboard
-from robustbench_meta.boards import boards
 from robustbench_meta.contracts import Weights
-from robustbench_meta.engine import Plan
+from robustbench_meta.contracts.tasks import Batch, TaskBatch
+from robustbench_meta.contracts.threat_model import ThreatModel
+from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.engine import Plan
+from robustbench_meta.engine.preflight import can_be_vmapped, may_be_vmapped
 from robustbench_meta.errors import BenchError
-from robustbench_meta.harness import arm
+from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs import runner
-from robustbench_meta.precision import check_precision, computing_in, lowered
-from robustbench_meta.selfcheck import can_be_vmapped, may_be_vmapped
-from robustbench_meta.spec import RunSpec
-from robustbench_meta.store import Store
-from robustbench_meta.tasks import Batch, TaskBatch
-from robustbench_meta.threat import ThreatModel
+from robustbench_meta.results import leaderboard
+from robustbench_meta.results.store import Store
+from robustbench_meta.results.tables import boards
+from robustbench_meta.runtime.precision import check_precision, computing_in, lowered
 from tests.worlds import flat, make_world, random_tasks
 
 CPU = torch.device("cpu")
@@ -87,7 +87,7 @@ def test_switches_are_given_back_after_an_error(medium):
 
 
 def test_tf32_opens_what_float32_closes(monkeypatch):
-    monkeypatch.setattr("robustbench_meta.precision.check_precision", lambda *_: None)
+    monkeypatch.setattr("robustbench_meta.runtime.precision.check_precision", lambda *_: None)
     before = switches()
     with computing_in("tf32", CPU):
         assert torch.backends.cuda.matmul.allow_tf32

@@ -20,8 +20,8 @@ import pytest
 from rich.console import Console
 
 from robustbench_meta import hookimpl, hookspecs
-from robustbench_meta.cli.progress import Lines, Listener, drawn, left_told, showing_progress
-from robustbench_meta.progress import Progress
+from robustbench_meta.jobs.time_left import Progress
+from robustbench_meta.reporting.terminal.progress import Lines, Listener, drawn, left_told, showing_progress
 
 TWO = [
     {"training": "maml (seed 0)", "cells": 3, "train": 400, "test": 300, "checked": 0},
@@ -269,7 +269,7 @@ def test_it_can_be_switched_off():
 
 SCRIPT = """
 import time
-from robustbench_meta.cli.progress import showing_progress
+from robustbench_meta.reporting.terminal.progress import showing_progress
 from tests.test_progress import Manager
 manager = Manager()
 work = [{"training": f"maml[x] (seed {n})", "cells": 1, "train": 9, "test": 9, "checked": 0} for n in range(100)]

@@ -7,17 +7,17 @@ import json
 import pytest
 import torch
 
-from robustbench_meta.checkpoints import Trained, checkpoint_bytes, checkpoint_name
-from robustbench_meta.grid import prepare
+from robustbench_meta.engine.parallel import Cores
+from robustbench_meta.experiment.checkpoints import Trained, checkpoint_bytes, checkpoint_name
+from robustbench_meta.experiment.grid import prepare
+from robustbench_meta.experiment.spec import CellSpec, RunSpec
 from robustbench_meta.hookspecs import hookimpl
 from robustbench_meta.jobs.events import CellFailed, EventLog, EventReader
 from robustbench_meta.jobs.monitor import Monitor, Reporter, Summary
 from robustbench_meta.jobs.planner import WORTH_STARTING, groups_of, needed_of, work_of, workers_for
 from robustbench_meta.jobs.queue import Assemble, Evaluate, Queue
 from robustbench_meta.jobs.worker import Place, Worker
-from robustbench_meta.parallel import Cores
-from robustbench_meta.spec import CellSpec, RunSpec
-from robustbench_meta.store import Store
+from robustbench_meta.results.store import Store
 
 CPU = torch.device("cpu")
 SPEC = {"profile": "smoke", "dataset": "toy", "meta_steps": 2, "episodes": 20, "attacks": ("none", "fgsm")}

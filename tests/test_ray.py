@@ -11,18 +11,19 @@ ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'robu
 
 from ray.cluster_utils import Cluster  # noqa: E402  # after the skip
 
-from robustbench_meta import hookimpl, leaderboard  # noqa: E402
+from robustbench_meta import hookimpl  # noqa: E402
 from robustbench_meta.errors import BenchError  # noqa: E402
-from robustbench_meta.grid import prepare  # noqa: E402
+from robustbench_meta.experiment.grid import prepare  # noqa: E402
+from robustbench_meta.experiment.spec import RunSpec  # noqa: E402
 from robustbench_meta.jobs import runner  # noqa: E402
 from robustbench_meta.jobs.launchers import ray as on_ray  # noqa: E402
 from robustbench_meta.jobs.launchers import ray_node  # noqa: E402
 from robustbench_meta.jobs.launchers.ray import RayCluster, Request  # noqa: E402
 from robustbench_meta.jobs.policy import Policy  # noqa: E402
-from robustbench_meta.registry import load_registry  # noqa: E402
-from robustbench_meta.spec import RunSpec  # noqa: E402
-from robustbench_meta.stopping import Stop, Stopped  # noqa: E402
-from robustbench_meta.store import Store  # noqa: E402
+from robustbench_meta.registry.registry import load_registry  # noqa: E402
+from robustbench_meta.results import leaderboard  # noqa: E402
+from robustbench_meta.results.store import Store  # noqa: E402
+from robustbench_meta.runtime.interrupts import Stop, Stopped  # noqa: E402
 
 CPU = torch.device("cpu")
 SMOKE = {"profile": "smoke", "meta_steps": 4, "episodes": 6, "attacks": ("none", "fgsm")}

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from robustbench_meta import leaderboard
 from robustbench_meta.errors import StorageError
-from robustbench_meta.records import SCHEMA, pack, read_record, record_text, unpack
-from robustbench_meta.store import Store
+from robustbench_meta.results import leaderboard
+from robustbench_meta.results.records import SCHEMA, pack, read_record, record_text, unpack
+from robustbench_meta.results.store import Store
 from tests.records import record
 
 RECORD = record(np.eye(4, 6, dtype=bool), probed={"black box": 0.25})

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robustbench_meta.checks import FLAGS
 from robustbench_meta.cli import main
 from robustbench_meta.cli.results import read_results
-from robustbench_meta.gallery import png
-from robustbench_meta.leaderboard import build
-from robustbench_meta.report import page, pictures
-from robustbench_meta.report.costs import bills
-from robustbench_meta.report.origins import joined
+from robustbench_meta.evaluation.flags import FLAGS
+from robustbench_meta.evaluation.gallery import png
+from robustbench_meta.reporting.html import gallery, page
+from robustbench_meta.reporting.html.costs import bills
+from robustbench_meta.reporting.html.provenance import joined
+from robustbench_meta.results.leaderboard import build
 from tests import chromium
 from tests.records import answers, clean_record, record, stored
 
@@ -365,13 +365,13 @@ def test_the_picture_that_is_unfolded_is_of_the_greatest_eps_and_it_is_said(tree
 
 def test_too_many_pictures_are_left_out_and_it_is_said(tmp_path, monkeypatch):
     stored(tmp_path, *world())
-    monkeypatch.setattr(pictures, "ROOM", 8_000)
+    monkeypatch.setattr(gallery, "ROOM", 8_000)
     tree = Tree(page.page(*read_results(tmp_path))).root
     walls = [each.text for each in tree.all("details") if each.attributes.get("class") == "wall"]
     assert len(walls) == 4
     assert all("ε = 0.2" in wall for wall in walls)
     assert "of several ε the largest is shown (8 of 16 cells are not shown)" in tree.text
-    monkeypatch.setattr(pictures, "ROOM", 3_000)
+    monkeypatch.setattr(gallery, "ROOM", 3_000)
     tree = Tree(page.page(*read_results(tmp_path))).root
     assert "later attacks are left out" in tree.text
     assert 0 < len(list(tree.all("img"))) < 40

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 import torch
 
-from robustbench_meta import leaderboard
+from robustbench_meta.evaluation.statistics import mean_and_ci95, worst_decile
+from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs import runner
-from robustbench_meta.spec import RunSpec
-from robustbench_meta.statistics import mean_and_ci95, worst_decile
-from robustbench_meta.store import Store, pack, unpack
+from robustbench_meta.results import leaderboard
+from robustbench_meta.results.store import Store, pack, unpack
 
 CPU = torch.device("cpu")
 SMALL = {"profile": "smoke", "attacks": ("none", "fgsm", "pgd:steps=2"), "scenarios": ("clean/adv", "adv/adv")}

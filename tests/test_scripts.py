@@ -15,8 +15,8 @@ import pytest
 
 from robustbench_meta import load_results
 from robustbench_meta.cli import completion
-from robustbench_meta.frames import failures_in
-from robustbench_meta.registry import load_registry
+from robustbench_meta.registry.registry import load_registry
+from robustbench_meta.results.frames import failures_in
 from tests.test_cli import SMALL, bench, told
 
 RUN = ("run", *SMALL, "-l", "protonet", "-a", "none", "-a", "fgsm")

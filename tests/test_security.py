@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from robustbench_meta import discovery
 from robustbench_meta.errors import DataError, PluginError
-from robustbench_meta.registry import load_registry
-from robustbench_meta.spreadsheets import harmless, harmless_frame
+from robustbench_meta.registry import discovery
+from robustbench_meta.registry.registry import load_registry
+from robustbench_meta.results.csv_safety import harmless, harmless_frame
 
 # -- cells ---------------------------------------------------------------------------------------------
 

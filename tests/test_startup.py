@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from robustbench_meta.discovery import FOLDERS
 from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.plugins.attacks.torchattacks import BRIDGED
-from robustbench_meta.registry import KINDS, CollisionError, load_registry
+from robustbench_meta.registry.discovery import FOLDERS
+from robustbench_meta.registry.registry import KINDS, CollisionError, load_registry
 
 HEAVY = {"torch", "pandas", "torchattacks", "scipy", "matplotlib", "numpy"}
 

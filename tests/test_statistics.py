@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from robustbench_meta.statistics import above, holm, mean_and_ci95, paired, separated, welch
+from robustbench_meta.evaluation.statistics import above, holm, mean_and_ci95, paired, separated, welch
 
 RNG = np.random.default_rng(20260101)
 

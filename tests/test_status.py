@@ -21,7 +21,7 @@ from robustbench_meta.jobs.events import (
     WorkerStarted,
 )
 from robustbench_meta.jobs.status import Folder, run_lock
-from robustbench_meta.locking import Locks
+from robustbench_meta.runtime.locks import Locks
 
 WORK = [{"training": "maml (seed 0)", "cells": 2, "train": 100, "test": 20, "checked": 0}]
 LABELS = {"attack": "fgsm", "eps": "0.1", "support": "clean", "query": "adv"}

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from robustbench_meta.stopping import Stop, Stopped
+from robustbench_meta.runtime.interrupts import Stop, Stopped
 
 BOTH = [signal.SIGINT, signal.SIGTERM]
 
@@ -144,7 +144,7 @@ def test_outside_the_main_thread_nothing_listens():
 
 WORK = textwrap.dedent("""
     import sys, time
-    from robustbench_meta.stopping import Stop, Stopped
+    from robustbench_meta.runtime.interrupts import Stop, Stopped
     stop = Stop()
     with stop.listening(lambda: print("told", flush=True)):
         try:

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from robustbench_meta import files
-from robustbench_meta.checkpoints import Trained, checkpoint_bytes, checkpoint_name, state_name
+from robustbench_meta.engine.training_snapshots import state_name
 from robustbench_meta.errors import StorageError
-from robustbench_meta.files import write_atomically, write_bytes
-from robustbench_meta.records import record_text
+from robustbench_meta.experiment.checkpoints import Trained, checkpoint_bytes, checkpoint_name
+from robustbench_meta.results.records import record_text
+from robustbench_meta.results.store import Store, is_done, is_trained
+from robustbench_meta.runtime import atomic_files
+from robustbench_meta.runtime.atomic_files import write_atomically, write_bytes
 from robustbench_meta.runtime.digest import digest_of
-from robustbench_meta.store import Store, is_done, is_trained
 from tests.records import record
 
 RECORD, OTHER = record(np.eye(4, 6, dtype=bool)), record(np.eye(4, 6, dtype=bool), attack="fgsm")
@@ -245,7 +246,7 @@ def test_an_error_in_the_middle_of_a_write_leaves_what_was_there_and_nothing_els
         raise OSError(number, os.strerror(number))
 
     before = tree(store.root)
-    owner = {"mkstemp": files.tempfile, "fsync": os}.get(where, Path)
+    owner = {"mkstemp": atomic_files.tempfile, "fsync": os}.get(where, Path)
     with monkeypatch.context() as patched:
         patched.setattr(owner, where, failing)
         with pytest.raises(StorageError) as caught:
@@ -281,7 +282,7 @@ def test_a_write_is_on_the_disk_before_it_gets_its_name_and_the_name_after(tmp_p
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(Path, "replace", renamed)
-    write_atomically(tmp_path / "new" / "file", lambda part: files.write_text(part, "é"))
+    write_atomically(tmp_path / "new" / "file", lambda part: atomic_files.write_text(part, "é"))
     assert done == ["file", "rename", "folder"]
     assert (tmp_path / "new" / "file").read_bytes() == "é\n".encode()
 
@@ -316,7 +317,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(number, advi
     def failing(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("robustbench_meta.store.tempfile.TemporaryFile", failing)
+    monkeypatch.setattr("robustbench_meta.results.store.tempfile.TemporaryFile", failing)
     with pytest.raises(StorageError) as caught:
         Store(store.root)
     assert str(caught.value) == f"--results {store.root}: cannot write there ({os.strerror(number)}); {advice}"

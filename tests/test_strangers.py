@@ -12,21 +12,21 @@ import torch
 from torch import nn
 
 from robustbench_meta.contracts import Backbone, Update
-from robustbench_meta.engine import Plan
+from robustbench_meta.contracts.tasks import Batch
+from robustbench_meta.engine.engine import Plan
+from robustbench_meta.engine.training import make_engine, meta_train
 from robustbench_meta.errors import BenchError, PluginError
-from robustbench_meta.evaluation import evaluate
-from robustbench_meta.given import bringing
+from robustbench_meta.evaluation.evaluator import evaluate
+from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs import runner
 from robustbench_meta.plugins.attacks.fgsm import FGSM
 from robustbench_meta.plugins.backbones.linear import Linear
 from robustbench_meta.plugins.datasets.toy import Toy
 from robustbench_meta.plugins.learners.maml import MAML
-from robustbench_meta.registry import Origin, Registry, load_registry
-from robustbench_meta.spec import RunSpec
-from robustbench_meta.store import Store
-from robustbench_meta.tasks import Batch
+from robustbench_meta.registry.in_memory import bringing
+from robustbench_meta.registry.registry import Origin, Registry, load_registry
+from robustbench_meta.results.store import Store
 from robustbench_meta.testing import verify
-from robustbench_meta.training import make_engine, meta_train
 from tests.worlds import flat, make_world, random_tasks
 
 CPU = torch.device("cpu")
@@ -82,7 +82,7 @@ def test_the_checkpoint_of_an_objective_that_judges_nothing_is_chosen_by_accurac
 def test_of_equally_accurate_validations_the_one_of_the_least_loss_is_chosen(plugins, monkeypatch):
     losses = iter([1.7, 1.5, 1.6, 1.5, 1.9])
     monkeypatch.setattr(
-        "robustbench_meta.training._validate",
+        "robustbench_meta.engine.training._validate",
         lambda *_: {"validation_accuracy": 0.2, "validation_loss": next(losses)},
     )
     grid = grid_of(plugins, "squared-distance", meta_steps=5, validations=5)

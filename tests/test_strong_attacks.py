@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robustbench_meta.contracts import Random, Setting
+from robustbench_meta.contracts.threat_model import ThreatModel
 from robustbench_meta.errors import BenchError
 from robustbench_meta.plugins.attacks.apgd import APGD, APGDL2, checkpoints, dlr, targeted_dlr
 from robustbench_meta.plugins.attacks.auto import Auto, AutoL2
@@ -25,7 +26,6 @@ from robustbench_meta.plugins.attacks.noise import Noise, NoiseL2
 from robustbench_meta.plugins.attacks.pgd import PGD, PGDL2
 from robustbench_meta.plugins.attacks.square import Square, SquareL2, _bump
 from robustbench_meta.plugins.attacks.torchattacks import BRIDGED
-from robustbench_meta.threat import ThreatModel
 from tests.victims import ModuleVictim, conv, images
 
 WAY = 5

@@ -16,13 +16,22 @@ from hypothesis import strategies as st
 from robustbench_meta.cli import main
 from robustbench_meta.cli.run import run as run_command
 from robustbench_meta.errors import BenchError
+from robustbench_meta.experiment.spec import RunSpec
+from robustbench_meta.experiment.suite import (
+    KEYS,
+    Part,
+    Suite,
+    find_suite,
+    parse_suite,
+    save_suite,
+    shipped,
+    suite_text,
+)
 from robustbench_meta.hookspecs import hookimpl
 from robustbench_meta.jobs import runner
 from robustbench_meta.options import SCENARIOS
-from robustbench_meta.registry import load_registry
-from robustbench_meta.spec import RunSpec
-from robustbench_meta.store import Store
-from robustbench_meta.suites import KEYS, Part, Suite, find_suite, parse_suite, save_suite, shipped, suite_text
+from robustbench_meta.registry.registry import load_registry
+from robustbench_meta.results.store import Store
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from robustbench_meta.boards import DENIES, OF_THE_MODEL, boards
-from robustbench_meta.checks import FLAGS
-from robustbench_meta.exports.sheets import sheets
-from robustbench_meta.leaderboard import COLUMNS, build, read
-from robustbench_meta.store import Store
-from robustbench_meta.tables import tables
+from robustbench_meta.evaluation.flags import FLAGS
+from robustbench_meta.reporting.export.sheets import sheets
+from robustbench_meta.reporting.terminal.leaderboard import tables
+from robustbench_meta.results.leaderboard import COLUMNS, build, read
+from robustbench_meta.results.store import Store
+from robustbench_meta.results.tables import DENIES, OF_THE_MODEL, boards
 from tests.records import answers, stored
 from tests.records import record as planted
 

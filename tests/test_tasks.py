@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from scipy import stats
 
+from robustbench_meta.contracts.tasks import Batch, Splits, TaskBatch, check_disjoint_classes
+from robustbench_meta.data.image_bank import ImageBank
 from robustbench_meta.errors import DataError
-from robustbench_meta.tasks import Batch, ImageBank, Splits, TaskBatch, check_disjoint_classes
 
 
 def bank(counts, name="numbered"):

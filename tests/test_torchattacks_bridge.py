@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robustbench_meta.contracts import Random, Setting
+from robustbench_meta.contracts.threat_model import ThreatModel
 from robustbench_meta.errors import BenchError
 from robustbench_meta.plugins.attacks.torchattacks import BRIDGED, our_name
-from robustbench_meta.registry import load_registry
-from robustbench_meta.threat import ThreatModel
+from robustbench_meta.registry.registry import load_registry
 from tests.victims import ModuleVictim, conv, images
 
 SHAPE, WAY = (3, 16, 16), 5

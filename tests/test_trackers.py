@@ -15,11 +15,12 @@ import pytest
 import robustbench_meta as rbm
 from robustbench_meta import hookimpl
 from robustbench_meta.cli import main
+from robustbench_meta.contracts.tracker import Tracker
 from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.options import parse_choice
 from robustbench_meta.plugins.trackers.mlflow import Experiment
-from robustbench_meta.registry import load_registry
-from robustbench_meta.tracking import Tracker, attach
+from robustbench_meta.registry.registry import load_registry
+from robustbench_meta.registry.trackers import attach
 
 STEPS = 4
 RUN = ("run", "--profile", "smoke", "-l", "maml", "-a", "none", "-a", "fgsm", "-a", "sulky", "--no-checks",
@@ -27,7 +28,7 @@ RUN = ("run", "--profile", "smoke", "-l", "maml", "-a", "none", "-a", "fgsm", "-
 OWN = '''
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Attack
-from robustbench_meta.tracking import Tracker
+from robustbench_meta.contracts.tracker import Tracker
 
 class Sulky(Attack):
     """It fails."""
@@ -339,7 +340,8 @@ def test_one_tracker_that_is_asked_for_twice_hears_once(tmp_path):
 
 def test_trackers_cost_nothing_when_they_are_not_asked_for():
     code = (
-        "import sys; from robustbench_meta.registry import load_registry; registry = load_registry(local=False);"
+        "import sys; from robustbench_meta.registry.registry import load_registry; "
+        "registry = load_registry(local=False);"
         "print([registry.get('tracker', name).summary() for name in registry.names('tracker')]);"
         "print(*sorted({'tensorboard', 'mlflow', 'tensorflow'} & set(sys.modules)), 'loaded');"
         "print(len(registry.manager.hook.training_progress.get_hookimpls()), 'listeners')"

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from robustbench_meta.contracts import Attack, Random
-from robustbench_meta.engine import Plan
+from robustbench_meta.contracts.threat_model import ThreatModel
+from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.attacked_model import AttackedModel, PoisonedAdaptation
+from robustbench_meta.engine.engine import Plan
 from robustbench_meta.errors import BenchError
-from robustbench_meta.harness import arm
-from robustbench_meta.threat import ThreatModel
-from robustbench_meta.trials import Arena, Armed, Contestant, Trial
-from robustbench_meta.victims import AttackedModel, PoisonedAdaptation
+from robustbench_meta.evaluation.episode_evaluator import Arena, Contestant
+from robustbench_meta.experiment.scenario import Armed, Trial
 from tests.worlds import PLANS, make_world, plan_id, random_tasks
 
 CPU = torch.device("cpu")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from robustbench_meta.engine import Engine, Plan
-from robustbench_meta.harness import arm
-from robustbench_meta.models import Network
-from robustbench_meta.tasks import Batch, TaskBatch
-from robustbench_meta.threat import ThreatModel
+from robustbench_meta.contracts.tasks import Batch, TaskBatch
+from robustbench_meta.contracts.threat_model import ThreatModel
+from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.engine import Engine, Plan
+from robustbench_meta.engine.network import Network
 
 PLANS = [Plan(shared, own, chunk) for shared in ("vmap", "loop") for own in ("vmap", "loop") for chunk in (2, 5)]
 

@@ -13,10 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from robustbench_meta.checkpoints import check_checkpoint
 from robustbench_meta.errors import BenchError
-from robustbench_meta.leaderboard import COSTS
-from robustbench_meta.records import read_record
+from robustbench_meta.experiment.checkpoints import check_checkpoint
+from robustbench_meta.results.leaderboard import COSTS
+from robustbench_meta.results.records import read_record
 
 _FOLDERS = ("records", "checkpoints", "progress", "failures", ".")
 _PASSING = {"timings", "memory", "written"}

@@ -155,7 +155,12 @@ class WarmBench(Bench):
 
     def _begin(self, arguments: list[str], environment: Mapping[str, str], log: Path) -> Run:
         _SERVER.set_forkserver_preload(
-            ["robustbench_meta.cli.execution", "robustbench_meta.jobs.worker", "robustbench_meta.leaderboard", __name__]
+            [
+                "robustbench_meta.cli.run_steps",
+                "robustbench_meta.jobs.worker",
+                "robustbench_meta.results.leaderboard",
+                __name__,
+            ]
         )
         process = _SERVER.Process(target=_bench, args=(arguments, dict(environment), log))
         process.start()

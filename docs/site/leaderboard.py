@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from robustbench_meta.boards import CLEAN, WORST, Board, Score, boards, shown
-from robustbench_meta.checks import FLAGS
-from robustbench_meta.drawing import title
-from robustbench_meta.exports.markdown import code
-from robustbench_meta.leaderboard import COLUMNS
+from robustbench_meta.evaluation.flags import FLAGS
+from robustbench_meta.reporting.export.markdown import code
+from robustbench_meta.reporting.terminal.layout import title
+from robustbench_meta.results.leaderboard import COLUMNS
+from robustbench_meta.results.tables import CLEAN, WORST, Board, Score, boards, shown
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "leaderboard.md"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from robustbench_meta.registry import load_registry
+from robustbench_meta.registry.registry import load_registry
 from robustbench_meta.testing import checks_of
 
 FOUND = load_registry(Path(__file__).parent.parent)  # the folder of sign_noise.py, as `bench` finds it

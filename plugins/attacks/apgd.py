@@ -12,8 +12,8 @@ from torch import Tensor
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Attack, Method, Random, Setting, Victim
+from robustbench_meta.contracts.threat_model import Norm, ThreatModel
 from robustbench_meta.errors import BenchError
-from robustbench_meta.threat import Norm, ThreatModel
 
 from .searching import TINY, Harm, SearchAttack, WorstCase, direction, gradient_of, over_images, project, to_edge
 

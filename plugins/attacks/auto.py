@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Attack, Random, Victim
-from robustbench_meta.threat import Norm, ThreatModel
+from robustbench_meta.contracts.threat_model import Norm, ThreatModel
 
 from .apgd import APGD, APGDL2
 from .fab import FAB, FABL2

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Attack, Random, Victim
-from robustbench_meta.threat import Norm, ThreatModel
+from robustbench_meta.contracts.threat_model import Norm, ThreatModel
 
 from .searching import TINY, SearchAttack, WorstCase, direction, gradient_of, length, over_images, project
 

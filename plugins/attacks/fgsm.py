@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Attack, Method, Random, Victim
-from robustbench_meta.threat import ThreatModel
+from robustbench_meta.contracts.threat_model import ThreatModel
 
 from .searching import image_gradient
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Attack, Method, Random, Victim
-from robustbench_meta.threat import Norm, ThreatModel
+from robustbench_meta.contracts.threat_model import Norm, ThreatModel
 
 from .searching import signs, to_edge
 

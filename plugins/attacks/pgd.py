@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Attack, Method, Random, Victim
-from robustbench_meta.threat import Norm, ThreatModel
+from robustbench_meta.contracts.threat_model import Norm, ThreatModel
 
 from .searching import Harm, SearchAttack, direction, image_gradient, over_images, project
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from robustbench_meta.contracts import Attack, Random, Victim
+from robustbench_meta.contracts.threat_model import Norm, ThreatModel
 from robustbench_meta.errors import BenchError
-from robustbench_meta.threat import Norm, ThreatModel
 
 Search = Callable[[Tensor, Tensor, Random, Tensor], Tensor]
 """(x, y, random, the images found so far) → adversarial images, for all examples of a batch or for some."""

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Attack, Method, Random, Setting, Victim
-from robustbench_meta.devices import send
-from robustbench_meta.models import margin
-from robustbench_meta.threat import Norm, ThreatModel
+from robustbench_meta.contracts.attack import margin
+from robustbench_meta.contracts.threat_model import Norm, ThreatModel
+from robustbench_meta.runtime.devices import send
 
 from .searching import Harm, SearchAttack, Survivors, WorstCase, direction, over_images, signs, to_edge
 

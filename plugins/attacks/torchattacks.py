@@ -15,9 +15,9 @@ from torch import Tensor
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Attack, Method, Setting
+from robustbench_meta.contracts.threat_model import Norm
 from robustbench_meta.errors import BenchError, unknown
 from robustbench_meta.hookspecs import Register
-from robustbench_meta.threat import Norm
 
 from .torchattacks_attack import TorchAttack
 from .torchattacks_mends import PIXEL_RANGE, VictimModule, drawn_to_grey, widened

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from robustbench_meta.contracts import Attack, Method, Random, Setting, Victim
+from robustbench_meta.contracts.threat_model import TOLERANCE, Norm, ThreatModel
 from robustbench_meta.errors import BenchError
-from robustbench_meta.threat import TOLERANCE, Norm, ThreatModel
 
 from .torchattacks_mends import VictimModule, seeded
 from .torchattacks_options import Traits, defaults, step_factor

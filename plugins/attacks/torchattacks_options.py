@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from robustbench_meta.contracts import Method
-from robustbench_meta.threat import Norm
+from robustbench_meta.contracts.threat_model import Norm
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from pydantic import Field
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Dataset
-from robustbench_meta.data.cache import digest_of
+from robustbench_meta.contracts.tasks import Splits
+from robustbench_meta.data.array_cache import digest_of
 from robustbench_meta.data.pictures import Pictures, cached_pictures
 from robustbench_meta.errors import DataError
-from robustbench_meta.seeds import seed_from
-from robustbench_meta.tasks import Splits
+from robustbench_meta.runtime.seeds import seed_from
 
 SIZE = 28
 HELD_OUT = {

@@ -10,12 +10,12 @@ from pydantic import Field, field_validator
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Dataset
+from robustbench_meta.contracts.tasks import Splits
 from robustbench_meta.data.copies import ABOUT, PARTS, Copies
-from robustbench_meta.data.folders import list_images
+from robustbench_meta.data.image_folder import list_images
 from robustbench_meta.data.pictures import cached_pictures
 from robustbench_meta.data.reading import read_listing, state_of
-from robustbench_meta.data.root import find_folder, spelling
-from robustbench_meta.tasks import Splits
+from robustbench_meta.runtime.paths import find_folder, spelling
 
 
 class ImageFolder(Dataset):

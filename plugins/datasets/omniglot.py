@@ -13,13 +13,13 @@ from pydantic import Field
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Dataset
+from robustbench_meta.contracts.tasks import Splits
 from robustbench_meta.data.copies import ABOUT, Copies
 from robustbench_meta.data.omniglot import read_part
 from robustbench_meta.data.omniglot_parts import need_parts
 from robustbench_meta.data.pictures import Pictures
-from robustbench_meta.data.root import data_root
 from robustbench_meta.errors import DataError
-from robustbench_meta.tasks import Splits
+from robustbench_meta.runtime.paths import data_root
 
 _VINYALS = json.loads(resources.files(__package__).joinpath("omniglot_vinyals.json").read_text("utf-8"))
 VALIDATION_ALPHABETS = frozenset(_VINYALS["validation"])

@@ -10,12 +10,12 @@ from pydantic import Field
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Dataset
+from robustbench_meta.contracts.tasks import Splits
 from robustbench_meta.data.copies import ABOUT, Copies
-from robustbench_meta.data.folders import inner
+from robustbench_meta.data.image_folder import inner
 from robustbench_meta.data.pickled import read_series
-from robustbench_meta.data.root import find_folder, spelling
 from robustbench_meta.data.series import choose_series
-from robustbench_meta.tasks import Splits
+from robustbench_meta.runtime.paths import find_folder, spelling
 
 
 class Pickled(Dataset):

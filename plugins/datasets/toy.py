@@ -12,10 +12,10 @@ from pydantic import Field
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Dataset
-from robustbench_meta.devices import send
+from robustbench_meta.contracts.tasks import Batch, Splits, TaskBatch, TaskSource
 from robustbench_meta.errors import DataError
-from robustbench_meta.seeds import seed_from
-from robustbench_meta.tasks import Batch, Splits, TaskBatch, TaskSource
+from robustbench_meta.runtime.devices import send
+from robustbench_meta.runtime.seeds import seed_from
 
 WAY = 2
 

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Learner, Operations, Update
-from robustbench_meta.models import State
-from robustbench_meta.tasks import Batch, TaskBatch
+from robustbench_meta.contracts.state import State
+from robustbench_meta.contracts.tasks import Batch, TaskBatch
 
 from .maml import MAML
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Learner, Model, Operations, Update, Weights
-from robustbench_meta.inner import gradient_step
-from robustbench_meta.models import State
-from robustbench_meta.tasks import Batch, TaskBatch
+from robustbench_meta.contracts.inner_loop import gradient_step
+from robustbench_meta.contracts.state import State
+from robustbench_meta.contracts.tasks import Batch, TaskBatch
 
 
 class MAML(Learner):

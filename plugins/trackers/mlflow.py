@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from robustbench_meta import hookimpl
+from robustbench_meta.contracts.tracker import Tracker
 from robustbench_meta.errors import BenchError
-from robustbench_meta.tracking import Tracker, cell_key, cell_title, results_of, settings_of
+from robustbench_meta.results.tracker_helpers import cell_key, cell_title, results_of, settings_of
 
 TRAINING, CELL = "robustbench_meta.training", "robustbench_meta.cell"
 """The tags that say what a run is; their values are keys."""

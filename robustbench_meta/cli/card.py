@@ -41,9 +41,9 @@ def card(
     from robustbench_meta.cli.results import read_results
 
     store = read_results(folder).store
-    from robustbench_meta.cards import card as written
-    from robustbench_meta.cli.console import out as stdout
-    from robustbench_meta.files import write_atomically, write_text
+    from robustbench_meta.reporting.model_card import card as written
+    from robustbench_meta.reporting.terminal.console import out as stdout
+    from robustbench_meta.runtime.atomic_files import write_atomically, write_text
 
     text = written(checkpoint, store, license)
     if out is None:

@@ -13,7 +13,7 @@ from robustbench_meta.cli import completion
 from robustbench_meta.cli.options import RESULTS, Debug, Json
 from robustbench_meta.cli.results import read_results
 from robustbench_meta.errors import BenchError
-from robustbench_meta.figures import FORMATS
+from robustbench_meta.reporting.figures import FORMATS
 
 
 def compare(
@@ -38,22 +38,22 @@ def compare(
     if json and place is not None:
         raise BenchError("--json and --plot exclude each other: give the command twice")
     if json:
-        from robustbench_meta.cli import documents
+        from robustbench_meta.cli import json_documents
 
-        documents.print_duels(results, first, second)
+        json_documents.print_duels(results, first, second)
         return
     _, frame, samples = read_results(results)
-    from robustbench_meta.cli.console import out
-    from robustbench_meta.comparison import duels
-    from robustbench_meta.duel_tables import duel_tables
+    from robustbench_meta.reporting.terminal.console import out
+    from robustbench_meta.reporting.terminal.pairwise import duel_tables
+    from robustbench_meta.results.pairwise import duels
 
     console, found = out(), duels(frame, samples, first, second)
     for table in duel_tables(found, console.width):
         console.print(table)
     if place is not None:
         from robustbench_meta.cli.plot import save_all, tell
-        from robustbench_meta.figures.contests import draw_duels
-        from robustbench_meta.figures.look import Look, Palette
+        from robustbench_meta.reporting.figures.pairwise import draw_duels
+        from robustbench_meta.reporting.figures.style import Look, Palette
 
         look = Look(palette=Palette(sorted(set(frame["learner"]))))
         names = [first, second] if first is not None and second is not None else []

@@ -15,7 +15,7 @@ import typer
 from robustbench_meta import __version__
 
 if TYPE_CHECKING:
-    from robustbench_meta.registry import Registry
+    from robustbench_meta.registry.registry import Registry
 
 _KINDS = ("learner", "attack", "dataset", "backbone", "tracker")
 
@@ -41,14 +41,14 @@ def one_of(names: Iterable[str]) -> Callable[[str], list[str]]:
 
 def drawn(incomplete: str) -> list[str]:
     """What `bench plot` draws, and folders of results."""
-    from robustbench_meta.figures import KINDS
+    from robustbench_meta.reporting.figures import KINDS
 
     return _beginning([*KINDS, *_folders()], incomplete)
 
 
 def profiles(incomplete: str) -> list[str]:
     """Profiles."""
-    from robustbench_meta.profiles import PROFILES
+    from robustbench_meta.experiment.profiles import PROFILES
 
     return _beginning(PROFILES, incomplete)
 
@@ -62,7 +62,7 @@ def scenarios(incomplete: str) -> list[str]:
 
 def suites(incomplete: str) -> list[str]:
     """Suites that come with the package, and files."""
-    from robustbench_meta.suites import shipped
+    from robustbench_meta.experiment.suite import shipped
 
     folder, _, start = incomplete.rpartition("/")
     where = Path(folder or ("/" if incomplete.startswith("/") else ".")).expanduser()
@@ -115,7 +115,7 @@ def _file() -> Path:
 
 def remember(registry: Registry) -> None:
     """Keep the names of all plugins; without effect where that cannot be written."""
-    from robustbench_meta.files import write_atomically, write_text
+    from robustbench_meta.runtime.atomic_files import write_atomically, write_text
 
     text = json.dumps({"version": __version__, "names": {kind: registry.names(kind) for kind in _KINDS}})
     with contextlib.suppress(Exception):  # a full disk or a folder of somebody else is no reason to fail

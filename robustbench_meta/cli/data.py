@@ -12,7 +12,7 @@ from robustbench_meta.cli.options import DataRoot, Debug, Json
 from robustbench_meta.errors import BenchError
 
 if TYPE_CHECKING:
-    from robustbench_meta.data.library import Row
+    from robustbench_meta.experiment.data_library import Row
 
 DOWNLOADS = ("omniglot",)
 
@@ -23,11 +23,11 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="See, add 
 def list_data(data_root: DataRoot = None, json: Json = False, debug: Debug = False) -> None:
     """List the data sets that are there, what to type for each, and where it lies."""
     if json:
-        from robustbench_meta.cli import documents
+        from robustbench_meta.cli import json_documents
 
-        documents.print_data(data_root)
+        json_documents.print_data(data_root)
         return
-    from robustbench_meta.data.library import list_data as rows
+    from robustbench_meta.experiment.data_library import list_data as rows
 
     _show(rows(data_root))
 
@@ -50,7 +50,7 @@ def add(
     bench data add birds ~/Downloads/birds.zip
     bench data add omniglot ~/Downloads
     """
-    from robustbench_meta.data.library import add as add_data
+    from robustbench_meta.experiment.data_library import add as add_data
 
     _show([add_data(name, path, data_root)])
 
@@ -70,7 +70,7 @@ def download(
         raise BenchError(
             f"'{name}' cannot be downloaded; what can: {', '.join(DOWNLOADS)}. Add others: `bench data add`"
         )
-    from robustbench_meta.data.library import download_omniglot
+    from robustbench_meta.experiment.data_library import download_omniglot
 
     with _bar() as bar:
         row = download_omniglot(data_root, bar)
@@ -83,7 +83,7 @@ def _show(rows: list[Row]) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    from robustbench_meta.cli.console import out
+    from robustbench_meta.reporting.terminal.console import out
 
     console = out()
     for row in rows:
@@ -122,7 +122,7 @@ class _Bar:
 
 def _bar() -> AbstractContextManager[_Bar | None]:
     """A bar on a terminal, nothing elsewhere."""
-    from robustbench_meta.cli.console import err
+    from robustbench_meta.reporting.terminal.console import err
 
     return _DownloadBar() if err().is_terminal else nullcontext()
 
@@ -131,7 +131,7 @@ class _DownloadBar(AbstractContextManager["_Bar | None"]):
     def __enter__(self) -> _Bar:
         from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-        from robustbench_meta.cli.console import err
+        from robustbench_meta.reporting.terminal.console import err
 
         columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=err(), transient=True)

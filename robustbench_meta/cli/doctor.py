@@ -84,7 +84,7 @@ def _shown(findings: Iterable[Finding]) -> list[Finding]:
     from rich.table import Table
     from rich.text import Text
 
-    from robustbench_meta.cli.console import out
+    from robustbench_meta.reporting.terminal.console import out
 
     console, found = out(), []
     for finding in findings:
@@ -201,7 +201,7 @@ def check_extras() -> Iterator[Finding]:
 
 def check_plugins(folder: Path | None, local: bool) -> Iterator[Finding]:
     """What plugins are found, and which fail."""
-    from robustbench_meta.registry import CollisionError, load_registry
+    from robustbench_meta.registry.registry import CollisionError, load_registry
 
     registry = load_registry(folder, local=local, strict=False)
     counts = ", ".join(f"{len(registry.names(kind))} {kind}s" for kind in ("learner", "attack", "dataset", "backbone"))
@@ -218,7 +218,7 @@ def check_plugins(folder: Path | None, local: bool) -> Iterator[Finding]:
 
 def check_gradients() -> Iterator[Finding]:
     """Whether second derivatives come out right."""
-    from robustbench_meta.selfcheck import meta_gradient_error
+    from robustbench_meta.engine.preflight import meta_gradient_error
 
     error = meta_gradient_error()
     if error < 1e-6:
@@ -231,7 +231,7 @@ def check_device() -> Iterator[Finding]:
     """The devices, each of which computes something."""
     import torch
 
-    from robustbench_meta.devices import device_name
+    from robustbench_meta.runtime.devices import device_name
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for index in range(count):
@@ -262,7 +262,7 @@ def check_device() -> Iterator[Finding]:
 
 def check_cores() -> Iterator[Finding]:
     """How many cores a run uses, of those that it may."""
-    from robustbench_meta.cores import available_cores
+    from robustbench_meta.runtime.cpu import available_cores
 
     ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     used, limit = available_cores(), cpu_limit()
@@ -323,8 +323,8 @@ def check_memory() -> Iterator[Finding]:
 
 def check_data(root: Path | None) -> Iterator[Finding]:
     """The data sets."""
-    from robustbench_meta.data.library import list_data
-    from robustbench_meta.data.root import data_root
+    from robustbench_meta.experiment.data_library import list_data
+    from robustbench_meta.runtime.paths import data_root
 
     try:
         rows = list_data(root)
@@ -385,7 +385,7 @@ def _locks(folder: Path) -> bool:
 
 def check_cache() -> Iterator[Finding]:
     """Whether what is drawn can be kept."""
-    from robustbench_meta.data.cache import ENVIRONMENT, cache_dir
+    from robustbench_meta.data.array_cache import ENVIRONMENT, cache_dir
 
     try:
         folder = cache_dir()

@@ -12,12 +12,12 @@ from robustbench_meta.cli import completion
 from robustbench_meta.cli.options import RESULTS, Debug
 from robustbench_meta.cli.results import Attacks, Eps, Learners, Results, Scenarios, read_selected
 from robustbench_meta.errors import BenchError, unknown
-from robustbench_meta.exports import FORMATS
+from robustbench_meta.reporting.export import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from robustbench_meta.exports.sheets import Sheet
+    from robustbench_meta.reporting.export.sheets import Sheet
 
 
 def export(
@@ -55,8 +55,8 @@ def export(
     if out is None:
         sys.stdout.write(text)
         return
-    from robustbench_meta.cli.console import out as stdout
-    from robustbench_meta.files import write_atomically, write_text
+    from robustbench_meta.reporting.terminal.console import out as stdout
+    from robustbench_meta.runtime.atomic_files import write_atomically, write_text
 
     write_atomically(out, lambda part: write_text(part, text.removesuffix("\n")), kept=False)
     stdout().print(f"{chosen}: {out}", markup=False, soft_wrap=True)
@@ -95,25 +95,25 @@ def _format(given: str | None, out: Path | None) -> str:
 def _written(name: str, turned: bool) -> Callable[[Results], str]:
     """What writes that format."""
     if name in {"csv", "json"}:
-        from robustbench_meta.curves import curves
-        from robustbench_meta.exports.plain import as_json, csv
+        from robustbench_meta.reporting.export.data import as_json, csv
+        from robustbench_meta.results.curves import curves
 
         if name == "csv":
             return lambda found: csv(found.frame)
         return lambda found: as_json(found.frame, curves(found.frame, found.samples))
-    from robustbench_meta.exports.sheets import sheets
+    from robustbench_meta.reporting.export.sheets import sheets
 
     if name == "latex":
         return lambda found: _latex(list(sheets(found.frame, found.samples)), turned)
-    from robustbench_meta.exports.markdown import markdown
+    from robustbench_meta.reporting.export.markdown import markdown
 
     return lambda found: markdown(sheets(found.frame, found.samples), turned=turned)
 
 
 def _latex(found: list[Sheet], turned: bool) -> str:
     """The tables; on stderr, what stands in the file as a comment as well: which does not fit."""
-    from robustbench_meta.cli.console import err
-    from robustbench_meta.exports.latex import latex, too_wide
+    from robustbench_meta.reporting.export.latex import latex, too_wide
+    from robustbench_meta.reporting.terminal.console import err
 
     for line in too_wide(found, turned=turned):
         err().print(line, markup=False, highlight=False, style="dim")

@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from robustbench_meta.discovery import FOLDERS, is_built_in_folder
 from robustbench_meta.errors import BenchError, unknown
 from robustbench_meta.options import NAME, NAMED
+from robustbench_meta.registry.discovery import FOLDERS, is_built_in_folder
 
 EXAMPLES = {
     "learner": "pixel-centroid", "attack": "sign-noise", "dataset": "gratings", "backbone": "pooled-linear",

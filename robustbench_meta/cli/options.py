@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from robustbench_meta.profiles import PROFILES
+from robustbench_meta.experiment.profiles import PROFILES
 
 WHERE = "Where"
 RESULTS = Path("results")

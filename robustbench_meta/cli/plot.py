@@ -14,12 +14,12 @@ from robustbench_meta.cli import completion
 from robustbench_meta.cli.options import RESULTS, Debug, folder
 from robustbench_meta.cli.results import Attacks, Eps, Learners, Scenarios, read_selected
 from robustbench_meta.errors import BenchError, unknown
-from robustbench_meta.figures import FORMATS, KINDS
-from robustbench_meta.figures.sizes import COLUMNS, parse_width
+from robustbench_meta.reporting.figures import FORMATS, KINDS
+from robustbench_meta.reporting.figures.sizes import COLUMNS, parse_width
 
 if TYPE_CHECKING:
-    from robustbench_meta.figures.drawn import Drawn
-    from robustbench_meta.figures.look import Look
+    from robustbench_meta.reporting.figures.figure import Drawn
+    from robustbench_meta.reporting.figures.style import Look
 
 _LOOK = "How it looks"
 _MOST_PAIRS = 12
@@ -83,12 +83,12 @@ def plot(
     if not 50 <= dpi <= 1200:
         raise BenchError(f"--dpi was given {dpi}; expected 50 to 1200")
     names, results = read_selected(place, learner, attack, eps, scenario)
-    from robustbench_meta.cli.console import counted, err
-    from robustbench_meta.cli.console import out as stdout
-    from robustbench_meta.figures.look import Look, Palette
-    from robustbench_meta.figures.making import Shown, draw, leaves_out, needs
-    from robustbench_meta.figures.saving import parse_out
     from robustbench_meta.options import parse_eps
+    from robustbench_meta.reporting.figures.catalog import Shown, draw, leaves_out, needs
+    from robustbench_meta.reporting.figures.save import parse_out
+    from robustbench_meta.reporting.figures.style import Look, Palette
+    from robustbench_meta.reporting.terminal.console import counted, err
+    from robustbench_meta.reporting.terminal.console import out as stdout
 
     files = parse_out(out, format or [], place / "figures")
     keys = set(results.frame["spec_hash"])
@@ -149,7 +149,7 @@ def save_all(
         command: that drew them, kept in the files.
         dpi: of PNG.
     """
-    from robustbench_meta.figures.saving import names, save
+    from robustbench_meta.reporting.figures.save import names, save
 
     told = names(found)
     if single:
@@ -169,7 +169,7 @@ def tell(paths: Iterable[tuple[list[Path], Drawn]]) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    from robustbench_meta.cli.console import out
+    from robustbench_meta.reporting.terminal.console import out
 
     console = out()
     for files, drawn in paths:

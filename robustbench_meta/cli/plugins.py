@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-    from robustbench_meta.registry import Found
+    from robustbench_meta.registry.registry import Found
 
 app = typer.Typer(rich_markup_mode="rich")
 
@@ -31,14 +31,14 @@ def plugins(
             raise BenchError("--plugins and --no-local-plugins are for the list of plugins; a new one goes --into DIR")
         return
     if json:
-        from robustbench_meta.cli import documents
+        from robustbench_meta.cli import json_documents
 
-        documents.print_found(plugins, local=not no_local_plugins, debug=debug)
+        json_documents.print_found(plugins, local=not no_local_plugins, debug=debug)
         return
     import traceback
 
-    from robustbench_meta.cli.console import counted, err, out
-    from robustbench_meta.registry import load_registry
+    from robustbench_meta.registry.registry import load_registry
+    from robustbench_meta.reporting.terminal.console import counted, err, out
 
     registry = load_registry(plugins, local=not no_local_plugins, strict=False)
     out().print(_found(registry.found))
@@ -75,13 +75,13 @@ def new(
     from robustbench_meta.cli.new_plugin import write_plugin
 
     def taken() -> list[str]:
-        from robustbench_meta.registry import load_registry
+        from robustbench_meta.registry.registry import load_registry
 
         there = into.is_dir()
         return load_registry(into if there else None, local=there, strict=False).names(kind)
 
     file, test = write_plugin(kind, name, into, taken)
-    from robustbench_meta.cli.console import out
+    from robustbench_meta.reporting.terminal.console import out
 
     console = out()
     for line in _begun(kind, name, file, test):

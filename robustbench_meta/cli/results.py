@@ -12,8 +12,8 @@ from robustbench_meta.errors import BenchError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from robustbench_meta.samples import Samples
-    from robustbench_meta.store import Store
+    from robustbench_meta.results.episode_accuracies import Samples
+    from robustbench_meta.results.store import Store
 
 
 SHOWN = "What is shown (as the tables name it; repeat an option for several)"
@@ -57,8 +57,8 @@ def read_results(folder: Path) -> Results:
         raise BenchError(f"the folder {folder} {state}; name one that `bench run --results DIR` wrote to")
     if not any((folder / "records").glob("*.json")):
         raise BenchError(_NOTHING.format(folder))
-    from robustbench_meta.leaderboard import read
-    from robustbench_meta.store import Store
+    from robustbench_meta.results.leaderboard import read
+    from robustbench_meta.results.store import Store
 
     store = Store(folder)
     frame, samples = read(store)
@@ -80,8 +80,8 @@ def read_selected(
     """
     results = read_results(folder)
     names = sorted(set(results.frame["learner"]))
-    from robustbench_meta.leaderboard import read
-    from robustbench_meta.selection import Selection
+    from robustbench_meta.results.leaderboard import read
+    from robustbench_meta.results.selection import Selection
 
     chosen = Selection(learners or (), attacks or (), eps or (), scenarios or ())
     if chosen.everything:

@@ -23,6 +23,7 @@ from robustbench_meta.cli.options import (
     is_debugging,
     profile_table,
 )
+from robustbench_meta.experiment.profiles import PROFILES
 from robustbench_meta.options import (
     DEFAULT_ATTACKS,
     DEFAULT_LEARNERS,
@@ -32,7 +33,6 @@ from robustbench_meta.options import (
     parse_jobs,
     parse_seconds,
 )
-from robustbench_meta.profiles import PROFILES
 
 _COMPARED = "What to compare (repeat an option to compare several)"
 _TASKS = "The tasks"
@@ -232,12 +232,12 @@ def run(
 ) -> None:  # fmt: skip
     """Meta-train learners, attack them on unseen tasks, and rank them."""
     options = dict(locals())
-    from robustbench_meta.cli.console import err, working
     from robustbench_meta.cli.json_output import streaming
+    from robustbench_meta.experiment.spec import fields_of
+    from robustbench_meta.experiment.suite import Suite, find_suite
     from robustbench_meta.jobs.policy import Policy
-    from robustbench_meta.spec import fields_of
-    from robustbench_meta.stopping import Stop, Stopped
-    from robustbench_meta.suites import Suite, find_suite
+    from robustbench_meta.reporting.terminal.console import err, working
+    from robustbench_meta.runtime.interrupts import Stop, Stopped
 
     with streaming(json, progress=not quiet) as events:
         policy = Policy(
@@ -248,18 +248,18 @@ def run(
         stop = Stop()
         try:
             with nullcontext() if quiet or events else working("loading plugins and data …"):
-                from robustbench_meta.cli import execution
+                from robustbench_meta.cli import run_steps
 
-                ready = execution.prepare(
+                ready = run_steps.prepare(
                     wanted, plugins, not no_local_plugins, data_root, policy, track or (), dry=dry_run
                 )
             if save is not None:
-                execution.save(wanted, save, quiet=quiet)
+                run_steps.save(wanted, save, quiet=quiet)
             if dry_run:
-                execution.rehearse(ready, results, policy, events, save)
+                run_steps.rehearse(ready, results, policy, events, save)
                 return
             with stop.listening(lambda: err().print(_STOPPING, markup=False)):
-                failed = execution.execute(
+                failed = run_steps.execute(
                     ready, results, policy, stop, quiet=quiet, events=events, debug=is_debugging(context)
                 )
         except (KeyboardInterrupt, Stopped):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from robustbench_meta.contracts import Plugin
-    from robustbench_meta.registry import Registry
+    from robustbench_meta.registry.registry import Registry
 
 KINDS = {
     "learners": "learner", "attacks": "attack", "datasets": "dataset", "backbones": "backbone", "trackers": "tracker",
@@ -50,7 +50,7 @@ def list_plugins(
     debug: Debug = False,
 ) -> None:
     """List learners, attacks, data sets, backbones and trackers, with options and sources; and the shipped suites."""
-    from robustbench_meta.cli.console import out
+    from robustbench_meta.reporting.terminal.console import out
 
     if norm is not None and norm not in NORMS:
         raise BenchError(unknown("norm", norm, NORMS))
@@ -59,17 +59,17 @@ def list_plugins(
     suites = kind in {"suites", "suite"} and name is None
     kinds = [] if suites else _kinds(kind, plugins, local=not no_local_plugins)
     if json:
-        from robustbench_meta.cli import documents
+        from robustbench_meta.cli import json_documents
 
         wanted = [KINDS[each] for each in kinds]
-        documents.print_list(
+        json_documents.print_list(
             wanted, name, plugins, local=not no_local_plugins, suites=suites or kind is None, norm=norm
         )
         return
     if suites:
         out().print(_suites())
         return
-    from robustbench_meta.registry import load_registry
+    from robustbench_meta.registry.registry import load_registry
 
     registry = load_registry(plugins, local=not no_local_plugins)
     completion.remember(registry)
@@ -90,7 +90,7 @@ def _suites() -> RenderableType:
     from rich.padding import Padding
     from rich.text import Text
 
-    from robustbench_meta.suites import find_suite, shipped
+    from robustbench_meta.experiment.suite import find_suite, shipped
 
     parts: list[RenderableType] = [Text(f"SUITES ({len(shipped())})", style="bold")]
     for name, path in shipped().items():
@@ -110,7 +110,7 @@ def _kinds(kind: str | None, plugins: Path | None, *, local: bool) -> list[str]:
     for plural, singular in KINDS.items():
         if kind in {plural, singular}:
             return [plural]
-    from robustbench_meta.registry import load_registry
+    from robustbench_meta.registry.registry import load_registry
 
     registry = load_registry(plugins, local=local)
     named = [plural for plural, singular in KINDS.items() if kind.lower() in registry.names(singular)]
@@ -128,7 +128,7 @@ def _attacks(registry: Registry, norm: str | None) -> RenderableType:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name, style in (("name", "bold cyan"), ("norm", None), ("sees", None), ("source", "dim")):
         table.add_column(name, style=style, no_wrap=name != "source")  # which is shortened where there is no room
-    names = [name for name in registry.names("attack") if norm in {None, norm_of(registry, name)}]
+    names = [name for name in registry.names("attack") if norm in {None, registry.norm_of(name)}]
     for name in sorted(names, key=lambda name: (registry.origin("attack", name).where.endswith("torchattacks"), name)):
         try:
             attack = registry.get("attack", name)()
@@ -145,14 +145,6 @@ _SEES = {"single-step": "white-box", "iterative": "white-box", "black-box": "bla
 """What attacks that search so ask the model for: gradients, answers, or nothing."""
 
 
-def norm_of(registry: Registry, name: str) -> str | None:
-    """Of an attack as it is without options; None: it cannot be told."""
-    try:
-        return str(registry.get("attack", name)().norm)
-    except Exception:  # it is a plugin
-        return None
-
-
 def _listed(registry: Registry, heading: str, norm: str | None = None) -> RenderableType:
     """All of one kind, each with its line, its options and its source, indented below its name."""
     from rich.console import Group
@@ -160,7 +152,7 @@ def _listed(registry: Registry, heading: str, norm: str | None = None) -> Render
     from rich.text import Text
 
     kind = KINDS[heading]
-    names = [name for name in registry.names(kind) if norm in {None, norm_of(registry, name)}]
+    names = [name for name in registry.names(kind) if norm in {None, registry.norm_of(name)}]
     parts: list[RenderableType] = [Text(f"{heading.upper()} ({len(names)})", style="bold")]
     for name in names:
         parts.append(Text.assemble((name, "bold cyan"), (f"  {_place(registry, kind, name)}", "dim"), overflow="fold"))
@@ -224,16 +216,16 @@ def leaderboard(
 ) -> None:
     """Rebuild leaderboard.csv (and curves.csv, of attacks at several eps) from the records, and show the tables."""
     if json:
-        from robustbench_meta.cli import documents
+        from robustbench_meta.cli import json_documents
 
-        documents.print_leaderboard(results)
+        json_documents.print_leaderboard(results)
         return
     store, frame, samples = read_results(results)
-    from robustbench_meta.cli.console import out
-    from robustbench_meta.curve_tables import curve_tables
-    from robustbench_meta.curves import curves
-    from robustbench_meta.leaderboard import write
-    from robustbench_meta.tables import tables
+    from robustbench_meta.reporting.terminal.console import out
+    from robustbench_meta.reporting.terminal.curves import curve_tables
+    from robustbench_meta.reporting.terminal.leaderboard import tables
+    from robustbench_meta.results.curves import curves
+    from robustbench_meta.results.leaderboard import write
 
     path = write(store)
     console = out()

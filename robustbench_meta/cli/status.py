@@ -39,9 +39,9 @@ def status(
     """
     import sys
 
-    from robustbench_meta.cli.console import out
     from robustbench_meta.cli.json_output import print_document
     from robustbench_meta.jobs.status import Folder
+    from robustbench_meta.reporting.terminal.console import out
 
     runs = Folder(results)
     if json:
@@ -58,7 +58,7 @@ def _follow(runs: Any, all_runs: bool) -> None:
 
     from rich.live import Live
 
-    from robustbench_meta.cli.console import is_screen, out
+    from robustbench_meta.reporting.terminal.console import is_screen, out
 
     console, found = out(), runs.look(all_runs)
     try:
@@ -86,7 +86,7 @@ def _shown(runs: list[RunStatus], width: int) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    from robustbench_meta.cli.progress import drawn, duration
+    from robustbench_meta.reporting.terminal.progress import drawn, duration
 
     parts: list[RenderableType] = []
     for run in runs:

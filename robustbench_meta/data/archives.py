@@ -18,8 +18,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from robustbench_meta.data.root import is_clutter
 from robustbench_meta.errors import DataError
+from robustbench_meta.runtime.paths import is_clutter
 
 _UNFIT = re.compile(r"[:]|[ .]$|^(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\.|$)", re.IGNORECASE)
 """What writes elsewhere than into a file of that name on some system: streams, devices, what is cut off."""

@@ -13,13 +13,13 @@ import PIL
 from PIL import Image, ImageOps
 
 from robustbench_meta.data.archives import Limits, open_zip
-from robustbench_meta.data.cache import digest_of
+from robustbench_meta.data.array_cache import digest_of
 from robustbench_meta.data.copies import digest
-from robustbench_meta.data.images import read_bytes, read_image
+from robustbench_meta.data.image_decoding import read_bytes, read_image
 from robustbench_meta.data.omniglot_parts import CHARACTERS, Part
 from robustbench_meta.data.pictures import Pictures, cached_pictures
-from robustbench_meta.data.root import is_clutter
 from robustbench_meta.errors import DataError
+from robustbench_meta.runtime.paths import is_clutter
 
 DRAWINGS = 20
 SIDE = 28

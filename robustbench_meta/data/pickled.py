@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from robustbench_meta.contracts.tasks import Splits, check_disjoint
 from robustbench_meta.data.archives import Limits, open_zip
 from robustbench_meta.data.copies import Copies, digest, resolve
-from robustbench_meta.data.pickles import MAX_BYTES, read_pickle
 from robustbench_meta.data.pictures import Pictures
+from robustbench_meta.data.safe_pickle import MAX_BYTES, read_pickle
 from robustbench_meta.data.series import Series
 from robustbench_meta.errors import DataError
-from robustbench_meta.tasks import Splits, check_disjoint
 
 logger = logging.getLogger(__name__)
 

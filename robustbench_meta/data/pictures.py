@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from robustbench_meta.data.cache import Arrays, cached
+from robustbench_meta.contracts.tasks import Splits, check_disjoint_classes
+from robustbench_meta.data.array_cache import Arrays, cached
 from robustbench_meta.data.copies import PARTS, Copies, resolve
-from robustbench_meta.tasks import ImageBank, Splits, check_disjoint_classes
+from robustbench_meta.data.image_bank import ImageBank
 
 
 class Pictures(NamedTuple):

@@ -10,10 +10,10 @@ import numpy as np
 import PIL
 from PIL import Image, ImageOps
 
-from robustbench_meta.data.cache import digest_of
+from robustbench_meta.data.array_cache import digest_of
 from robustbench_meta.data.copies import Copies, digest, resolve
-from robustbench_meta.data.folders import Listing, Picture
-from robustbench_meta.data.images import longest_side, read_bytes, read_image
+from robustbench_meta.data.image_decoding import longest_side, read_bytes, read_image
+from robustbench_meta.data.image_folder import Listing, Picture
 from robustbench_meta.data.pictures import Pictures
 
 USUAL_SIDE = 84

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robustbench_meta.data.copies import PARTS
-from robustbench_meta.data.root import contents
 from robustbench_meta.errors import DataError, unknown
+from robustbench_meta.runtime.paths import contents
 
 _WORDS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 _FILE = re.compile(

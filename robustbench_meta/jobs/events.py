@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from robustbench_meta.files import cannot_write
-from robustbench_meta.stopping import Stop
+from robustbench_meta.runtime.atomic_files import cannot_write
+from robustbench_meta.runtime.interrupts import Stop
 
 PACE_SECONDS = 0.5
 """Between two reports of the same progress; the first and the last one always come, and all with new metrics."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from robustbench_meta.grid import Cell
+from robustbench_meta.experiment.grid import Cell
 from robustbench_meta.jobs.events import (
     CellEntered,
     CellFailed,
@@ -26,7 +26,7 @@ from robustbench_meta.jobs.events import (
     WorkerStarted,
 )
 from robustbench_meta.jobs.output import Replay
-from robustbench_meta.store import Store
+from robustbench_meta.results.store import Store
 
 
 @dataclass

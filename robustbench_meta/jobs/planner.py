@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from robustbench_meta.evaluation import chunks_of
-from robustbench_meta.grid import Cell, Grid, Training
+from robustbench_meta.evaluation.evaluator import chunks_of
+from robustbench_meta.experiment.grid import Cell, Grid, Training
+from robustbench_meta.experiment.probes import CHECKED
 from robustbench_meta.options import Jobs
-from robustbench_meta.probes import CHECKED
 
 WORTH_STARTING = 2000
 """The tasks (episodes) that a run must go through for worker processes to pay: about 20 s with the profile quick's

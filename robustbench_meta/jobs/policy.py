@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.options import Jobs
-from robustbench_meta.spec import RunSpec
 
 RECIPE = "recipe.json"
 """In the folder of a run: how its workers make the grids again."""

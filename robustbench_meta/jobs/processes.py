@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Protocol
 
 from robustbench_meta import errors
-from robustbench_meta.deaths import how_it_ended
 from robustbench_meta.errors import BenchError, DeviceLostError, StorageError
 from robustbench_meta.jobs.events import WorkerFailed
 from robustbench_meta.jobs.monitor import Monitor, WorkerState
 from robustbench_meta.jobs.queue import Queue
-from robustbench_meta.stopping import Stop, Stopped
+from robustbench_meta.runtime.exit_status import how_it_ended
+from robustbench_meta.runtime.interrupts import Stop, Stopped
 
 _log = logging.getLogger(__name__)
 GRACE_SECONDS = 10.0

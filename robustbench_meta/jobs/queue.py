@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from robustbench_meta import blobs
-from robustbench_meta.checkpoints import checkpoint_name, state_name
+from robustbench_meta.engine.training_snapshots import state_name
 from robustbench_meta.errors import StorageError
-from robustbench_meta.files import remove
-from robustbench_meta.grid import Cell, Grid
+from robustbench_meta.evaluation.partial_results import Part, read_part
+from robustbench_meta.experiment.checkpoints import checkpoint_name
+from robustbench_meta.experiment.grid import Cell, Grid
+from robustbench_meta.experiment.spec import digest_of
 from robustbench_meta.jobs.events import CellFailed, EventLog
 from robustbench_meta.jobs.planner import Group, Needed, groups_of, needed_of
-from robustbench_meta.locking import training_lock
-from robustbench_meta.partial_results import Part, read_part
-from robustbench_meta.spec import digest_of
-from robustbench_meta.store import Store
+from robustbench_meta.results.store import Store
+from robustbench_meta.runtime import tensor_files
+from robustbench_meta.runtime.atomic_files import remove
+from robustbench_meta.runtime.locks import training_lock
 
 _log = logging.getLogger(__name__)
 
@@ -273,7 +274,7 @@ class Queue:
             seen = path.stat()
             known = self._identities.get(training)
             if known is None or known[0] != (seen.st_mtime_ns, seen.st_size):
-                known = (seen.st_mtime_ns, seen.st_size), blobs.read_metadata(path)["checksum"]
+                known = (seen.st_mtime_ns, seen.st_size), tensor_files.read_metadata(path)["checksum"]
                 self._identities[training] = known
             return known[1]
         except (OSError, KeyError, ValueError, TypeError, AttributeError):
@@ -283,7 +284,7 @@ class Queue:
         """The cells of a part; none if it is damaged, and then it is removed."""
         if path not in self._headers:
             try:
-                body = json.loads(blobs.read_metadata(path)["body"])["dict"]
+                body = json.loads(tensor_files.read_metadata(path)["body"])["dict"]
                 self._headers[path] = frozenset(body["cells"])
             except FileNotFoundError:
                 return frozenset()

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from robustbench_meta import __version__
-from robustbench_meta.checkpoints import Trained
-from robustbench_meta.checks import FLAGS, of_training, unchecked
-from robustbench_meta.evaluation import Outcome
-from robustbench_meta.grid import Cell, Grid
-from robustbench_meta.partial_results import Part
-from robustbench_meta.records import SCHEMA, finite, pack
+from robustbench_meta.evaluation.evaluator import Outcome
+from robustbench_meta.evaluation.flags import FLAGS, of_training, unchecked
+from robustbench_meta.evaluation.partial_results import Part
+from robustbench_meta.experiment.checkpoints import Trained
+from robustbench_meta.experiment.grid import Cell, Grid
+from robustbench_meta.results.records import SCHEMA, finite, pack
 
 _PACKAGES = ("torch", "torchattacks", "numpy", "pillow", "matplotlib")
 

@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from robustbench_meta.cores import available_cores
-from robustbench_meta.devices import choose_device
+from robustbench_meta.engine.training_snapshots import keep_seconds
 from robustbench_meta.errors import StorageError
-from robustbench_meta.files import cannot_write, write_bytes
-from robustbench_meta.grid import Cell, Grid, Training, Work, prepare, prepare_all
+from robustbench_meta.experiment.grid import Cell, Grid, Training, Work, prepare, prepare_all
+from robustbench_meta.experiment.suite import Suite
 from robustbench_meta.jobs.events import FOLDER, EventLog, RunFinished, RunStarted
 from robustbench_meta.jobs.launchers import Run, check_executor, check_request, computes_here, launcher_for
 from robustbench_meta.jobs.monitor import Monitor, Reporter, Summary
@@ -26,13 +25,14 @@ from robustbench_meta.jobs.planner import needed_of, work_of, workers_for
 from robustbench_meta.jobs.policy import RECIPE, Policy, Recipe
 from robustbench_meta.jobs.queue import Queue
 from robustbench_meta.jobs.status import run_lock
-from robustbench_meta.keeping import keep_seconds
-from robustbench_meta.precision import check_precision
-from robustbench_meta.registry import Registry, load_registry
-from robustbench_meta.stopping import Stop
-from robustbench_meta.store import Store
-from robustbench_meta.suites import Suite
-from robustbench_meta.tracking import attach
+from robustbench_meta.registry.registry import Registry, load_registry
+from robustbench_meta.registry.trackers import attach
+from robustbench_meta.results.store import Store
+from robustbench_meta.runtime.atomic_files import cannot_write, write_bytes
+from robustbench_meta.runtime.cpu import available_cores
+from robustbench_meta.runtime.devices import choose_device
+from robustbench_meta.runtime.interrupts import Stop
+from robustbench_meta.runtime.precision import check_precision
 
 __all__ = ["Cell", "Grid", "Policy", "Summary", "Training", "Work", "prepare", "prepare_all", "run", "run_all"]
 MOST_RUNS = 20

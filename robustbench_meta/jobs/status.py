@@ -24,8 +24,8 @@ from robustbench_meta.jobs.events import (
     TrainingProgress,
     WorkerStarted,
 )
-from robustbench_meta.locking import Locks
-from robustbench_meta.progress import Progress
+from robustbench_meta.jobs.time_left import Progress
+from robustbench_meta.runtime.locks import Locks
 
 
 def run_lock(folder: Path) -> str:

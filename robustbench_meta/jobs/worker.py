@@ -17,15 +17,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from robustbench_meta.checkpoints import Trained, checkpoint_bytes, checkpoint_name, read_checkpoint, read_file
 from robustbench_meta.contracts import Weights
-from robustbench_meta.cores import computing_alone
-from robustbench_meta.devices import choose_device, device_name, is_lost, peak_memory, reset_peak_memory
-from robustbench_meta.engine import Engine, Plan
+from robustbench_meta.engine.engine import Engine, Plan
+from robustbench_meta.engine.parallel import Cores
+from robustbench_meta.engine.plans import FEW, compiled, plan_for
+from robustbench_meta.engine.preflight import can_be_vmapped, check_declared, may_be_vmapped
+from robustbench_meta.engine.training import make_engine, meta_train
+from robustbench_meta.engine.training_snapshots import Keeper
 from robustbench_meta.errors import BenchError, DeviceLostError, StorageError, located, traceback_of
-from robustbench_meta.evaluation import Evaluator, outcome_of
-from robustbench_meta.files import read_bytes, write_bytes
-from robustbench_meta.grid import Grid, Surrogate, Training, prepare_all
+from robustbench_meta.evaluation.evaluator import Evaluator, outcome_of
+from robustbench_meta.evaluation.partial_results import Part, part_bytes
+from robustbench_meta.experiment.checkpoints import (
+    Trained,
+    checkpoint_bytes,
+    checkpoint_name,
+    read_checkpoint,
+    read_file,
+)
+from robustbench_meta.experiment.grid import Grid, Surrogate, Training, prepare_all
+from robustbench_meta.experiment.surrogates import file_digest
 from robustbench_meta.jobs.events import (
     CellEntered,
     CellFinished,
@@ -46,18 +56,14 @@ from robustbench_meta.jobs.policy import RECIPE, Recipe
 from robustbench_meta.jobs.processes import CODES, Fork, ProcessGroup, exit_code
 from robustbench_meta.jobs.queue import Assemble, Evaluate, Job, Queue, Train
 from robustbench_meta.jobs.record import record_of
-from robustbench_meta.keeping import Keeper
-from robustbench_meta.parallel import Cores
-from robustbench_meta.partial_results import Part, part_bytes
-from robustbench_meta.plans import FEW, compiled, plan_for
-from robustbench_meta.precision import computing_in
-from robustbench_meta.registry import load_registry
-from robustbench_meta.seeds import seed_from, seeded
-from robustbench_meta.selfcheck import can_be_vmapped, check_declared, may_be_vmapped
-from robustbench_meta.stopping import Stop, Stopped
-from robustbench_meta.store import Store
-from robustbench_meta.surrogates import file_digest
-from robustbench_meta.training import make_engine, meta_train
+from robustbench_meta.registry.registry import load_registry
+from robustbench_meta.results.store import Store
+from robustbench_meta.runtime.atomic_files import read_bytes, write_bytes
+from robustbench_meta.runtime.cpu import computing_alone
+from robustbench_meta.runtime.devices import choose_device, device_name, is_lost, peak_memory, reset_peak_memory
+from robustbench_meta.runtime.interrupts import Stop, Stopped
+from robustbench_meta.runtime.precision import computing_in
+from robustbench_meta.runtime.seeds import seed_from, seeded
 
 _log = logging.getLogger(__name__)
 WAIT_SECONDS = 0.2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner, Plugin
 from robustbench_meta.errors import BenchError, unknown
-from robustbench_meta.registry import Registry, load_registry
+from robustbench_meta.registry.registry import Registry, load_registry
 from robustbench_meta.testing.attacks import AttackContract
 from robustbench_meta.testing.backbones import BackboneContract
 from robustbench_meta.testing.contract import Check, Contract, ContractError

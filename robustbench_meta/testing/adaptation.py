@@ -12,14 +12,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from robustbench_meta.contracts import Learner, Setting, Weights
-from robustbench_meta.engine import Engine, Plan
+from robustbench_meta.contracts.state import State
+from robustbench_meta.contracts.tasks import Batch, TaskBatch
+from robustbench_meta.engine.engine import Engine, Plan
 from robustbench_meta.errors import BenchError
-from robustbench_meta.models import State
 from robustbench_meta.options import parse_choice
-from robustbench_meta.seeds import seed_all
-from robustbench_meta.snapshot import Snapshot
-from robustbench_meta.tasks import Batch, TaskBatch
-from robustbench_meta.testing.answers import expect_no_mates, expect_quiet
+from robustbench_meta.runtime.seeds import seed_all
+from robustbench_meta.runtime.tensor_snapshot import Snapshot
 from robustbench_meta.testing.contract import (
     Broken,
     Contract,
@@ -29,7 +28,8 @@ from robustbench_meta.testing.contract import (
     raised,
     reason_or_none,
 )
-from robustbench_meta.testing.worlds import LOOP, apart, engine_of, settings, tasks_of
+from robustbench_meta.testing.fixtures import LOOP, apart, engine_of, settings, tasks_of
+from robustbench_meta.testing.stability import expect_no_mates, expect_quiet
 
 RUNS = "adapts and predicts in the settings that it does not refuse"
 LOGITS = "gives finite logits in the shape [n, way]"

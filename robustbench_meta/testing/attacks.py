@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from robustbench_meta.contracts import Attack, Setting
-from robustbench_meta.engine import Engine
-from robustbench_meta.harness import arm
-from robustbench_meta.models import State, margin
+from robustbench_meta.contracts.attack import margin
+from robustbench_meta.contracts.state import State
+from robustbench_meta.contracts.tasks import Batch, TaskBatch
+from robustbench_meta.contracts.threat_model import TOLERANCE, Norm, ThreatModel
+from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.attacked_model import AttackedModel, PoisonedAdaptation, Target
+from robustbench_meta.engine.engine import Engine
 from robustbench_meta.options import parse_eps
-from robustbench_meta.tasks import Batch, TaskBatch
-from robustbench_meta.testing.attempts import SEEDS, Attempt, Onlooker, attempt
+from robustbench_meta.testing.attack_recorder import SEEDS, Attempt, Onlooker, attempt
 from robustbench_meta.testing.contract import (
     DECLARES,
     Broken,
@@ -27,10 +30,8 @@ from robustbench_meta.testing.contract import (
     raised,
     reason_or_none,
 )
+from robustbench_meta.testing.fixtures import SHOT, engine_of, settings, tasks_of
 from robustbench_meta.testing.noise import noise
-from robustbench_meta.testing.worlds import SHOT, engine_of, settings, tasks_of
-from robustbench_meta.threat import TOLERANCE, Norm, ThreatModel
-from robustbench_meta.victims import AttackedModel, PoisonedAdaptation, Target
 
 _RUNS = "works in the settings that it does not refuse"
 _RETURNS = "returns finite images in the shape and type of those that it is given"

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_meta.contracts import Backbone, Setting
-from robustbench_meta.engine import Engine
-from robustbench_meta.models import Network, trainable
-from robustbench_meta.seeds import seed_all
-from robustbench_meta.selfcheck import may_be_vmapped
-from robustbench_meta.testing.answers import expect_no_mates, expect_quiet
+from robustbench_meta.contracts.state import trainable
+from robustbench_meta.engine.engine import Engine
+from robustbench_meta.engine.network import Network
+from robustbench_meta.engine.preflight import may_be_vmapped
+from robustbench_meta.runtime.seeds import seed_all
 from robustbench_meta.testing.contract import (
     DECLARES,
     Broken,
@@ -26,7 +26,8 @@ from robustbench_meta.testing.contract import (
     raised,
     reason_or_none,
 )
-from robustbench_meta.testing.worlds import LOOP, settings, tasks_of
+from robustbench_meta.testing.fixtures import LOOP, settings, tasks_of
+from robustbench_meta.testing.stability import expect_no_mates, expect_quiet
 
 _BUILDS = "builds a network of so many outputs, or of its features"
 _QUIET = "answers alike when it is asked again, in evaluation mode"

@@ -14,14 +14,14 @@ from pydantic import ValidationError
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Plugin, Setting
-from robustbench_meta.declarations import check_declarations
 from robustbench_meta.errors import BenchError, PluginError
+from robustbench_meta.experiment.spec import PluginSpec
 from robustbench_meta.options import parse_choice
-from robustbench_meta.reads import files_read, unnamed
-from robustbench_meta.registry import Origin, Registry
-from robustbench_meta.seeds import seeded
-from robustbench_meta.spec import PluginSpec
-from robustbench_meta.testing.worlds import settings
+from robustbench_meta.registry.declarations import check_declarations
+from robustbench_meta.registry.file_reads import files_read, unnamed
+from robustbench_meta.registry.registry import Origin, Registry
+from robustbench_meta.runtime.seeds import seeded
+from robustbench_meta.testing.fixtures import settings
 
 _READS = "reads no file but those that its options name"
 Method = TypeVar("Method", bound=Callable[[Any], None])
@@ -142,7 +142,7 @@ class Contract:
         try:
             check_declarations(self.plugin)
         except PluginError as error:
-            raise Broken(str(error), "see robustbench_meta/contracts.py for what may be declared") from error
+            raise Broken(str(error), "see robustbench_meta/contracts/ for what may be declared") from error
 
     @clause("its options survive JSON and the command line", after=("can be registered under its name",))
     def options_travel(self) -> None:

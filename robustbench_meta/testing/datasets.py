@@ -7,10 +7,10 @@ from functools import cached_property
 import torch
 
 from robustbench_meta.contracts import Dataset
+from robustbench_meta.contracts.tasks import Splits, TaskBatch, TaskSource, check_disjoint_classes
 from robustbench_meta.errors import BenchError, DataError
 from robustbench_meta.options import parse_choice
-from robustbench_meta.seeds import seed_all
-from robustbench_meta.tasks import Splits, TaskBatch, TaskSource, check_disjoint_classes
+from robustbench_meta.runtime.seeds import seed_all
 from robustbench_meta.testing.contract import DECLARES, Broken, Contract, clause, expect
 
 _LOADS = "loads three splits"

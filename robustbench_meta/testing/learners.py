@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from robustbench_meta.contracts import Update, Weights
-from robustbench_meta.engine import Engine
-from robustbench_meta.inner import differentiable
-from robustbench_meta.metrics import Judged
-from robustbench_meta.seeds import seeded
-from robustbench_meta.selfcheck import may_be_vmapped
-from robustbench_meta.tasks import TaskBatch
+from robustbench_meta.contracts.inner_loop import differentiable
+from robustbench_meta.contracts.tasks import TaskBatch
+from robustbench_meta.engine.attacked_model import PoisonedAdaptation
+from robustbench_meta.engine.engine import Engine
+from robustbench_meta.engine.metrics import Judged
+from robustbench_meta.engine.preflight import may_be_vmapped
+from robustbench_meta.runtime.seeds import seeded
 from robustbench_meta.testing.adaptation import LOGITS, QUIET, REPEATS, RUNS, TOUCHES, AdaptationContract, detached
 from robustbench_meta.testing.contract import Broken, clause, expect, raised
-from robustbench_meta.testing.held import Held
-from robustbench_meta.testing.slopes import expect_slopes
-from robustbench_meta.testing.worlds import LOOP, VMAP, apart, at, vector
-from robustbench_meta.victims import PoisonedAdaptation
+from robustbench_meta.testing.finite_differences import expect_slopes
+from robustbench_meta.testing.fixtures import LOOP, VMAP, apart, at, vector
+from robustbench_meta.testing.frozen_attack import Held
 
 _OBJECTIVE = "its objective gives a finite loss for each task"
 _ALONE = "its objective depends on each task by itself"
@@ -128,8 +128,8 @@ class LearnerContract(AdaptationContract):
         engine, weights, tasks = exact
         victim = PoisonedAdaptation(engine, detached(engine, weights), tasks.query)
         remedy = (
-            "build inner steps on robustbench_meta.inner.gradient_step, or do not detach under inner.differentiable(); "
-            "where the derivative is zero or undefined, leave this clause out"
+            "build inner steps on robustbench_meta.contracts.inner_loop.gradient_step, or do not detach under its "
+            "differentiable(); where the derivative is zero or undefined, leave this clause out"
         )
         x, y = tasks.support.x.clone().requires_grad_(), tasks.support.y
         loss = victim.loss(x, y).sum()

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from robustbench_meta.threat import ThreatModel
+from robustbench_meta.contracts.threat_model import ThreatModel
 
 
 def noise(x: Tensor, threat: ThreatModel, event: int, seed: int) -> Tensor:

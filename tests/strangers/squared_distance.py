@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Learner, Update
-from robustbench_meta.inner import gradient_step
+from robustbench_meta.contracts.inner_loop import gradient_step
 
 
 class SquaredDistance(Learner):

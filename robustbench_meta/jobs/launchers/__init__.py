@@ -10,13 +10,13 @@ from typing import Protocol
 import torch
 
 from robustbench_meta.errors import BenchError, unknown
-from robustbench_meta.grid import Grid
+from robustbench_meta.experiment.grid import Grid
 from robustbench_meta.jobs.monitor import Monitor
 from robustbench_meta.jobs.policy import Policy
 from robustbench_meta.jobs.queue import Queue
 from robustbench_meta.options import parse_choice
-from robustbench_meta.stopping import Stop
-from robustbench_meta.store import Store
+from robustbench_meta.results.store import Store
+from robustbench_meta.runtime.interrupts import Stop
 
 LAUNCHERS = {
     "local": "this process, or as many others as --jobs says",

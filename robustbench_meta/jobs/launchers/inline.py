@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from robustbench_meta.cores import computing_alone
+from robustbench_meta.engine.parallel import Cores
 from robustbench_meta.errors import BenchError, DeviceLostError
 from robustbench_meta.jobs.events import EventLog
 from robustbench_meta.jobs.launchers import Run
 from robustbench_meta.jobs.queue import Queue
 from robustbench_meta.jobs.worker import Place, Worker
-from robustbench_meta.parallel import Cores
+from robustbench_meta.runtime.cpu import computing_alone
 
 
 class Inline:

@@ -21,12 +21,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from robustbench_meta.cores import available_cores
 from robustbench_meta.errors import BenchError, unknown
 from robustbench_meta.jobs.events import WorkerFailed
 from robustbench_meta.jobs.launchers import Run
 from robustbench_meta.jobs.launchers.ray_node import STOP
 from robustbench_meta.jobs.processes import GRACE_SECONDS, ExitHandler, raised
+from robustbench_meta.runtime.cpu import available_cores
 
 try:
     import ray

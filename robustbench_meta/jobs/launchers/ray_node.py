@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from robustbench_meta.devices import choose_device
 from robustbench_meta.errors import BenchError
 from robustbench_meta.jobs.events import EventLog
 from robustbench_meta.jobs.monitor import Monitor
@@ -17,8 +16,9 @@ from robustbench_meta.jobs.policy import RECIPE, Recipe
 from robustbench_meta.jobs.processes import ProcessGroup, Spawned
 from robustbench_meta.jobs.queue import Queue
 from robustbench_meta.jobs.worker import grids_of
-from robustbench_meta.stopping import Stop, Stopped
-from robustbench_meta.store import Store
+from robustbench_meta.results.store import Store
+from robustbench_meta.runtime.devices import choose_device
+from robustbench_meta.runtime.interrupts import Stop, Stopped
 
 PAUSE_SECONDS = 0.5
 """Between two looks at the worker, on a file system that others use, too."""

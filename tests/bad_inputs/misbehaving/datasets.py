@@ -4,7 +4,8 @@ import torch
 
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Dataset
-from robustbench_meta.tasks import Batch, ImageBank, Splits, TaskBatch
+from robustbench_meta.contracts.tasks import Batch, Splits, TaskBatch
+from robustbench_meta.data.image_bank import ImageBank
 
 
 def bank(part, classes, counts=(8, 8, 8, 8, 8)):

@@ -1,0 +1,39 @@
+"""What a backbone must offer."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    pass
+from robustbench_meta.contracts.plugin import Plugin, Setting
+
+
+class Backbone(Plugin):
+    """A network architecture."""
+
+    @property
+    def norm_layer(self) -> str:
+        """Its normalisation, for the leaderboard's column `norm`."""
+        return "none"
+
+    @property
+    def transductive(self) -> bool:
+        """True if the output for one example depends on the others in its batch."""
+        return False
+
+    @abstractmethod
+    def build(self, shape: tuple[int, ...], outputs: int | None) -> nn.Module:
+        """A freshly initialised module [n, *shape] → [n, outputs], or → [n, features] when `outputs` is None.
+
+        It keeps no state between calls (no running statistics), and draws only from torch's global generator. A module
+        with `reads_support = True` is called as `module(x, support)` once a task is adapted: with the images that it
+        was adapted to.
+        """
+
+    def obstacle(self, setting: Setting) -> str | None:
+        """Why the backbone cannot work in this setting; None if it can."""
+        return None

@@ -1,0 +1,23 @@
+"""Trackers: plugins that keep what is told of a run in a tool for experiments, where one asks for it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+from robustbench_meta.contracts.plugin import Plugin
+
+if TYPE_CHECKING:
+    pass
+
+
+class Tracker(Plugin):
+    """Hears a run's events, if the run says `--track NAME[:…]`."""
+
+    @abstractmethod
+    def listener(self) -> object:
+        """An object for one run, whose methods are event hooks, each marked with `@hookimpl`; it writes nothing yet.
+
+        Raises:
+            BenchError: what it needs is missing, and what to install.
+        """

@@ -1,0 +1,1 @@
+"""Meta-steps and adaptation, mapped over tasks."""

@@ -1,0 +1,187 @@
+"""Runs attacks and distrusts them: what they return is checked, what they may not touch is guarded."""
+
+from __future__ import annotations
+
+import random as python_random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustbench_meta.contracts import Attack, Random, Victim
+from robustbench_meta.contracts.tasks import Batch
+from robustbench_meta.contracts.threat_model import Doubts, ThreatModel
+from robustbench_meta.engine.attacked_model import Perturbation, Target
+from robustbench_meta.engine.module_snapshot import Modules
+from robustbench_meta.errors import BenchError, ViolationError, located
+
+
+def arm(attack: Attack, threat: ThreatModel, doubts: Doubts | None = None) -> Perturbation:
+    """Bind an attack to its threat model: each call runs it, then verifies what it returned and left behind.
+
+    With `doubts`, whether its images are within ε and the pixel range is noted there, to be judged later.
+
+    Raises (when called):
+        ViolationError: outside the threat model, or labels, weights or modules were changed, or torch reseeded.
+        BenchError: the attack itself raised.
+    """
+
+    def perturb(model: Target, x: Tensor, y: Tensor, random: Random, start: Tensor | None = None) -> Tensor:
+        if attack.clean:
+            return x
+        guard = _Guard(attack.name, model, doubts, lambda: model.loss(x.clone(), y))
+        given = Batch(
+            x.detach().clone(), y.clone()
+        )  # what it is given is its own to spoil, and is looked at afterwards
+        begin = None if start is None else start.detach().clone()
+        with _fenced(x.device), guard, torch.enable_grad():
+            x_adv = _run(attack, model, given, threat, random, begin)
+            guard.compare([("its images", given.x, x), ("the labels", given.y, y)])
+        threat.verify(attack.name, x_adv, x, model.event, doubts)
+        return x_adv
+
+    return perturb
+
+
+class _Guard:
+    """What an attack must leave as it is: compared when it is over, and given back as it was, however it ended.
+
+    Args:
+        attack: its name, for messages.
+        model: its weights, buffers and modules, with their modes, attributes, methods and hooks.
+        doubts: where given, changed values are noted there, to be judged later: on a GPU, to compare is to wait.
+        ask: asks the model once, to see what modules write into themselves.
+    """
+
+    def __init__(self, attack: str, model: Target, doubts: Doubts | None, ask: Callable[[], object]) -> None:
+        self._attack, self._doubts, self._ask = attack, doubts, ask
+        self._modules = Modules(model.modules())
+        self._live = list({id(tensor): tensor for tensor in model.tensors()}.values())
+        self._kept = [tensor.detach().clone() for tensor in self._live]
+
+    def __enter__(self) -> _Guard:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        left = self._modules.restore()
+        pairs = list(zip(self._live, self._kept, strict=True))
+        if self._doubts is None:
+            changed = [(live, kept) for live, kept in pairs if bool(_differs(live, kept))]
+            with torch.no_grad():
+                for live, kept in changed:
+                    live.copy_(kept)
+            if changed and (error is None or isinstance(error, Exception)):  # else it was interrupted in the middle
+                raise self._changed("the model's weights") from error
+        if error is not None:
+            return
+        if self._doubts is not None:
+            self.compare([("the model's weights", *pair) for pair in pairs])
+        if left:
+            with torch.no_grad():
+                self._ask()
+            left -= self._modules.restore()  # what the model writes into itself is no attack's doing
+        modes = sum(name.endswith(".training") for name in left)
+        if modes:
+            raise ViolationError(
+                f"attack '{self._attack}' left {modes} of the model's modules in another mode (training or "
+                "evaluation); it must leave them as they were"
+            )
+        if left:
+            raise ViolationError(
+                f"attack '{self._attack}' left something on the model: {', '.join(sorted(left)[:3])}; it must remove "
+                "its hooks, and give attributes and methods back (try … finally)"
+            )
+
+    def compare(self, pairs: Sequence[tuple[str, Tensor, Tensor]]) -> None:
+        """Raise, or note for later, unless each tensor is what it was: (what it is, as it is, as it was)."""
+        if self._doubts is not None:
+            for what, live, kept in pairs:
+                self._doubts.suspect(self._changed(what), _differs(live, kept))
+            return
+        for what, live, kept in pairs:
+            if bool(_differs(live, kept)):
+                raise self._changed(what)
+
+    def _changed(self, what: str) -> ViolationError:
+        return ViolationError(f"attack '{self._attack}' changed {what} in place; it must work on copies")
+
+
+def _differs(live: Tensor, kept: Tensor) -> Tensor:
+    """Whether any value is another one; NaN is NaN. Stays on the device."""
+    now = live.detach()
+    return ((now != kept) & ~(now.isnan() & kept.isnan())).any()
+
+
+def _run(
+    attack: Attack, model: Target, given: Batch, threat: ThreatModel, random: Random, start: Tensor | None
+) -> Tensor:
+    x, y = given
+    try:
+        if not attack.per_task:
+            return _once(attack, model, x, y, threat, random, start)
+        rows = [
+            _once(attack, model.task(index), x[index], y[index], threat, own, None if start is None else start[index])
+            for index, own in enumerate(random.split())
+        ]
+        for row in rows:
+            if row.shape != x.shape[1:]:
+                raise ViolationError(
+                    f"attack '{attack.name}' returned {tuple(row.shape)} for one task; expected {tuple(x.shape[1:])}"
+                )
+        return torch.stack(rows)
+    except (BenchError, torch.OutOfMemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise BenchError(f"attack '{attack.name}' failed: {located(error)}") from error
+
+
+def _once(
+    attack: Attack, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor | None
+) -> Tensor:
+    """One call of the attack, with the global generators seeded; it may draw from them, and may not reseed them."""
+    seed = _seed_all(random)
+    if start is None:
+        found = _tensor(attack, attack.perturb(model, x, y, threat, random))
+    else:
+        found = _tensor(attack, attack.perturb_from(model, x, y, threat, random, start))
+    if torch.initial_seed() != seed:
+        raise ViolationError(
+            f"attack '{attack.name}' reseeded torch's generator, so that its draws are not the run's: it must draw "
+            "from `random`, or fork the generator around what seeds itself (torch.random.fork_rng)"
+        )
+    return found
+
+
+def _tensor(attack: Attack, returned: object) -> Tensor:
+    if isinstance(returned, Tensor):
+        return returned.detach().clone()  # the attack may still hold its own, and write into it
+    raise ViolationError(
+        f"attack '{attack.name}' returned {type(returned).__name__}; expected a tensor of adversarial images"
+        + (": is a `return` missing?" if returned is None else "")
+    )
+
+
+def _seed_all(random: Random) -> int:
+    """Make even an attack that draws from the global generators reproducible; torch's seed."""
+    seed = random.seed()
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    python_random.seed(seed)
+    return torch.initial_seed()
+
+
+@contextmanager
+def _fenced(device: torch.device) -> Iterator[None]:
+    """Give the random states of torch, numpy and Python back as they were."""
+    python_state, numpy_state = python_random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            python_random.setstate(python_state)
+            np.random.set_state(numpy_state)

@@ -1,0 +1,1 @@
+"""From episodes to numbers, and whether to believe them."""

@@ -1,0 +1,209 @@
+"""One trial: who attacks the support set and the queries of test episodes, and which queries then stay right."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustbench_meta.contracts.state import State
+from robustbench_meta.contracts.tasks import Batch, TaskBatch
+from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.attacked_model import AttackedModel, PoisonedAdaptation, Target
+from robustbench_meta.engine.engine import Engine
+from robustbench_meta.engine.query_counter import Counted, Effort
+from robustbench_meta.errors import BenchError
+from robustbench_meta.experiment.scenario import Armed, Trial
+from robustbench_meta.runtime.devices import wait
+
+
+class Contestant(NamedTuple):
+    """A trained learner: its engine and θ."""
+
+    engine: Engine
+    theta: State
+
+
+class Held(NamedTuple):
+    """What a trial gave on some episodes."""
+
+    correct: Tensor
+    """Whether each query's prediction is right [tasks, queries]."""
+    seconds: float
+    """What its attacks took."""
+    effort: Effort
+    """What they asked of the model."""
+    logits: Tensor
+    """Of the queries [tasks, queries, way]."""
+    query: Tensor | None = None
+    """The queries as they were attacked [tasks, queries, *shape]; None if they were not."""
+    support: Tensor | None = None
+    """The same of the support sets."""
+
+
+class _Found(NamedTuple):
+    x: Tensor
+    seconds: float
+    effort: Effort
+    fooled: Tensor | None
+    """Whether each image fools the model it was made on; None where nobody goes on from it."""
+
+
+class Arena:
+    """Some test episodes on which trials are held; what several trials need is computed once.
+
+    Args:
+        contestant: the trained learner under test.
+        tasks: the episodes.
+        surrogates: by key, the models on which transferred attacks are made.
+        device: where it all is.
+    """
+
+    def __init__(
+        self, contestant: Contestant, tasks: TaskBatch, surrogates: Mapping[str, Contestant], device: torch.device
+    ) -> None:
+        self.engine, self.theta = contestant
+        self.tasks, self.device = tasks, device
+        self.adapt_seconds, self.adapted_tasks = 0.0, 0
+        self._surrogates = surrogates
+        self._found: dict[str, _Found] = {}
+        self._states: dict[str, tuple[State, _Found]] = {}
+        self._strangers: dict[str, State] = {}
+        self._held: dict[str, Held] = {}
+
+    @cached_property
+    def adapted(self) -> State:
+        """Adapted to the clean support sets."""
+        return self._adapt(self.tasks.support, "clean")
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """Of the clean queries, without any attack [tasks, queries, way]."""
+        return self._logits(self.adapted, self.tasks.query.x, "clean")
+
+    @cached_property
+    def clean(self) -> Tensor:
+        """Whether each query's prediction is right without any attack [tasks, queries]."""
+        return self.logits.argmax(-1) == self.tasks.query.y
+
+    def victim(self, state: State | None = None) -> AttackedModel:
+        """The model adapted to the clean support sets, or another state, as an attack on the queries sees it."""
+        return AttackedModel(self.engine, state or self.adapted, self.tasks.query.y.shape[1])
+
+    def hold(self, trial: Trial) -> Held:
+        """Which queries stay right, and the seconds that the attacks took.
+
+        Raises:
+            BenchError: an attack failed or left its threat model, or the logits are not finite.
+        """
+        if trial.key not in self._held:
+            self._held[trial.key] = self._hold(trial)
+        return self._held[trial.key]
+
+    def _hold(self, trial: Trial) -> Held:
+        support, query = None, None
+        if trial.support is not None:
+            of, state, support = self._misled(trial.support, poisons=trial.poisons)
+        else:
+            of, state = "clean", self.adapted
+        if trial.query is not None:
+            victim: Target = self.victim(state)
+            if trial.surrogate is not None:
+                of, victim = f"surrogate {trial.surrogate}", self._stranger(trial.surrogate)
+            keeps = trial.support is None and trial.surrogate is None
+            query = self._attack(of, victim, self.tasks.query, trial.query, "query", keeps=keeps)
+        attacks = [found for found in (support, query) if found is not None]
+        shown = query.x if query is not None else self.tasks.query.x
+        logits = self._logits(state, shown, trial.key) if attacks else self.logits
+        return Held(
+            logits.argmax(-1) == self.tasks.query.y,
+            sum((found.seconds for found in attacks), 0.0),
+            sum((found.effort for found in attacks), Effort()),
+            logits,
+            query.x if query is not None else None,
+            support.x if support is not None else None,
+        )
+
+    def _misled(self, armed: Armed, *, poisons: bool) -> tuple[str, State, _Found]:
+        """A name of the state that is adapted to attacked support sets, the state, and what the attack found."""
+        of = f"{'poisoned' if poisons else 'adv'} {armed.key}"
+        if of not in self._states:
+            support = self.tasks.support
+            if poisons:
+                victim: Target = PoisonedAdaptation(self.engine, self.theta, self.tasks.query)
+            else:
+                target = self.theta if self.engine.learner.theta_predicts else self.adapted
+                victim = AttackedModel(self.engine, target, support.y.shape[1])
+            found = self._attack("poison" if poisons else "theta", victim, support, armed, "support")
+            self._states[of] = self._adapt(Batch(found.x, support.y), of), found
+        return of, *self._states[of]
+
+    def _stranger(self, key: str) -> AttackedModel:
+        """A surrogate, adapted to the clean support sets."""
+        engine, theta = self._surrogates[key]
+        if key not in self._strangers:
+            engine.batch_seeds(self.engine.seeds)
+            with engine.drawing(f"adapt {key}", self.device):
+                self._strangers[key] = engine.adapt(theta, _copy(self.tasks.support))
+        return AttackedModel(engine, self._strangers[key], self.tasks.query.y.shape[1])
+
+    def _attack(self, of: str, victim: Target, batch: Batch, armed: Armed, role: str, *, keeps: bool = False) -> _Found:
+        """The batch attacked; along a sweep each ε begins where the smaller one ended.
+
+        Args:
+            of: names the victim, for what is kept.
+            victim: is attacked.
+            batch: support sets or queries.
+            armed: attacks.
+            role: `support` or `query`.
+            keeps: along a sweep, what fools the model within a smaller ε stays as it is: robust accuracy never rises
+                with ε. Only where each image is judged by itself, on the model that it was made on.
+        """
+        key = f"{role} {of} {armed.key}"
+        if key in self._found:
+            return self._found[key]
+        earlier = armed.before()
+        before = None if earlier is None else self._attack(of, victim, batch, earlier, role, keeps=keeps)
+        started = self.now()
+        start, effort = None if before is None else before.x, Effort(batch.y.numel())
+        counted = Counted(victim, effort)
+        x = self.engine.attacked(counted, batch, arm(armed.attack, armed.threat), role, start).x
+        keeps = keeps and not victim.transductive
+        if before is not None and before.fooled is not None and keeps:
+            x = torch.where(before.fooled.view(*before.fooled.shape, *(1,) * victim.event), before.x, x)
+        seconds = self.now() - started
+        fooled = None
+        if keeps:
+            with self.engine.drawing(f"fooled {key}", self.device):
+                fooled = victim.fooled(x.clone(), batch.y)
+        found = self._found[key] = _Found(x, seconds, effort, fooled)
+        return found
+
+    def _adapt(self, support: Batch, of: str) -> State:
+        started = self.now()
+        with self.engine.drawing(f"adapt {of}", self.device):
+            adapted = self.engine.adapt(self.theta, _copy(support))
+        self.adapt_seconds += self.now() - started
+        self.adapted_tasks += support.x.shape[0]
+        return adapted
+
+    def _logits(self, state: State, x: Tensor, of: str) -> Tensor:
+        with self.engine.drawing(f"logits {of}", self.device):
+            logits = self.engine.logits(state, x.clone())
+        if not logits.isfinite().all():
+            raise BenchError(f"learner '{self.engine.learner.name}' gave logits that are not finite")
+        return logits
+
+    def now(self) -> float:
+        """Seconds on a clock, once the device has done what it was told."""
+        wait(self.device)
+        return time.perf_counter()
+
+
+def _copy(batch: Batch) -> Batch:
+    """For a plugin, which may write into it."""
+    return Batch(batch.x.clone(), batch.y.clone())

@@ -1,0 +1,401 @@
+"""Adapt once, attack many: per-episode, per-example results of all cells of one trained learner, with their checks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustbench_meta.contracts import Setting, Weights
+from robustbench_meta.contracts.tasks import TaskBatch, TaskSource, check_images
+from robustbench_meta.engine.engine import Engine
+from robustbench_meta.engine.query_counter import Effort
+from robustbench_meta.errors import BenchError, DeviceLostError, located, traceback_of
+from robustbench_meta.evaluation.attack_checks import SELF_TESTED, self_test
+from robustbench_meta.evaluation.episode_evaluator import Arena, Contestant
+from robustbench_meta.evaluation.example_images import developed, exhibit
+from robustbench_meta.evaluation.flags import Certificate, certify
+from robustbench_meta.evaluation.model_checks import Fresh, Observation, observe
+from robustbench_meta.evaluation.partial_results import Chunk, Tally
+from robustbench_meta.experiment.grid import Cell, obstacle
+from robustbench_meta.experiment.probes import CHECKED, Battery, Probe, probes
+from robustbench_meta.experiment.scenario import Armed, Trial
+from robustbench_meta.experiment.spec import TrainingSpec
+from robustbench_meta.runtime.devices import is_lost
+from robustbench_meta.runtime.seeds import seed_from
+from robustbench_meta.runtime.tensor_snapshot import Snapshot
+
+CPU_CHUNK, CUDA_CHUNK = 8, 200
+"""Episodes in a chunk."""
+
+
+@dataclass
+class Outcome:
+    """What a cell's evaluation gave.
+
+    `clean` and `robust` are booleans [episodes, queries]: whether the prediction is right without
+    and with the attack.
+    """
+
+    clean: np.ndarray
+    robust: np.ndarray
+    episodes_digest: str
+    """Of the labels and of each image's sum of pixels: equal for cells that saw the same episodes."""
+    adapt_ms_per_task: float
+    attack_ms_per_task: float
+    check_ms_per_task: float = 0.0
+    """What all probes of this training took, for each test episode; cells share them."""
+    certificate: Certificate | None = None
+    """None where the run was told to skip the checks."""
+    effort: Effort = field(default_factory=Effort)
+    """What the attacks asked of the model."""
+    gallery: dict[str, Any] | None = None
+    """Pictures of the first episode, as records hold them; None where there is nothing to see."""
+
+
+def test_episodes(source: TaskSource, spec: TrainingSpec, places: Sequence[int]) -> TaskBatch:
+    """The test episodes of these places (0, 1, …): the same ones for every learner, attack and seed."""
+    seeds = [seed_from("episodes", "test", place) for place in places]
+    tasks = source.sample(seeds, spec.way, spec.shot, spec.query)
+    check_images(source.name, tasks, spec.way)
+    return tasks
+
+
+def chunks_of(count: int, device: str, chunk: int | None = None) -> list[range]:
+    """The test episodes that are evaluated together: a rule of their number and the kind of device alone.
+
+    The first ones, which are checked, are in no chunk with others.
+
+    Args:
+        count: how many episodes there are.
+        device: cpu or cuda.
+        chunk: how many at a time, instead of the rule's.
+    """
+    step = chunk or (CUDA_CHUNK if device == "cuda" else min(CPU_CHUNK, (count + 1) // 2))
+    checked = min(CHECKED, count)
+    bounds = sorted({*range(0, checked, step), *range(checked, count, step), count})
+    return [range(*pair) for pair in pairwise(bounds)]
+
+
+def evaluate(
+    engine: Engine,
+    weights: Weights,
+    source: TaskSource,
+    cells: list[Cell],
+    device: torch.device,
+    *,
+    battery: Battery | None = None,
+    surrogates: Mapping[str, tuple[Engine, Weights]] | None = None,
+    chunk: int | None = None,
+) -> dict[str, Outcome | BenchError]:
+    """Evaluate the cells of one training in this process, by key; a cell that fails costs no other.
+
+    Args:
+        engine: of the training.
+        weights: θ.
+        source: the test split, on the device.
+        cells: of one training and one number of episodes.
+        device: where it all is.
+        battery: of the probes; None for no checks.
+        surrogates: by key, the engine and θ of the models on which transferred attacks are made.
+        chunk: see `chunks_of`.
+    """
+    evaluator = Evaluator(engine, weights, source, device, battery, surrogates or {})
+    chunks: list[Chunk] = []
+    for places in chunks_of(cells[0].spec.episodes, device.type, chunk):
+        chunks += evaluator.on(places, [cell for cell in cells if _failure(cell, chunks) is None])
+    return {cell.key: outcome_of(cell, chunks, battery, source.shape) for cell in cells}
+
+
+def _nowhere(_: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+class Evaluator:
+    """Evaluates cells of one training on chunks of the test episodes; what a chunk gives depends on no other.
+
+    Args:
+        engine: of the training.
+        weights: θ.
+        source: the test split, on the device.
+        device: where it all is.
+        battery: of the probes; None for no checks.
+        surrogates: as for `evaluate`.
+    """
+
+    def __init__(
+        self, engine: Engine, weights: Weights, source: TaskSource, device: torch.device, battery: Battery | None,
+        surrogates: Mapping[str, tuple[Engine, Weights]],
+    ) -> None:  # fmt: skip
+        self.engine, self.source, self.device, self.battery = engine, source, device, battery
+        self.weights = _data(weights)
+        self.surrogates = {key: (other, _data(theta)) for key, (other, theta) in surrogates.items()}
+        self.fits: int | None = None
+        """As many episodes at a time as have not been too many so far; None: any."""
+        for each in (engine, *(other for other, _ in surrogates.values())):
+            each.set_mode(training=False)
+
+    def on(
+        self, places: range, cells: Sequence[Cell], at: Callable[[str], AbstractContextManager[None]] = _nowhere
+    ) -> list[Chunk]:
+        """All these cells on these episodes; in halves, from now on, if they do not fit in the device's memory.
+
+        Args:
+            places: of the episodes.
+            cells: of the training.
+            at: entered while a cell, of that key, is being computed.
+        """
+        with torch.no_grad():
+            return self._split(places, _Portion(self, cells, at))
+
+    def _split(self, places: range, portion: _Portion) -> list[Chunk]:
+        if self.fits is None or len(places) <= self.fits:
+            try:
+                return [portion.on(places)]
+            except torch.OutOfMemoryError:
+                if len(places) == 1:
+                    raise
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.fits = len(places) // 2
+        half = len(places) // 2
+        return self._split(places[:half], portion) + self._split(places[half:], portion)
+
+
+class _Portion:
+    """Some cells on some episodes."""
+
+    def __init__(
+        self, evaluator: Evaluator, cells: Sequence[Cell], at: Callable[[str], AbstractContextManager[None]]
+    ) -> None:
+        self.engine, self.source, self.device = evaluator.engine, evaluator.source, evaluator.device
+        self.weights, self.surrogates, self.battery = evaluator.weights, evaluator.surrogates, evaluator.battery
+        self.spec, self.at = cells[0].training.spec, at
+        self.trials: dict[str, Trial] = {cell.key: cell.trial for cell in cells}
+        self.given_up: dict[str, tuple[str, str]] = {}
+        """What has failed, why, and the traceback, by the key of a cell or a probe."""
+        self.probes: dict[str, list[Probe]] = {key: self._probes(key, trial) for key, trial in self.trials.items()}
+        assert len(self.trials) == len(cells), "two cells with one key"
+
+    def _probes(self, key: str, trial: Trial) -> list[Probe]:
+        if self.battery is None:
+            return []
+        try:
+            found = probes(self.battery, trial, self.source.shape)
+            return [probe for probe in found if not self._obstacle(probe.trial)]
+        except Exception as error:  # an attack is a plugin: its `how` or `stronger` may raise anything
+            reason = f"an attack failed to say what it is checked with (`stronger`, `how`): {located(error)}"
+            self.given_up[key] = reason, traceback_of(error)
+            return []
+
+    def _obstacle(self, trial: Trial) -> str | None:
+        """Why an attack of a trial cannot work here; None if all can."""
+        engine, spec = self.engine, self.spec
+        setting = Setting(
+            self.source.shape, spec.way, spec.shot, spec.query, engine.network.loss_name, engine.transductive
+        )
+        attacks = [side.attack for side in (trial.support, trial.query) if side is not None]
+        return next((reason for attack in attacks if (reason := obstacle(attack, setting))), None)
+
+    def on(self, places: range) -> Chunk:
+        """All cells on one chunk of episodes, then the probes if it is one of the first.
+
+        Whatever a learner draws is the same whoever evaluates the chunk, and whatever went before.
+
+        Raises:
+            torch.OutOfMemoryError: there is more than one episode, and they do not fit together.
+            BenchError: the learner or its backbone changed its weights or buffers in place.
+        """
+        self.engine.batch_seeds([seed_from(self.spec.seed, "attack", place) for place in places])
+        with self.engine.drawing("episodes", self.device):
+            return self._on(places)
+
+    def _on(self, places: range) -> Chunk:
+        tasks = test_episodes(self.source, self.spec, places)
+        strangers = {
+            key: Contestant(other, other.theta(_data(theta))) for key, (other, theta) in self.surrogates.items()
+        }
+        contestant = Contestant(self.engine, self.engine.theta(self.weights))
+        arena = Arena(contestant, tasks, strangers, self.device)
+        chunk, checked, noticing = (
+            Chunk(_noted(tasks).hex()), self.battery is not None and places.start < CHECKED, 0.0,
+        )  # fmt: skip
+        kept = Snapshot(self._lent())
+        if checked:
+            started = arena.now()
+            fresh, noises = Fresh(contestant), self._noises(arena, chunk)
+            noticing = arena.now() - started
+        for key, trial in self.trials.items():
+            with self.at(key):
+                chunk.cells[key] = self._held(arena, trial, key, key)
+        chunk.clean = arena.clean if any(tally.failure is None for tally in chunk.cells.values()) else None
+        if places.start == 0:
+            for key, tally in chunk.cells.items():
+                tally.gallery = exhibit(arena, self.trials[key]) if tally.failure is None else None
+        changed = kept.changed()
+        if changed:  # attacks are held to account one by one, and what they changed is given back
+            raise BenchError(
+                f"learner '{self.engine.learner.name}', or its backbone, changed {', '.join(changed)} in place while "
+                "it was tested, so that one task leaks into the next; compute new tensors"
+            )
+        chunk.adapt_seconds, chunk.adapted_tasks = arena.adapt_seconds, arena.adapted_tasks
+        if checked and chunk.clean is not None:
+            started = arena.now()
+            chunk.noisy = {noise.key: fresh.observe(arena, noise) for noise in noises}
+            self._check(arena, chunk, places)
+            chunk.check_seconds = arena.now() - started + noticing
+        return chunk
+
+    def _noises(self, arena: Arena, chunk: Chunk) -> list[Trial]:
+        """The probes with noise on queries, held before the model is shown any clean query."""
+        found: dict[str, Trial] = {}
+        for key, listed in self.probes.items():
+            for name, probe in listed:
+                if name == "noise" and probe.support is None and probe.surrogate is None and probe.key not in found:
+                    with self.at(key):
+                        chunk.probes[probe.key] = self._held(arena, probe, probe.key, key)
+                    found[probe.key] = probe
+        return [probe for key, probe in found.items() if chunk.probes[key].failure is None]
+
+    def _lent(self) -> dict[str, Tensor]:
+        """What a learner is lent at test, and must leave as it is, by what messages call it; images are copies."""
+        module = self.engine.network.module
+        theta = {f"θ's '{name}'": weight for name, weight in self.weights.items()}
+        own = [*module.named_parameters(), *module.named_buffers()]
+        return theta | {f"the network's '{name}'": tensor for name, tensor in own}
+
+    def _held(self, arena: Arena, trial: Trial, key: str, cell: str) -> Tally:
+        """One trial of a cell; one that has failed on other episodes is not tried again.
+
+        Raises:
+            DeviceLostError: it made the device useless: nothing more can be evaluated here.
+        """
+        if key in self.given_up:
+            reason, where = self.given_up[key]
+            return Tally(failure=reason, traceback=where)
+        try:
+            held = arena.hold(trial)
+            return Tally(held.correct, held.seconds, effort=held.effort)
+        except BenchError as failure:
+            if is_lost(failure):
+                lost = DeviceLostError(str(failure))
+                lost.cell = cell
+                raise lost from failure
+            self.given_up[key] = str(failure), traceback_of(failure)
+            return Tally(failure=str(failure), traceback=traceback_of(failure))
+        except torch.OutOfMemoryError:
+            if arena.tasks.tasks > 1:
+                raise
+            name = " and ".join(f"'{side.attack.name}'" for side in (trial.support, trial.query) if side is not None)
+            return Tally(failure=f"attack {name} on one task at a time does not fit in the device's memory")
+
+    def _check(self, arena: Arena, chunk: Chunk, places: range) -> None:
+        """The probes of all cells, the self-tests of their attacks, and a look at the model."""
+        with arena.engine.drawing("observation", self.device):
+            chunk.observation = observe(arena)
+        effects: dict[str, Tensor | str] = {}
+        for key, trial in self.trials.items():
+            if chunk.cells[key].failure is not None:
+                continue
+            with self.at(key):
+                for _, probe in self.probes[key]:
+                    if probe.key not in chunk.probes:
+                        chunk.probes[probe.key] = self._held(arena, probe, probe.key, key)
+                armed = _tested(trial)
+                if armed is not None and places.start < SELF_TESTED:
+                    if armed.key not in effects:
+                        effects[armed.key] = _self_tested(arena, armed)
+                    chunk.cells[key].effect = effects[armed.key]
+
+
+def outcome_of(
+    cell: Cell, chunks: Sequence[Chunk], battery: Battery | None, shape: Sequence[int]
+) -> Outcome | BenchError:
+    """What a cell's evaluation gave, from the chunks of all episodes, in order; an error: why it failed."""
+    failure = _failure(cell, chunks)
+    if failure is not None:
+        return BenchError(failure)
+    tallies, count = [chunk.cells[cell.key] for chunk in chunks], cell.spec.episodes
+    clean, robust = _gathered([chunk.clean for chunk in chunks]), _gathered([tally.correct for tally in tallies])
+    assert len(clean) == len(robust) == count, "an episode is missing, or counted twice"
+    certificate = None if battery is None else _certificate(cell, chunks, battery, shape, clean, robust)
+    exhibited = tallies[0].gallery
+    return Outcome(
+        clean, robust,
+        hashlib.sha256(b"".join(bytes.fromhex(chunk.episodes) for chunk in chunks)).hexdigest()[:16],
+        1000 * sum(chunk.adapt_seconds for chunk in chunks) / max(sum(chunk.adapted_tasks for chunk in chunks), 1),
+        1000 * sum(tally.seconds for tally in tallies) / count,
+        1000 * sum(chunk.check_seconds for chunk in chunks) / count,
+        certificate,
+        sum((tally.effort for tally in tallies), Effort()),
+        developed(exhibited) if exhibited is not None else None,
+    )  # fmt: skip
+
+
+def _failure(cell: Cell, chunks: Sequence[Chunk]) -> str | None:
+    found = (chunk.cells[cell.key].failure for chunk in chunks if cell.key in chunk.cells)
+    return next((failure for failure in found if failure is not None), None)
+
+
+def _certificate(
+    cell: Cell, chunks: Sequence[Chunk], battery: Battery, shape: Sequence[int], clean: np.ndarray, robust: np.ndarray
+) -> Certificate:
+    found, failed, observation = {}, {}, Observation()
+    for chunk in chunks:
+        observation.merge(chunk.observation)
+    for name, trial in probes(battery, cell.trial, shape):
+        for chunk in chunks:
+            if name == "noise" and trial.key in chunk.noisy:
+                observation.merge(chunk.noisy[trial.key])
+        tallies = [chunk.probes[trial.key] for chunk in chunks if trial.key in chunk.probes]
+        failures = [tally.failure for tally in tallies if tally.failure is not None]
+        if failures:
+            failed[name] = failures[0]
+        elif tallies:  # none where its attack cannot work in this setting
+            found[name] = _gathered([tally.correct for tally in tallies])
+    effects = [effect for chunk in chunks if (effect := chunk.cells[cell.key].effect) is not None]
+    tested = [effect for effect in effects if isinstance(effect, Tensor)]
+    failed.update(("self-test", effect) for effect in effects if isinstance(effect, str))
+    return certify(
+        cell.trial, clean, robust, found, observation,
+        effects=torch.cat(tested).cpu().numpy()[:SELF_TESTED] if tested else None, failed=failed,
+        way=cell.training.spec.way, precision=cell.training.spec.precision,
+    )  # fmt: skip
+
+
+def _self_tested(arena: Arena, armed: Armed) -> Tensor | str:
+    try:
+        return self_test(arena.engine, armed, arena.tasks)
+    except BenchError as failure:
+        return str(failure)
+
+
+def _tested(trial: Trial) -> Armed | None:
+    """The attack that must show an effect on an undefended model, without a sweep; None: there is nothing to see."""
+    armed = trial.query or trial.support
+    if armed is None or armed.threat.eps == 0 or armed.attack.clean:
+        return None
+    return Armed(armed.attack, armed.threat)
+
+
+def _data(weights: Weights) -> Weights:
+    return {name: weight.detach() for name, weight in weights.items()}
+
+
+def _gathered(parts: Sequence[Tensor | None]) -> np.ndarray:
+    """All episodes of the chunks, in order [episodes, queries]."""
+    gathered: np.ndarray = torch.cat([part for part in parts if part is not None]).cpu().numpy()
+    return gathered
+
+
+def _noted(tasks: TaskBatch) -> bytes:
+    """What the digest takes of the episodes, each task by itself, so that chunks do not matter."""
+    rows = [torch.cat([(b.x.double() * 255).round().long().flatten(2).sum(2), b.y], 1) for b in tasks]
+    return torch.cat(rows, 1).cpu().numpy().tobytes()

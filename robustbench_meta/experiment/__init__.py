@@ -1,0 +1,1 @@
+"""What is to be run: the grid of learners, attacks and scenarios."""

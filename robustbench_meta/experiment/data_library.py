@@ -1,0 +1,350 @@
+"""What `bench data` does: download, add and list data sets below the data root."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+from robustbench_meta.data.archives import extract, is_tar, looks_like_html
+from robustbench_meta.data.copies import PARTS
+from robustbench_meta.data.image_decoding import SUFFIXES
+from robustbench_meta.data.image_folder import TABLES, Listing, inner, list_images, whole_tables
+from robustbench_meta.data.omniglot_parts import find_parts
+from robustbench_meta.data.series import find_series
+from robustbench_meta.errors import DataError
+from robustbench_meta.experiment.profiles import get_profile
+from robustbench_meta.runtime.paths import contents, data_root, is_clutter, size_of
+
+OFFICIAL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
+MD5 = {
+    "images_background.zip": "68d2efa1b9178cc56df9314c21c6e718",
+    "images_evaluation.zip": "6b91aef0f799c5bb55b94e3f2daec811",
+}
+MAX_DOWNLOAD = 64 * 2**20
+"""Bytes; the archives have 9.5 and 6.5 million."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_RESERVED = {
+    "glyphs",
+    "toy",
+    "image-folder",
+    "pickled",
+    "omniglot",
+    "omniglot-py",
+    "images_background",
+    "images_evaluation",
+}
+
+
+State = Literal["built in", "ready", "needs options", "damaged", "incomplete", "missing"]
+
+
+class Row(NamedTuple):
+    """A data set in `bench data list`."""
+
+    dataset: str
+    """What to type after --dataset."""
+    where: str
+    state: State
+    """`ready` means that its files are there, and archives open; images are checked when they are read. What has too
+    few classes or images for the tasks that `bench run` draws by default, `needs options`; of pickles, when added.
+    """
+    bytes: int
+
+
+class Progress(Protocol):
+    """A progress bar, as pooch drives it."""
+
+    total: int
+
+    def update(self, increment: int) -> Any:
+        """So many bytes more."""
+        ...
+
+    def reset(self) -> Any:
+        """Start over."""
+        ...
+
+    def close(self) -> Any:
+        """Done with one file."""
+        ...
+
+
+def download_omniglot(root: Path | None, progress: Progress | None = None, base_url: str = OFFICIAL) -> Row:
+    """Fetch both official archives into root/omniglot, checked by MD5; what is already there and right is kept.
+
+    Raises:
+        DataError: no network, another content than expected, or a different file already there; each says what to
+            do by hand. A file is there whole or not at all.
+    """
+    folder = data_root(root) / "omniglot"
+    for name, md5 in MD5.items():
+        _refuse_other(folder / name, md5)
+    for name, md5 in MD5.items():
+        _fetch(base_url + name, md5, folder / name, progress)
+    return _omniglot(data_root(root))
+
+
+def _refuse_other(path: Path, md5: str) -> None:
+    if path.is_file() and hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != md5:
+        raise DataError(
+            f"{path} is there but is not the official file (MD5 {md5}): it is used as it is; to download the official "
+            "one, move it away first"
+        )
+
+
+def _fetch(url: str, md5: str, path: Path, progress: Progress | None) -> None:
+    import pooch  # noqa: PLC0415  # with requests: 0.2 s
+
+    def download(url: str, output: str, mirror: Any) -> None:
+        checks = {"response": lambda response, **_: _check_place(response, url)}
+        counted = _Counted(progress, url)
+        pooch.HTTPDownloader(progressbar=counted, timeout=30, hooks=checks)(url, output, mirror)
+        with Path(output).open("rb") as file:
+            if looks_like_html(file.read(512)):
+                raise DataError(f"{url} answered with a web page instead of the archive (a proxy or log-in?){by_hand}")
+
+    by_hand = f"; get it by hand, put it at {path}, MD5 {md5}, or `bench data add omniglot FOLDER`"
+    pooch.get_logger().setLevel("WARNING")
+    if not _trusted(url):
+        raise DataError(f"{url} is not https: not downloaded{by_hand}")
+    try:
+        pooch.retrieve(url, f"md5:{md5}", path.name, path.parent, downloader=download)
+    except DataError:
+        raise
+    except OSError as error:  # requests' errors, some of which are ValueErrors too, and the disk's
+        raise DataError(f"{url} could not be downloaded to {path.parent} ({_short(error)}){by_hand}") from error
+    except ValueError as error:  # pooch's word for another checksum
+        raise DataError(f"{url} is not the official file (its MD5 is not {md5}): nothing was kept{by_hand}") from error
+
+
+def _trusted(url: str) -> bool:
+    """Whether a download may come from there: by https, or from this machine."""
+    place = urlsplit(url)
+    return place.scheme == "https" or (place.scheme == "http" and place.hostname in ("127.0.0.1", "::1", "localhost"))
+
+
+def _check_place(response: Any, url: str) -> None:
+    """Refuse an answer of another place, to which `url` redirects, if not by https."""
+    if urlsplit(response.url).scheme not in ("https", urlsplit(url).scheme):
+        raise DataError(f"{url} redirects to {response.url}, which is not https: not downloaded")
+
+
+class _Counted:
+    """Progress that ends a download that is far too long."""
+
+    def __init__(self, progress: Progress | None, url: str) -> None:
+        self._progress, self._url, self._count = progress, url, 0
+        self.total = 0
+
+    def update(self, increment: int) -> None:
+        """So many bytes more."""
+        self._count += increment
+        if self._count > MAX_DOWNLOAD:
+            raise DataError(
+                f"{self._url} sends more than {MAX_DOWNLOAD} bytes: not the official file; nothing was kept"
+            )
+        if self._progress is not None:
+            self._progress.total = self.total
+            self._progress.update(increment)
+
+    def reset(self) -> None:
+        """Start over."""
+        self._count = 0
+        if self._progress is not None:
+            self._progress.reset()
+
+    def close(self) -> None:
+        """Done with one file."""
+        if self._progress is not None:
+            self._progress.close()
+
+
+def _short(error: OSError) -> str:
+    return error.strerror or f"{type(error).__name__}: {str(error)[:200]}"
+
+
+def add(name: str, path: Path, root: Path | None = None) -> Row:
+    """Copy a zip, tar or folder below the data root as the data set `name`, after checking that it loads.
+
+    Args:
+        name: 'omniglot' (the two archives or the two folders are in `path`), or a name of your own for images in a
+            layout that `image-folder` knows, or pickles that `pickled` knows.
+        path: a folder, or a zip or tar with such a folder (not for omniglot, which consists of two zips).
+        root: the data root.
+
+    Raises:
+        DataError: the name is taken or unfit, or the data do not load; then nothing is left behind.
+    """
+    target = data_root(root).absolute() / name
+    if name != "omniglot" and (not _NAME.fullmatch(name) or name.lower() in _RESERVED):
+        raise DataError(
+            f"a data set cannot be named '{name}': use letters, digits, '-', '_', '.', and no built-in name"
+        )
+    if target.exists():
+        raise DataError(f"{target} exists: choose another name, or remove it first")
+    if not path.exists():
+        raise DataError(f"there is no {path}; expected a folder, or a zip or tar with such a folder")
+    with _staging(target.parent) as stage:
+        staged = _copy_omniglot(path, stage / name) if name == "omniglot" else _copy(_archive(path), stage / name)
+        try:
+            unfit = _check_loads(name, staged, stage)
+        except DataError as error:
+            raise DataError(f"{path} was not added: {str(error).replace(str(staged), str(path))}") from error
+        staged.rename(target)
+    if name == "omniglot":
+        return _omniglot(target.parent)
+    row = _own(target)[0]
+    return row._replace(state="needs options", where=f"{row.where}: {unfit}") if unfit else row
+
+
+@contextmanager
+def _staging(root: Path) -> Iterator[Path]:
+    """A folder beside the target that disappears with all that is left in it."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".adding-") as stage:
+            yield Path(stage)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise DataError(
+            f"{root} cannot be written: it is a file, or below one; name another folder with --data-root"
+        ) from error
+    except (OSError, shutil.Error) as error:
+        raise DataError(f"{root} cannot be written: {error}; name another folder with --data-root") from error
+
+
+def _copy_omniglot(path: Path, target: Path) -> Path:
+    parts = find_parts(path) if path.is_dir() else []
+    if not parts:
+        raise DataError(f"{path}: expected a folder with images_background.zip and images_evaluation.zip, or extracted")
+    target.mkdir()
+    for part in parts:
+        _copy(part.path, target / part.path.name, unpack=False)
+    return target
+
+
+def _archive(path: Path) -> Path:
+    """The one archive in a folder that holds nothing else but notes; else the path itself."""
+    there = contents(path) if path.is_dir() else []
+    archives = [one for one in there if one.suffix.lower() == ".zip" or (one.is_file() and is_tar(one))]
+    data = any(one.is_dir() or one.suffix.lower() in (*SUFFIXES, *TABLES) for one in there if one not in archives)
+    return archives[0] if len(archives) == 1 and not data else path
+
+
+def _copy(path: Path, target: Path, unpack: bool = True) -> Path:
+    """A copy of a file or folder, without clutter; of an archive, what is in it."""
+    if path.is_dir():
+        for folder, _, _ in os.walk(path, followlinks=True):
+            if not any(map(is_clutter, Path(folder).relative_to(path).parts)):
+                contents(Path(folder))  # for links that lead nowhere
+        shutil.copytree(path, target, ignore=lambda _, names: [name for name in names if is_clutter(name)])
+    elif unpack:
+        extract(path, target)
+        target.mkdir(exist_ok=True)
+    else:
+        shutil.copy2(path, target)
+    return target
+
+
+def _check_loads(name: str, staged: Path, stage: Path) -> str:
+    """Load what is staged; why `bench run` would refuse it with its defaults, or nothing.
+
+    Raises:
+        DataError: it does not load.
+    """
+    from robustbench_meta.registry.registry import load_registry  # noqa: PLC0415  # imports torch
+
+    registry = load_registry(local=False)
+    if name == "omniglot":
+        registry.make("dataset", "omniglot", {}).load(stage)
+        return ""
+    profile = get_profile("quick")  # the default
+    for row in _own(staged):
+        plugin, _, options = row.dataset.partition(":")
+        chosen = dict(option.split("=", 1) for option in options.split(",")[1:])
+        splits = registry.make("dataset", plugin, {**chosen, "path": str(staged.absolute())}).load(stage)
+        for source in splits:
+            try:
+                source.check(profile.way, profile.shot, profile.query)
+            except DataError as error:
+                return str(error)
+    return ""
+
+
+def list_data(root: Path | None = None) -> list[Row]:
+    """Every built-in data set and every one below the data root, ready or not."""
+    where = data_root(root)
+    if where.is_file():
+        raise DataError(f"{where} is a file; expected the folder that holds data sets: name another with --data-root")
+    folders = sorted(path for path in where.iterdir() if path.is_dir()) if where.is_dir() else []
+    own = [path for path in folders if path.name not in _RESERVED and not path.name.startswith(".")]
+    built_in = [Row(name, "made when needed", "built in", 0) for name in ("glyphs", "toy")]
+    return [*built_in, _omniglot(where), *(row for path in own for row in _own(path))]
+
+
+def _omniglot(root: Path) -> Row:
+    parts = find_parts(root)
+    where = ", ".join(str(part.path) for part in parts) or f"{root / 'omniglot'} (bench data download omniglot)"
+    states: tuple[State, ...] = ("missing", "incomplete", "ready")
+    whole = all(part.path.is_dir() or zipfile.is_zipfile(part.path) for part in parts)
+    return Row("omniglot", where, states[len(parts)] if whole else "damaged", sum(size_of(part.path) for part in parts))
+
+
+def _own(folder: Path) -> list[Row]:
+    """What the user has put there: data sets as pickles, or images."""
+    try:
+        series = find_series(inner(folder))
+        whole = [one for one in series if len(one.files) == len(PARTS)]
+        if whole:
+            names = [f",series={one.name}" if len(series) > 1 else "" for one in whole]
+            sizes = [sum(size_of(path) for path in one.files.values()) for one in whole]
+            return [
+                Row(f"pickled:path={folder.name}{name}", str(folder), "ready", size)
+                for name, size in zip(names, sizes, strict=True)
+            ]
+        there = contents(inner(folder))
+    except DataError:  # told when it is read
+        return [Row(f"pickled:path={folder.name}", str(folder), "damaged", size_of(folder))]
+    if series and not any(path.is_dir() or path.suffix.lower() == ".csv" for path in there):
+        return [Row(f"pickled:path={folder.name}", str(folder), "incomplete", size_of(folder))]
+    return [
+        Row(f"image-folder:path={folder.name}{table}", str(folder), state, size_of(folder))
+        for table, state in _image_rows(folder)
+    ]
+
+
+def _image_rows(folder: Path) -> Iterator[tuple[str, State]]:
+    """What to type besides the path, and whether that lists images; only a table of splits beside others needs it."""
+    try:
+        listing = list_images(folder, "", None, 0)
+    except DataError:
+        tables = whole_tables(inner(folder))
+        if len(tables) < 2:  # one needs no choice
+            yield "", "damaged"
+        for table in tables if len(tables) > 1 else ():
+            try:
+                listing = list_images(folder, table.name, None, 0)
+            except DataError:
+                yield f",csv={table.name}", "damaged"
+            else:
+                yield f",csv={table.name}", _suffices(listing)
+    else:
+        yield "", _suffices(listing)
+
+
+def _suffices(listing: Listing) -> State:
+    """Whether each split has the classes and images that `bench run` asks for by default."""
+    profile = get_profile("quick")  # the default
+    sizes = Counter((picture.part, picture.label) for picture in listing.pictures)
+    classes = Counter(part for part, _ in sizes)
+    fit = min(classes.values()) >= profile.way and min(sizes.values()) >= profile.shot + profile.query
+    return "ready" if fit else "needs options"

@@ -1,0 +1,104 @@
+"""What a row is held against: the same episodes under noise, one step, more steps, more ε, and no gradients."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from robustbench_meta.contracts import Attack
+from robustbench_meta.contracts.threat_model import Norm, ThreatModel
+from robustbench_meta.experiment.scenario import Armed, Trial
+
+CHECKED = 32
+"""On how many of the test episodes, the first ones, probes run: differences in pairs need fewer than accuracies."""
+BLACK_BOX_QUERIES = 200
+"""Of the square attack that no white-box attack may be weaker than."""
+
+
+@dataclass(frozen=True)
+class Battery:
+    """The attacks that probes are made of, by norm, and what identifies their code."""
+
+    noise: Mapping[Norm, Attack]
+    one_step: Mapping[Norm, Attack]
+    many_steps: Mapping[Norm, Attack]
+    black_box: Mapping[Norm, Attack]
+    code: str
+
+    @property
+    def digest(self) -> str:
+        """Changes with the code of the probes."""
+        return hashlib.sha256(self.code.encode()).hexdigest()[:16]
+
+
+def assemble(make: Callable[[str, dict[str, str]], Attack], code: Callable[[str], str]) -> Battery:
+    """The battery, from what makes an attack of a name and options, and tells its code."""
+
+    def chosen(linf: tuple[str, dict[str, str]], l2: tuple[str, dict[str, str]]) -> dict[Norm, Attack]:
+        names.extend([linf[0], l2[0]])
+        return {"linf": make(*linf), "l2": make(*l2)}
+
+    names: list[str] = []
+    queries = {"queries": str(BLACK_BOX_QUERIES)}
+    noise = chosen(("noise", {}), ("noisel2", {}))
+    one_step = chosen(("fgsm", {}), ("pgdl2", {"steps": "1", "random_start": "false"}))
+    many_steps = chosen(("pgd", {}), ("pgdl2", {}))
+    black_box = chosen(("square", queries), ("squarel2", queries))
+    told = " ".join(f"{name} {code(name)}" for name in sorted(set(names)))
+    return Battery(noise, one_step, many_steps, black_box, told)
+
+
+class Probe(NamedTuple):
+    """A trial that a row is held against."""
+
+    name: str
+    trial: Trial
+
+
+def probes(battery: Battery, trial: Trial, shape: Sequence[int]) -> list[Probe]:
+    """What is run besides a row's own trial, on the first `CHECKED` episodes.
+
+    Queries that are attacked on the model itself are probed most; other rows less, as docs/flags.md tells.
+    """
+    armed = trial.query or trial.support
+    if armed is None or armed.threat.eps == 0 or armed.attack.clean or armed.threat.norm not in battery.noise:
+        return []
+    found = list(_baselines(battery, trial, armed))
+    if trial.surrogate is not None:
+        return found
+    stronger = armed.attack.stronger()
+    if stronger is not None and (trial.support is None or (trial.query is None and trial.poisons)):
+        found.append(Probe("stronger", _instead(trial, stronger)))
+    if trial.support is None:
+        found += _white_box(battery, armed, shape)
+    return found
+
+
+def _baselines(battery: Battery, trial: Trial, armed: Armed) -> Iterator[Probe]:
+    """Noise and a single step in the place of the row's last attack."""
+    norm = armed.threat.norm
+    yield Probe("noise", _instead(trial, battery.noise[norm]))
+    misled = trial.surrogate is not None or (trial.query is None and not trial.poisons)
+    if not misled:
+        yield Probe("single step", _instead(trial, battery.one_step[norm]))
+
+
+def _instead(trial: Trial, attack: Attack) -> Trial:
+    """The same trial with another attack on what is attacked last, without a sweep."""
+    if trial.query is not None:
+        return Trial(trial.support, Armed(attack, trial.query.threat), trial.poisons, trial.surrogate)
+    assert trial.support is not None
+    return Trial(Armed(attack, trial.support.threat), None, trial.poisons)
+
+
+def _white_box(battery: Battery, armed: Armed, shape: Sequence[int]) -> Iterator[Probe]:
+    norm, eps = armed.threat.norm, armed.threat.eps
+    most = 1.0 if norm == "linf" else math.sqrt(math.prod(shape))
+    attack = battery.many_steps[norm]
+    yield Probe("pgd", Trial(query=Armed(attack, armed.threat)))
+    yield Probe("pgd, 2 eps", Trial(query=Armed(attack, ThreatModel(norm, min(2 * eps, most)))))
+    yield Probe("pgd, full range", Trial(query=Armed(attack, ThreatModel(norm, most))))
+    yield Probe("black box", Trial(query=Armed(battery.black_box[norm], armed.threat)))

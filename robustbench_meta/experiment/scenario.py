@@ -1,0 +1,58 @@
+"""An attack at an ε, and where in a task it attacks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from robustbench_meta.contracts import Attack
+from robustbench_meta.contracts.threat_model import ThreatModel
+
+
+@dataclass(frozen=True)
+class Armed:
+    """An attack in its threat model, and the smaller ε through which it is swept: it begins where it ended there."""
+
+    attack: Attack
+    threat: ThreatModel
+    sweep: tuple[float, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The same for what gives the same images."""
+        return f"{self.attack.name}{self.attack.model_dump_json()} {self.threat} {self.sweep}"
+
+    def before(self) -> Armed | None:
+        """The one at the next smaller ε of the sweep."""
+        if not self.sweep:
+            return None
+        return replace(self, threat=replace(self.threat, eps=self.sweep[-1]), sweep=self.sweep[:-1])
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Who attacks what; None: nobody does."""
+
+    support: Armed | None = None
+    """On θ before adaptation (or, where θ alone predicts nothing, on the model adapted to the clean support set)."""
+    query: Armed | None = None
+    """On the adapted model."""
+    poisons: bool = False
+    """Whether the attack on the support set goes through adaptation, to hurt the clean queries."""
+    surrogate: str | None = None
+    """The key of the model on which the attack on the queries is made instead."""
+
+    @classmethod
+    def of(cls, armed: Armed, support: str, query: str, surrogate: str | None = None) -> Trial:
+        """The trial of a scenario: what is done to support and query, as `options.SCENARIOS` tells."""
+        if armed.attack.clean:
+            return cls()
+        return cls(
+            armed if support != "clean" else None, armed if query != "clean" else None,
+            poisons=support == "poisoned", surrogate=surrogate if query == "transfer" else None,
+        )  # fmt: skip
+
+    @property
+    def key(self) -> str:
+        """The same for trials that give the same numbers."""
+        sides = (side.key if side is not None else "" for side in (self.support, self.query))
+        return "|".join([*sides, str(self.poisons), str(self.surrogate)])

@@ -1,0 +1,268 @@
+"""What a run is: plain, validated data that can travel, and the hash that identifies a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from robustbench_meta.errors import BenchError
+from robustbench_meta.experiment.profiles import get_profile
+from robustbench_meta.options import (
+    DEFAULT_ATTACKS,
+    DEFAULT_LEARNERS,
+    DEFAULT_SCENARIOS,
+    Choice,
+    Compile,
+    Precision,
+    exact,
+    parse_choice,
+    parse_eps,
+    parse_eps_range,
+    parse_scenarios,
+)
+from robustbench_meta.runtime.digest import digest_of as digest_of  # noqa: PLC0414  # keeping has it from here
+
+TRANSFER = "clean/transfer"
+"""The scenario whose queries are attacked on another model."""
+PROTOCOL = 1
+"""Raised whenever the same spec would give other numbers: results of another protocol are not mixed in."""
+
+
+class OptionError(BenchError):
+    """An option of a run that cannot be.
+
+    Args:
+        field: of `RunSpec`.
+        told: what is wrong with it, without its name.
+        message: the same with its name, where `told` needs it.
+        text: which of several values, as typed.
+    """
+
+    def __init__(self, field: str, told: str, message: str | None = None, text: str | None = None) -> None:
+        super().__init__(told if message is None else message)
+        self.field, self.told, self.about = field, told, (field, text)
+
+
+class RunSpec(BaseModel):
+    """What the user asked for: a grid of learners × attacks × ε × scenarios × seeds on one data set.
+
+    Lists are as typed; None means: the profile's, the data set's or the plugin's default.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learners: tuple[str, ...] = DEFAULT_LEARNERS
+    attacks: tuple[str, ...] = DEFAULT_ATTACKS
+    dataset: str = "glyphs"
+    backbone: str | None = None
+    way: int | None = Field(None, ge=2, le=10_000)
+    shot: int | None = Field(None, ge=1, le=10_000)
+    query: int | None = Field(None, ge=1, le=10_000)
+    eps: tuple[str, ...] = ()
+    scenarios: tuple[str, ...] = DEFAULT_SCENARIOS
+    profile: str = "quick"
+    meta_steps: int | None = Field(None, ge=0, le=1_000_000_000)
+    tasks_per_step: int | None = Field(None, ge=1, le=10_000)
+    episodes: int | None = Field(None, ge=2, le=1_000_000)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = (0,)
+    device: str = "auto"
+    precision: Precision = "float32"
+    compile: Compile = "off"
+    """Whether meta-training goes through torch.compile; decides rounding only, and so is in no hash."""
+    chunk: int | None = Field(None, ge=1, le=10_000)
+    """Tasks that are mapped at a time, instead of those of `plan_for`; decides rounding only, and so is in no hash."""
+    surrogate: str | None = None
+    """Of the scenario clean/transfer: a learner, or a checkpoint's file."""
+    checks: bool = True
+    """Whether the reliability checks are made that give the flags."""
+
+    @classmethod
+    def read(cls, **given: Any) -> RunSpec:
+        """Make one from options as typed, checking all that can be checked without loading plugins.
+
+        Raises:
+            OptionError: a value out of range, or a learner, attack, ε, scenario or profile that cannot be read.
+        """
+        try:
+            spec = cls(**{key: value for key, value in given.items() if value is not None and value != ()})
+        except ValidationError as error:
+            issues = error.errors()
+            message = "; ".join(f"--{option_of(str(issue['loc'][0]))} {_explain(issue)}" for issue in issues)
+            field, *index = issues[0]["loc"]
+            text = str(issues[0]["input"]) if index else None
+            raise OptionError(str(field), _explain(issues[0]), message, text) from error
+        with _of("profile"):
+            get_profile(spec.profile)
+        for field, texts in {
+            "learners": spec.learners, "attacks": spec.attacks, "dataset": (spec.dataset,),
+            "backbone": (spec.backbone,) if spec.backbone else (),
+        }.items():  # fmt: skip
+            for text in texts:
+                with _of(field, text):
+                    parse_choice(text)
+        values: list[str] = []
+        for eps in spec.eps:
+            with _of("eps", eps):
+                values += [value for value in parse_eps_range(eps) if parse_eps(value)]
+        for scenario in spec.scenarios:
+            with _of("scenarios", scenario):
+                parse_scenarios([scenario])
+        if spec.surrogate is None and TRANSFER in spec.scenarios:
+            raise OptionError(
+                "scenarios",
+                f"the scenario {TRANSFER} needs a model on which the attack is made: add --surrogate maml (a learner, "
+                "trained as the others are), or --surrogate FILE.safetensors (a checkpoint)",
+            )
+        if spec.surrogate is not None and not {TRANSFER, "all"} & set(spec.scenarios):
+            told = f"is for the scenario {TRANSFER}: add --scenario {TRANSFER}"
+            raise OptionError("surrogate", told, f"--surrogate {spec.surrogate} {told}")
+        return spec.model_copy(update={"eps": tuple(values)})
+
+    def size(self, name: str) -> int:
+        """`way`, `shot`, `query`, `meta_steps`, `tasks_per_step` or `episodes`: as typed, or the profile's."""
+        given = getattr(self, name)
+        value: int = given if given is not None else getattr(get_profile(self.profile), name)
+        return value
+
+    def choices(self, kind: str) -> list[Choice]:
+        """The learners or attacks, read, without repetitions."""
+        return [choice for _, choice in self.typed(kind)]
+
+    def typed(self, kind: str) -> list[tuple[str, Choice]]:
+        """The same, each with the text that it was read from."""
+        texts = self.learners if kind == "learner" else self.attacks
+        unique: dict[str, tuple[str, Choice]] = {}
+        for text in texts:
+            choice = parse_choice(text)
+            unique.setdefault(str(choice), (text, choice))
+        return list(unique.values())
+
+
+_REPEATED = {"learners", "attacks", "scenarios", "seeds"}
+"""Options that are repeated; what they gather is named in the plural."""
+
+
+def option_of(field: str) -> str:
+    """The option of the command line, without its dashes, that sets a field of `RunSpec`."""
+    return (field.removesuffix("s") if field in _REPEATED else field).replace("_", "-")
+
+
+def fields_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `RunSpec` among options by their names (`learner`, `meta_steps`), where something was given."""
+    named = {option_of(field).replace("-", "_"): field for field in RunSpec.model_fields}
+    given = {named[name]: value for name, value in options.items() if name in named and value not in (None, [])}
+    return {field: tuple(value) if isinstance(value, list) else value for field, value in given.items()}
+
+
+def _explain(issue: Any) -> str:
+    return f"was given {issue['input']!r}: {issue['msg'][0].lower()}{issue['msg'][1:]}"
+
+
+@contextmanager
+def _of(field: str, text: str | None = None) -> Iterator[None]:
+    """What is found wrong inside is wrong with this field, and with this one of its values."""
+    try:
+        yield
+    except BenchError as error:
+        raise OptionError(field, str(error), text=text) from error
+
+
+class PluginSpec(BaseModel):
+    """A plugin as it runs: its name, all its options, and what its code is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    options: dict[str, Any] = {}
+    code: str
+    """Version of the distribution, or a digest of the code, or both."""
+
+    def label(self, defaults: dict[str, Any]) -> str:
+        """The name with the options that differ from the defaults, as one would type it."""
+        given = ",".join(f"{key}={_typed(value)}" for key, value in self.options.items() if value != defaults.get(key))
+        return f"{self.name}:{given}" if given else self.name
+
+
+def _typed(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else exact(value) if isinstance(value, float) else str(value)
+
+
+class _Hashed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that change with anything that may change the numbers."""
+        return digest_of(self.model_dump(mode="json"))
+
+
+class AttackSpec(BaseModel):
+    """An attack in its threat model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    plugin: PluginSpec
+    norm: str
+    eps: float
+    sweep: tuple[float, ...] = ()
+    """The smaller ε through which it came: it began where it had ended at the last of them."""
+
+
+class SurrogateSpec(BaseModel):
+    """The model on which transferred attacks are made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learner: PluginSpec
+    backbone: PluginSpec
+    trained: str
+    """The key of its training, or a digest of the file that it was read from."""
+    recipe: str = ""
+    """Of its training, what is the same for all seeds; empty for a file."""
+
+
+class TrainingSpec(_Hashed):
+    """All that affects meta-training; cells that agree in it share one checkpoint."""
+
+    protocol: int = PROTOCOL
+    code: str
+    """Of the modules that make the numbers, and the version of torch."""
+    dataset: PluginSpec
+    fingerprint: str
+    """Of the data."""
+    backbone: PluginSpec
+    learner: PluginSpec
+    attack: AttackSpec | None
+    """The training attack."""
+    surrogate: PluginSpec | None
+    way: int
+    shot: int
+    query: int
+    meta_steps: int
+    tasks_per_step: int
+    validations: int
+    validation_tasks: int
+    seed: int
+    precision: Precision = "float32"
+    """Of the training, and of all that is evaluated with it."""
+
+    def recipe(self) -> str:
+        """The digest, but for the seed."""
+        return self.model_copy(update={"seed": 0}).digest()
+
+
+class CellSpec(_Hashed):
+    """One row: a trained learner, an attack, ε and a scenario, on so many test episodes."""
+
+    training: TrainingSpec
+    code: str
+    """Of the modules that evaluate and check."""
+    attack: AttackSpec
+    support: str
+    query: str
+    surrogate: SurrogateSpec | None = None
+    episodes: int
+    checks: str
+    """What identifies the probes of the reliability checks; empty without checks."""

@@ -1,0 +1,65 @@
+"""A figure that was drawn, what it is about, and the sentences that a paper's caption needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from robustbench_meta.reporting.terminal.layout import sides
+from robustbench_meta.reporting.terminal.leaderboard import worst_told
+from robustbench_meta.reporting.wording import flags_told, spread_told
+from robustbench_meta.results.tables import CLEAN, WORST, Board, Score
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure, with what tells it apart from others of its kind, a title and a caption."""
+
+    kind: str
+    setting: Mapping[str, Any]
+    figure: Figure
+    title: str
+    caption: str
+
+
+def place_told(told: Mapping[str, Any]) -> str:
+    """`glyphs, 5-way 1-shot; conv4:width=32 (group norm, inductive), 600 meta-steps of 8 tasks`."""
+    norm = "no" if told["norm"] == "none" else told["norm"]
+    precision = "" if told["precision"] == "float32" else f", {told['precision']}"
+    return (
+        f"{told['dataset']}, {told['way']}-way {told['shot']}-shot; {told['backbone']} ({norm} norm, "
+        f"{told['inference']}{precision}), {told['meta_steps']:,} meta-steps of {told['tasks_per_step']} tasks"
+    )
+
+
+def scene_told(told: Mapping[str, Any]) -> str:
+    """What is done to support and query, a line each."""
+    return sides(told).replace(", ", ",\n", 1)
+
+
+def boards_told(found: Iterable[Board], shown: Iterable[Score], what: str, mark: str = "Flagged ") -> str:
+    """What the numbers rest on, what the worst case is, and which of the boards' are in doubt, and why.
+
+    Args:
+        found: the boards of a figure.
+        shown: those of their numbers that it shows.
+        what: its error bars are called.
+        mark: what the sentences on numbers in doubt begin with.
+    """
+    boards = list(found)
+    lines = [spread_told(what, (score.seeds for score in shown), boards[0].setting["episodes"])]
+    worst = [board for board in boards if WORST in board.columns]
+    if worst:
+        clean = all(board.setting["support"] == CLEAN for board in worst)
+        told = worst_told({"support": CLEAN if clean else ""}, "right under every attack that is shown")
+        partly = not clean and any(board.setting["support"] == CLEAN for board in worst)
+        lines.append(f"{told[:-1]}, and, with clean support, without any." if partly else told)
+    return " ".join([*lines, *flags_told(by_scenario(boards), mark)])
+
+
+def by_scenario(boards: Iterable[Board]) -> dict[str, Board]:
+    """Boards that differ in the scenario alone, by its name in words."""
+    return {"no attack" if board.setting["threat_norm"] == "none" else sides(board.setting): board for board in boards}

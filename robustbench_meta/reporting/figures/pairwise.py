@@ -1,0 +1,126 @@
+"""Two learners on the same episodes: how far one is ahead, with intervals, a panel a scenario."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from robustbench_meta.reporting.figures.figure import Drawn, by_scenario, place_told
+from robustbench_meta.reporting.figures.naming import at_zero, scenario_place
+from robustbench_meta.reporting.figures.style import GREY, Look
+from robustbench_meta.reporting.terminal.layout import norm_name, sides
+from robustbench_meta.reporting.wording import flags_told
+from robustbench_meta.results.pairwise import Duel, tests_told
+from robustbench_meta.results.tables import PLACE, WORST
+
+_ROW = 0.2
+"""Inches."""
+
+
+def draw_duels(found: Sequence[Duel], look: Look, *, zero: bool = True) -> Iterator[Drawn]:
+    """A figure for each two learners, setting, norm and ε; the difference without attack stands above.
+
+    Attacks at ε = 0 are drawn if `zero`.
+    """
+    comparisons = tests_told(found)
+    pairs: dict[tuple[Any, ...], list[Duel]] = {}
+    for duel in found:
+        pairs.setdefault((*(duel.setting[name] for name in PLACE), duel.first, duel.second), []).append(duel)
+    for group in pairs.values():
+        clean = [duel for duel in group if duel.setting["threat_norm"] == "none"]
+        threats: dict[tuple[str, str], list[Duel]] = {}
+        for duel in group:
+            if duel not in clean and (zero or not at_zero(duel.setting)):
+                threats.setdefault((duel.setting["threat_norm"], duel.setting["eps"]), []).append(duel)
+        for part in threats.values() or [[]]:
+            yield _figure([*clean, *sorted(part, key=lambda duel: scenario_place(duel.setting))], comparisons, look)
+
+
+def _figure(group: list[Duel], comparisons: str, look: Look) -> Drawn:
+    last = group[-1]
+    attacked = [duel for duel in group if duel.setting["threat_norm"] != "none"]
+    threat = f"{norm_name(last.setting['threat_norm'])} ε = {last.setting['eps']}" if attacked else "no attack"
+    width = look.wide("single")
+    labels = {column: look.fitted(column, 0.4 * width) for duel in group for column in duel.contrasts}
+    row = max(_ROW, look.high(max(label.count("\n") + 1 for label in labels.values())))
+    heights = [row * len(duel.contrasts) + 0.08 for duel in group]
+    room = width - max(map(look.breadth, labels.values())) - 0.15
+    titles = ["no attack" if duel not in attacked else look.fitted(sides(duel.setting), room) for duel in group]
+    high = sum(0.22 + look.high(title.count("\n")) for title in titles) if attacked else 0
+    ahead = f"◂ {look.shown(last.second, 18)} ahead    points    {look.shown(last.first, 18)} ahead ▸"
+    with look.styled():
+        figure = look.figure(width, sum(heights) + high + 0.85, [place_told(last.setting), threat])
+        panels = figure.subplots(len(group), 1, height_ratios=heights, sharex=True, squeeze=False)[:, 0]
+        for axes, duel, title in zip(panels, group, titles, strict=True):
+            _panel(axes, duel, [labels[column] for column in duel.contrasts], look)
+            if attacked:
+                axes.set_title(title, loc="left")
+        _limits(panels[-1], group)
+        if "\n" not in ahead and look.breadth(ahead) <= room:
+            panels[-1].set_xlabel(ahead)
+        else:
+            figure.supxlabel("difference in points, first − second", fontsize=look.font_size)
+    return Drawn(
+        "compare", {**last.setting, "first": last.first, "second": last.second} | _scene(attacked), figure,
+        f"{last.first} against {last.second}", _caption(group, threat, comparisons),
+    )  # fmt: skip
+
+
+def _scene(attacked: list[Duel]) -> dict[str, Any]:
+    """A figure of several scenarios is not named after one of them."""
+    return dict.fromkeys(("support", "query", "surrogate"), "") if len(attacked) > 1 else {}
+
+
+def _panel(axes: Axes, duel: Duel, labels: list[str], look: Look) -> None:
+    color = look.palette[duel.first].color, look.palette[duel.second].color
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    for place, contrast in enumerate(duel.contrasts.values()):
+        points, half = 100 * contrast.paired.difference, 100 * contrast.paired.ci95
+        ink = GREY if not contrast.ahead else color[0] if contrast.ahead > 0 else color[1]
+        axes.errorbar(
+            points, place, xerr=half, color=ink, marker="o", markersize=4, capsize=2, elinewidth=1.1,
+            markerfacecolor=ink if contrast.ahead else "white",
+        )  # fmt: skip
+    axes.set_yticks(range(len(duel.contrasts)), labels)
+    axes.set_ylim(len(duel.contrasts) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.5)
+    axes.set_axisbelow(True)
+
+
+def _limits(axes: Axes, group: list[Duel]) -> None:
+    """Zero in the middle, and all intervals inside."""
+    contrasts = [contrast.paired for duel in group for contrast in duel.contrasts.values()]
+    reach = max(abs(each.difference) + (0 if math.isnan(each.ci95) else each.ci95) for each in contrasts)
+    most = 100 * float(np.maximum(reach, 0.005)) * 1.08
+    axes.set_xlim(-most, most)
+
+
+def _caption(group: list[Duel], threat: str, comparisons: str) -> str:
+    last = group[-1]
+    contrasts = [contrast for duel in group for contrast in duel.contrasts.values()]
+    counts = {len(sample.by_seed) for each in contrasts for sample in (each.first, each.second)}
+    seeds = max(counts)
+    scene = f", {sides(last.setting)}" if len(group) <= 2 and threat != "no attack" else ""
+    lines = [
+        f"Difference in accuracy, {last.first} − {last.second}, in points ({threat}{scene}) on "
+        f"{place_told(last.setting)}.",
+        f"Mean over the same {last.setting['episodes']:,} test episodes"
+        + (f", each over {seeds} seeds{' (some over fewer)' if len(counts) > 1 else ''}" if seeds > 1 else "")
+        + "; bars: 95 % intervals.",
+        f"Filled: told apart at 5 % (paired t-test over episodes, Holm's correction for {comparisons}"
+        + (", and Welch's test over seeds); hollow: not." if seeds > 1 else "); hollow: not."),
+    ]
+    if any(WORST in duel.contrasts for duel in group):
+        lines.append("Worst case: under every attack that the two were under.")
+    if 1 in counts:
+        trained = "One training each" if seeds == 1 else "Where there is one training"
+        lines.append(f"{trained}: its luck is not in the intervals.")
+    boards = [duel.board for duel in group]
+    flagged = [board for board in boards if board.shared or board.doubts() or board.setting["threat_norm"] != "none"]
+    return " ".join([*lines, *flags_told(by_scenario(flagged))])

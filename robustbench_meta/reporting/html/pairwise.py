@@ -1,0 +1,127 @@
+"""Learners in pairs: for each two, how far one is ahead under each threat, and whether that is more than chance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from robustbench_meta.reporting.terminal.layout import sides, threat
+from robustbench_meta.results.pairwise import Contrast, Duel, tests_told
+from robustbench_meta.results.tables import PLACE, shown
+
+MOST = 1500
+"""Contrasts that the page has room for; of more, only those of the columns that learners are ranked by."""
+WIDTH = 190.0
+"""Of the little chart in each row."""
+
+
+class Bout(NamedTuple):
+    """One contrast as a row."""
+
+    scene: str
+    column: str
+    a: str
+    b: str
+    difference: str
+    points: float
+    half: float
+    p: str
+    seeds_p: str
+    ahead: str
+    x: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Match:
+    """Two learners of one place."""
+
+    told: dict[str, Any]
+    a: str
+    b: str
+    bouts: list[Bout]
+    won: tuple[int, int, int]
+    """How often A is ahead, B is, and neither."""
+    reach: float
+    """The points at either end of the charts."""
+    zero: float
+
+
+class Contests(NamedTuple):
+    """All matches, and what they rest on."""
+
+    matches: list[Match]
+    contrasts: int
+    tests: str
+    """The comparisons for which p is corrected, in words."""
+    shown: int
+    luck: bool
+    """Whether seeds were tested as well."""
+    alone: bool
+    """Whether some contrast rests on a single training."""
+
+
+def contests(duels: Sequence[Duel]) -> Contests:
+    """The matches, in the order in which `bench compare` prints them."""
+    contrasts = [contrast for duel in duels for contrast in duel.contrasts.values()]
+    whole = len(contrasts) <= MOST
+    pairs: dict[tuple[Any, ...], list[Duel]] = {}
+    for duel in duels:
+        pairs.setdefault((*(duel.setting[name] for name in PLACE), duel.first, duel.second), []).append(duel)
+    matches = [_match(group, whole) for group in pairs.values()]
+    return Contests(
+        matches, len(contrasts), tests_told(duels), sum(len(match.bouts) for match in matches),
+        any(not math.isnan(contrast.seeds_p) for contrast in contrasts),
+        any(1 in {len(contrast.first.by_seed), len(contrast.second.by_seed)} for contrast in contrasts),
+    )  # fmt: skip
+
+
+def _match(group: list[Duel], whole: bool) -> Match:
+    chosen = [
+        (duel, column, contrast) for duel in group for column, contrast in duel.contrasts.items()
+        if whole or column == list(duel.contrasts)[-1]
+    ]  # fmt: skip
+    ends = [
+        abs(contrast.paired.difference) + (0 if math.isnan(contrast.paired.ci95) else contrast.paired.ci95)
+        for _, _, contrast in chosen
+    ]
+    reach = max(1.0, math.ceil(100 * max(ends)))
+    ahead = [contrast.ahead for _, _, contrast in chosen]
+    return Match(
+        dict(group[0].setting), group[0].first, group[0].second, [_bout(*each, reach) for each in chosen],
+        (ahead.count(1), ahead.count(-1), ahead.count(0)), reach, _across(0, reach),
+    )  # fmt: skip
+
+
+def _bout(duel: Duel, column: str, contrast: Contrast, reach: float) -> Bout:
+    setting = duel.setting
+    points, half = 100 * contrast.paired.difference, 100 * contrast.paired.ci95
+    known = 0.0 if math.isnan(half) else half
+    first, second = duel.scores[column]
+    return Bout(
+        "no attack" if setting["threat_norm"] == "none" else f"{threat(setting)}, {sides(setting)}", column,
+        first.text() + _mark(duel, first.flags), second.text() + _mark(duel, second.flags),
+        _signed(points) + ("" if math.isnan(half) else f" ±{shown(half)}"), round(points, 4), round(known, 4),
+        _p(contrast.corrected), _p(contrast.seeds_p), {1: duel.first, -1: duel.second, 0: ""}[contrast.ahead],
+        *(_across(each, reach) for each in (points, points - known, points + known)),
+    )  # fmt: skip
+
+
+def _across(points: float, reach: float) -> float:
+    """Where a difference stands in the little chart, to a tenth of a unit."""
+    return round(WIDTH / 2 + points / reach * (WIDTH / 2 - 6), 1)
+
+
+def _mark(duel: Duel, flags: frozenset[str]) -> str:
+    return "!" if flags - duel.board.shared else ""
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.1f}".replace("-", "−") if abs(points) >= 0.05 else "0.0"
+
+
+def _p(value: float) -> str:
+    return "–" if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,112 @@
+"""Comparisons of two learners for a terminal: a table a pair and threat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from robustbench_meta.evaluation.statistics import Paired
+from robustbench_meta.reporting.terminal.layout import WIDE, draw, folded, portions, title
+from robustbench_meta.reporting.terminal.leaderboard import POINTER, doubts, worst_told
+from robustbench_meta.results.pairwise import Contrast, Duel, tests_told
+from robustbench_meta.results.tables import WORST, Board, Score, shown
+
+
+def duel_tables(found: Sequence[Duel], width: int = 80) -> list[RenderableType]:
+    """A table for each two learners and threat, a row a column of the leaderboard; then what it all means."""
+    contrasts = [contrast for duel in found for contrast in duel.contrasts.values()]
+    spread = any(len(sample.by_seed) > 1 for contrast in contrasts for sample in (contrast.first, contrast.second))
+    luck = any(not math.isnan(contrast.seeds_p) for contrast in contrasts)
+    drawn = [_duel_drawn(duel, width, luck) for duel in found]
+    return [*drawn, Text(_duel_caption(found, spread, luck), style="dim")]
+
+
+def _duel_drawn(duel: Duel, width: int, luck: bool) -> RenderableType:
+    rows = duel.contrasts
+    first = {"under": {column: folded(column, 14) for column in rows}}
+    room = 12 if width < WIDE else 40
+    board = duel.board
+    cells = {
+        "A": _shares(board, {column: duel.scores[column][0] for column in rows}),
+        "B": _shares(board, {column: duel.scores[column][1] for column in rows}),
+        "A − B": {column: _difference(contrast.paired) for column, contrast in rows.items()},
+        "p": {column: Text(_p(contrast.corrected)) for column, contrast in rows.items()},
+    }
+    if luck:
+        cells["p seeds"] = {column: Text(_p(contrast.seeds_p)) for column, contrast in rows.items()}
+    ahead = {column: _ahead(duel, contrast, room) for column, contrast in rows.items()}
+    cells["ahead"] = {column: Text(told) for column, told in ahead.items()}
+    if len(list(portions(first, cells, width))) > 1:
+        cells["ahead"] = {column: Text(folded(told, 12)) for column, told in ahead.items()}
+    parts: list[RenderableType] = [Text(line, style="bold") for line in title(duel.setting)]
+    parts += [
+        Text.assemble((f"{letter} ", "bold"), name)
+        for letter, name in zip("AB", (duel.first, duel.second), strict=True)
+    ]
+    for chunk in portions(first, cells, width):
+        parts += [draw(first, {column: cells[column] for column in chunk}), Text("")]
+    told = "\n".join(doubts(board)[:-1])
+    return Group(*parts, *([Text(told, style="dim"), Text("")] if told else []))
+
+
+def _shares(board: Board, scores: Mapping[str, Score]) -> dict[str, Text]:
+    """`66.9`, of several seeds with the standard deviation between them; `!` where the number is flagged."""
+    flagged = {column: bool(score.flags - board.shared) for column, score in scores.items()}
+    found = {}
+    for column, score in scores.items():
+        text = Text(score.text())
+        if score.seeds > 1:
+            text.append(f" ±{shown(score.spread)}", style="dim")
+        found[column] = text.append(("!" if flagged[column] else " ") * any(flagged.values()), style="yellow")
+    return found
+
+
+def _difference(result: Paired) -> Text:
+    points = 100 * result.difference
+    text = Text(f"{points:+.1f}".replace("-", "−") if abs(points) >= 0.05 else "0.0", style="bold")
+    return text if math.isnan(result.ci95) else text.append(f" ±{shown(100 * result.ci95)}", style="not bold dim")
+
+
+def _p(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _ahead(duel: Duel, contrast: Contrast, room: int) -> str:
+    """The better learner by its name, or by its letter where names are long."""
+    if not contrast.ahead:
+        return "cannot be told apart"
+    letters = max(len(duel.first), len(duel.second)) > room
+    first, second = ("A", "B") if letters else (duel.first, duel.second)
+    return first if contrast.ahead > 0 else second
+
+
+def _duel_caption(found: Sequence[Duel], spread: bool, luck: bool) -> str:
+    episodes = sorted({int(duel.setting["episodes"]) for duel in found})
+    lines = [
+        "A, B: accuracy in %" + ("; ± standard deviation between seeds, where there are several." if spread else "."),
+        "A − B: in points, mean over the same episodes; ± half of its 95 % interval over "
+        + f"{' or '.join(f'{number:,}' for number in episodes)} episodes.",
+        f"p: paired t-test over episodes, by Holm's correction for {tests_told(found)}, all that are printed.",
+    ]
+    if luck:
+        lines.append("p seeds: Welch's t-test over the means of the seeds; – where one learner has a single seed.")
+    needs = "p is" if not luck else "p, and p seeds where there is one, are"
+    lines.append(f"Ahead: the better one if {needs} below 0.05.")
+    worst = {worst_told(duel.setting, "right under every attack that the two were under"): None
+             for duel in found if WORST in duel.contrasts}  # fmt: skip
+    lines += worst if len(worst) < 2 else [
+        "Worst case: right under every attack that the two were under, and, with clean support, without any."
+    ]  # fmt: skip
+    seeds = [min(len(contrast.first.by_seed), len(contrast.second.by_seed))
+             for duel in found for contrast in duel.contrasts.values()]  # fmt: skip
+    if 1 in seeds:
+        some = " where a learner has one seed" if spread else ""
+        lines.append(f"Comparisons rest on one training each{some}: its luck is not in p.")
+    if any(doubts(duel.board) for duel in found):
+        lines.append(POINTER)
+    return " ".join(lines)

@@ -1,0 +1,336 @@
+"""Live progress: a listener to the events that any plugin can hear, and what it shows them on."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, Protocol
+
+import pluggy
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from robustbench_meta.hookspecs import hookimpl
+from robustbench_meta.jobs.time_left import Left, Progress, Stretch
+from robustbench_meta.reporting.terminal.console import counted, err, is_screen
+
+QUIET_SECONDS = 15.0
+"""Between two lines about the same work, where there is no terminal; longer where much is done side by side."""
+OVERALL_SECONDS = 60.0
+"""Between two lines about the whole run there."""
+MOST_BARS = 8
+"""More trainings side by side are counted only."""
+WIDE = 100
+MOST_WIDTH = 110
+"""Wider bars tell no more."""
+NOTEBOOK_SECONDS = 0.5
+_NOTEBOOK_WIDTH = 110
+
+
+class Display(Protocol):
+    """Shows where a run is."""
+
+    def changed(self, progress: Progress, stretch: Stretch | None) -> None:
+        """The run, and a training or evaluation of it, got further."""
+        ...
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        ...
+
+
+class Listener:
+    """Turns the events of a run into a display."""
+
+    def __init__(self, display: Display, progress: Progress | None = None) -> None:
+        self.display, self.progress = display, progress or Progress()
+        self._reasons: set[tuple[str, str]] = set()
+
+    @hookimpl
+    def run_started(self, cells: int, work: Sequence[Mapping[str, Any]]) -> None:
+        """Note how much there is to do."""
+        self.progress.begin(cells, work)
+        self.display.changed(self.progress, None)
+
+    @hookimpl
+    def training_progress(self, training: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        """Show the step, the loss and the validation accuracy."""
+        self._told(self.progress.reach("train", training, step, steps, metrics))
+
+    @hookimpl
+    def evaluation_progress(self, training: str, done: int, total: int) -> None:
+        """Show how many of the (episode, attack) pairs are evaluated."""
+        self._told(self.progress.reach("test", training, done, total))
+
+    @hookimpl
+    def cell_finished(self) -> None:
+        """Count the cell."""
+        self.progress.cell_over()
+        self.display.changed(self.progress, None)
+
+    @hookimpl
+    def cell_failed(self, labels: Mapping[str, Any], training: str, reason: str) -> None:
+        """Count the cell and say why it failed, each reason once; nothing more comes of what its training was at."""
+        self.progress.cell_over(failed_of=training)
+        what = f"{labels['attack']} eps={labels['eps']} {labels['support']}/{labels['query']}"
+        why = "for the same reason" if (training, reason) in self._reasons else reason
+        self._reasons.add((training, reason))
+        self.display.say(f"failed: {what} on {training}: {why}")
+        self.display.changed(self.progress, None)
+
+    def _told(self, stretch: Stretch) -> None:
+        if stretch.spent == 0 and 0 < stretch.first == stretch.done < stretch.total:
+            self.display.say(f"{_name(stretch)}: resuming at {stretch.done:,} of {stretch.total:,}")
+        if stretch.over and stretch.total:
+            metrics = _metrics(stretch)
+            self.display.say(
+                f"{_name(stretch)}: {stretch.total:,} in {duration(stretch.spent)}{', ' + metrics if metrics else ''}"
+            )
+        self.display.changed(self.progress, stretch)
+
+
+# -- words -----------------------------------------------------------------------------------------
+
+
+def _name(stretch: Stretch) -> str:
+    return f"{stretch.stage} {stretch.title}"
+
+
+def _metrics(stretch: Stretch) -> str:
+    """`loss 0.51, val 83.1 %`, of what has been measured so far; of a test, whether its checks are running."""
+    metrics = stretch.told
+    if stretch.stage == "test":
+        return "with checks" if stretch.done < min(stretch.checked, stretch.total) else ""
+    shown = [f"loss {metrics['loss']:.2f}"] if "loss" in metrics else []
+    shown += [f"val {100 * metrics['validation_accuracy']:.1f} %"] if "validation_accuracy" in metrics else []
+    return ", ".join(shown)
+
+
+def _rate(speed: float) -> str:
+    return f"{speed:.0f}/s" if speed >= 100 else f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each"
+
+
+def duration(seconds: float) -> str:
+    """`0:01:05`."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def left_told(left: Left | None) -> str:
+    """`0:12:30 left`, with a mark.
+
+    ~ where it rests on the pace of others, > where of some work there is no pace yet, < where the pace is that of
+    episodes that are checked.
+    """
+    if left is None or (left.known == "more" and left.seconds < 1):
+        return "…"
+    mark = {"measured": "", "guessed": "~", "more": ">", "less": "<"}[left.known]
+    return f"{mark}{duration(left.seconds)} left"
+
+
+def _own_left(stretch: Stretch) -> str:
+    """`0:12:30` of one training or evaluation."""
+    return "" if stretch.left is None else f"{'<' if stretch.quickens else ''}{duration(stretch.left)}"
+
+
+def _shortened(text: str, width: int) -> str:
+    """With … in the middle where it is too long: its end, the seed and the part, tells it from others."""
+    if len(text) <= width:
+        return text
+    end = min(17, width // 2)
+    return f"{text[: width - end - 1]}…{text[-end:]}"
+
+
+# -- displays --------------------------------------------------------------------------------------
+
+
+def drawn(progress: Progress, width: int, height: int = 24) -> RenderableType:
+    """A line for each training and evaluation under way, as many as there is room for, and one for the whole run."""
+    width = min(width, MOST_WIDTH)
+    under_way = list(progress.stretches)
+    room = max(1, min(MOST_BARS, height - 4))
+    shown = under_way if len(under_way) <= room else under_way[: room - 1]
+    table = Table.grid(padding=(0, 1), expand=True)
+    table.width = width
+    wide = width >= WIDE
+    table.add_column(no_wrap=True, width=min(48, width * 3 // 10))
+    table.add_column(ratio=1, min_width=6)
+    for style in (None, "cyan", "cyan", "dim"):
+        table.add_column(justify="left" if style == "dim" else "right", no_wrap=True, style=style)
+    for stretch in shown:
+        table.add_row(
+            Text(_shortened(_name(stretch), min(48, width * 3 // 10))),
+            ProgressBar(total=stretch.total or 1, completed=stretch.done),
+            f"{stretch.done:,}/{stretch.total:,}",
+            "" if stretch.rate is None else _rate(stretch.rate),
+            "" if stretch.left is None else _own_left(stretch) + (" left" if wide else ""),
+            _metrics(stretch).replace(" %", "%").replace(",", ""),
+        )
+    parts: list[RenderableType] = [table] if shown else []
+    if len(shown) < len(under_way):
+        parts.append(Text(f"and {counted(len(under_way) - len(shown), 'other')} under way", style="dim"))
+    if progress.cells:
+        parts.append(_overall(progress, width))
+    return Group(*parts)
+
+
+def _overall(progress: Progress, width: int) -> RenderableType:
+    table = Table.grid(padding=(0, 1), expand=True)
+    table.width = width
+    table.add_column(no_wrap=True)
+    table.add_column(ratio=1, min_width=6)
+    for _ in range(3):
+        table.add_column(justify="right", no_wrap=True)
+    fraction = progress.fraction
+    table.add_row(
+        Text("all", style="bold"),
+        ProgressBar(total=1.0, completed=fraction or 0.0),
+        Text("" if fraction is None else f"{100 * fraction:.0f} %", style="bold"),
+        f"{progress.cells_over:,}/{counted(progress.cells, 'cell')}  {duration(progress.elapsed)} so far",
+        Text(left_told(progress.left), style="bold cyan"),
+    )
+    return table
+
+
+class Bars:
+    """Bars with rate and time left, on a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress: Progress | None = None
+        self._live = Live(
+            console=console, transient=True, refresh_per_second=4, get_renderable=self._drawn, redirect_stdout=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> Bars:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress = None
+        self._live.stop()
+
+    def _drawn(self) -> RenderableType:
+        return Text("") if self._progress is None else drawn(self._progress, self._console.width, self._console.height)
+
+    def changed(self, progress: Progress, stretch: Stretch | None) -> None:
+        """It is drawn four times a second."""
+        self._progress = progress
+
+    def say(self, line: str) -> None:
+        """Print above the bars."""
+        self._console.print(line, style="dim", markup=False, highlight=False)
+
+
+class Lines:
+    """A plain line now and then, where there is no terminal."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._clock = console, clock
+        self._last: dict[str, float] = {}
+
+    def changed(self, progress: Progress, stretch: Stretch | None) -> None:
+        """Print where the work is, if it has been quiet long enough."""
+        if self._due("", OVERALL_SECONDS) and progress.cells and progress.fraction is not None:
+            self.say(
+                f"all: {100 * progress.fraction:.0f} %, {progress.cells_over:,}/{counted(progress.cells, 'cell')}, "
+                f"{left_told(progress.left)}"
+            )
+        if stretch is None or stretch.over:
+            return
+        if not self._due(_name(stretch), QUIET_SECONDS * max(1.0, len(progress.stretches) / 4)):
+            return
+        pace = stretch.rate and f", {_rate(stretch.rate)}, {_own_left(stretch)} left"
+        told = _metrics(stretch)
+        self.say(f"{_name(stretch)}: {stretch.done:,}/{stretch.total:,}{pace or ''}{', ' + told if told else ''}")
+
+    def _due(self, what: str, seconds: float) -> bool:
+        now = self._clock()
+        if now - self._last.setdefault(what, now) < seconds:
+            return False
+        self._last[what] = now
+        return True
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class Notebook:
+    """One output of a notebook's cell that is written anew; needs IPython, which a notebook has, and no widgets."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._last = clock, float("-inf")
+        self._lines: list[str] = []
+        self._progress: Progress | None = None
+        self._handle: Any = None
+
+    def __enter__(self) -> Notebook:
+        from IPython.display import display
+
+        self._handle = display(self._shown(), raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write(bars=False)
+
+    def changed(self, progress: Progress, stretch: Stretch | None) -> None:
+        """Write it anew now and then."""
+        self._progress = progress
+        if self._clock() - self._last >= NOTEBOOK_SECONDS:
+            self._last = self._clock()
+            self._write()
+
+    def say(self, line: str) -> None:
+        """Keep a line above the bars."""
+        self._lines.append(line)
+        self._write()
+
+    def _write(self, *, bars: bool = True) -> None:
+        self._handle.update(self._shown(bars=bars), raw=True)
+
+    def _shown(self, *, bars: bool = True) -> dict[str, str]:
+        """As text, and the same as HTML in which everything is escaped."""
+        console = Console(file=io.StringIO(), record=True, width=_NOTEBOOK_WIDTH, force_jupyter=False)
+        parts: list[RenderableType] = [Text(line, style="dim") for line in self._lines]
+        if bars and self._progress is not None:
+            parts.append(drawn(self._progress, _NOTEBOOK_WIDTH))
+        console.print(Group(*parts), end="")
+        text = console.export_text(clear=False)
+        html = console.export_html(inline_styles=True, code_format='<pre style="line-height:1.3">{code}</pre>')
+        return {"text/plain": text, "text/html": html}
+
+
+@contextmanager
+def listening(manager: pluggy.PluginManager, listener: object) -> Iterator[None]:
+    """Inside, it hears the events."""
+    manager.register(listener)
+    try:
+        yield
+    finally:
+        manager.unregister(listener)
+
+
+@contextmanager
+def showing_progress(
+    manager: pluggy.PluginManager, console: Console | None = None, *, show: bool = True
+) -> Iterator[None]:  # fmt: skip
+    """Show the progress of what runs inside: bars on a terminal and in notebooks, lines elsewhere.
+
+    Args:
+        manager: of the registry whose plugins hear the run.
+        console: where to; default: stderr.
+        show: False to show nothing.
+    """
+    if not show:
+        yield
+        return
+    where = console or err()
+    display: Bars | Notebook | None = Notebook() if where.is_jupyter else Bars(where) if is_screen(where) else None
+    with listening(manager, Listener(display or Lines(where))), display or nullcontext():
+        yield
