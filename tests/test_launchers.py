@@ -64,17 +64,17 @@ def run(folder, jobs, plugins=None, policy=None, **given):
 
 
 def test_side_by_side_gives_the_rows_of_one_after_the_other(tmp_path, monkeypatch):
-    grid = {"dataset": "glyphs", "learners": ("maml", "adml"), "seeds": (0, 1), "scenarios": ("clean/adv", "adv/adv")}
+    grid = {"dataset": "glyphs", "backbone": "conv4:width=8", "learners": ("maml", "adml")}
     alone, one, first = run(tmp_path / "1", 1, **grid)
     monkeypatch.setattr(runner, "available_cores", lambda: 4)  # so that cores differ too: two, and four at the end
     together, two, second = run(tmp_path / "2", 2, **grid)
-    assert (together.finished, together.failed) == (alone.finished, []) == (12, [])
+    assert (together.finished, together.failed) == (alone.finished, []) == (4, [])
     rows = [leaderboard.build(store).drop(columns=leaderboard.COSTS) for store in (one, two)]
     pd.testing.assert_frame_equal(*rows, check_exact=True)
     texts = [pd.read_csv(leaderboard.write(store), dtype=str).drop(columns=leaderboard.COSTS) for store in (one, two)]
     assert texts[0].to_csv() == texts[1].to_csv()
     assert {event for event in second if isinstance(event, str)} == {event for event in first if isinstance(event, str)}
-    for title in ("maml (seed 0)", "maml (seed 1)", "adml (seed 0)", "adml (seed 1)"):
+    for title in ("maml (seed 0)", "adml (seed 0)"):
         assert {(title, 0, 4), (title, 4, 4)} <= set(second), "progress is told first and last"
 
 
