@@ -29,14 +29,20 @@ def small(registry):
     return WarmBench(cache_dir(), SMALL, keep_seconds=0.0)
 
 
+@pytest.fixture(scope="module")
+def reference(small, tmp_path_factory):
+    """What a run leaves that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("reference") / "results"
+    small.finish(folder)
+    return folder
+
+
 def kept(results, pattern):
     return any(results.glob(pattern))
 
 
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_leaderboard(small, tmp_path):
-    results = tmp_path / "killed"
-    small.finish(tmp_path / "reference")
-    killed = 0
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_leaderboard(small, reference, tmp_path):
+    results, killed = tmp_path / "killed", 0
     for sign in ("progress/*.safetensors", "progress/*-*.safetensors", "records/*.json"):
         run = small.start(results)
         run.until(partial(kept, results, sign))
@@ -44,7 +50,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_leaderboard(sma
         run.kill()
     small.finish(results)
     assert killed >= 2, "the runs were over before they could be killed"
-    assert not faults(results, tmp_path / "reference")
+    assert not faults(results, reference)
 
 
 def test_runs_on_one_folder_do_all_of_it_once_though_one_is_killed(small, tmp_path):
@@ -53,7 +59,7 @@ def test_runs_on_one_folder_do_all_of_it_once_though_one_is_killed(small, tmp_pa
     assert litter(tmp_path / "together") == 0
 
 
-def test_a_full_disk_stops_a_run_cleanly_and_it_goes_on_when_there_is_room(small, tmp_path):
+def test_a_full_disk_stops_a_run_cleanly_and_it_goes_on_when_there_is_room(small, reference, tmp_path):
     if namespace() is None:
         pytest.skip("file systems may not be mounted here, neither by unshare -m nor by unshare -rm")
     script = f"""
@@ -64,8 +70,7 @@ def test_a_full_disk_stops_a_run_cleanly_and_it_goes_on_when_there_is_room(small
         if __name__ == "__main__":
             folder = Path({str(tmp_path)!r})
             bench = WarmBench(Path({str(small.cache)!r}), {SMALL!r}, keep_seconds=0.0)
-            bench.finish(folder / "reference")
-            code, _, wrong = full(bench, Disk(folder / "disk"), 20480, folder / "reference")
+            code, _, wrong = full(bench, Disk(folder / "disk"), 20480, Path({str(reference)!r}))
             raise SystemExit("\\n".join(wrong) if wrong else code)
         """
     over = inside(["-c", textwrap.dedent(script)])
