@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a process that compiles all modules anew begins 0.5 s later
 os.environ.setdefault("ROBUSTBENCH_META_CACHE", str(Path(tempfile.gettempdir()) / "robustbench_meta-test-cache"))
 install_import_hook(
     [

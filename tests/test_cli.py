@@ -62,21 +62,6 @@ def test_a_screen_of_no_columns_is_one_of_unknown_size(words):
 # -- help ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["--version"], ["run", "--way", "1"]], ids=" ".join
-)
-def test_help_and_argument_errors_load_nothing_heavy(arguments):
-    code = (
-        "import sys\nfrom robustbench_meta.cli import main\n"
-        f"try: main({arguments!r})\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'pandas', 'torchattacks', 'numpy', 'scipy'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-        f"assert 'run' in {arguments!r} and '--way' in {arguments!r} or 'pydantic' not in sys.modules\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize("width", [80, 160])
 @pytest.mark.parametrize(
     "command", [[], ["run"], ["list"], ["plugins"], ["leaderboard"], ["data"], ["data", "add"]], ids=str

@@ -212,9 +212,8 @@ def test_the_audit_is_skipped_with_its_reason_where_the_service_is_none(tmp_path
 
 
 @needs_pip_audit
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/query", "http://nowhere.invalid/query"])
-def test_the_audit_is_skipped_without_network(tmp_path, url):
-    done = audit(tmp_path, url, [URLLIB3])
+def test_the_audit_is_skipped_without_network(tmp_path):
+    done = audit(tmp_path, "http://127.0.0.1:9/query", [URLLIB3])
     assert done.returncode == 0
     assert "SKIPPED" in done.stdout
     assert "ConnectionError" in done.stdout

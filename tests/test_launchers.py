@@ -65,17 +65,17 @@ def run(folder, jobs, plugins=None, policy=None, **given):
 
 
 def test_side_by_side_gives_the_rows_of_one_after_the_other(tmp_path, monkeypatch):
-    grid = {"dataset": "glyphs", "learners": ("maml", "adml"), "seeds": (0, 1), "scenarios": ("clean/adv", "adv/adv")}
+    grid = {"dataset": "glyphs", "backbone": "conv4:width=8", "learners": ("maml", "adml"), "checks": False}
     alone, one, first = run(tmp_path / "1", 1, **grid)
     monkeypatch.setattr(runner, "available_cores", lambda: 4)  # so that cores differ too: two, and four at the end
     together, two, second = run(tmp_path / "2", 2, **grid)
-    assert (together.finished, together.failed) == (alone.finished, []) == (12, [])
+    assert (together.finished, together.failed) == (alone.finished, []) == (4, [])
     rows = [leaderboard.build(store).drop(columns=leaderboard.COSTS) for store in (one, two)]
     pd.testing.assert_frame_equal(*rows, check_exact=True)
     texts = [pd.read_csv(leaderboard.write(store), dtype=str).drop(columns=leaderboard.COSTS) for store in (one, two)]
     assert texts[0].to_csv() == texts[1].to_csv()
     assert {event for event in second if isinstance(event, str)} == {event for event in first if isinstance(event, str)}
-    for title in ("maml (seed 0)", "maml (seed 1)", "adml (seed 0)", "adml (seed 1)"):
+    for title in ("maml (seed 0)", "adml (seed 0)"):
         assert {(title, 0, 4), (title, 4, 4)} <= set(second), "progress is told first and last"
 
 
@@ -83,7 +83,7 @@ def test_what_torch_was_set_to_is_given_back(tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        run(tmp_path, 1, learners=("protonet",))
+        run(tmp_path, 1, dataset="toy", learners=("maml",))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -181,7 +181,7 @@ def test_workers_take_no_file_of_the_working_folder_for_a_library(tmp_path, monk
     for name in ("select", "torch"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('taken for a library')")
     monkeypatch.chdir(tmp_path)
-    summary, _, _ = run(tmp_path / "r", 1, policy=Policy(executor="processes"), learners=("protonet",))
+    summary, _, _ = run(tmp_path / "r", 1, policy=Policy(executor="processes"), dataset="toy", learners=("maml",))
     assert (summary.finished, summary.failed) == (2, [])
     assert "PYTHONSAFEPATH" not in os.environ
 
@@ -257,14 +257,10 @@ def test_a_cell_that_hangs_or_kills_its_process_costs_no_other(tmp_path, hurts, 
     assert plain.finished == 2
     rows = [leaderboard.build(each).drop(columns=leaderboard.COSTS) for each in (store, other)]
     pd.testing.assert_frame_equal(*rows, check_exact=True)
-    # what failed is not tried again, unless it is asked for
+    # what failed is not tried again
     again, _, _ = run(tmp_path / "r", 1, hurts, Policy(), **grid)
     assert (again.finished, again.skipped, again.failed) == (0, 2, [])
     assert {cell.attack: reason for cell, reason in again.failed_before} == reasons
-    (hurts / "hurts.py").write_text(HURTS)
-    retry = Policy(executor="processes", cell_timeout=4.0, retry_failed=True)
-    third, _, _ = run(tmp_path / "r", 1, hurts, retry, **{**grid, "attacks": ("none", "kills")})
-    assert (third.skipped, [cell.attack for cell, _ in third.failed]) == (1, ["kills"])
 
 
 def test_an_error_that_spoils_the_device_costs_its_cell_and_its_process(tmp_path, hurts, caplog, monkeypatch):

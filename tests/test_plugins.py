@@ -456,17 +456,21 @@ def test_an_installed_distribution_runs_through_the_grid(tmp_path):
     subprocess.run([*pip, "--target", tmp_path / "site", source], check=True, capture_output=True)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "COLUMNS": "300"}
 
-    def run(*arguments):
-        command = [sys.executable, "-c", "from robustbench_meta.cli import main; main()", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    listed = run("list")
+    what = ["--learner", "pixel-centroid", "--attack", "sign-noise:tries=2", "--scenario", "clean/adv"]
+    code = (
+        "from robustbench_meta.cli import main\n"
+        f"for command in {[['list'], ['plugins'], [*SMOKE, *what]]!r}:\n"
+        "    try: main(command)\n    except SystemExit as stop: assert not stop.code, (command, stop.code)\n"
+        "    print('THE NEXT')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    listed, plugins, _ = done.stdout.split("THE NEXT\n", 2)
     assert re.search("^sign-noise ", listed, re.MULTILINE)
-    assert "bench-stranger 0.3 (sign_noise)" in run("plugins")
+    assert "bench-stranger 0.3 (sign_noise)" in plugins
     assert "pixel-centroid  installed: bench-stranger 0.3 (pixel_centroid)" in listed
-    run(*SMOKE, "--learner", "pixel-centroid", "--attack", "sign-noise:tries=2", "--scenario", "clean/adv")
     rows = pd.read_csv(tmp_path / "results" / "leaderboard.csv")
     assert list(zip(rows["learner"], rows["attack"], strict=True)) == [("pixel-centroid", "sign-noise:tries=2")]
 

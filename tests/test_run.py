@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,10 @@ from robustbench_meta.results import leaderboard
 from robustbench_meta.results.store import Store, pack, unpack
 
 CPU = torch.device("cpu")
-SMALL = {"profile": "smoke", "attacks": ("none", "fgsm", "pgd:steps=2"), "scenarios": ("clean/adv", "adv/adv")}
+SMALL = {
+    "profile": "smoke", "attacks": ("none", "fgsm", "pgd:steps=2"), "scenarios": ("clean/adv", "adv/adv"),
+    "checks": False,
+}  # fmt: skip
 
 
 def run(registry, folder, **given):
@@ -39,6 +43,15 @@ def untimed(store):
 def test_the_same_seed_gives_the_same_csv(registry, done, tmp_path):
     _, again = run(registry, tmp_path)
     pd.testing.assert_frame_equal(untimed(again), untimed(done), check_exact=True)
+
+
+def test_the_same_seed_gives_the_same_checks(registry, tmp_path):
+    given = {"learners": ("maml",), "attacks": ("fgsm",), "scenarios": ("clean/adv",), "checks": True}
+    (_, one), (_, other) = (run(registry, tmp_path / name, **given) for name in ("one", "other"))
+    pd.testing.assert_frame_equal(untimed(one), untimed(other), check_exact=True)
+    [certificates] = zip(*([record["checks"] for record in store.records()] for store in (one, other)), strict=True)
+    assert certificates[0] == certificates[1]
+    assert certificates[0]["accuracies"]
 
 
 def test_another_seed_gives_other_weights_on_the_same_episodes(registry, done, tmp_path):
@@ -112,10 +125,19 @@ def test_the_toy_stays_at_chance(registry, tmp_path, learner):
         assert half < 0.02
 
 
+ONE = {"learners": ("maml",), "attacks": ("none",)}
+
+
+@pytest.fixture(scope="module")
+def one(registry, tmp_path_factory):
+    """The results of one cell, for copies to be damaged."""
+    return run(registry, tmp_path_factory.mktemp("one"), **ONE)[1]
+
+
 @pytest.mark.parametrize("damage", ["", "{", '{"schema": 3, "key": "x"}', "[]"])
-def test_a_damaged_record_is_told_and_computed_again(registry, tmp_path, caplog, damage):
-    small = {"learners": ("maml",), "attacks": ("none",)}
-    _, store = run(registry, tmp_path, **small)
+def test_a_damaged_record_is_told_and_computed_again(registry, one, tmp_path, caplog, damage):
+    shutil.copytree(one.root, tmp_path, dirs_exist_ok=True)
+    store = Store(tmp_path)
     [path] = (tmp_path / "records").iterdir()
     whole = untimed(store)
     path.write_text(damage)
@@ -124,13 +146,13 @@ def test_a_damaged_record_is_told_and_computed_again(registry, tmp_path, caplog,
     assert aside.read_text() == damage
     assert str(path) in caplog.text
     assert str(aside) in caplog.text
-    summary, _ = run(registry, tmp_path, **small)
+    summary, _ = run(registry, tmp_path, **ONE)
     assert summary.finished == 1
     pd.testing.assert_frame_equal(untimed(store), whole)
 
 
-def test_a_damaged_checkpoint_is_told_and_trained_again(registry, tmp_path, caplog):
-    run(registry, tmp_path, learners=("maml",), attacks=("none",))
+def test_a_damaged_checkpoint_is_told_and_trained_again(registry, one, tmp_path, caplog):
+    shutil.copytree(one.root, tmp_path, dirs_exist_ok=True)
     [path] = (tmp_path / "checkpoints").glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-100])
     summary, _ = run(registry, tmp_path, learners=("maml",), attacks=("fgsm",))
@@ -167,7 +189,7 @@ def test_a_learner_without_weights_is_just_evaluated(registry, tmp_path):
 def transductive(registry, tmp_path_factory):
     """A checkpoint of a MAML with batch norm."""
     folder = tmp_path_factory.mktemp("batch norm")
-    run(registry, folder, learners=("maml",), attacks=("none",), backbone="conv4:norm=batch,width=4", checks=False)
+    run(registry, folder, learners=("maml",), attacks=("none",), backbone="conv4:norm=batch,width=4")
     return next((folder / "checkpoints").glob("*.safetensors"))
 
 

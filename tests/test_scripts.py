@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import pandas as pd
 import pytest
@@ -237,18 +238,17 @@ def test_an_interrupted_stream_says_so(tmp_path):
 # -- completion ------------------------------------------------------------------------------------
 
 
-def completed(*words, cwd=None, cache=None):
+def completed(*words):
     """What bash is given for the last word."""
-    environment = {
-        **os.environ, "_BENCH_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(("bench", *words)),
-        "COMP_CWORD": str(len(words)), **({"ROBUSTBENCH_META_CACHE": str(cache)} if cache else {}),
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", "from robustbench_meta.cli import main; main()"], env=environment, cwd=cwd,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.stderr == ""
-    return done.stdout.split()
+    asked = {
+        "_BENCH_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(("bench", *words)),
+        "COMP_CWORD": str(len(words)),
+    }
+    with mock.patch.dict(os.environ, asked):
+        done = bench()
+    assert done.err == ""
+    return done.out.split()
 
 
 @pytest.fixture(scope="module")
@@ -274,21 +274,23 @@ def remembered(tmp_path_factory):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )  # fmt: skip
-def test_words_are_completed(words, some, tmp_path, remembered):
+def test_words_are_completed(words, some, tmp_path, monkeypatch, remembered):
+    monkeypatch.setenv("ROBUSTBENCH_META_CACHE", str(remembered))
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.toml").write_text("")
-    assert some in completed(*words, cwd=tmp_path, cache=remembered)
+    assert some in completed(*words)
 
 
 def test_names_are_those_that_the_last_command_saw(tmp_path, monkeypatch):
     monkeypatch.setenv("ROBUSTBENCH_META_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert completed("run", "-a", "", cache=tmp_path) == [], "no command has loaded plugins yet"
+    assert completed("run", "-a", "") == [], "no command has loaded plugins yet"
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "broken.py").write_text(BROKEN)
     completion.remember(load_registry())
-    assert completed("run", "-a", "bro", cache=tmp_path) == ["broken"]
+    assert completed("run", "-a", "bro") == ["broken"]
     (tmp_path / "names.json").write_text("[1")
-    assert completed("run", "-a", "bro", cache=tmp_path) == []
+    assert completed("run", "-a", "bro") == []
     (tmp_path / "names.json").unlink()
     (tmp_path / "names.json").mkdir()
     completion.remember(load_registry())

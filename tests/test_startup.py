@@ -8,10 +8,11 @@ import pytest
 
 from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.plugins.attacks.torchattacks import BRIDGED
-from robustbench_meta.registry.discovery import FOLDERS
 from robustbench_meta.registry.registry import KINDS, CollisionError, load_registry
+from tests.test_cli import bench, told
 
 HEAVY = {"torch", "pandas", "torchattacks", "scipy", "matplotlib", "numpy"}
+LOOKED_FOR = HEAVY | {"pydantic"}
 
 LATE = """
 from robustbench_meta import hookimpl
@@ -37,15 +38,18 @@ MINE = '''
 '''
 
 
-def imported_by(*arguments):
-    """Which of the heavy modules the command loads."""
+def imported_by(*commands):
+    """By command, in this order in one process of its own: which of the modules that are looked for are there then."""
     code = (
         "import sys\nfrom robustbench_meta.cli import main\n"
-        f"try: main({list(arguments)!r})\nexcept SystemExit: pass\n"
-        f"print('HEAVY', *({HEAVY!r} & set(sys.modules)))"
+        f"for command in {commands!r}:\n"
+        "    try: main(command.split())\n    except SystemExit: pass\n"
+        f"    print('HEAVY', command, *({LOOKED_FOR!r} & set(sys.modules)), sep='|')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.splitlines()[-1].split()[1:])
+    told = [line.split("|")[1:] for line in done.stdout.splitlines() if line.startswith("HEAVY|")]
+    assert [command for command, *_ in told] == list(commands)
+    return {command: set(imported) for command, *imported in told}
 
 
 def late(folder, body=MINE, name="'late'", file="late"):
@@ -65,32 +69,33 @@ def test_files_of_the_working_folder_are_not_taken_for_libraries(tmp_path):
 # -- commands --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["", "--help", "--version", "run --help", "list --help", "plugins --help", "plugins new --help",
-     "plugins new atack x", "plugins new attack X", "leaderboard --help", "compare --help",
-     "plot --help", "export --help", "plot curvs", "plot --width x", "export --format x", "compare --plot x.jpg",
-     "report --help", "report nowhere", "report --out x.pdf",
-     "data --help", "data list --help", "data add --help", "data download --help",
-     "run --nonsense", "run --way x", "run --profile quikc", "run --eps much", "run --scenario up", "run -l :::",
-     "run qick", "run nowhere.toml", "run quick --way 1",
-     "lst", "plugins --nonsense", "leaderboard nowhere", "compare nowhere",
-     "data download nothing"],
+LIGHTER = ("", "--help", "--version", "run --help", "list --help")
+LIGHT = (
+    "plugins --help", "plugins new --help",
+    "plugins new atack x", "plugins new attack X", "leaderboard --help", "compare --help",
+    "plot --help", "export --help", "plot curvs", "plot --width x", "export --format x", "compare --plot x.jpg",
+    "report --help", "report nowhere", "report --out x.pdf",
+    "data --help", "data list --help", "data add --help", "data download --help",
+    "run --nonsense", "run --way x", "run --way 1", "run --profile quikc", "run --eps much", "run --scenario up",
+    "run -l :::", "run qick", "run nowhere.toml", "run quick --way 1",
+    "lst", "plugins --nonsense", "leaderboard nowhere", "compare nowhere",
+    "data download nothing",
 )  # fmt: skip
-def test_help_and_typing_errors_import_nothing_heavy(command):
-    assert imported_by(*command.split()) == set()
 
 
-@pytest.mark.parametrize("command", ["list attacks fgsm", "plugins", "run --attack fgsm --dry-run"])
-def test_torchattacks_is_not_imported_unless_an_attack_of_it_is_wanted(command):
-    imported = imported_by(*command.split())
-    assert "torch" in imported
-    assert not {"torchattacks", "matplotlib"} & imported
+def test_help_and_typing_errors_import_nothing_heavy():
+    imported = imported_by(*LIGHTER, *LIGHT)
+    assert {command: modules for command, modules in imported.items() if modules & HEAVY} == {}
+    assert {command: imported[command] for command in LIGHTER if imported[command]} == {}
 
 
-@pytest.mark.parametrize("command", ["list attacks", "run --attack fgsm --attack bim --dry-run"])
-def test_torchattacks_is_imported_for_its_own_attacks(command):
-    assert "torchattacks" in imported_by(*command.split())
+def test_torchattacks_is_imported_for_its_own_attacks_only():
+    others, own = ("list attacks fgsm", "plugins", "run --attack fgsm --dry-run"), "run --attack bim --dry-run"
+    imported = imported_by(*others, own)
+    for command in others:
+        assert "torch" in imported[command]
+        assert not {"torchattacks", "matplotlib"} & imported[command], command
+    assert "torchattacks" in imported[own]
 
 
 # -- register.later --------------------------------------------------------------------------------
@@ -136,9 +141,7 @@ def test_what_cannot_be_loaded_is_told_when_it_is_wanted_and_costs_nobody_else(t
 
 def test_bench_list_shows_the_others_and_why_one_failed(tmp_path):
     late(tmp_path, "raise OSError('no disk')")
-    code = f"from robustbench_meta.cli import main; main(['list', 'attacks', '--plugins', {str(tmp_path)!r}])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    shown = " ".join(done.stdout.split())
+    shown = told(bench("list", "attacks", "--plugins", tmp_path).out)
     assert re.search(r"late \? \? failed: attack 'late' of local .* cannot be loaded: OSError: no disk", shown)
     assert all(name in shown for name in BRIDGED)
 

@@ -14,6 +14,7 @@ from benchmarks.survival.filling import inside, namespace
 from benchmarks.survival.folders import faults, litter
 from benchmarks.survival.runs import WarmBench
 from benchmarks.survival.together import together
+from robustbench_meta.data.cache import cache_dir
 
 SMALL = (
     "--profile", "smoke", "-l", "maml", "-a", "none", "-a", "fgsm", "--meta-steps", "12", "--episodes", "16", "--query",
@@ -21,18 +22,27 @@ SMALL = (
 )  # fmt: skip
 
 
-def bench(folder):
-    return WarmBench(folder / "cache", SMALL, keep_seconds=0.0)
+@pytest.fixture(scope="module")
+def small(registry):
+    """How all are called; the pictures, which take longer to draw than the rest, are there."""
+    registry.make("dataset", "glyphs", {}).load(None)
+    return WarmBench(cache_dir(), SMALL, keep_seconds=0.0)
+
+
+@pytest.fixture(scope="module")
+def reference(small, tmp_path_factory):
+    """What a run leaves that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("reference") / "results"
+    small.finish(folder)
+    return folder
 
 
 def kept(results, pattern):
     return any(results.glob(pattern))
 
 
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_leaderboard(tmp_path):
-    small, results = bench(tmp_path), tmp_path / "killed"
-    small.finish(tmp_path / "reference")
-    killed = 0
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_leaderboard(small, reference, tmp_path):
+    results, killed = tmp_path / "killed", 0
     for sign in ("progress/*.safetensors", "progress/*-*.safetensors", "records/*.json"):
         run = small.start(results)
         run.until(partial(kept, results, sign))
@@ -40,16 +50,16 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_leaderboard(tmp
         run.kill()
     small.finish(results)
     assert killed >= 2, "the runs were over before they could be killed"
-    assert not faults(results, tmp_path / "reference")
+    assert not faults(results, reference)
 
 
-def test_runs_on_one_folder_do_all_of_it_once_though_one_is_killed(tmp_path):
-    _, wrong = together([bench(tmp_path)] * 3, tmp_path, "together", step=1)
+def test_runs_on_one_folder_do_all_of_it_once_though_one_is_killed(small, tmp_path):
+    _, wrong = together([small] * 3, tmp_path, "together", step=1)
     assert not wrong, "\n".join(wrong)
     assert litter(tmp_path / "together") == 0
 
 
-def test_a_full_disk_stops_a_run_cleanly_and_it_goes_on_when_there_is_room(tmp_path):
+def test_a_full_disk_stops_a_run_cleanly_and_it_goes_on_when_there_is_room(small, reference, tmp_path):
     if namespace() is None:
         pytest.skip("file systems may not be mounted here, neither by unshare -m nor by unshare -rm")
     script = f"""
@@ -59,9 +69,8 @@ def test_a_full_disk_stops_a_run_cleanly_and_it_goes_on_when_there_is_room(tmp_p
 
         if __name__ == "__main__":
             folder = Path({str(tmp_path)!r})
-            bench = WarmBench(folder / "cache", {SMALL!r}, keep_seconds=0.0)
-            bench.finish(folder / "reference")
-            code, _, wrong = full(bench, Disk(folder / "disk"), 20480, folder / "reference")
+            bench = WarmBench(Path({str(small.cache)!r}), {SMALL!r}, keep_seconds=0.0)
+            code, _, wrong = full(bench, Disk(folder / "disk"), 20480, Path({str(reference)!r}))
             raise SystemExit("\\n".join(wrong) if wrong else code)
         """
     over = inside(["-c", textwrap.dedent(script)])
