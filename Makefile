@@ -58,7 +58,7 @@ types: $(VENV)/.dev $(TYPED)  ## mypy, strict
 	cd $(TYPED) && ../bin/mypy --config-file $(CURDIR)/pyproject.toml -p robustbench_meta -m cli -p examples -p benchmarks
 
 docs: docs-tools  ## the docs say what the code does, and make a site: build/site/index.html
-	$(BIN)/pytest tests/test_docs.py
+	$(BIN)/pytest tests/end_to_end/test_docs.py
 	@test ! -e $(DOCS)/.done || $(DOCS)/bin/mkdocs --quiet build --strict --site-dir $(SITE)
 
 docs-serve: docs-tools  ## show the docs site while you write
@@ -78,7 +78,7 @@ audit: $(VENV)/.dev  ## known vulnerabilities among the pins; skipped, with the 
 	$(BIN)/python .ci/audit.py --pip-audit $(VENV)/audit/bin/pip-audit constraints*.txt
 
 tests: $(VENV)/.dev  ## pytest, on JOBS processes (default: all cores)
-	$(BIN)/pytest -n $(JOBS) --dist worksteal --ignore tests/test_docs.py
+	$(BIN)/pytest -n $(JOBS) --dist worksteal --ignore tests/end_to_end/test_docs.py
 
 format: $(VENV)/.dev  ## ruff, changing files
 	$(BIN)/ruff check --fix $(SOURCES)
