@@ -19,7 +19,7 @@ from benchmarks.problems import Problem, with_few_validations
 from robustbench_meta.engine.parallel import Cores
 from robustbench_meta.engine.training import meta_train
 from robustbench_meta.evaluation.evaluator import Outcome as Evaluated
-from robustbench_meta.evaluation.evaluator import evaluate
+from robustbench_meta.evaluation.evaluator import evaluate_cells
 from robustbench_meta.runtime.seeds import seed_from
 
 PGD_STEPS, PGD_ALPHA = 20, 0.01
@@ -88,7 +88,7 @@ def _count(settings: Settings) -> int:
 def ours(problem: Problem, device: torch.device) -> Correct:
     """All cells of the training, by the suite."""
     grid = problem.grid
-    found = evaluate(problem.engine, problem.weights, grid.splits.test.to(device), grid.cells, device)
+    found = evaluate_cells(problem.engine, problem.weights, grid.splits.test.to(device), grid.cells, device)
     results: Correct = {}
     for cell in grid.cells:
         outcome = found[cell.key]

@@ -46,10 +46,10 @@ from robustbench_meta.data.image_decoding import read_image
 from robustbench_meta.data.pickled import read_series
 from robustbench_meta.data.series import choose_series
 from robustbench_meta.engine.engine import Plan
-from robustbench_meta.engine.metrics import Judged
+from robustbench_meta.engine.metrics import QueryMetrics
 from robustbench_meta.engine.training_snapshots import TrainingState, read_state, state_bytes
 from robustbench_meta.errors import BenchError
-from robustbench_meta.evaluation.partial_results import Chunk, Part, Tally, part_bytes, read_part
+from robustbench_meta.evaluation.partial_results import Chunk, PartialResult, Tally, part_bytes, read_part
 from robustbench_meta.experiment.checkpoints import Trained, checkpoint_bytes, weights_of
 from robustbench_meta.experiment.suite import KEYS, parse_suite, read_suite, shipped, suite_text
 from robustbench_meta.results.records import SCHEMA, read_record, record_text
@@ -434,9 +434,9 @@ def kept_seeds() -> list[bytes]:
     sum(weight.sum() for weight in weights.values()).backward()  # type: ignore[union-attr]  # tensors
     optimizer.step()
     trained = Trained(weights, history=[{"step": 1.0}])
-    state = TrainingState(1, weights, optimizer.state_dict(), trained, Judged(), Plan(), "cpu")
+    state = TrainingState(1, weights, optimizer.state_dict(), trained, QueryMetrics(), Plan(), "cpu")
     chunk = Chunk("6e6f", torch.ones(1, 2, dtype=torch.bool), {"c": Tally(torch.zeros(1, 2, dtype=torch.bool))})
-    part = part_bytes(Part([chunk], {}, "cpu"), "k", ["c"])
+    part = part_bytes(PartialResult([chunk], {}, "cpu"), "k", ["c"])
     return [checkpoint_bytes(trained, {"learner": {"name": "maml"}}), state_bytes(state, "k"), part]
 
 

@@ -114,13 +114,13 @@ class Problem:
             self.engine.plan = product.test_plan(place, self.grid, episodes, self._vmap(place))
         return self.engine.plan
 
-    def _vmap(self, place: product.Place) -> bool:
+    def _vmap(self, place: product.WorkerContext) -> bool:
         return product.self_check(place, self.grid, self.training)
 
     @contextmanager
-    def _workplace(self) -> Iterator[product.Place]:
+    def _workplace(self) -> Iterator[product.WorkerContext]:
         with tempfile.TemporaryDirectory() as folder:
-            yield product.Place(Store(Path(folder)), self.device, self.engine.cores)
+            yield product.WorkerContext(Store(Path(folder)), self.device, self.engine.cores)
 
     def gradient(self) -> Tensor:
         """Our meta-gradient, end to end."""

@@ -291,7 +291,7 @@ def evaluate(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if results is None else folder_of(results)
         store = Store(folder)
         stored = [] if fresh else [each for each in store.records() if each["training"] == grid.trainings[0].key]
-        callable_learner.rehearse(models, grid, ready.device, stored)
+        callable_learner.check_on_test_episodes(models, grid, ready.device, stored)
         stack.enter_context(threads(processes))
         found = done(ready, folder, policy, progress, kept=results is not None)
     if not len(found):

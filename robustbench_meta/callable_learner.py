@@ -175,7 +175,9 @@ def bring(registry: Registry, learner: type[Learner], version: str | None) -> No
             raise PluginError(found.error)
 
 
-def rehearse(models: OwnModels, grid: Grid, device: torch.device, records: Iterable[Mapping[str, Any]]) -> None:
+def check_on_test_episodes(
+    models: OwnModels, grid: Grid, device: torch.device, records: Iterable[Mapping[str, Any]]
+) -> None:
     """Try the model on the first test episodes, before anything is attacked; compare with what is stored of it.
 
     Args:

@@ -14,7 +14,7 @@ import torch
 
 from robustbench_meta.jobs import runner
 from robustbench_meta.jobs.policy import Policy
-from robustbench_meta.jobs.runner import Ready
+from robustbench_meta.jobs.runner import PreparedRun
 from robustbench_meta.reporting.results import Results
 from robustbench_meta.results import frames, leaderboard
 from robustbench_meta.results.store import Store
@@ -25,7 +25,7 @@ Progress = bool | Literal["auto"]
 _log = logging.getLogger(__name__)
 
 
-def done(ready: Ready, folder: Path, policy: Policy, progress: Progress, *, kept: bool) -> Results:
+def done(ready: PreparedRun, folder: Path, policy: Policy, progress: Progress, *, kept: bool) -> Results:
     """Run it, and read what became of it.
 
     Args:
@@ -47,7 +47,7 @@ def done(ready: Ready, folder: Path, policy: Policy, progress: Progress, *, kept
     return found
 
 
-def _showing(ready: Ready, progress: Progress) -> AbstractContextManager[Any]:
+def _showing(ready: PreparedRun, progress: Progress) -> AbstractContextManager[Any]:
     if progress is False:
         return nullcontext()
     from robustbench_meta.reporting.terminal.console import err, is_screen  # noqa: PLC0415  # how the command line shows it

@@ -9,7 +9,7 @@ from robustbench_meta.evaluation.flags import FLAGS
 from robustbench_meta.reporting.export.markdown import code
 from robustbench_meta.reporting.terminal.layout import title
 from robustbench_meta.results.leaderboard import COLUMNS
-from robustbench_meta.results.tables import CLEAN, WORST, Board, Score, boards, shown
+from robustbench_meta.results.tables import CLEAN, WORST, LeaderboardTable, Score, boards, shown
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "leaderboard.md"
@@ -65,7 +65,7 @@ def _section(name: str, told: str) -> Iterator[str]:
         yield from _table(board)
 
 
-def _table(board: Board) -> Iterator[str]:
+def _table(board: LeaderboardTable) -> Iterator[str]:
     first, second = title(board.setting)
     yield f"**{first}**<br>{second}\n"
     ranked = bool(board.ranks)
@@ -91,7 +91,7 @@ def _table(board: Board) -> Iterator[str]:
     yield ""
 
 
-def _cell(board: Board, score: Score, bold: bool) -> str:
+def _cell(board: LeaderboardTable, score: Score, bold: bool) -> str:
     if not score.seeds:
         return "–"
     text = f"**{score.text()}**" if bold else score.text()

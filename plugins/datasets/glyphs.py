@@ -18,7 +18,7 @@ from pydantic import Field
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Dataset
 from robustbench_meta.contracts.tasks import Splits
-from robustbench_meta.data.array_cache import digest_of
+from robustbench_meta.data.array_cache import file_digest
 from robustbench_meta.data.pictures import Pictures, cached_pictures
 from robustbench_meta.errors import DataError
 from robustbench_meta.runtime.seeds import seed_from
@@ -58,7 +58,7 @@ class Glyphs(Dataset):
     def _key(self) -> dict[str, object]:
         return {
             **self.model_dump(),
-            "code": digest_of(Path(__file__)),
+            "code": file_digest(Path(__file__)),
             "pillow": metadata.version("pillow"),
             "freetype": features.version("freetype2"),
             "matplotlib": metadata.version("matplotlib"),

@@ -15,7 +15,7 @@ from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Dataset
 from robustbench_meta.contracts.tasks import Splits
 from robustbench_meta.data.copies import ABOUT, Copies
-from robustbench_meta.data.omniglot import read_part
+from robustbench_meta.data.omniglot import read_half
 from robustbench_meta.data.omniglot_parts import need_parts
 from robustbench_meta.data.pictures import Pictures
 from robustbench_meta.errors import DataError
@@ -42,7 +42,7 @@ class Omniglot(Dataset):
 
     def load(self, root: Path | None) -> Splits:
         """Read both parts, and split: lake 792/172/659 characters, vinyals 1028/172/423."""
-        background, evaluation = (read_part(part) for part in need_parts(data_root(root)))
+        background, evaluation = (read_half(part) for part in need_parts(data_root(root)))
         pictures = Pictures(*(np.concatenate(pair) for pair in zip(background, evaluation, strict=True)))
         evaluated = set(evaluation.classes.tolist())
         parts: dict[str, list[int]] = {"train": [], "validation": [], "test": []}

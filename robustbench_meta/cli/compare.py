@@ -53,9 +53,9 @@ def compare(
     if place is not None:
         from robustbench_meta.cli.plot import save_all, tell
         from robustbench_meta.reporting.figures.pairwise import draw_duels
-        from robustbench_meta.reporting.figures.style import Look, Palette
+        from robustbench_meta.reporting.figures.style import FigureStyle, Palette
 
-        look = Look(palette=Palette(sorted(set(frame["learner"]))))
+        look = FigureStyle(palette=Palette(sorted(set(frame["learner"]))))
         names = [first, second] if first is not None and second is not None else []
         command = shlex.join(["bench", "compare", *names])
         console.print()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _KINDS = ("learner", "attack", "dataset", "backbone", "tracker")
 
 
-def plugins(kind: str) -> Callable[[str], list[str]]:
+def named(kind: str) -> Callable[[str], list[str]]:
     """Completes the names of one kind; what begins with NAME: is an option, of which nothing is known here."""
 
     def names(incomplete: str) -> list[str]:
@@ -39,7 +39,7 @@ def one_of(names: Iterable[str]) -> Callable[[str], list[str]]:
     return words
 
 
-def drawn(incomplete: str) -> list[str]:
+def complete_figures(incomplete: str) -> list[str]:
     """What `bench plot` draws, and folders of results."""
     from robustbench_meta.reporting.figures import KINDS
 
@@ -82,7 +82,7 @@ def kinds(incomplete: str) -> list[str]:
 
 def names_of_kind(ctx: typer.Context, incomplete: str) -> list[str]:
     """Plugins of the kind that was typed before."""
-    return plugins(str(ctx.params.get("kind") or "").removesuffix("s"))(incomplete)
+    return named(str(ctx.params.get("kind") or "").removesuffix("s"))(incomplete)
 
 
 def compared(incomplete: str) -> list[str]:

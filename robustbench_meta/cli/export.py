@@ -10,7 +10,7 @@ import typer
 
 from robustbench_meta.cli import completion
 from robustbench_meta.cli.options import RESULTS, Debug
-from robustbench_meta.cli.results import Attacks, Eps, Learners, Results, Scenarios, read_selected
+from robustbench_meta.cli.results import Attacks, Eps, FolderResults, Learners, Scenarios, read_selected
 from robustbench_meta.errors import BenchError, unknown
 from robustbench_meta.reporting.export import FORMATS
 
@@ -92,7 +92,7 @@ def _format(given: str | None, out: Path | None) -> str:
     raise BenchError(f"--out {out}: say what to write there with --format {'|'.join(FORMATS)}")
 
 
-def _written(name: str, turned: bool) -> Callable[[Results], str]:
+def _written(name: str, turned: bool) -> Callable[[FolderResults], str]:
     """What writes that format."""
     if name in {"csv", "json"}:
         from robustbench_meta.reporting.export.data import as_json, csv

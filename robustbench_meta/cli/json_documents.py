@@ -13,7 +13,7 @@ from robustbench_meta.errors import PluginError
 from robustbench_meta.registry.registry import Registry, load_registry
 
 if TYPE_CHECKING:
-    from robustbench_meta.results.pairwise import Duel
+    from robustbench_meta.results.pairwise import Comparison
 
 
 def print_list(
@@ -94,7 +94,7 @@ def print_duels(results: Path, first: str | None, second: str | None) -> None:
         print_document(stream, duels=found)
 
 
-def _column(duel: Duel, column: str) -> dict[str, Any]:
+def _column(duel: Comparison, column: str) -> dict[str, Any]:
     contrast, (one, two) = duel.contrasts[column], duel.scores[column]
     return {
         "column": column, "episodes": len(contrast.first.episodes),

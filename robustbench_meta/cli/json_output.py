@@ -21,12 +21,12 @@ PROGRESS_SECONDS = 1.0
 """Between two lines about the same work; the first and the last one always come."""
 
 
-def plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """As JSON has it: null for what is no finite number."""
     if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
+        return {str(key): as_json(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
+        return [as_json(each) for each in value]
     if hasattr(value, "item"):  # a number of NumPy's
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -36,7 +36,7 @@ def plain(value: Any) -> Any:
 
 def print_document(stream: TextIO, **told: Any) -> None:
     """Write one document."""
-    document = {"format": FORMAT, "robustbench_meta": __version__, **plain(told)}
+    document = {"format": FORMAT, "robustbench_meta": __version__, **as_json(told)}
     stream.write(json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
 
 
@@ -67,7 +67,7 @@ class Events:
     def tell(self, event: str, /, **facts: Any) -> None:
         """Write one line, at once."""
         seconds = round(self._clock() - self._began, 3)
-        line = json.dumps({"format": FORMAT, "event": event, "seconds": seconds, **plain(facts)}, allow_nan=False)
+        line = json.dumps({"format": FORMAT, "event": event, "seconds": seconds, **as_json(facts)}, allow_nan=False)
         self._stream.write(line + "\n")
         self._stream.flush()
 

@@ -18,8 +18,8 @@ from robustbench_meta.reporting.figures import FORMATS, KINDS
 from robustbench_meta.reporting.figures.sizes import COLUMNS, parse_width
 
 if TYPE_CHECKING:
-    from robustbench_meta.reporting.figures.figure import Drawn
-    from robustbench_meta.reporting.figures.style import Look
+    from robustbench_meta.reporting.figures.figure import PaperFigure
+    from robustbench_meta.reporting.figures.style import FigureStyle
 
 _LOOK = "How it looks"
 _MOST_PAIRS = 12
@@ -31,7 +31,7 @@ def plot(
     what: Annotated[
         list[str] | None,
         typer.Argument(
-            autocompletion=completion.drawn, metavar="[WHAT…] [DIR]",
+            autocompletion=completion.complete_figures, metavar="[WHAT…] [DIR]",
             help=f"{', '.join(KINDS)}; and the results folder. Default: all that ./results has numbers for.",
         ),
     ] = None,
@@ -84,35 +84,35 @@ def plot(
         raise BenchError(f"--dpi was given {dpi}; expected 50 to 1200")
     names, results = read_selected(place, learner, attack, eps, scenario)
     from robustbench_meta.options import parse_eps
-    from robustbench_meta.reporting.figures.catalog import Shown, draw, leaves_out, needs
+    from robustbench_meta.reporting.figures.catalog import FigureData, draw_figures, leaves_out, requirement
     from robustbench_meta.reporting.figures.save import parse_out
-    from robustbench_meta.reporting.figures.style import Look, Palette
+    from robustbench_meta.reporting.figures.style import FigureStyle, Palette
     from robustbench_meta.reporting.terminal.console import counted, err
     from robustbench_meta.reporting.terminal.console import out as stdout
 
     files = parse_out(out, format or [], place / "figures")
     keys = set(results.frame["spec_hash"])
     records = [record for record in results.store.records() if record["key"] in keys] if "learning" in kinds else []
-    look = Look(inches, font_size, font, title, Palette(names))
+    look = FigureStyle(inches, font_size, font, title, Palette(names))
     chosen = [("--learner", learner), ("--attack", attack), ("--eps", eps), ("--scenario", scenario)]
     command = ["bench", "plot", *(kinds if what and kinds != list(KINDS) else [])]
     command += [word for option, values in chosen for value in values or () for word in (option, value)]
     command += ["--width", width] if width else []
-    found: list[Drawn] = []
+    found: list[PaperFigure] = []
     zero = any(parse_eps(text).value == 0 for text in eps or ())
-    shown = Shown(results.frame, results.samples, records, zero)
+    shown = FigureData(results.frame, results.samples, records, zero)
     if leaves_out(kinds, shown):
         err().print("left out: eps 0, where an attack changes nothing; `--eps 0` draws it", markup=False, style="dim")
-    for kind, drawn in draw(kinds, shown, look):
+    for kind, drawn in draw_figures(kinds, shown, look):
         if kinds == list(KINDS) and kind == "compare" and len(drawn) > _MOST_PAIRS:
             told = f"left out: compare, {len(drawn)} figures of two learners each; `bench plot compare` draws them"
             err().print(told, markup=False, style="dim")
             continue
         found += drawn
         if not drawn and kinds != list(KINDS):
-            raise BenchError(f"nothing to draw for {kind}: it needs {needs(kind)}")
+            raise BenchError(f"nothing to draw for {kind}: it needs {requirement(kind)}")
         if not drawn:
-            err().print(f"left out: {kind}, which needs {needs(kind)}", markup=False, style="dim")
+            err().print(f"left out: {kind}, which needs {requirement(kind)}", markup=False, style="dim")
     paths = save_all(found, look, *files, shlex.join(command), dpi)
     tell(paths)
     if len(found) > 1:
@@ -135,8 +135,14 @@ bench plot compare --learner maml --learner adml --format svg
 
 
 def save_all(
-    found: Sequence[Drawn], look: Look, base: Path, formats: Sequence[str], single: bool, command: str, dpi: int = 300
-) -> list[tuple[list[Path], Drawn]]:
+    found: Sequence[PaperFigure],
+    look: FigureStyle,
+    base: Path,
+    formats: Sequence[str],
+    single: bool,
+    command: str,
+    dpi: int = 300,
+) -> list[tuple[list[Path], PaperFigure]]:
     """Write figures, and return them with the files of each, one a format.
 
     Args:
@@ -149,7 +155,7 @@ def save_all(
         command: that drew them, kept in the files.
         dpi: of PNG.
     """
-    from robustbench_meta.reporting.figures.save import names, save
+    from robustbench_meta.reporting.figures.save import names, save_figure
 
     told = names(found)
     if single:
@@ -159,12 +165,12 @@ def save_all(
     for drawn, name in zip(found, told, strict=True):
         files = [folder / f"{name}.{ending}" for ending in formats]
         for path in files:
-            save(drawn, path, look, command, dpi)
+            save_figure(drawn, path, look, command, dpi)
         paths.append((files, drawn))
     return paths
 
 
-def tell(paths: Iterable[tuple[list[Path], Drawn]]) -> None:
+def tell(paths: Iterable[tuple[list[Path], PaperFigure]]) -> None:
     """Say where each figure is, in each format, how large, and what its caption may say."""
     from rich.padding import Padding
     from rich.text import Text

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-    from robustbench_meta.registry.registry import Found
+    from robustbench_meta.registry.registry import LoadedModule
 
 app = typer.Typer(rich_markup_mode="rich")
 
@@ -110,7 +110,7 @@ def _begun(kind: str, name: str, file: Path, test: Path) -> list[Text]:
     return lines
 
 
-def _found(found: list[Found]) -> RenderableType:
+def _found(found: list[LoadedModule]) -> RenderableType:
     from rich.console import Group
     from rich.padding import Padding
     from rich.text import Text

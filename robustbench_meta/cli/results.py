@@ -36,7 +36,7 @@ Scenarios = Annotated[
 _NOTHING = "the folder {0} holds no finished cells: `bench run --results {0}` makes some"
 
 
-class Results(NamedTuple):
+class FolderResults(NamedTuple):
     """What a folder holds: a row a finished cell, and what each episode gave."""
 
     store: Store
@@ -44,7 +44,7 @@ class Results(NamedTuple):
     samples: Samples
 
 
-def read_results(folder: Path) -> Results:
+def read_results(folder: Path) -> FolderResults:
     """Read the finished cells of a results folder.
 
     Raises:
@@ -64,13 +64,13 @@ def read_results(folder: Path) -> Results:
     frame, samples = read(store)
     if frame.empty:
         raise BenchError(_NOTHING.format(folder))
-    return Results(store, frame, samples)
+    return FolderResults(store, frame, samples)
 
 
 def read_selected(
     folder: Path, learners: list[str] | None, attacks: list[str] | None, eps: list[str] | None,
     scenarios: list[str] | None,
-) -> tuple[list[str], Results]:  # fmt: skip
+) -> tuple[list[str], FolderResults]:  # fmt: skip
     """Read part of a results folder: the names of all its learners, and the finished cells that were chosen.
 
     Worst cases, ranks and flags that come from comparing rows are over the chosen cells.
@@ -86,4 +86,4 @@ def read_selected(
     chosen = Selection(learners or (), attacks or (), eps or (), scenarios or ())
     if chosen.everything:
         return names, results
-    return names, Results(results.store, *read(results.store, chosen.keys(results.frame)))
+    return names, FolderResults(results.store, *read(results.store, chosen.keys(results.frame)))

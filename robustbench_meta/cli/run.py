@@ -54,14 +54,14 @@ def run(
     learner: Annotated[
         list[str] | None,
         typer.Option(
-            "--learner", "-l", autocompletion=completion.plugins("learner"), metavar=_PLUGIN, rich_help_panel=_COMPARED,
+            "--learner", "-l", autocompletion=completion.named("learner"), metavar=_PLUGIN, rich_help_panel=_COMPARED,
             help="Meta-learner.", show_default=", ".join(DEFAULT_LEARNERS),
         ),
     ] = None,
     attack: Annotated[
         list[str] | None,
         typer.Option(
-            "--attack", "-a", autocompletion=completion.plugins("attack"), metavar=_PLUGIN, rich_help_panel=_COMPARED,
+            "--attack", "-a", autocompletion=completion.named("attack"), metavar=_PLUGIN, rich_help_panel=_COMPARED,
             help="Attack; its option eps overrides --eps.", show_default=", ".join(DEFAULT_ATTACKS),
         ),
     ] = None,
@@ -82,7 +82,7 @@ def run(
     surrogate: Annotated[
         str | None,
         typer.Option(
-            "--surrogate", autocompletion=completion.plugins("learner"), metavar="NAME[:…]|FILE",
+            "--surrogate", autocompletion=completion.named("learner"), metavar="NAME[:…]|FILE",
             rich_help_panel=_COMPARED, show_default="none",
             help="Of clean/transfer: the learner, or the checkpoint, on which attacks are made.",
         ),
@@ -97,14 +97,14 @@ def run(
     dataset: Annotated[
         str | None,
         typer.Option(
-            "--dataset", "-d", autocompletion=completion.plugins("dataset"), metavar=_PLUGIN, rich_help_panel=_TASKS,
+            "--dataset", "-d", autocompletion=completion.named("dataset"), metavar=_PLUGIN, rich_help_panel=_TASKS,
             help="Data set.", show_default="glyphs",
         ),
     ] = None,
     backbone: Annotated[
         str | None,
         typer.Option(
-            "--backbone", "-b", autocompletion=completion.plugins("backbone"), metavar=_PLUGIN, rich_help_panel=_TASKS,
+            "--backbone", "-b", autocompletion=completion.named("backbone"), metavar=_PLUGIN, rich_help_panel=_TASKS,
             help="Network.", show_default="the data set's",
         ),
     ] = None,
@@ -170,7 +170,7 @@ def run(
     track: Annotated[
         list[str] | None,
         typer.Option(
-            "--track", autocompletion=completion.plugins("tracker"), metavar=_PLUGIN, rich_help_panel=_HOW,
+            "--track", autocompletion=completion.named("tracker"), metavar=_PLUGIN, rich_help_panel=_HOW,
             help="Keep its curves and cells: tensorboard, mlflow.", show_default="none",
         ),
     ] = None,
@@ -250,13 +250,13 @@ def run(
             with nullcontext() if quiet or events else working("loading plugins and data …"):
                 from robustbench_meta.cli import run_steps
 
-                ready = run_steps.prepare(
+                ready = run_steps.prepare_suite(
                     wanted, plugins, not no_local_plugins, data_root, policy, track or (), dry=dry_run
                 )
             if save is not None:
-                run_steps.save(wanted, save, quiet=quiet)
+                run_steps.save_and_say(wanted, save, quiet=quiet)
             if dry_run:
-                run_steps.rehearse(ready, results, policy, events, save)
+                run_steps.dry_run(ready, results, policy, events, save)
                 return
             with stop.listening(lambda: err().print(_STOPPING, markup=False)):
                 failed = run_steps.execute(

@@ -11,12 +11,20 @@ import pluggy
 
 from robustbench_meta.cli.completion import remember
 from robustbench_meta.cli.json_output import Events
-from robustbench_meta.cli.run_summary import Effort, afterwards, cells_table, failures, header, outcome, work
+from robustbench_meta.cli.run_summary import (
+    WorkEstimate,
+    afterwards,
+    cells_table,
+    failures,
+    header,
+    outcome,
+    work_table,
+)
 from robustbench_meta.experiment.suite import Suite, save_suite
 from robustbench_meta.jobs import runner
 from robustbench_meta.jobs.planner import groups_of, needed_of, work_of, workers_for
 from robustbench_meta.jobs.policy import Policy
-from robustbench_meta.jobs.runner import Ready, compute, failures_of
+from robustbench_meta.jobs.runner import PreparedRun, compute, failures_of
 from robustbench_meta.reporting.terminal.console import err, out
 from robustbench_meta.reporting.terminal.progress import listening, showing_progress
 from robustbench_meta.results.store import Store, is_done, is_trained
@@ -24,17 +32,17 @@ from robustbench_meta.runtime.cpu import available_cores
 from robustbench_meta.runtime.interrupts import Stop
 
 
-def prepare(
+def prepare_suite(
     suite: Suite, plugins: Path | None, local_plugins: bool, data_root: Path | None, policy: Policy,
     track: Sequence[str] = (), *, dry: bool = False,
-) -> Ready:  # fmt: skip
+) -> PreparedRun:  # fmt: skip
     """Find the device and the plugins, load the data, and expand the grids; `dry` remembers no names to complete."""
     return runner.make_ready(
         suite, plugins, local_plugins, data_root, policy, track, bring=None if dry else remember
     )  # fmt: skip
 
 
-def save(suite: Suite, path: Path, *, quiet: bool = False) -> None:
+def save_and_say(suite: Suite, path: Path, *, quiet: bool = False) -> None:
     """Write the suite's file, and say so."""
     new = save_suite(suite, path)
     if not quiet:
@@ -42,7 +50,7 @@ def save(suite: Suite, path: Path, *, quiet: bool = False) -> None:
 
 
 def execute(
-    ready: Ready, results: Path, policy: Policy, stop: Stop, *, quiet: bool = False, events: Events | None = None,
+    ready: PreparedRun, results: Path, policy: Policy, stop: Stop, *, quiet: bool = False, events: Events | None = None,
     debug: bool = False,
 ) -> int:  # fmt: skip
     """Run the suite, show its tables, and return how many of its cells failed, now or before.
@@ -101,8 +109,8 @@ def _hearing(manager: pluggy.PluginManager, events: Events | None) -> AbstractCo
     return nullcontext() if events is None else listening(manager, events)
 
 
-def rehearse(
-    ready: Ready, results: Path, policy: Policy, events: Events | None = None, saved: Path | None = None
+def dry_run(
+    ready: PreparedRun, results: Path, policy: Policy, events: Events | None = None, saved: Path | None = None
 ) -> None:
     """Show the cells, what is done already, and the work; write nothing, but for a suite file that was asked for."""
     grids, console, store = ready.grids, out(), Store(results, write=False)
@@ -120,10 +128,10 @@ def rehearse(
     console.print(header(ready.suite, grids, ready.registry, ready.device, done))
     for number, grid in enumerate(grids, 1):
         console.print(cells_table(grid, states, number if len(grids) > 1 else None))
-    console.print(work(_efforts(ready, states, results, policy), saved))
+    console.print(work_table(_efforts(ready, states, results, policy), saved))
 
 
-def _efforts(ready: Ready, states: Mapping[str, str], results: Path, policy: Policy) -> list[Effort]:
+def _efforts(ready: PreparedRun, states: Mapping[str, str], results: Path, policy: Policy) -> list[WorkEstimate]:
     """Of each part what is still to do; a training that an earlier part makes is none of a later one."""
     pending = {key for key, state in states.items() if state == "to do"}
     needed = needed_of(ready.grids, pending)
@@ -134,6 +142,6 @@ def _efforts(ready: Ready, states: Mapping[str, str], results: Path, policy: Pol
     for grid in ready.grids:
         own = {cell.key for cell in grid.cells} & pending
         missing = {training.key for training in grid.needed(own)} - there
-        efforts.append(Effort(len(own), grid.estimate(own, missing), workers))
+        efforts.append(WorkEstimate(len(own), grid.estimate(own, missing), workers))
         there |= missing
     return efforts

@@ -119,7 +119,7 @@ def cells_table(grid: Grid, states: Mapping[str, str], part: int | None = None) 
     return Group(Text(f"part {part}" if part == 1 else f"\npart {part}", style="bold"), table)
 
 
-class Effort(NamedTuple):
+class WorkEstimate(NamedTuple):
     """What is still to do of a grid."""
 
     cells: int
@@ -128,7 +128,7 @@ class Effort(NamedTuple):
     """How many trainings are done at a time."""
 
 
-def work(efforts: Sequence[Effort], saved: Path | None = None) -> RenderableType:
+def work_table(efforts: Sequence[WorkEstimate], saved: Path | None = None) -> RenderableType:
     """The counts of what is still to do in all parts, and how many trainings are done at a time."""
     cells = sum(effort.cells for effort in efforts)
     if not cells:

@@ -86,13 +86,13 @@ def _shown(runs: list[RunStatus], width: int) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    from robustbench_meta.reporting.terminal.progress import drawn, duration
+    from robustbench_meta.reporting.terminal.progress import draw_progress, duration
 
     parts: list[RenderableType] = []
     for run in runs:
         style = {"running": "green", "finished": "dim", "interrupted": "yellow"}[run.state]
         head = f"{run.name}  {run.progress.cells_over}/{run.progress.cells} cells, {len(run.failed)} failed"
-        parts += [Text.assemble(head + "  ", (run.state, style)), drawn(run.progress, width)]
+        parts += [Text.assemble(head + "  ", (run.state, style)), draw_progress(run.progress, width)]
         parts += [Text(f"failed: {what}: {reason}", style="red") for what, reason in run.failed]
         if run.alive:
             table = Table.grid(padding=(0, 2))

@@ -59,7 +59,9 @@ class ThreatModel:
         over_range = torch.maximum(self.low - x_adv.min(), x_adv.max() - self.high).double()
         return torch.where(x_adv.isfinite().all(), torch.stack([over_eps, over_range]), torch.nan)
 
-    def verify(self, attack: str, x_adv: Tensor, x: Tensor, event: int, doubts: Doubts | None = None) -> None:
+    def verify(
+        self, attack: str, x_adv: Tensor, x: Tensor, event: int, doubts: DeferredViolations | None = None
+    ) -> None:
         """Raise ViolationError, with the attack's name and the amount, unless x_adv is inside.
 
         Args:
@@ -100,7 +102,7 @@ class ThreatModel:
             )
 
 
-class Doubts:
+class DeferredViolations:
     """What is to be judged of attacks, kept on the device until somebody has time to wait for it."""
 
     def __init__(self) -> None:

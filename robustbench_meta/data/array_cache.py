@@ -56,7 +56,7 @@ def cached(name: str, key: Mapping[str, object], make: Callable[[], Arrays]) -> 
     return arrays
 
 
-def digest_of(*files: Path) -> str:
+def file_digest(*files: Path) -> str:
     """A digest of the contents of files, in this order."""
     digest = hashlib.sha256()
     for file in files:

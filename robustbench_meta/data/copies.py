@@ -29,12 +29,12 @@ class Resolved(NamedTuple):
     """By split: '3 dropped', '3 kept', or ''."""
 
 
-def digest(content: bytes | memoryview) -> np.ndarray:
+def image_digest(content: bytes | memoryview) -> np.ndarray:
     """The digest of an image's bytes: uint8 [16]."""
     return np.frombuffer(hashlib.blake2b(content, digest_size=16).digest(), np.uint8)
 
 
-def resolve(
+def resolve_copies(
     digests: UInt8[np.ndarray, "images 16"], parts: Sequence[str], labels: Sequence[str], names: Sequence[str],
     rule: Copies, where: str,
 ) -> Resolved:  # fmt: skip

@@ -22,7 +22,7 @@ _TURNS: dict[object, Image.Transpose] = {
 """By the number that EXIF has for the orientation."""
 
 
-def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
+def read_image_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     """The content of an image's file.
 
     Raises:

@@ -55,7 +55,7 @@ def inner(folder: Path) -> Path:
         folder = folders[0]
 
 
-class Picture(NamedTuple):
+class ImageFile(NamedTuple):
     """One image file, its class, and the split of that class."""
 
     path: Path
@@ -67,9 +67,9 @@ class Listing(NamedTuple):
     """All images of a folder: in order of split, class and file name."""
 
     folder: Path
-    pictures: list[Picture]
+    pictures: list[ImageFile]
 
-    def name_of(self, picture: Picture) -> str:
+    def name_of(self, picture: ImageFile) -> str:
         """What messages call an image: its path in the folder."""
         return picture.path.relative_to(self.folder).as_posix()
 
@@ -164,8 +164,8 @@ def _by_part(folder: Path, paths: Sequence[Path], suffix: str) -> dict[str, Path
     return {part: mine[0] for part, mine in found.items()}
 
 
-def _from_folders(folder: Path, part: str) -> list[Picture]:
-    found: list[Picture] = []
+def _from_folders(folder: Path, part: str) -> list[ImageFile]:
+    found: list[ImageFile] = []
     stray = [path for path in contents(folder) if _is_image(path)]
     others = 0
     for label in (path for path in contents(folder) if path.is_dir()):
@@ -184,7 +184,7 @@ def _from_folders(folder: Path, part: str) -> list[Picture]:
                 f"{label} is the folder of a class, but holds no image ({', '.join(SUFFIXES)}): fill or remove it"
             )
         others += len(there) - len(images)
-        found += [Picture(path, label.name, part) for path in images]
+        found += [ImageFile(path, label.name, part) for path in images]
     if others:
         logger.warning("%s: %d files that are no images (%s) are left out", folder.name, others, ", ".join(SUFFIXES))
     if stray and found:
@@ -192,7 +192,7 @@ def _from_folders(folder: Path, part: str) -> list[Picture]:
     return found
 
 
-def _divide(pictures: list[Picture], shares: Sequence[int] | None, seed: int, folder: Path) -> list[Picture]:
+def _divide(pictures: list[ImageFile], shares: Sequence[int] | None, seed: int, folder: Path) -> list[ImageFile]:
     """Give the classes to the splits by their shares, at least one to each; by default five, for 5-way tasks."""
     labels = sorted({picture.label for picture in pictures})
     if len(labels) < len(PARTS):
@@ -222,7 +222,7 @@ def _instead(folder: Path) -> str:
     return told + next((f": {advice}" for mine, advice in _ADVICE.items() if suffixes & set(mine)), "")
 
 
-def _from_csv(folder: Path, table: Path, part: str | None) -> list[Picture]:
+def _from_csv(folder: Path, table: Path, part: str | None) -> list[ImageFile]:
     base = folder / "images" if (folder / "images").is_dir() else folder
     pictures = []
     for number, row in _read_csv(table, _COLUMNS if part is None else _COLUMNS[:2]):
@@ -230,7 +230,7 @@ def _from_csv(folder: Path, table: Path, part: str | None) -> list[Picture]:
         named = part or part_of(row["split"])
         if named is None:
             raise DataError(f"{where}: split is {row['split']!r}; expected train, val (or validation) or test")
-        pictures.append(Picture(base / _inside(row["filename"], where), row["label"], named))
+        pictures.append(ImageFile(base / _inside(row["filename"], where), row["label"], named))
     missing = [picture.path for picture in pictures if not picture.path.is_file()]
     if missing:
         raise DataError(f"{table} lists {len(missing)} files that are not there, the first is {missing[0]}")

@@ -13,10 +13,10 @@ import PIL
 from PIL import Image, ImageOps
 
 from robustbench_meta.data.archives import Limits, open_zip
-from robustbench_meta.data.array_cache import digest_of
-from robustbench_meta.data.copies import digest
-from robustbench_meta.data.image_decoding import read_bytes, read_image
-from robustbench_meta.data.omniglot_parts import CHARACTERS, Part
+from robustbench_meta.data.array_cache import file_digest
+from robustbench_meta.data.copies import image_digest
+from robustbench_meta.data.image_decoding import read_image, read_image_bytes
+from robustbench_meta.data.omniglot_parts import CHARACTERS, OmniglotHalf
 from robustbench_meta.data.pictures import Pictures, cached_pictures
 from robustbench_meta.errors import DataError
 from robustbench_meta.runtime.paths import is_clutter
@@ -27,14 +27,14 @@ _LIMITS = Limits(files=60_000, total=512 * 2**20, ratio=50)
 _PLACE = re.compile(r"[^/]+/character\d\d/[^/]+\.png")
 
 
-def read_part(part: Part) -> Pictures:
+def read_half(part: OmniglotHalf) -> Pictures:
     """All characters of a part, 'Alphabet/character01', as 28×28 pictures with bright ink; kept between runs.
 
     Raises:
         DataError: damaged, or not 964 (659) characters of 20 drawings.
     """
-    state = digest_of(part.path) if part.path.suffix == ".zip" else _state_of_folder(part.path)
-    key = {"part": part.name, "state": state, "code": digest_of(Path(__file__)), "pillow": PIL.__version__}
+    state = file_digest(part.path) if part.path.suffix == ".zip" else _state_of_folder(part.path)
+    key = {"part": part.name, "state": state, "code": file_digest(Path(__file__)), "pillow": PIL.__version__}
     return cached_pictures("omniglot", key, lambda: _decode(part))
 
 
@@ -47,25 +47,25 @@ def _drawings(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*.png") if not is_clutter(path.name))
 
 
-def _decode(part: Part) -> Pictures:
+def _decode(part: OmniglotHalf) -> Pictures:
     with _open(part) as (names, read):
         drawings = sorted(name for name in names if _PLACE.fullmatch(name))
         by_class = {label: list(group) for label, group in groupby(drawings, lambda name: name.rpartition("/")[0])}
         _check_counts(part, by_class)
         contents = {name: read(name) for name in drawings}
         return Pictures.stack(
-            {label: [draw(contents[n], f"{part.path}: {n}") for n in group] for label, group in by_class.items()},
-            [digest(contents[name]) for name in drawings], drawings,
+            {label: [rasterize(contents[n], f"{part.path}: {n}") for n in group] for label, group in by_class.items()},
+            [image_digest(contents[name]) for name in drawings], drawings,
         )  # fmt: skip
 
 
-def draw(data: bytes, where: str) -> np.ndarray:
+def rasterize(data: bytes, where: str) -> np.ndarray:
     """A drawing as uint8 [1, 28, 28], ink 255: resized in grey with Lanczos' filter."""
     ink = ImageOps.invert(read_image(data, where, "L", max_pixels=2**20))
     return np.asarray(ink.resize((SIDE, SIDE), Image.Resampling.LANCZOS))[None]
 
 
-def _check_counts(part: Part, by_class: dict[str, list[str]]) -> None:
+def _check_counts(part: OmniglotHalf, by_class: dict[str, list[str]]) -> None:
     odd = [f"{label} has {len(group)}" for label, group in by_class.items() if len(group) != DRAWINGS]
     if odd:
         raise DataError(f"{part.path}: {odd[0]} drawings; every character of Omniglot has {DRAWINGS}: get it again")
@@ -77,13 +77,13 @@ def _check_counts(part: Part, by_class: dict[str, list[str]]) -> None:
 
 
 @contextmanager
-def _open(part: Part) -> Iterator[tuple[Iterable[str], Callable[[str], bytes]]]:
+def _open(part: OmniglotHalf) -> Iterator[tuple[Iterable[str], Callable[[str], bytes]]]:
     """The names of a part's files below its folder, and how to read one."""
     if part.path.suffix != ".zip":
         nested = part.path / part.name  # as Windows unpacks
         folder = nested if nested.is_dir() else part.path
         names = (path.relative_to(folder).as_posix() for path in _drawings(folder))
-        yield names, lambda name: read_bytes(folder / name)
+        yield names, lambda name: read_image_bytes(folder / name)
         return
     with open_zip(part.path, _LIMITS) as archive:
         inside = {_below(part.name, entry.filename): entry for entry in archive.entries}

@@ -11,7 +11,7 @@ CHARACTERS = {"images_background": 964, "images_evaluation": 659}
 """Characters by part."""
 
 
-class Part(NamedTuple):
+class OmniglotHalf(NamedTuple):
     """One half of Omniglot on disk."""
 
     name: str
@@ -20,17 +20,17 @@ class Part(NamedTuple):
     """The zip or the folder."""
 
 
-def find_parts(root: Path) -> list[Part]:
+def find_parts(root: Path) -> list[OmniglotHalf]:
     """The parts that are there, in `root`, `root`/omniglot or `root`/omniglot-py (torchvision's), zips first."""
     found = []
     for name in CHARACTERS:
         places = [root / sub / file for sub in ("", "omniglot", "omniglot-py") for file in (f"{name}.zip", name)]
         there = [place for place in places if (place.is_file() if place.suffix == ".zip" else place.is_dir())]
-        found += [Part(name, there[0])] if there else []
+        found += [OmniglotHalf(name, there[0])] if there else []
     return found
 
 
-def need_parts(root: Path) -> list[Part]:
+def need_parts(root: Path) -> list[OmniglotHalf]:
     """Both parts.
 
     Raises:

@@ -13,7 +13,7 @@ import numpy as np
 
 from robustbench_meta.contracts.tasks import Splits, check_disjoint
 from robustbench_meta.data.archives import Limits, open_zip
-from robustbench_meta.data.copies import Copies, digest, resolve
+from robustbench_meta.data.copies import Copies, image_digest, resolve_copies
 from robustbench_meta.data.pictures import Pictures
 from robustbench_meta.data.safe_pickle import MAX_BYTES, read_pickle
 from robustbench_meta.data.series import Series
@@ -39,7 +39,7 @@ def read_series(series: Series, name: str, copies: Copies) -> Splits:
         raise DataError(f"the splits have images of different shapes: {told}; expected one")
     check_disjoint({f"{name} {part}": pictures.classes.tolist() for part, pictures in read.items()})
     sizes = [len(pictures.images) for pictures in read.values()]
-    found = resolve(
+    found = resolve_copies(
         np.concatenate([pictures.digests for pictures in read.values()]),
         np.repeat(list(read), sizes).tolist(),
         np.concatenate([np.repeat(pictures.classes, pictures.counts) for pictures in read.values()]).tolist(),
@@ -91,7 +91,11 @@ def _pictures(content: Any, part: str, where: str) -> Pictures:
         ordered[end - len(places) : end] = channels_first[places]
     names = [f"{part} image {place} (class '{label}')" for label, places in members.items() for place in places]
     return Pictures(
-        ordered, counts, np.array(list(members)), np.stack([digest(image.data) for image in ordered]), np.array(names)
+        ordered,
+        counts,
+        np.array(list(members)),
+        np.stack([image_digest(image.data) for image in ordered]),
+        np.array(names),
     )
 
 

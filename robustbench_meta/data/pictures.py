@@ -11,7 +11,7 @@ import torch
 
 from robustbench_meta.contracts.tasks import Splits, check_disjoint_classes
 from robustbench_meta.data.array_cache import Arrays, cached
-from robustbench_meta.data.copies import PARTS, Copies, resolve
+from robustbench_meta.data.copies import PARTS, Copies, resolve_copies
 from robustbench_meta.data.image_bank import ImageBank
 
 
@@ -72,7 +72,7 @@ class Pictures(NamedTuple):
             part_of = {place: part for part in PARTS for place in parts[part]}
             classes = np.repeat(np.arange(len(self.counts)), self.counts)
             used = np.flatnonzero(np.isin(classes, list(part_of)))
-            found = resolve(
+            found = resolve_copies(
                 self.digests[used], [part_of[place] for place in classes[used].tolist()],
                 self.classes[classes[used]].tolist(), self.names[used].tolist(), copies, name,
             )  # fmt: skip

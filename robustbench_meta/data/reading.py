@@ -10,10 +10,10 @@ import numpy as np
 import PIL
 from PIL import Image, ImageOps
 
-from robustbench_meta.data.array_cache import digest_of
-from robustbench_meta.data.copies import Copies, digest, resolve
-from robustbench_meta.data.image_decoding import longest_side, read_bytes, read_image
-from robustbench_meta.data.image_folder import Listing, Picture
+from robustbench_meta.data.array_cache import file_digest
+from robustbench_meta.data.copies import Copies, image_digest, resolve_copies
+from robustbench_meta.data.image_decoding import longest_side, read_image, read_image_bytes
+from robustbench_meta.data.image_folder import ImageFile, Listing
 from robustbench_meta.data.pictures import Pictures
 
 USUAL_SIDE = 84
@@ -40,7 +40,7 @@ def state_of(listing: Listing) -> list[object]:
         )
         for picture, stat in stats
     ]
-    return [digest_of(Path(__file__)), PIL.__version__, files]
+    return [file_digest(Path(__file__)), PIL.__version__, files]
 
 
 def read_listing(listing: Listing, size: int | None, channels: int, fit: Fit, copies: Copies) -> Pictures:
@@ -53,19 +53,19 @@ def read_listing(listing: Listing, size: int | None, channels: int, fit: Fit, co
     """
     pictures, names = listing.pictures, [listing.name_of(picture) for picture in listing.pictures]
 
-    def look(picture: Picture) -> tuple[np.ndarray, int]:
-        data = read_bytes(picture.path)
-        return digest(data), longest_side(data) if size is None else size
+    def look(picture: ImageFile) -> tuple[np.ndarray, int]:
+        data = read_image_bytes(picture.path)
+        return image_digest(data), longest_side(data) if size is None else size
 
     with ThreadPoolExecutor() as pool:
         digests, sides = zip(*pool.map(look, pictures), strict=True)
         if copies == "refuse":
             parts, labels = [picture.part for picture in pictures], [picture.label for picture in pictures]
-            resolve(np.stack(digests), parts, labels, names, copies, str(listing.folder))
+            resolve_copies(np.stack(digests), parts, labels, names, copies, str(listing.folder))
         side = size or max(4, min(USUAL_SIDE, max(sides)))
 
-        def decode(picture: Picture) -> np.ndarray:
-            return _resized(read_bytes(picture.path), str(picture.path), side, channels, fit)
+        def decode(picture: ImageFile) -> np.ndarray:
+            return _resized(read_image_bytes(picture.path), str(picture.path), side, channels, fit)
 
         by_class: dict[str, list[np.ndarray]] = {}
         for picture, image in zip(pictures, pool.map(decode, pictures), strict=True):

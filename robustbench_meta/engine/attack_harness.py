@@ -13,13 +13,13 @@ from torch import Tensor
 
 from robustbench_meta.contracts import Attack, Random, Victim
 from robustbench_meta.contracts.tasks import Batch
-from robustbench_meta.contracts.threat_model import Doubts, ThreatModel
+from robustbench_meta.contracts.threat_model import DeferredViolations, ThreatModel
 from robustbench_meta.engine.attacked_model import Perturbation, Target
 from robustbench_meta.engine.module_snapshot import Modules
 from robustbench_meta.errors import BenchError, ViolationError, located
 
 
-def arm(attack: Attack, threat: ThreatModel, doubts: Doubts | None = None) -> Perturbation:
+def arm(attack: Attack, threat: ThreatModel, doubts: DeferredViolations | None = None) -> Perturbation:
     """Bind an attack to its threat model: each call runs it, then verifies what it returned and left behind.
 
     With `doubts`, whether its images are within ε and the pixel range is noted there, to be judged later.
@@ -56,7 +56,9 @@ class _Guard:
         ask: asks the model once, to see what modules write into themselves.
     """
 
-    def __init__(self, attack: str, model: Target, doubts: Doubts | None, ask: Callable[[], object]) -> None:
+    def __init__(
+        self, attack: str, model: Target, doubts: DeferredViolations | None, ask: Callable[[], object]
+    ) -> None:
         self._attack, self._doubts, self._ask = attack, doubts, ask
         self._modules = Modules(model.modules())
         self._live = list({id(tensor): tensor for tensor in model.tensors()}.values())

@@ -16,9 +16,9 @@ from torch.utils import _pytree as pytree
 from robustbench_meta.contracts import Learner, Random, Update, Weights
 from robustbench_meta.contracts.state import Forward, State, WithSupport
 from robustbench_meta.contracts.tasks import Batch, TaskBatch
-from robustbench_meta.contracts.threat_model import Doubts
+from robustbench_meta.contracts.threat_model import DeferredViolations
 from robustbench_meta.engine.attacked_model import AttackedModel, Perturbation, Target
-from robustbench_meta.engine.metrics import Judged, Verdict
+from robustbench_meta.engine.metrics import QueryMetrics, ValidationMetrics
 from robustbench_meta.engine.network import Network
 from robustbench_meta.engine.parallel import Cores, Pool, shared
 from robustbench_meta.errors import BenchError, PluginError, place_of
@@ -61,12 +61,12 @@ class Plan:
     the loop's cost is its calls."""
 
 
-class Part(NamedTuple):
+class ChunkGradients(NamedTuple):
     """What one chunk of the tasks of a meta-step gave."""
 
     updates: list[tuple[list[Tensor], float]]
     """A gradient, weight by weight, and a rate for each meta-update."""
-    judged: Judged
+    judged: QueryMetrics
 
 
 @dataclass
@@ -87,14 +87,14 @@ class Engine:
     """Whether `adapt` takes the inner steps of meta-training or those of the test."""
     attack: Perturbation | None = None
     """The learner's training attack, for `perturb`."""
-    doubts: Doubts | None = None
+    doubts: DeferredViolations | None = None
     """Where the training attack's excesses are noted, to be judged at validation."""
     surrogate_network: Network | None = None
     surrogate_weights: Weights | None = None
     seeds: Sequence[int] = ()
     """One seed a task of the batch at hand, for attacks that draw; set by `batch_seeds`."""
     cores: Cores = field(default_factory=Cores)
-    judged: Judged = field(default_factory=Judged)
+    judged: QueryMetrics = field(default_factory=QueryMetrics)
     compiled: dict[Any, Any] = field(default_factory=dict)
     """What torch.compile made so far, by name; shared by the engine and its copies."""
     may_halve: bool = True
@@ -191,10 +191,10 @@ class Engine:
             seeds: one seed a task for the training attack.
         """
 
-        def part(engine: Engine, which: slice) -> Part:
+        def part(engine: Engine, which: slice) -> ChunkGradients:
             return engine.part(weights, tasks.part(which), tasks.tasks, seeds[which])
 
-        def by_pool(slices: Sequence[slice], count: int) -> list[Part]:
+        def by_pool(slices: Sequence[slice], count: int) -> list[ChunkGradients]:
             items = [(which, list(seeds[which])) for which in slices]
             return self._step_pool(weights, tasks, count).run(weights, tasks, items)
 
@@ -210,7 +210,7 @@ class Engine:
                 ]
         return [(dict(zip(weights, grads, strict=True)), rate) for grads, rate in total]
 
-    def part(self, weights: Weights, tasks: TaskBatch, of: int, seeds: Sequence[int]) -> Part:
+    def part(self, weights: Weights, tasks: TaskBatch, of: int, seeds: Sequence[int]) -> ChunkGradients:
         """The share of these tasks, of so many in all, in the meta-gradients; on an engine with `judged` empty."""
         self.batch_seeds(seeds)
         leaves = list(weights.values())
@@ -223,7 +223,7 @@ class Engine:
             )
             for update in updates
         ]
-        return Part([(list(g), u.rate) for g, u in zip(gradients, updates, strict=True)], self.judged)
+        return ChunkGradients([(list(g), u.rate) for g, u in zip(gradients, updates, strict=True)], self.judged)
 
     def _step_pool(self, weights: Weights, tasks: TaskBatch, count: int) -> _StepPool:
         """The pool that stays from one meta-step to the next, forked anew when what it was forked with has changed."""
@@ -242,7 +242,9 @@ class Engine:
             self._steps.pool.close()
             self._steps = None
 
-    def judge(self, weights: Weights, draw: Callable[[Sequence[int]], TaskBatch], seeds: Sequence[int]) -> Verdict:
+    def judge(
+        self, weights: Weights, draw: Callable[[Sequence[int]], TaskBatch], seeds: Sequence[int]
+    ) -> ValidationMetrics:
         """Judge adapted states on their queries, whatever the objective asks for, without an update.
 
         Args:
@@ -251,7 +253,7 @@ class Engine:
             seeds: one seed a task for the training attack.
         """
 
-        def part(engine: Engine, which: slice) -> Verdict:
+        def part(engine: Engine, which: slice) -> ValidationMetrics:
             engine.batch_seeds(seeds[which])
             tasks = draw(range(len(seeds))[which])
             clean, attacked = engine, engine.fresh()
@@ -260,9 +262,9 @@ class Engine:
                 clean.loss(adapted, tasks.query)
                 if engine.attack is not None:
                     attacked.loss(adapted, engine.perturb(adapted, tasks.query))
-            return Verdict(clean.judged, attacked.judged)
+            return ValidationMetrics(clean.judged, attacked.judged)
 
-        verdict = Verdict(Judged(), Judged())
+        verdict = ValidationMetrics(QueryMetrics(), QueryMetrics())
         with torch.no_grad():
             for clean, attacked in self._chunks(part, len(seeds)):
                 verdict.clean.merge(clean)
@@ -271,7 +273,7 @@ class Engine:
 
     def fresh(self) -> Engine:
         """The same engine, with nothing judged yet."""
-        return replace(self, judged=Judged())
+        return replace(self, judged=QueryMetrics())
 
     def _chunks(
         self, work: Callable[[Engine, slice], Result], tasks: int,
@@ -425,7 +427,7 @@ class _StepPool:
         same = all(now is then for now, then in zip(frozen, self._frozen, strict=True))
         return count == self.pool.count and same and _kinds(weights, tasks) == _kinds(self._weights, self._tasks)
 
-    def run(self, weights: Weights, tasks: TaskBatch, items: list[tuple[slice, list[int]]]) -> list[Part]:
+    def run(self, weights: Weights, tasks: TaskBatch, items: list[tuple[slice, list[int]]]) -> list[ChunkGradients]:
         """What chunks of the tasks give, each with its seeds; after an error, the pool is of no use any more."""
         with torch.no_grad():
             for ours, theirs in zip(_tensors(self._weights, self._tasks), _tensors(weights, tasks), strict=True):
@@ -436,11 +438,11 @@ class _StepPool:
             self._engine.dismiss()  # some may still be at work on this step
             raise
         return [
-            Part([([torch.from_numpy(each) for each in arrays], rate) for arrays, rate in updates], judged)
+            ChunkGradients([([torch.from_numpy(each) for each in arrays], rate) for arrays, rate in updates], judged)
             for updates, judged in found
         ]
 
-    def _part(self, item: tuple[slice, list[int]]) -> tuple[list[Any], Judged]:
+    def _part(self, item: tuple[slice, list[int]]) -> tuple[list[Any], QueryMetrics]:
         """One chunk, in one of the processes; gradients as arrays, which are quick to pickle."""
         which, seeds = item
         engine = self._engine.fresh()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass
-class Judged:
+class QueryMetrics:
     """Running sums of what `loss` saw, on the device: loss and accuracy of the judged queries."""
 
     loss: Tensor | float = 0.0
@@ -22,7 +22,7 @@ class Judged:
         self.correct = self.correct + accuracies.detach().sum()
         self.batches += losses.shape[0]
 
-    def merge(self, other: Judged) -> None:
+    def merge(self, other: QueryMetrics) -> None:
         """Add what another one saw."""
         self.loss, self.correct = self.loss + other.loss, self.correct + other.correct
         self.batches += other.batches
@@ -34,9 +34,9 @@ class Judged:
         return {"loss": float(self.loss) / self.batches, "accuracy": float(self.correct) / self.batches}
 
 
-class Verdict(NamedTuple):
+class ValidationMetrics(NamedTuple):
     """What adapted states make of their queries."""
 
-    clean: Judged
-    attacked: Judged
+    clean: QueryMetrics
+    attacked: QueryMetrics
     """By the learner's training attack; nothing where it has none."""

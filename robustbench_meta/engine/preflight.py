@@ -15,7 +15,7 @@ from robustbench_meta.contracts import Weights
 from robustbench_meta.contracts.tasks import Batch, TaskBatch
 from robustbench_meta.engine.batch_dependence import MATES, VARIES, influence_of_mates, variation
 from robustbench_meta.engine.engine import Engine, Plan
-from robustbench_meta.engine.metrics import Judged
+from robustbench_meta.engine.metrics import QueryMetrics
 from robustbench_meta.engine.parallel import Cores
 from robustbench_meta.errors import BenchError
 from robustbench_meta.runtime.tensor_snapshot import Snapshot
@@ -98,7 +98,9 @@ def _gradient(engine: Engine, weights: Weights, tasks: TaskBatch, plan: Plan, dt
     theta = {name: weight.detach().to(dtype).requires_grad_() for name, weight in weights.items()}
     exact = TaskBatch(*(Batch(batch.x.to(dtype), batch.y) for batch in tasks))
     kept = Snapshot(_tensors(engine, theta, exact))
-    clean = replace(engine, attack=lambda model, x, y, random, start=None: x, judged=Judged(), plan=plan, cores=Cores())
+    clean = replace(
+        engine, attack=lambda model, x, y, random, start=None: x, judged=QueryMetrics(), plan=plan, cores=Cores()
+    )
     engine.network.module.eval()
     try:
         updates = clean.meta_gradients(theta, exact, [0] * tasks.tasks)
@@ -115,7 +117,7 @@ def check_declared(engine: Engine, weights: Weights, tasks: TaskBatch, who: str)
         BenchError: something is changed in place or drawn outside the run's seeds, predictions change with the other
             queries though learner and backbone say that they do not, or logits have another shape than [queries, way].
     """
-    probe = replace(engine, plan=Plan("loop", "loop", 1), judged=Judged(), cores=Cores())
+    probe = replace(engine, plan=Plan("loop", "loop", 1), judged=QueryMetrics(), cores=Cores())
     probe.batch_seeds(range(tasks.tasks))
     probe.set_mode(training=False)
     with torch.no_grad():

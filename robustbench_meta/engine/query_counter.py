@@ -14,7 +14,7 @@ from robustbench_meta.engine.attacked_model import Target
 
 
 @dataclass
-class Effort:
+class QueryCount:
     """How often attacks asked the model, counted in images."""
 
     attacked: int = 0
@@ -25,9 +25,9 @@ class Effort:
     gradients: int = 0
     """Images to which autograd came back with a gradient."""
 
-    def __add__(self, other: Effort) -> Effort:
+    def __add__(self, other: QueryCount) -> QueryCount:
         """Both together."""
-        return Effort(
+        return QueryCount(
             self.attacked + other.attacked, self.forward + other.forward, self.gradients + other.gradients
         )  # fmt: skip
 
@@ -50,7 +50,7 @@ class Effort:
 class _CountedTask:
     """A victim that counts what it is asked, and answers as it would have."""
 
-    def __init__(self, victim: Victim, effort: Effort) -> None:
+    def __init__(self, victim: Victim, effort: QueryCount) -> None:
         self._asked, self._effort = victim, effort
         self.way, self.event, self.transductive = victim.way, victim.event, victim.transductive
 
@@ -85,7 +85,7 @@ class _CountedTask:
         return door
 
 
-class Counted(_CountedTask):
+class CountingModel(_CountedTask):
     """A victim of all tasks of a batch that counts what an attack asks of it.
 
     Args:
@@ -93,7 +93,7 @@ class Counted(_CountedTask):
         effort: is added to.
     """
 
-    def __init__(self, victim: Target, effort: Effort) -> None:
+    def __init__(self, victim: Target, effort: QueryCount) -> None:
         super().__init__(victim, effort)
         self._victim = victim
 

@@ -16,13 +16,13 @@ from torch import nn
 from robustbench_meta.contracts import Plugin, Weights
 from robustbench_meta.contracts.state import trainable
 from robustbench_meta.contracts.tasks import TaskSource
-from robustbench_meta.contracts.threat_model import Doubts
+from robustbench_meta.contracts.threat_model import DeferredViolations
 from robustbench_meta.engine.attack_harness import arm
 from robustbench_meta.engine.engine import Engine, Plan
-from robustbench_meta.engine.metrics import Judged
+from robustbench_meta.engine.metrics import QueryMetrics
 from robustbench_meta.engine.network import Network
 from robustbench_meta.engine.parallel import Cores
-from robustbench_meta.engine.training_snapshots import Keeper, TrainingState
+from robustbench_meta.engine.training_snapshots import TrainingSnapshots, TrainingState
 from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.experiment.checkpoints import Trained
 from robustbench_meta.experiment.grid import Grid, Training
@@ -55,7 +55,7 @@ def make_engine(
     )  # fmt: skip
     if training.attack is not None:
         threat = training.attack
-        engine.doubts = Doubts() if device.type == "cuda" else None  # a CPU need not wait
+        engine.doubts = DeferredViolations() if device.type == "cuda" else None  # a CPU need not wait
         engine.attack = arm(threat.attack, threat.model, engine.doubts)
     if training.surrogate is not None:
         with _reading(training.surrogate):
@@ -130,7 +130,7 @@ def meta_train(
     plan: Plan,
     report: Report | None = None,
     cores: Cores | None = None,
-    keeper: Keeper | None = None,
+    keeper: TrainingSnapshots | None = None,
     state: TrainingState | None = None,
 ) -> Trained:
     """Meta-train a learner on the training split; keep the θ that does best on the validation tasks.
@@ -164,7 +164,7 @@ def meta_train(
 
 def _steps(
     engine: Engine, weights: Weights, grid: Grid, training: Training, device: torch.device, report: Report | None,
-    keeper: Keeper | None, state: TrainingState | None,
+    keeper: TrainingSnapshots | None, state: TrainingState | None,
 ) -> Trained:  # fmt: skip
     spec = training.spec
     optimizer = _optimizer(training, weights)
@@ -189,7 +189,7 @@ def _steps(
             if engine.doubts is not None:
                 engine.doubts.settle()
             entry = {"step": float(step), **engine.judged.means(), **_validate(engine, weights, validation, training)}
-            engine.judged = Judged()
+            engine.judged = QueryMetrics()
             if not torch.stack([weight.isfinite().all() for weight in weights.values()]).all():
                 raise BenchError(
                     f"meta-training of {training.title} diverged: weights are not finite at step {step}; "

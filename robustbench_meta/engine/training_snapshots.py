@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robustbench_meta.contracts import Weights
 from robustbench_meta.engine.engine import Plan
-from robustbench_meta.engine.metrics import Judged
+from robustbench_meta.engine.metrics import QueryMetrics
 from robustbench_meta.errors import BenchError, StorageError, brief
 from robustbench_meta.experiment.checkpoints import Trained
 from robustbench_meta.runtime import tensor_files
@@ -64,7 +64,7 @@ class Pace:
         self._next = ended + max(self._seconds, (ended - began) / _SHARE if self._seconds else 0.0)
 
 
-class Keeper:
+class TrainingSnapshots:
     """Keeps the state of one meta-training.
 
     Args:
@@ -135,7 +135,7 @@ class TrainingState:
     """Its state dict."""
     trained: Trained
     """The best so far on the validation tasks, and the history."""
-    judged: Judged
+    judged: QueryMetrics
     """Since the last validation."""
     plan: Plan
     """Of the engine: it decides the rounding."""
@@ -170,7 +170,7 @@ def read_state(data: bytes, key: str, device: torch.device) -> TrainingState:
             weights=_on(tree["weights"], device),
             optimizer={"param_groups": groups, "state": dict(map(tuple, entries))},  # load_state_dict moves it
             trained=Trained(**{**tree["trained"], "weights": _on(tree["trained"]["weights"], device)}),
-            judged=Judged(**{name: _there(value, device) for name, value in tree["judged"].items()}),
+            judged=QueryMetrics(**{name: _there(value, device) for name, value in tree["judged"].items()}),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StorageError(f"it is damaged ({brief(error)})") from error

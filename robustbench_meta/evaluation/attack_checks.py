@@ -14,24 +14,24 @@ from robustbench_meta.contracts.tasks import TaskBatch
 from robustbench_meta.engine.attack_harness import arm
 from robustbench_meta.engine.attacked_model import AttackedModel
 from robustbench_meta.engine.engine import Engine, Plan
-from robustbench_meta.engine.metrics import Judged
+from robustbench_meta.engine.metrics import QueryMetrics
 from robustbench_meta.engine.network import Network
-from robustbench_meta.engine.query_counter import Counted, Effort
-from robustbench_meta.experiment.scenario import Armed
+from robustbench_meta.engine.query_counter import CountingModel, QueryCount
+from robustbench_meta.experiment.scenario import AttackAtEps
 
 SELF_TESTED = 16
 """On how many of the test episodes, the first ones, an attack must show an effect on an undefended model."""
 
 
-def self_test(engine: Engine, armed: Armed, tasks: TaskBatch) -> Tensor:
+def self_test(engine: Engine, armed: AttackAtEps, tasks: TaskBatch) -> Tensor:
     """By how much the attack lowers the margin of the right class on an undefended model: a mean a task [tasks].
 
     Of noise, which asks the model nothing and need not lower it: how much it changes a pixel.
     """
     model = undefended(engine, tasks)
     x, y = tasks.query
-    effort = Effort()
-    found = engine.attacked(Counted(model, effort), tasks.query, arm(armed.attack, armed.threat), "query").x
+    effort = QueryCount()
+    found = engine.attacked(CountingModel(model, effort), tasks.query, arm(armed.attack, armed.threat), "query").x
     if effort.forward == 0:
         return (found - x).abs().flatten(1).mean(1)
     return (margin(model(x), y) - margin(model(found), y)).mean(-1)
@@ -46,7 +46,7 @@ def undefended(engine: Engine, tasks: TaskBatch) -> AttackedModel:
     member = torch.nn.functional.one_hot(support.y, way).to(support.x.dtype)
     means = torch.einsum("tnk,tnd->tkd", member, support.x.flatten(2)) / member.sum(1)[..., None].clamp_min(1)
     network = Network(engine.network.module, "cross_entropy", way)
-    plain = replace(engine, network=network, transductive=False, plan=Plan("vmap", "vmap"), judged=Judged())
+    plain = replace(engine, network=network, transductive=False, plan=Plan("vmap", "vmap"), judged=QueryMetrics())
     return AttackedModel(plain, State(means, 0, _distances))
 
 

@@ -15,27 +15,27 @@ from robustbench_meta.contracts.tasks import Batch, TaskBatch
 from robustbench_meta.engine.attack_harness import arm
 from robustbench_meta.engine.attacked_model import AttackedModel, PoisonedAdaptation, Target
 from robustbench_meta.engine.engine import Engine
-from robustbench_meta.engine.query_counter import Counted, Effort
+from robustbench_meta.engine.query_counter import CountingModel, QueryCount
 from robustbench_meta.errors import BenchError
-from robustbench_meta.experiment.scenario import Armed, Trial
+from robustbench_meta.experiment.scenario import AttackAtEps, Scenario
 from robustbench_meta.runtime.devices import wait
 
 
-class Contestant(NamedTuple):
+class AdaptableModel(NamedTuple):
     """A trained learner: its engine and θ."""
 
     engine: Engine
     theta: State
 
 
-class Held(NamedTuple):
+class AttackResult(NamedTuple):
     """What a trial gave on some episodes."""
 
     correct: Tensor
     """Whether each query's prediction is right [tasks, queries]."""
     seconds: float
     """What its attacks took."""
-    effort: Effort
+    effort: QueryCount
     """What they asked of the model."""
     logits: Tensor
     """Of the queries [tasks, queries, way]."""
@@ -48,12 +48,12 @@ class Held(NamedTuple):
 class _Found(NamedTuple):
     x: Tensor
     seconds: float
-    effort: Effort
+    effort: QueryCount
     fooled: Tensor | None
     """Whether each image fools the model it was made on; None where nobody goes on from it."""
 
 
-class Arena:
+class EpisodeEvaluator:
     """Some test episodes on which trials are held; what several trials need is computed once.
 
     Args:
@@ -64,7 +64,11 @@ class Arena:
     """
 
     def __init__(
-        self, contestant: Contestant, tasks: TaskBatch, surrogates: Mapping[str, Contestant], device: torch.device
+        self,
+        contestant: AdaptableModel,
+        tasks: TaskBatch,
+        surrogates: Mapping[str, AdaptableModel],
+        device: torch.device,
     ) -> None:
         self.engine, self.theta = contestant
         self.tasks, self.device = tasks, device
@@ -73,7 +77,7 @@ class Arena:
         self._found: dict[str, _Found] = {}
         self._states: dict[str, tuple[State, _Found]] = {}
         self._strangers: dict[str, State] = {}
-        self._held: dict[str, Held] = {}
+        self._held: dict[str, AttackResult] = {}
 
     @cached_property
     def adapted(self) -> State:
@@ -94,7 +98,7 @@ class Arena:
         """The model adapted to the clean support sets, or another state, as an attack on the queries sees it."""
         return AttackedModel(self.engine, state or self.adapted, self.tasks.query.y.shape[1])
 
-    def hold(self, trial: Trial) -> Held:
+    def hold(self, trial: Scenario) -> AttackResult:
         """Which queries stay right, and the seconds that the attacks took.
 
         Raises:
@@ -104,7 +108,7 @@ class Arena:
             self._held[trial.key] = self._hold(trial)
         return self._held[trial.key]
 
-    def _hold(self, trial: Trial) -> Held:
+    def _hold(self, trial: Scenario) -> AttackResult:
         support, query = None, None
         if trial.support is not None:
             of, state, support = self._misled(trial.support, poisons=trial.poisons)
@@ -119,16 +123,16 @@ class Arena:
         attacks = [found for found in (support, query) if found is not None]
         shown = query.x if query is not None else self.tasks.query.x
         logits = self._logits(state, shown, trial.key) if attacks else self.logits
-        return Held(
+        return AttackResult(
             logits.argmax(-1) == self.tasks.query.y,
             sum((found.seconds for found in attacks), 0.0),
-            sum((found.effort for found in attacks), Effort()),
+            sum((found.effort for found in attacks), QueryCount()),
             logits,
             query.x if query is not None else None,
             support.x if support is not None else None,
         )
 
-    def _misled(self, armed: Armed, *, poisons: bool) -> tuple[str, State, _Found]:
+    def _misled(self, armed: AttackAtEps, *, poisons: bool) -> tuple[str, State, _Found]:
         """A name of the state that is adapted to attacked support sets, the state, and what the attack found."""
         of = f"{'poisoned' if poisons else 'adv'} {armed.key}"
         if of not in self._states:
@@ -151,7 +155,9 @@ class Arena:
                 self._strangers[key] = engine.adapt(theta, _copy(self.tasks.support))
         return AttackedModel(engine, self._strangers[key], self.tasks.query.y.shape[1])
 
-    def _attack(self, of: str, victim: Target, batch: Batch, armed: Armed, role: str, *, keeps: bool = False) -> _Found:
+    def _attack(
+        self, of: str, victim: Target, batch: Batch, armed: AttackAtEps, role: str, *, keeps: bool = False
+    ) -> _Found:
         """The batch attacked; along a sweep each ε begins where the smaller one ended.
 
         Args:
@@ -169,8 +175,8 @@ class Arena:
         earlier = armed.before()
         before = None if earlier is None else self._attack(of, victim, batch, earlier, role, keeps=keeps)
         started = self.now()
-        start, effort = None if before is None else before.x, Effort(batch.y.numel())
-        counted = Counted(victim, effort)
+        start, effort = None if before is None else before.x, QueryCount(batch.y.numel())
+        counted = CountingModel(victim, effort)
         x = self.engine.attacked(counted, batch, arm(armed.attack, armed.threat), role, start).x
         keeps = keeps and not victim.transductive
         if before is not None and before.fooled is not None and keeps:

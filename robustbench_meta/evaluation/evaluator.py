@@ -16,17 +16,17 @@ from torch import Tensor
 from robustbench_meta.contracts import Setting, Weights
 from robustbench_meta.contracts.tasks import TaskBatch, TaskSource, check_images
 from robustbench_meta.engine.engine import Engine
-from robustbench_meta.engine.query_counter import Effort
+from robustbench_meta.engine.query_counter import QueryCount
 from robustbench_meta.errors import BenchError, DeviceLostError, located, traceback_of
 from robustbench_meta.evaluation.attack_checks import SELF_TESTED, self_test
-from robustbench_meta.evaluation.episode_evaluator import Arena, Contestant
+from robustbench_meta.evaluation.episode_evaluator import AdaptableModel, EpisodeEvaluator
 from robustbench_meta.evaluation.example_images import developed, exhibit
-from robustbench_meta.evaluation.flags import Certificate, certify
-from robustbench_meta.evaluation.model_checks import Fresh, Observation, observe
+from robustbench_meta.evaluation.flags import ReliabilityReport, certify
+from robustbench_meta.evaluation.model_checks import Observation, UnexposedCopy, observe
 from robustbench_meta.evaluation.partial_results import Chunk, Tally
 from robustbench_meta.experiment.grid import Cell, obstacle
-from robustbench_meta.experiment.probes import CHECKED, Battery, Probe, probes
-from robustbench_meta.experiment.scenario import Armed, Trial
+from robustbench_meta.experiment.probes import CHECKED, Probe, Probes, probes
+from robustbench_meta.experiment.scenario import AttackAtEps, Scenario
 from robustbench_meta.experiment.spec import TrainingSpec
 from robustbench_meta.runtime.devices import is_lost
 from robustbench_meta.runtime.seeds import seed_from
@@ -52,9 +52,9 @@ class Outcome:
     attack_ms_per_task: float
     check_ms_per_task: float = 0.0
     """What all probes of this training took, for each test episode; cells share them."""
-    certificate: Certificate | None = None
+    certificate: ReliabilityReport | None = None
     """None where the run was told to skip the checks."""
-    effort: Effort = field(default_factory=Effort)
+    effort: QueryCount = field(default_factory=QueryCount)
     """What the attacks asked of the model."""
     gallery: dict[str, Any] | None = None
     """Pictures of the first episode, as records hold them; None where there is nothing to see."""
@@ -84,14 +84,14 @@ def chunks_of(count: int, device: str, chunk: int | None = None) -> list[range]:
     return [range(*pair) for pair in pairwise(bounds)]
 
 
-def evaluate(
+def evaluate_cells(
     engine: Engine,
     weights: Weights,
     source: TaskSource,
     cells: list[Cell],
     device: torch.device,
     *,
-    battery: Battery | None = None,
+    battery: Probes | None = None,
     surrogates: Mapping[str, tuple[Engine, Weights]] | None = None,
     chunk: int | None = None,
 ) -> dict[str, Outcome | BenchError]:
@@ -127,11 +127,11 @@ class Evaluator:
         source: the test split, on the device.
         device: where it all is.
         battery: of the probes; None for no checks.
-        surrogates: as for `evaluate`.
+        surrogates: as for `evaluate_cells`.
     """
 
     def __init__(
-        self, engine: Engine, weights: Weights, source: TaskSource, device: torch.device, battery: Battery | None,
+        self, engine: Engine, weights: Weights, source: TaskSource, device: torch.device, battery: Probes | None,
         surrogates: Mapping[str, tuple[Engine, Weights]],
     ) -> None:  # fmt: skip
         self.engine, self.source, self.device, self.battery = engine, source, device, battery
@@ -178,13 +178,13 @@ class _Portion:
         self.engine, self.source, self.device = evaluator.engine, evaluator.source, evaluator.device
         self.weights, self.surrogates, self.battery = evaluator.weights, evaluator.surrogates, evaluator.battery
         self.spec, self.at = cells[0].training.spec, at
-        self.trials: dict[str, Trial] = {cell.key: cell.trial for cell in cells}
+        self.trials: dict[str, Scenario] = {cell.key: cell.trial for cell in cells}
         self.given_up: dict[str, tuple[str, str]] = {}
         """What has failed, why, and the traceback, by the key of a cell or a probe."""
         self.probes: dict[str, list[Probe]] = {key: self._probes(key, trial) for key, trial in self.trials.items()}
         assert len(self.trials) == len(cells), "two cells with one key"
 
-    def _probes(self, key: str, trial: Trial) -> list[Probe]:
+    def _probes(self, key: str, trial: Scenario) -> list[Probe]:
         if self.battery is None:
             return []
         try:
@@ -195,7 +195,7 @@ class _Portion:
             self.given_up[key] = reason, traceback_of(error)
             return []
 
-    def _obstacle(self, trial: Trial) -> str | None:
+    def _obstacle(self, trial: Scenario) -> str | None:
         """Why an attack of a trial cannot work here; None if all can."""
         engine, spec = self.engine, self.spec
         setting = Setting(
@@ -220,17 +220,17 @@ class _Portion:
     def _on(self, places: range) -> Chunk:
         tasks = test_episodes(self.source, self.spec, places)
         strangers = {
-            key: Contestant(other, other.theta(_data(theta))) for key, (other, theta) in self.surrogates.items()
+            key: AdaptableModel(other, other.theta(_data(theta))) for key, (other, theta) in self.surrogates.items()
         }
-        contestant = Contestant(self.engine, self.engine.theta(self.weights))
-        arena = Arena(contestant, tasks, strangers, self.device)
+        contestant = AdaptableModel(self.engine, self.engine.theta(self.weights))
+        arena = EpisodeEvaluator(contestant, tasks, strangers, self.device)
         chunk, checked, noticing = (
             Chunk(_noted(tasks).hex()), self.battery is not None and places.start < CHECKED, 0.0,
         )  # fmt: skip
         kept = Snapshot(self._lent())
         if checked:
             started = arena.now()
-            fresh, noises = Fresh(contestant), self._noises(arena, chunk)
+            fresh, noises = UnexposedCopy(contestant), self._noises(arena, chunk)
             noticing = arena.now() - started
         for key, trial in self.trials.items():
             with self.at(key):
@@ -253,9 +253,9 @@ class _Portion:
             chunk.check_seconds = arena.now() - started + noticing
         return chunk
 
-    def _noises(self, arena: Arena, chunk: Chunk) -> list[Trial]:
+    def _noises(self, arena: EpisodeEvaluator, chunk: Chunk) -> list[Scenario]:
         """The probes with noise on queries, held before the model is shown any clean query."""
-        found: dict[str, Trial] = {}
+        found: dict[str, Scenario] = {}
         for key, listed in self.probes.items():
             for name, probe in listed:
                 if name == "noise" and probe.support is None and probe.surrogate is None and probe.key not in found:
@@ -271,7 +271,7 @@ class _Portion:
         own = [*module.named_parameters(), *module.named_buffers()]
         return theta | {f"the network's '{name}'": tensor for name, tensor in own}
 
-    def _held(self, arena: Arena, trial: Trial, key: str, cell: str) -> Tally:
+    def _held(self, arena: EpisodeEvaluator, trial: Scenario, key: str, cell: str) -> Tally:
         """One trial of a cell; one that has failed on other episodes is not tried again.
 
         Raises:
@@ -296,7 +296,7 @@ class _Portion:
             name = " and ".join(f"'{side.attack.name}'" for side in (trial.support, trial.query) if side is not None)
             return Tally(failure=f"attack {name} on one task at a time does not fit in the device's memory")
 
-    def _check(self, arena: Arena, chunk: Chunk, places: range) -> None:
+    def _check(self, arena: EpisodeEvaluator, chunk: Chunk, places: range) -> None:
         """The probes of all cells, the self-tests of their attacks, and a look at the model."""
         with arena.engine.drawing("observation", self.device):
             chunk.observation = observe(arena)
@@ -316,7 +316,7 @@ class _Portion:
 
 
 def outcome_of(
-    cell: Cell, chunks: Sequence[Chunk], battery: Battery | None, shape: Sequence[int]
+    cell: Cell, chunks: Sequence[Chunk], battery: Probes | None, shape: Sequence[int]
 ) -> Outcome | BenchError:
     """What a cell's evaluation gave, from the chunks of all episodes, in order; an error: why it failed."""
     failure = _failure(cell, chunks)
@@ -334,7 +334,7 @@ def outcome_of(
         1000 * sum(tally.seconds for tally in tallies) / count,
         1000 * sum(chunk.check_seconds for chunk in chunks) / count,
         certificate,
-        sum((tally.effort for tally in tallies), Effort()),
+        sum((tally.effort for tally in tallies), QueryCount()),
         developed(exhibited) if exhibited is not None else None,
     )  # fmt: skip
 
@@ -345,8 +345,8 @@ def _failure(cell: Cell, chunks: Sequence[Chunk]) -> str | None:
 
 
 def _certificate(
-    cell: Cell, chunks: Sequence[Chunk], battery: Battery, shape: Sequence[int], clean: np.ndarray, robust: np.ndarray
-) -> Certificate:
+    cell: Cell, chunks: Sequence[Chunk], battery: Probes, shape: Sequence[int], clean: np.ndarray, robust: np.ndarray
+) -> ReliabilityReport:
     found, failed, observation = {}, {}, Observation()
     for chunk in chunks:
         observation.merge(chunk.observation)
@@ -370,19 +370,19 @@ def _certificate(
     )  # fmt: skip
 
 
-def _self_tested(arena: Arena, armed: Armed) -> Tensor | str:
+def _self_tested(arena: EpisodeEvaluator, armed: AttackAtEps) -> Tensor | str:
     try:
         return self_test(arena.engine, armed, arena.tasks)
     except BenchError as failure:
         return str(failure)
 
 
-def _tested(trial: Trial) -> Armed | None:
+def _tested(trial: Scenario) -> AttackAtEps | None:
     """The attack that must show an effect on an undefended model, without a sweep; None: there is nothing to see."""
     armed = trial.query or trial.support
     if armed is None or armed.threat.eps == 0 or armed.attack.clean:
         return None
-    return Armed(armed.attack, armed.threat)
+    return AttackAtEps(armed.attack, armed.threat)
 
 
 def _data(weights: Weights) -> Weights:

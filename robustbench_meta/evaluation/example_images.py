@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from robustbench_meta.contracts.tasks import Batch
-from robustbench_meta.evaluation.episode_evaluator import Arena
+from robustbench_meta.evaluation.episode_evaluator import EpisodeEvaluator
 from robustbench_meta.evaluation.gallery import MOST, png
-from robustbench_meta.experiment.scenario import Trial
+from robustbench_meta.experiment.scenario import Scenario
 
 ROOM = 200_000
 """Values (channels × height × width) of all images of a gallery; of large images there are fewer."""
@@ -27,7 +27,7 @@ def can_be_shown(shape: Sequence[int]) -> bool:
     return len(shape) == 3 and shape[0] in {1, 3} and torch.Size(shape).numel() <= ROOM
 
 
-def exhibit(arena: Arena, trial: Trial) -> Exhibit | None:
+def exhibit(arena: EpisodeEvaluator, trial: Scenario) -> Exhibit | None:
     """Pictures of the arena's first episode under a trial that was held; None where there is nothing to see.
 
     Queries are shown whatever is attacked; support images where the trial attacks them.

@@ -17,7 +17,7 @@ from robustbench_meta.contracts import LossName
 from robustbench_meta.evaluation.model_checks import Observation
 from robustbench_meta.evaluation.statistics import above, mean_and_ci95
 from robustbench_meta.experiment.probes import CHECKED
-from robustbench_meta.experiment.scenario import Trial
+from robustbench_meta.experiment.scenario import Scenario
 
 ENOUGH = 600
 """Episodes from which on a row rests on enough of them: as many as the papers take."""
@@ -47,7 +47,7 @@ FLAGS: dict[str, str] = {
 
 
 @dataclass
-class Certificate:
+class ReliabilityReport:
     """What the checks of one row saw: what its flags are made of, kept in its record."""
 
     episodes: int
@@ -72,9 +72,10 @@ class Certificate:
 
 
 def certify(
-    trial: Trial, clean: np.ndarray, robust: np.ndarray, found: Mapping[str, np.ndarray], observation: Observation, *,
+    trial: Scenario, clean: np.ndarray, robust: np.ndarray, found: Mapping[str, np.ndarray],
+    observation: Observation, *,
     effects: np.ndarray | None, failed: Mapping[str, str], way: int, precision: str,
-) -> Certificate:  # fmt: skip
+) -> ReliabilityReport:  # fmt: skip
     """The flags of one row, and what they rest on.
 
     Args:
@@ -103,7 +104,7 @@ def certify(
     flags += [] if above(clean.mean(1), 1 / way) else ["at-chance"]
     flags += ["few-episodes"] if len(robust) < ENOUGH else []
     flags += ["unchecked"] if failed else []
-    return Certificate(
+    return ReliabilityReport(
         episodes=checked,
         accuracies={
             name: float(values.mean()) for name, values in {"clean": clean[:checked], "row": own, **probed}.items()
@@ -116,7 +117,7 @@ def certify(
 
 
 def _compared(
-    trial: Trial, clean: np.ndarray, robust: np.ndarray, own: np.ndarray, probed: Mapping[str, np.ndarray],
+    trial: Scenario, clean: np.ndarray, robust: np.ndarray, own: np.ndarray, probed: Mapping[str, np.ndarray],
     found: Mapping[str, np.ndarray], way: int,
 ) -> Iterator[str]:  # fmt: skip
     """The flags that come from the accuracies of the row and of its probes, by episode."""

@@ -60,7 +60,7 @@ class Answer(_Part):
     """The same at the true class."""
 
 
-class Picture(_Part):
+class ExampleImage(_Part):
     """One query or support image of the episode, before and after the attack.
 
     Images are 8-bit display copies, rounded to 1/255; distances are of the exact ones.
@@ -98,13 +98,13 @@ class Picture(_Part):
         return None if text is None else f"data:image/png;base64,{text}"
 
 
-class Gallery(_Part):
+class ExampleEpisode(_Part):
     """Some pictures of one test episode, the same for all learners, attacks, ε and seeds."""
 
     episode: int = Field(ge=0)
     shape: list[Annotated[int, Field(ge=1, le=_LARGEST_SIDE)]] = Field(min_length=3, max_length=3)
     """Channels, height, width."""
-    pictures: list[Picture] = Field(min_length=1, max_length=2 * MOST)
+    pictures: list[ExampleImage] = Field(min_length=1, max_length=2 * MOST)
 
     @model_validator(mode="after")
     def _of_one_shape(self) -> Self:
@@ -115,13 +115,13 @@ class Gallery(_Part):
         return self
 
 
-def gallery_of(record: Mapping[str, Any]) -> Gallery | None:
+def gallery_of(record: Mapping[str, Any]) -> ExampleEpisode | None:
     """The pictures of a record that was read.
 
     None where nothing was attacked, where examples are no images or too large, and in records of older versions.
     """
     told = record.get("gallery")
-    return None if told is None else Gallery.model_validate(told)
+    return None if told is None else ExampleEpisode.model_validate(told)
 
 
 def pixels(png: Png) -> np.ndarray:

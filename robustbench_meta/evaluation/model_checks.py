@@ -13,8 +13,8 @@ from robustbench_meta.contracts.tasks import Batch
 from robustbench_meta.engine.attacked_model import AttackedModel
 from robustbench_meta.engine.batch_dependence import MATES, VARIES, influence_of_mates, largest_change
 from robustbench_meta.engine.network import Network
-from robustbench_meta.evaluation.episode_evaluator import Arena, Contestant
-from robustbench_meta.experiment.scenario import Trial
+from robustbench_meta.evaluation.episode_evaluator import AdaptableModel, EpisodeEvaluator
+from robustbench_meta.experiment.scenario import Scenario
 
 _MOST_ZEROS = 0.01
 """The share of the queries whose input gradient may be zero or not finite."""
@@ -69,7 +69,7 @@ class Observation:
         return [name for name, seen in found.items() if seen]
 
 
-def observe(arena: Arena) -> Observation:
+def observe(arena: EpisodeEvaluator) -> Observation:
     """Look at the model on the arena's clean queries."""
     x, y, logits = arena.tasks.query.x, arena.tasks.query.y, arena.logits
     seen, again = _seen(arena.victim(), x, y)
@@ -82,14 +82,14 @@ def observe(arena: Arena) -> Observation:
     return seen
 
 
-class Fresh:
+class UnexposedCopy:
     """The model as it was before these episodes were shown to it: what a later answer is held against.
 
     Args:
         contestant: the trained learner; it is copied. What cannot be copied is held against itself alone.
     """
 
-    def __init__(self, contestant: Contestant) -> None:
+    def __init__(self, contestant: AdaptableModel) -> None:
         engine, theta = contestant
         network = engine.network
         try:
@@ -102,7 +102,7 @@ class Fresh:
         self._theta = self._engine.theta(theta.tree)
         self._adapted: State | None = None
 
-    def observe(self, arena: Arena, noise: Trial) -> Observation:
+    def observe(self, arena: EpisodeEvaluator, noise: Scenario) -> Observation:
         """Look at the arena's model on the queries of a trial that was held before clean ones were shown.
 
         The copy is shown the clean ones first. A model whose answers depend on the images alone gives the same ones.

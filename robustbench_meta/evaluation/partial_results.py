@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from robustbench_meta.engine.query_counter import Effort
+from robustbench_meta.engine.query_counter import QueryCount
 from robustbench_meta.errors import StorageError, brief
 from robustbench_meta.evaluation.example_images import Exhibit
 from robustbench_meta.evaluation.model_checks import Observation
@@ -28,7 +28,7 @@ class Tally:
     failure: str | None = None
     traceback: str = ""
     """Of the failure."""
-    effort: Effort = field(default_factory=Effort)
+    effort: QueryCount = field(default_factory=QueryCount)
     gallery: Exhibit | None = None
     """Of the chunk with the first episode."""
 
@@ -52,7 +52,7 @@ class Chunk:
 
 
 @dataclass
-class Part:
+class PartialResult:
     """The chunks of one job, how they were computed, and what it took."""
 
     chunks: list[Chunk]
@@ -61,7 +61,7 @@ class Part:
     peak_memory: int | None = None
 
 
-def part_bytes(part: Part, training: str, cells: Sequence[str]) -> bytes:
+def part_bytes(part: PartialResult, training: str, cells: Sequence[str]) -> bytes:
     """A part as the content of a file.
 
     Args:
@@ -72,7 +72,7 @@ def part_bytes(part: Part, training: str, cells: Sequence[str]) -> bytes:
     return tensor_files.dump(_KIND, {"training": training, "cells": list(cells), **asdict(part)})
 
 
-def read_part(data: bytes, training: str) -> Part:
+def read_part(data: bytes, training: str) -> PartialResult:
     """A part, as `part_bytes` was given it.
 
     Raises:
@@ -83,14 +83,14 @@ def read_part(data: bytes, training: str) -> Part:
         if tree["training"] != training:
             raise StorageError("it is of another training than its name says")
         chunks = [_chunk(each) for each in tree["chunks"]]
-        return Part(chunks, tree["plan"], tree["device"], tree["peak_memory"])
+        return PartialResult(chunks, tree["plan"], tree["device"], tree["peak_memory"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StorageError(f"it is damaged ({brief(error)})") from error
 
 
 def _chunk(plain: dict[str, Any]) -> Chunk:
     tallies = {
-        name: {key: Tally(**{**tally, "effort": Effort(**tally["effort"])}) for key, tally in plain[name].items()}
+        name: {key: Tally(**{**tally, "effort": QueryCount(**tally["effort"])}) for key, tally in plain[name].items()}
         for name in ("cells", "probes")
     }
     seen = Observation(**plain["observation"]), {key: Observation(**each) for key, each in plain["noisy"].items()}

@@ -33,7 +33,7 @@ class Threat:
         return ThreatModel(self.attack.norm, self.eps.value)
 
 
-def resolve(
+def resolve_plugin(
     registry: Registry, kind: str, choice: Choice, profile: str | None = None, data_root: Path | None = None
 ) -> tuple[Any, PluginSpec, str]:
     """The plugin with its options, what identifies it, and its label; a profile fills in what was not typed."""
@@ -135,7 +135,7 @@ def default_eps(dataset: Dataset, attack: Attack, label: str) -> Epsilon:
 def training_threat(registry: Registry, dataset: Dataset, learner: Learner, text: str, eps: float | None) -> Threat:
     """A learner's training attack, from how it names it and its ε (None: the one in the text, or by default)."""
     choice, own = split_eps(parse_choice(text, ";"))
-    attack, spec, label = resolve(registry, "attack", choice)
+    attack, spec, label = resolve_plugin(registry, "attack", choice)
     if own is not None and eps is not None:
         raise BenchError(
             f"learner '{learner.name}' was given two eps for its training attack: {own} in '{text}', and {exact(eps)}; "
@@ -149,6 +149,6 @@ def training_threat(registry: Registry, dataset: Dataset, learner: Learner, text
     return Threat(attack, chosen, AttackSpec(plugin=spec, norm=attack.norm, eps=chosen.value), label)
 
 
-def numbers(texts: Collection[str]) -> list[float]:
+def eps_values(texts: Collection[str]) -> list[float]:
     """ε as numbers."""
     return [parse_eps(text).value for text in texts]

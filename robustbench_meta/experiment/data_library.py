@@ -61,7 +61,7 @@ class Row(NamedTuple):
     bytes: int
 
 
-class Progress(Protocol):
+class DownloadProgress(Protocol):
     """A progress bar, as pooch drives it."""
 
     total: int
@@ -79,7 +79,7 @@ class Progress(Protocol):
         ...
 
 
-def download_omniglot(root: Path | None, progress: Progress | None = None, base_url: str = OFFICIAL) -> Row:
+def download_omniglot(root: Path | None, progress: DownloadProgress | None = None, base_url: str = OFFICIAL) -> Row:
     """Fetch both official archives into root/omniglot, checked by MD5; what is already there and right is kept.
 
     Raises:
@@ -102,7 +102,7 @@ def _refuse_other(path: Path, md5: str) -> None:
         )
 
 
-def _fetch(url: str, md5: str, path: Path, progress: Progress | None) -> None:
+def _fetch(url: str, md5: str, path: Path, progress: DownloadProgress | None) -> None:
     import pooch  # noqa: PLC0415  # with requests: 0.2 s
 
     def download(url: str, output: str, mirror: Any) -> None:
@@ -142,7 +142,7 @@ def _check_place(response: Any, url: str) -> None:
 class _Counted:
     """Progress that ends a download that is far too long."""
 
-    def __init__(self, progress: Progress | None, url: str) -> None:
+    def __init__(self, progress: DownloadProgress | None, url: str) -> None:
         self._progress, self._url, self._count = progress, url, 0
         self.total = 0
 

@@ -10,10 +10,17 @@ from typing import Any, NamedTuple
 from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner, Setting
 from robustbench_meta.contracts.tasks import Splits, TaskSource, check_disjoint_classes, check_images
 from robustbench_meta.errors import BenchError, DataError, PluginError, about, located
-from robustbench_meta.experiment.attack_grid import Threat, all_threats, numbers, resolve, split_eps, training_threat
-from robustbench_meta.experiment.probes import Battery, assemble
+from robustbench_meta.experiment.attack_grid import (
+    Threat,
+    all_threats,
+    eps_values,
+    resolve_plugin,
+    split_eps,
+    training_threat,
+)
+from robustbench_meta.experiment.probes import Probes, assemble
 from robustbench_meta.experiment.profiles import get_profile
-from robustbench_meta.experiment.scenario import Armed, Trial
+from robustbench_meta.experiment.scenario import AttackAtEps, Scenario
 from robustbench_meta.experiment.spec import TRANSFER, CellSpec, PluginSpec, RunSpec, SurrogateSpec, TrainingSpec
 from robustbench_meta.experiment.surrogates import is_file, read_named
 from robustbench_meta.options import SCENARIOS, parse_choice, parse_scenarios
@@ -92,11 +99,11 @@ class Cell:
         }  # fmt: skip
 
     @property
-    def trial(self) -> Trial:
+    def trial(self) -> Scenario:
         """Who attacks what."""
         surrogate = self.surrogate.key if self.surrogate is not None else None
-        armed = Armed(self.threat.attack, self.threat.model, self.spec.attack.sweep)
-        return Trial.of(armed, self.spec.support, self.spec.query, surrogate)
+        armed = AttackAtEps(self.threat.attack, self.threat.model, self.spec.attack.sweep)
+        return Scenario.of(armed, self.spec.support, self.spec.query, surrogate)
 
 
 class Work(NamedTuple):
@@ -126,7 +133,7 @@ class Grid:
     cells: list[Cell] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What the user should know: training attacks, combinations left out."""
-    battery: Battery | None = None
+    battery: Probes | None = None
     """The attacks of the reliability checks; None: no checks."""
 
     def note(self, text: str) -> None:
@@ -186,19 +193,19 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None, splits: Sp
             learner that cannot work in this setting.
     """
     with about("dataset"):
-        dataset, dataset_spec, dataset_label = resolve(
+        dataset, dataset_spec, dataset_label = resolve_plugin(
             registry, "dataset", parse_choice(run.dataset), run.profile, data_root
         )
     learners, attacks, attacks_typed = [], [], {}
     for text, choice in run.typed("learner"):
         with about("learners", text):
-            learners.append((text, *resolve(registry, "learner", choice, run.profile)))
+            learners.append((text, *resolve_plugin(registry, "learner", choice, run.profile)))
     for text, choice in run.typed("attack"):
         with about("attacks", text):
-            attacks.append(resolve(registry, "attack", split_eps(choice)[0]))
+            attacks.append(resolve_plugin(registry, "attack", split_eps(choice)[0]))
             attacks_typed[attacks[-1][2]] = text
     with about("backbone"):
-        backbone, backbone_spec, backbone_label = resolve(
+        backbone, backbone_spec, backbone_label = resolve_plugin(
             registry, "backbone", parse_choice(run.backbone or dataset.backbone), run.profile
         )
     threats = all_threats(run, dataset, attacks)
@@ -220,7 +227,7 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None, splits: Sp
         grid.notes.append(f"equal images of {dataset_label}: {copies}")
     with about("backbone"):
         _refuse("backbone", backbone_label, backbone, setting)
-    if run.eps and not {threat.eps.value for threat in threats if not threat.attack.clean} & set(numbers(run.eps)):
+    if run.eps and not {threat.eps.value for threat in threats if not threat.attack.clean} & set(eps_values(run.eps)):
         grid.notes.append(f"--eps {', '.join(run.eps)} is for no attack of this run")
     base = _base(run, setting, splits, dataset_spec, backbone_spec)
     if run.checks:
@@ -277,7 +284,7 @@ def prepare_all(
     for index, run in enumerate(runs):
         try:
             with about("dataset"):
-                _, dataset, _ = resolve(registry, "dataset", parse_choice(run.dataset), run.profile, data_root)
+                _, dataset, _ = resolve_plugin(registry, "dataset", parse_choice(run.dataset), run.profile, data_root)
             grid = prepare(run, registry, data_root, loaded.get(dataset.model_dump_json()))
         except BenchError as error:
             if not told or (placed := told[index](error)) is error:
@@ -386,7 +393,7 @@ def _trainings(
     wanted_backbone = learner.surrogate_backbone()
     surrogate_spec = None
     if wanted_backbone is not None:
-        surrogate, surrogate_spec, _ = resolve(registry, "backbone", parse_choice(wanted_backbone, ";"))
+        surrogate, surrogate_spec, _ = resolve_plugin(registry, "backbone", parse_choice(wanted_backbone, ";"))
         _refuse("surrogate", surrogate_spec.name, surrogate, setting)
     for seed in dict.fromkeys(grid.run.seeds):
         training = TrainingSpec(
@@ -412,7 +419,7 @@ def _surrogates(registry: Registry, grid: Grid, base: dict[str, Any], threats: l
         training = Training(spec, named.learner, named.label, named.backbone)
         found = dict.fromkeys(grid.run.seeds, Surrogate(training, named.spec, named.label, named.path, named.of))
     else:
-        learner, learner_spec, label = resolve(registry, "learner", parse_choice(text), grid.run.profile)
+        learner, learner_spec, label = resolve_plugin(registry, "learner", parse_choice(text), grid.run.profile)
         found = {}
         for training in _trainings(registry, grid, learner, learner_spec, label, base, setting):
             spec_of = SurrogateSpec(

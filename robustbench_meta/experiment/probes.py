@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from robustbench_meta.contracts import Attack
 from robustbench_meta.contracts.threat_model import Norm, ThreatModel
-from robustbench_meta.experiment.scenario import Armed, Trial
+from robustbench_meta.experiment.scenario import AttackAtEps, Scenario
 
 CHECKED = 32
 """On how many of the test episodes, the first ones, probes run: differences in pairs need fewer than accuracies."""
@@ -19,7 +19,7 @@ BLACK_BOX_QUERIES = 200
 
 
 @dataclass(frozen=True)
-class Battery:
+class Probes:
     """The attacks that probes are made of, by norm, and what identifies their code."""
 
     noise: Mapping[Norm, Attack]
@@ -34,7 +34,7 @@ class Battery:
         return hashlib.sha256(self.code.encode()).hexdigest()[:16]
 
 
-def assemble(make: Callable[[str, dict[str, str]], Attack], code: Callable[[str], str]) -> Battery:
+def assemble(make: Callable[[str, dict[str, str]], Attack], code: Callable[[str], str]) -> Probes:
     """The battery, from what makes an attack of a name and options, and tells its code."""
 
     def chosen(linf: tuple[str, dict[str, str]], l2: tuple[str, dict[str, str]]) -> dict[Norm, Attack]:
@@ -48,17 +48,17 @@ def assemble(make: Callable[[str, dict[str, str]], Attack], code: Callable[[str]
     many_steps = chosen(("pgd", {}), ("pgdl2", {}))
     black_box = chosen(("square", queries), ("squarel2", queries))
     told = " ".join(f"{name} {code(name)}" for name in sorted(set(names)))
-    return Battery(noise, one_step, many_steps, black_box, told)
+    return Probes(noise, one_step, many_steps, black_box, told)
 
 
 class Probe(NamedTuple):
     """A trial that a row is held against."""
 
     name: str
-    trial: Trial
+    trial: Scenario
 
 
-def probes(battery: Battery, trial: Trial, shape: Sequence[int]) -> list[Probe]:
+def probes(battery: Probes, trial: Scenario, shape: Sequence[int]) -> list[Probe]:
     """What is run besides a row's own trial, on the first `CHECKED` episodes.
 
     Queries that are attacked on the model itself are probed most; other rows less, as docs/flags.md tells.
@@ -77,7 +77,7 @@ def probes(battery: Battery, trial: Trial, shape: Sequence[int]) -> list[Probe]:
     return found
 
 
-def _baselines(battery: Battery, trial: Trial, armed: Armed) -> Iterator[Probe]:
+def _baselines(battery: Probes, trial: Scenario, armed: AttackAtEps) -> Iterator[Probe]:
     """Noise and a single step in the place of the row's last attack."""
     norm = armed.threat.norm
     yield Probe("noise", _instead(trial, battery.noise[norm]))
@@ -86,19 +86,19 @@ def _baselines(battery: Battery, trial: Trial, armed: Armed) -> Iterator[Probe]:
         yield Probe("single step", _instead(trial, battery.one_step[norm]))
 
 
-def _instead(trial: Trial, attack: Attack) -> Trial:
+def _instead(trial: Scenario, attack: Attack) -> Scenario:
     """The same trial with another attack on what is attacked last, without a sweep."""
     if trial.query is not None:
-        return Trial(trial.support, Armed(attack, trial.query.threat), trial.poisons, trial.surrogate)
+        return Scenario(trial.support, AttackAtEps(attack, trial.query.threat), trial.poisons, trial.surrogate)
     assert trial.support is not None
-    return Trial(Armed(attack, trial.support.threat), None, trial.poisons)
+    return Scenario(AttackAtEps(attack, trial.support.threat), None, trial.poisons)
 
 
-def _white_box(battery: Battery, armed: Armed, shape: Sequence[int]) -> Iterator[Probe]:
+def _white_box(battery: Probes, armed: AttackAtEps, shape: Sequence[int]) -> Iterator[Probe]:
     norm, eps = armed.threat.norm, armed.threat.eps
     most = 1.0 if norm == "linf" else math.sqrt(math.prod(shape))
     attack = battery.many_steps[norm]
-    yield Probe("pgd", Trial(query=Armed(attack, armed.threat)))
-    yield Probe("pgd, 2 eps", Trial(query=Armed(attack, ThreatModel(norm, min(2 * eps, most)))))
-    yield Probe("pgd, full range", Trial(query=Armed(attack, ThreatModel(norm, most))))
-    yield Probe("black box", Trial(query=Armed(battery.black_box[norm], armed.threat)))
+    yield Probe("pgd", Scenario(query=AttackAtEps(attack, armed.threat)))
+    yield Probe("pgd, 2 eps", Scenario(query=AttackAtEps(attack, ThreatModel(norm, min(2 * eps, most)))))
+    yield Probe("pgd, full range", Scenario(query=AttackAtEps(attack, ThreatModel(norm, most))))
+    yield Probe("black box", Scenario(query=AttackAtEps(battery.black_box[norm], armed.threat)))

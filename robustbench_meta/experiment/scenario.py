@@ -9,7 +9,7 @@ from robustbench_meta.contracts.threat_model import ThreatModel
 
 
 @dataclass(frozen=True)
-class Armed:
+class AttackAtEps:
     """An attack in its threat model, and the smaller ε through which it is swept: it begins where it ended there."""
 
     attack: Attack
@@ -21,7 +21,7 @@ class Armed:
         """The same for what gives the same images."""
         return f"{self.attack.name}{self.attack.model_dump_json()} {self.threat} {self.sweep}"
 
-    def before(self) -> Armed | None:
+    def before(self) -> AttackAtEps | None:
         """The one at the next smaller ε of the sweep."""
         if not self.sweep:
             return None
@@ -29,12 +29,12 @@ class Armed:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Scenario:
     """Who attacks what; None: nobody does."""
 
-    support: Armed | None = None
+    support: AttackAtEps | None = None
     """On θ before adaptation (or, where θ alone predicts nothing, on the model adapted to the clean support set)."""
-    query: Armed | None = None
+    query: AttackAtEps | None = None
     """On the adapted model."""
     poisons: bool = False
     """Whether the attack on the support set goes through adaptation, to hurt the clean queries."""
@@ -42,7 +42,7 @@ class Trial:
     """The key of the model on which the attack on the queries is made instead."""
 
     @classmethod
-    def of(cls, armed: Armed, support: str, query: str, surrogate: str | None = None) -> Trial:
+    def of(cls, armed: AttackAtEps, support: str, query: str, surrogate: str | None = None) -> Scenario:
         """The trial of a scenario: what is done to support and query, as `options.SCENARIOS` tells."""
         if armed.attack.clean:
             return cls()

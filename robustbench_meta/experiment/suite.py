@@ -66,7 +66,7 @@ class _File(_Table):
 
 
 @dataclass(frozen=True)
-class Part:
+class SuitePart:
     """A grid of a suite."""
 
     given: Mapping[str, Any]
@@ -118,7 +118,7 @@ class Part:
 class Suite:
     """What one run measures: its parts, one after the other."""
 
-    parts: tuple[Part, ...] = (Part({}),)
+    parts: tuple[SuitePart, ...] = (SuitePart({}),)
     name: str = ""
     about: str = ""
 
@@ -129,7 +129,7 @@ class Suite:
             OptionError: one of them cannot be.
             BenchError: what they are added to cannot be with them.
         """
-        parts: dict[RunSpec, Part] = {}
+        parts: dict[RunSpec, SuitePart] = {}
         for part in self.parts:
             changed = replace(part, given={**part.given, **typed}, typed=part.typed | frozenset(typed))
             try:
@@ -219,10 +219,10 @@ def parse_suite(content: bytes, name: str) -> Suite:
     if not values:
         example = 'learner = "maml" and attack = ["none", "fgsm"]'
         raise BenchError(f"{name} says nothing; expected what to measure, as in {example}")
-    defaults, parts = table.given(), [Part(table.given(), file=name, own=frozenset(table.given()))]
+    defaults, parts = table.given(), [SuitePart(table.given(), file=name, own=frozenset(table.given()))]
     if table.parts:
         parts = [
-            Part({**defaults, **each.given()}, each.about, name, f"parts[{index}]", frozenset(each.given()))
+            SuitePart({**defaults, **each.given()}, each.about, name, f"parts[{index}]", frozenset(each.given()))
             for index, each in enumerate(table.parts)
         ]
     for part in parts:
@@ -274,7 +274,7 @@ def suite_text(suite: Suite) -> str:
     return f"{head}\n{tomli_w.dumps(top)}"
 
 
-def _typed(part: Part) -> dict[str, Any]:
+def _typed(part: SuitePart) -> dict[str, Any]:
     """By the names of keys, in their order: one of several values is written without a list."""
     given = {key: part.given[field] for key, field in KEYS.items() if part.given.get(field) not in (None, ())}
     return {key: value[0] if isinstance(value, tuple) and len(value) == 1 else value for key, value in given.items()}

@@ -135,7 +135,7 @@ class Summary:
     """In an earlier one; not tried again."""
 
 
-class Teller(Protocol):
+class EventSink(Protocol):
     """A registry."""
 
     def tell(self, event: str, /, **facts: Any) -> None:
@@ -153,7 +153,7 @@ class Reporter:
         summary: is added to.
     """
 
-    def __init__(self, registry: Teller, store: Store, cells: Mapping[str, Cell], summary: Summary) -> None:
+    def __init__(self, registry: EventSink, store: Store, cells: Mapping[str, Cell], summary: Summary) -> None:
         self._registry, self._store, self._cells, self._summary = registry, store, cells, summary
         self._replay = Replay()
         self.over: set[str] = set()

@@ -338,10 +338,10 @@ def _raised(path: Path, monitor: Monitor) -> Exception:
     told = monitor.failures.get(path.stem)
     if told is None:
         return StorageError(f"a worker process could not write to {path.parent}: free some space, and see its output")
-    return raised(told)
+    return as_exception(told)
 
 
-def raised(told: WorkerFailed) -> Exception:
+def as_exception(told: WorkerFailed) -> Exception:
     """An error as it was raised in a worker."""
     ours = getattr(errors, told.kind, None)
     error: Exception = RuntimeError(f"{told.kind}: {told.message}")

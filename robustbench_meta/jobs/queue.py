@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from robustbench_meta.engine.training_snapshots import state_name
 from robustbench_meta.errors import StorageError
-from robustbench_meta.evaluation.partial_results import Part, read_part
+from robustbench_meta.evaluation.partial_results import PartialResult, read_part
 from robustbench_meta.experiment.checkpoints import checkpoint_name
 from robustbench_meta.experiment.grid import Cell, Grid
 from robustbench_meta.experiment.spec import digest_of
@@ -169,7 +169,7 @@ class Queue:
         missing = sum(len(self._missing(group, places, parts)) * len(places) for places in group.chunks)
         return total - missing, total
 
-    def parts_of(self, group: Group, cell: Cell) -> list[Part] | None:
+    def parts_of(self, group: Group, cell: Cell) -> list[PartialResult] | None:
         """All parts with that cell, in the order of the episodes; None: one is missing.
 
         One that is damaged is warned of and removed.

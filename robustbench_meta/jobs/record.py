@@ -11,7 +11,7 @@ from typing import Any
 from robustbench_meta import __version__
 from robustbench_meta.evaluation.evaluator import Outcome
 from robustbench_meta.evaluation.flags import FLAGS, of_training, unchecked
-from robustbench_meta.evaluation.partial_results import Part
+from robustbench_meta.evaluation.partial_results import PartialResult
 from robustbench_meta.experiment.checkpoints import Trained
 from robustbench_meta.experiment.grid import Cell, Grid
 from robustbench_meta.results.records import SCHEMA, finite, pack
@@ -19,7 +19,9 @@ from robustbench_meta.results.records import SCHEMA, finite, pack
 _PACKAGES = ("torch", "torchattacks", "numpy", "pillow", "matplotlib")
 
 
-def record_of(grid: Grid, cell: Cell, outcome: Outcome, trained: Trained, parts: Sequence[Part]) -> dict[str, Any]:
+def record_of(
+    grid: Grid, cell: Cell, outcome: Outcome, trained: Trained, parts: Sequence[PartialResult]
+) -> dict[str, Any]:
     """The record of a cell.
 
     Args:

@@ -39,7 +39,7 @@ MOST_RUNS = 20
 """Of which events are kept; those of older runs that are over are removed when another begins."""
 
 
-class Ready(NamedTuple):
+class PreparedRun(NamedTuple):
     """A suite that can run here."""
 
     suite: Suite
@@ -60,7 +60,7 @@ class Ready(NamedTuple):
 def make_ready(
     suite: Suite, plugins: Path | None, local_plugins: bool, data_root: Path | None, policy: Policy,
     track: Sequence[str] = (), bring: Callable[[Registry], None] | None = None,
-) -> Ready:  # fmt: skip
+) -> PreparedRun:  # fmt: skip
     """Find the device and the plugins, load the data, and expand the grids.
 
     Args:
@@ -87,10 +87,10 @@ def make_ready(
         bring(registry)
     attach(registry, track)
     grids = prepare_all(specs, registry, data_root, [part.placed for part in suite.parts])
-    return Ready(suite, grids, registry, device, plugins, local_plugins, data_root)
+    return PreparedRun(suite, grids, registry, device, plugins, local_plugins, data_root)
 
 
-def compute(ready: Ready, store: Store, policy: Policy, stop: Stop) -> Summary:
+def compute(ready: PreparedRun, store: Store, policy: Policy, stop: Stop) -> Summary:
     """Do what is not done yet; see `run_all`."""
     return run_all(
         ready.grids, ready.registry, store, ready.device, policy, plugins=ready.plugins,

@@ -24,7 +24,7 @@ from robustbench_meta.jobs.events import (
     TrainingProgress,
     WorkerStarted,
 )
-from robustbench_meta.jobs.time_left import Progress
+from robustbench_meta.jobs.time_left import RunProgress
 from robustbench_meta.runtime.locks import Locks
 
 
@@ -50,7 +50,7 @@ class RunStatus:
 
     name: str
     reader: EventReader
-    progress: Progress = field(init=False)
+    progress: RunProgress = field(init=False)
     workers: dict[str, WorkerStatus] = field(default_factory=dict)
     failed: list[tuple[str, str]] = field(default_factory=list)
     """Which cells, and why."""
@@ -61,7 +61,7 @@ class RunStatus:
     now: float = 0.0
 
     def __post_init__(self) -> None:
-        self.progress = Progress(lambda: self.now)
+        self.progress = RunProgress(lambda: self.now)
 
     @property
     def state(self) -> str:

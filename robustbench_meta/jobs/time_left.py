@@ -18,7 +18,7 @@ _MOST_SEEN = 600
 
 
 @dataclass
-class Stretch:
+class JobProgress:
     """A meta-training or an evaluation that is or was under way."""
 
     stage: Stage
@@ -92,7 +92,7 @@ class Stretch:
 
 
 @dataclass
-class Share:
+class TrainingShare:
     """What a run has to do for one meta-trained learner."""
 
     title: str
@@ -101,7 +101,7 @@ class Share:
     """In passes through a task; 0: nothing to do."""
     checked: int = 0
     """Of the (episode, attack) pairs of its test, the first ones."""
-    stretches: dict[Stage, Stretch] = field(default_factory=dict)
+    stretches: dict[Stage, JobProgress] = field(default_factory=dict)
     failed: int = 0
     """Cells."""
 
@@ -116,7 +116,7 @@ class Share:
         return self.fraction(stage) >= 1.0
 
 
-class Left(NamedTuple):
+class TimeLeft(NamedTuple):
     """How long a run still takes."""
 
     seconds: float
@@ -125,7 +125,7 @@ class Left(NamedTuple):
     that it takes longer than this; or the pace is that of episodes that are checked, so that it takes less."""
 
 
-class Progress:
+class RunProgress:
     """Where a run is.
 
     Args:
@@ -135,29 +135,29 @@ class Progress:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.cells = self.cells_over = 0
-        self.shares: list[Share] = []
-        self.stretches: list[Stretch] = []
+        self.shares: list[TrainingShare] = []
+        self.stretches: list[JobProgress] = []
         """Those that are under way, in the order in which they began."""
-        self._known: dict[tuple[Stage, str], Stretch] = {}
+        self._known: dict[tuple[Stage, str], JobProgress] = {}
         self._began = clock()
 
     def begin(self, cells: int, work: Iterable[Mapping[str, Any]]) -> None:
         """A run begins; see the event `run_started`."""
         self.cells, self._began = cells, self._clock()
         self.shares = [
-            Share(each["training"], each["cells"], {stage: each[stage] for stage in STAGES}, each["checked"])
+            TrainingShare(each["training"], each["cells"], {stage: each[stage] for stage in STAGES}, each["checked"])
             for each in work
         ]
 
     def reach(
         self, stage: Stage, title: str, done: int, total: int, told: Mapping[str, float] | None = None
-    ) -> Stretch:  # fmt: skip
+    ) -> JobProgress:  # fmt: skip
         """Something is at `done` of `total`; it begins if it had not, or was over."""
         if stage == "test":  # with a checkpoint, its training never got to its last step
             self.end("train", title)
         stretch = self._known.get((stage, title))
         if stretch is None or stretch.over:
-            stretch = self._known[stage, title] = Stretch(stage, title)
+            stretch = self._known[stage, title] = JobProgress(stage, title)
             self.stretches.append(stretch)
             for share in self.shares:
                 if share.title == title and share.costs[stage] and stage not in share.stretches:
@@ -202,10 +202,10 @@ class Progress:
         return sum(cost * done for cost, done in costs) / whole if whole else None
 
     @property
-    def left(self) -> Left | None:
+    def left(self) -> TimeLeft | None:
         """How long the run still takes; None: nothing has been measured yet."""
-        paces = {stage: self._paces(stage, Stretch.lately) for stage in STAGES}
-        usual = {stage: list(self._paces(stage, Stretch.whole).values()) for stage in STAGES}
+        paces = {stage: self._paces(stage, JobProgress.lately) for stage in STAGES}
+        usual = {stage: list(self._paces(stage, JobProgress.whole).values()) for stage in STAGES}
         chains, known = [], set()
         if any(stretch.quickens for stretch in self.stretches):
             known.add("less")
@@ -228,10 +228,10 @@ class Progress:
         side_by_side = max(1, len(self.stretches))
         seconds = max([*chains, sum(chains) / side_by_side], default=0.0)
         if {"more", "less"} <= known:
-            return Left(seconds, "guessed")
-        return Left(seconds, next((mark for mark in ("more", "less", "guessed") if mark in known), "measured"))
+            return TimeLeft(seconds, "guessed")
+        return TimeLeft(seconds, next((mark for mark in ("more", "less", "guessed") if mark in known), "measured"))
 
-    def _paces(self, stage: Stage, rate: Callable[[Stretch], float | None]) -> dict[str, float]:
+    def _paces(self, stage: Stage, rate: Callable[[JobProgress], float | None]) -> dict[str, float]:
         """The seconds that a unit of cost takes, by the titles of which this is known."""
         found = {}
         for share in self.shares:

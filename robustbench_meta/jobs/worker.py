@@ -23,10 +23,10 @@ from robustbench_meta.engine.parallel import Cores
 from robustbench_meta.engine.plans import FEW, compiled, plan_for
 from robustbench_meta.engine.preflight import can_be_vmapped, check_declared, may_be_vmapped
 from robustbench_meta.engine.training import make_engine, meta_train
-from robustbench_meta.engine.training_snapshots import Keeper
+from robustbench_meta.engine.training_snapshots import TrainingSnapshots
 from robustbench_meta.errors import BenchError, DeviceLostError, StorageError, located, traceback_of
 from robustbench_meta.evaluation.evaluator import Evaluator, outcome_of
-from robustbench_meta.evaluation.partial_results import Part, part_bytes
+from robustbench_meta.evaluation.partial_results import PartialResult, part_bytes
 from robustbench_meta.experiment.checkpoints import (
     Trained,
     checkpoint_bytes,
@@ -75,7 +75,7 @@ _BROKEN = (Exception, SystemExit)
 
 
 @dataclass
-class Place:
+class WorkerContext:
     """Where jobs are run, and with what."""
 
     store: Store
@@ -97,7 +97,9 @@ class Worker:
         exit_when_waiting: whether it ends when others are at work on all that is left.
     """
 
-    def __init__(self, place: Place, queue: Queue, monitor: Monitor, *, exit_when_waiting: bool = False) -> None:
+    def __init__(
+        self, place: WorkerContext, queue: Queue, monitor: Monitor, *, exit_when_waiting: bool = False
+    ) -> None:
         self.place, self.queue, self.monitor = place, queue, monitor
         self._exits = exit_when_waiting
         place.cores.after_fork = self._after_fork
@@ -193,7 +195,7 @@ class Worker:
     def _train(self, job: Train) -> None:
         """Meta-train, from the beginning or from where it was left, and write the checkpoint."""
         place, training, title = self.place, job.needed.training, job.needed.title
-        keeper, steps = Keeper(place.store.root, job.key, place.stop), training.spec.meta_steps
+        keeper, steps = TrainingSnapshots(place.store.root, job.key, place.stop), training.spec.meta_steps
         state = keeper.state(place.device)
 
         def report(step: int, metrics: dict[str, float]) -> None:
@@ -271,7 +273,7 @@ class Worker:
         for chunk in chunks:
             chunk.cells = {key: chunk.cells[key] for key in keys}
         if keys:
-            part = Part(chunks, asdict(evaluator.engine.plan), device_name(place.device), self._peak_memory())
+            part = PartialResult(chunks, asdict(evaluator.engine.plan), device_name(place.device), self._peak_memory())
             write_bytes(job.path, part_bytes(part, job.key, keys), sync=False)
         self._report(group)
 
@@ -347,7 +349,7 @@ class Worker:
 # -- models ----------------------------------------------------------------------------------------
 
 
-def _checkpoint(place: Place, training: Training, like: Weights | None) -> Trained:
+def _checkpoint(place: WorkerContext, training: Training, like: Weights | None) -> Trained:
     name = checkpoint_name(training.key)
     try:
         return read_checkpoint(read_bytes(place.store.root / name) or b"", like, training.key)
@@ -358,7 +360,7 @@ def _checkpoint(place: Place, training: Training, like: Weights | None) -> Train
         ) from error
 
 
-def _trained(place: Place, grid: Grid, training: Training, count: int) -> tuple[Engine, Trained]:
+def _trained(place: WorkerContext, grid: Grid, training: Training, count: int) -> tuple[Engine, Trained]:
     """The engine of a training that is to be tested on so many episodes, and its checkpoint."""
     vmap = self_check(place, grid, training)
     engine, like = make_engine(grid, training, place.device, Plan())
@@ -367,7 +369,7 @@ def _trained(place: Place, grid: Grid, training: Training, count: int) -> tuple[
     return engine, trained
 
 
-def _surrogate(place: Place, grid: Grid, surrogate: Surrogate, count: int) -> tuple[Engine, Weights]:
+def _surrogate(place: WorkerContext, grid: Grid, surrogate: Surrogate, count: int) -> tuple[Engine, Weights]:
     training = surrogate.training
     if surrogate.path is None:
         engine, trained = _trained(place, grid, training, count)
@@ -381,7 +383,7 @@ def _surrogate(place: Place, grid: Grid, surrogate: Surrogate, count: int) -> tu
     return engine, read_checkpoint(data, like).weights
 
 
-def self_check(place: Place, grid: Grid, training: Training) -> bool:
+def self_check(place: WorkerContext, grid: Grid, training: Training) -> bool:
     """Whether the learner may be vmapped on this backbone.
 
     Raises:
@@ -393,7 +395,7 @@ def self_check(place: Place, grid: Grid, training: Training) -> bool:
     return place.mappable[key]
 
 
-def _self_check(place: Place, grid: Grid, training: Training) -> bool:
+def _self_check(place: WorkerContext, grid: Grid, training: Training) -> bool:
     spec = training.spec
     engine, weights = make_engine(grid, training, place.device, Plan(), place.cores)
     tasks = grid.splits.train.to(place.device).sample([0], spec.way, spec.shot, spec.query, 2)
@@ -422,7 +424,7 @@ def _self_check(place: Place, grid: Grid, training: Training) -> bool:
     return False
 
 
-def train_plan(place: Place, grid: Grid, training: Training, vmap: bool) -> Plan:
+def train_plan(place: WorkerContext, grid: Grid, training: Training, vmap: bool) -> Plan:
     """How the tasks of a meta-step are mapped."""
     device, spec = place.device, training.spec
     engine, weights = make_engine(grid, training, device, Plan(), Cores())
@@ -439,7 +441,7 @@ def train_plan(place: Place, grid: Grid, training: Training, vmap: bool) -> Plan
     return compiled(plan, gradient)
 
 
-def test_plan(place: Place, grid: Grid, count: int, vmap: bool) -> Plan:
+def test_plan(place: WorkerContext, grid: Grid, count: int, vmap: bool) -> Plan:
     """How so many test episodes are mapped."""
     most = min(count, MOST_AT_ONCE if place.device.type == "cpu" else 8 * MOST_AT_ONCE)
     return plan_for(place.device, most, vmap=vmap, few=FEW, chunk=grid.run.chunk)
@@ -472,7 +474,9 @@ def main(folder: Path, name: str) -> int:
             recipe = Recipe.model_validate_json((folder / RECIPE).read_bytes())
             with muted(), stop.at_once():  # the process that was started has said what there is to say
                 grids = grids_of(recipe)
-                place = Place(Store(recipe.results), choose_device(cores.device or recipe.device), cores.cores, stop)
+                place = WorkerContext(
+                    Store(recipe.results), choose_device(cores.device or recipe.device), cores.cores, stop
+                )
             with as_events(log, recipe.log_level), computing_alone(place.device):
                 queue = Queue(grids, place.store, recipe.cells, place.device.type, log)
                 monitor = Monitor(folder, recipe.cell_timeout)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from robustbench_meta import __version__, hookspecs
 from robustbench_meta.errors import PluginError
-from robustbench_meta.registry.import_graph import needs, source_in
+from robustbench_meta.registry.import_graph import imports_of, source_in
 
 FOLDERS = ("learners", "attacks", "datasets", "backbones", "trackers")
 """Of the built-in plugins, one a kind."""
@@ -140,7 +140,7 @@ def own_code(name: str, start: Path | None = None) -> dict[str, bytes]:
             _read[wanted] = found, found.read_bytes()
         return found
 
-    return dict(sorted(needs(name, file_of).code.items()))
+    return dict(sorted(imports_of(name, file_of).code.items()))
 
 
 def _own_file(name: str, start: Path | None) -> Path | None:
@@ -189,7 +189,7 @@ def _built_in_identity(name: str, folders: Sequence[Path]) -> str:
 
     The release of torchattacks is in it where one of these imports that.
     """
-    needed = needs(name, partial(source_in, folders, below=_BUILT_IN))
+    needed = imports_of(name, partial(source_in, folders, below=_BUILT_IN))
     identity = f"robustbench_meta=={__version__} sha256:{_digest(dict(sorted(needed.code.items())))}"
     return identity + (f" torchattacks=={release_of('torchattacks')}" if "torchattacks" in needed.others else "")
 

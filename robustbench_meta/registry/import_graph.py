@@ -20,7 +20,7 @@ class Needs(NamedTuple):
     """The top-level names of all else that these import."""
 
 
-def needs(module: str, file_of: Callable[[str], Path | None]) -> Needs:
+def imports_of(module: str, file_of: Callable[[str], Path | None]) -> Needs:
     """What a module needs.
 
     Args:

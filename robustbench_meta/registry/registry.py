@@ -24,7 +24,7 @@ from robustbench_meta.options import NAME, NAMED, Choice
 from robustbench_meta.registry.declarations import check_declarations
 from robustbench_meta.registry.discovery import Origin, Source, code_digest, release_of, sources
 
-__all__ = ["KINDS", "CollisionError", "Found", "Origin", "Registry", "core_code", "load_registry"]
+__all__ = ["KINDS", "CollisionError", "LoadedModule", "Origin", "Registry", "core_code", "load_registry"]
 
 KINDS: dict[str, type[Plugin]] = {
     "learner": Learner, "attack": Attack, "dataset": Dataset, "backbone": Backbone, "tracker": Tracker,
@@ -45,7 +45,7 @@ class CollisionError(PluginError):
 
 
 @dataclass
-class Found:
+class LoadedModule:
     """A plugin module, what it registered, or why it could not."""
 
     origin: Origin
@@ -57,7 +57,7 @@ class Found:
 class _Kept:
     """A class of a plugin, made when it is first wanted."""
 
-    def __init__(self, kind: str, name: str, found: Found, load: Callable[[], type[Plugin]]) -> None:
+    def __init__(self, kind: str, name: str, found: LoadedModule, load: Callable[[], type[Plugin]]) -> None:
         self.kind, self.name, self.found = kind, name, found
         self._load = load
         self._cls: type[Plugin] | None = None
@@ -115,7 +115,7 @@ class Registry:
     def __init__(self) -> None:
         self.manager = pluggy.PluginManager(hookspecs.PROJECT)
         self.manager.add_hookspecs(hookspecs)
-        self.found: list[Found] = []
+        self.found: list[LoadedModule] = []
         self._kept: dict[str, dict[str, _Kept]] = {kind: {} for kind in KINDS}
         self._grumbled: set[tuple[str, str]] = set()
 
@@ -200,9 +200,9 @@ class Registry:
         check_declarations(made)
         return made
 
-    def add(self, module: Any, origin: Origin) -> Found:
+    def add(self, module: Any, origin: Origin) -> LoadedModule:
         """Register a plugin module; whatever goes wrong is its own line in `found`, and nothing of it is kept."""
-        found = Found(origin)
+        found = LoadedModule(origin)
         self.found.append(found)
         staged: dict[tuple[str, str], _Kept] = {}
 
@@ -229,7 +229,7 @@ class Registry:
 
     def fail(self, origin: Origin, error: BaseException) -> None:
         """Note a plugin that could not even be imported."""
-        self.found.append(Found(origin, error=_reason(error, origin), cause=error))
+        self.found.append(LoadedModule(origin, error=_reason(error, origin), cause=error))
 
     def check_collisions(self) -> None:
         """Let no name depend on which of two plugins was found first.

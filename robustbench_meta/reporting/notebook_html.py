@@ -6,7 +6,7 @@ from html import escape
 
 import pandas as pd
 
-from robustbench_meta.reporting.export.sheets import Cell, Sheet, sheets
+from robustbench_meta.reporting.export.sheets import Sheet, SheetCell, sheets
 from robustbench_meta.reporting.terminal.layout import title
 from robustbench_meta.results.episode_accuracies import Samples
 from robustbench_meta.results.frames import failure_told
@@ -54,12 +54,12 @@ def _notes(notes: list[str]) -> str:
     return f'<p style="{_DIM};max-width:60em">{lines}</p>' if notes else ""
 
 
-def _row(name: str, cells: list[Cell]) -> str:
+def _row(name: str, cells: list[SheetCell]) -> str:
     drawn = "".join(f'<td style="text-align:right;{_CELL}">{_number(cell)}</td>' for cell in cells)
     return f'<tr><th scope="row" style="text-align:left;{_CELL}">{escape(name)}</th>{drawn}</tr>'
 
 
-def _number(cell: Cell) -> str:
+def _number(cell: SheetCell) -> str:
     if not cell.mean:
         return "–"
     mean = f"<b>{escape(cell.mean)}</b>" if cell.bold else escape(cell.mean)

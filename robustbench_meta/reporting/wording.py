@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from robustbench_meta.evaluation.flags import FLAGS
 from robustbench_meta.reporting.terminal.leaderboard import doubted, searches
-from robustbench_meta.results.tables import Board
+from robustbench_meta.results.tables import LeaderboardTable
 
 
 @dataclass(frozen=True)
-class Doubt:
+class FlagNote:
     """A flag of a table: what it means, and which numbers have it."""
 
     flag: str
@@ -21,11 +21,11 @@ class Doubt:
     """Whether all numbers of the table have it."""
 
 
-def doubts_of(board: Board, all_of_them: str = "all") -> list[Doubt]:
+def doubts_of(board: LeaderboardTable, all_of_them: str = "all") -> list[FlagNote]:
     """The flags of a table, those of all its numbers (in these words) first."""
     told = [(flag, all_of_them, True) for flag in sorted(board.shared)]
     told += [(flag, who, False) for flag, who in doubted(board).items()]
-    return [Doubt(flag, meaning(flag), who + searches(board, {flag}), shared) for flag, who, shared in told]
+    return [FlagNote(flag, meaning(flag), who + searches(board, {flag}), shared) for flag, who, shared in told]
 
 
 def meaning(flag: str) -> str:
@@ -33,14 +33,14 @@ def meaning(flag: str) -> str:
     return FLAGS.get(flag, "a flag that this version does not know")
 
 
-def flags_told(found: Mapping[str, Board], mark: str = "Flagged ") -> list[str]:
+def flags_told(found: Mapping[str, LeaderboardTable], mark: str = "Flagged ") -> list[str]:
     """The flags of boards, each once and with its meaning: those of all numbers in a sentence, then one for each other.
 
     Args:
         found: the boards, by what they are called where they differ.
         mark: what the sentences on flags of some numbers begin with.
     """
-    flags: dict[str, dict[str, Doubt]] = {}
+    flags: dict[str, dict[str, FlagNote]] = {}
     for where, board in found.items():
         for doubt in doubts_of(board):
             flags.setdefault(doubt.flag, {})[where] = doubt
@@ -56,13 +56,13 @@ def flags_told(found: Mapping[str, Board], mark: str = "Flagged ") -> list[str]:
     return lines
 
 
-def _told(flag: str, doubts: Mapping[str, Doubt]) -> str:
+def _told(flag: str, doubts: Mapping[str, FlagNote]) -> str:
     """A flag of all numbers, and what the search without gradients left, if that is the same everywhere."""
     (more, *others) = dict.fromkeys(doubt.who.removeprefix("all") for doubt in doubts.values())
     return f"{flag} ({meaning(flag)})" + ("" if others else more)
 
 
-def _whose(doubts: Mapping[str, Doubt], count: int) -> str:
+def _whose(doubts: Mapping[str, FlagNote], count: int) -> str:
     """Which numbers have a flag, boards with the same ones together; the boards are named unless it is all."""
     places: dict[str, list[str]] = {}
     for where, doubt in doubts.items():

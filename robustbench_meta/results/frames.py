@@ -17,7 +17,7 @@ from robustbench_meta.experiment.spec import PluginSpec
 from robustbench_meta.options import exact, parse_eps
 from robustbench_meta.results.episode_accuracies import Samples
 from robustbench_meta.results.learning_curves import learning_curve
-from robustbench_meta.results.pairwise import Duel
+from robustbench_meta.results.pairwise import Comparison
 from robustbench_meta.results.records import unpack
 from robustbench_meta.results.tables import PLACE, THREAT
 
@@ -131,7 +131,7 @@ def training(board: pd.DataFrame, records: Mapping[str, Mapping[str, Any]]) -> p
     return categorical(pd.DataFrame(rows, columns=TRAINING), board)
 
 
-def comparisons(duels: Iterable[Duel]) -> pd.DataFrame:
+def comparisons(duels: Iterable[Comparison]) -> pd.DataFrame:
     """A row for each two learners, threat and column of a table; `ahead` names the better one, or is empty.
 
     Accuracies and `difference` (first − second) are fractions, `ci95` half of its 95 % interval; `p` is of the paired

@@ -20,7 +20,7 @@ from robustbench_meta.results.tables import (
     PLACE,
     THREAT,
     WORST,
-    Board,
+    LeaderboardTable,
     Score,
     attacks_apart,
     attacks_of,
@@ -39,7 +39,7 @@ _VERSION = r" [#@][0-9a-f]{4,}$"
 
 
 @dataclass(frozen=True)
-class Contrast:
+class PairedTest:
     """Two learners in one column: how far the first is ahead, and whether that is more than chance."""
 
     first: Sample
@@ -61,7 +61,7 @@ class Contrast:
         return 1 if self.paired.difference > 0 else -1
 
 
-def contrasts(pairs: Sequence[tuple[Sample, Sample]]) -> list[Contrast]:
+def contrasts(pairs: Sequence[tuple[Sample, Sample]]) -> list[PairedTest]:
     """The contrasts of these pairs, corrected together; equal numbers, as at ε = 0 and without attack, are one test.
 
     Raises:
@@ -74,7 +74,7 @@ def contrasts(pairs: Sequence[tuple[Sample, Sample]]) -> list[Contrast]:
         if first.digest != second.digest or len(first.episodes) != len(second.episodes):
             raise ValueError("two learners on different episodes cannot be paired")
         result = paired(first.episodes, second.episodes)
-        found[key] = Contrast(first, second, result, result.p, welch(first.means, second.means), len(distinct))
+        found[key] = PairedTest(first, second, result, result.p, welch(first.means, second.means), len(distinct))
     for key, p in zip(found, holm([contrast.corrected for contrast in found.values()]), strict=True):
         found[key] = replace(found[key], corrected=float(p))
     return [found[key] for key in keys]
@@ -85,7 +85,7 @@ def _content(sample: Sample) -> Hashable:
     return sample.digest, *((seed, values.tobytes()) for seed, values in sorted(sample.by_seed.items()))
 
 
-def tests_told(found: Iterable[Duel]) -> str:
+def tests_told(found: Iterable[Comparison]) -> str:
     """For how many comparisons these are corrected: `5 comparisons`, or `3 different comparisons among 5`."""
     all_of = [contrast for duel in found for contrast in duel.contrasts.values()]
     tests = all_of[0].tests if all_of else 0
@@ -109,7 +109,7 @@ def ranked(samples: Mapping[str, Sample]) -> dict[str, int]:
     return ranks
 
 
-def judged(frame: pd.DataFrame, samples: Samples) -> Iterator[Board]:
+def judged(frame: pd.DataFrame, samples: Samples) -> Iterator[LeaderboardTable]:
     """The contents of the tables, as `boards` has them, with the leaders of every column."""
     for rows, board in zip(groups(frame), boards(frame), strict=True):
         yield replace(board, leaders=leaders(rows, samples))
@@ -154,29 +154,31 @@ def ranks(frame: pd.DataFrame, samples: Samples) -> pd.Series[Any]:
 
 
 @dataclass(frozen=True)
-class Duel:
+class Comparison:
     """Two learners at one threat: a contrast for each column that both have."""
 
     setting: Mapping[str, Any]
     """As of a table of the leaderboard."""
     first: str
     second: str
-    contrasts: Mapping[str, Contrast]
+    contrasts: Mapping[str, PairedTest]
     """By column: clean, an attack, or the worst case."""
     scores: Mapping[str, tuple[Score, Score]]
     """By column: the two's numbers as the leaderboard shows them, with their flags."""
 
     @property
-    def board(self) -> Board:
+    def board(self) -> LeaderboardTable:
         """The two as a table of the leaderboard, of the columns that both have."""
         rows = {
             name: {column: pair[which] for column, pair in self.scores.items()}
             for which, name in enumerate((self.first, self.second))
         }
-        return Board(self.setting, list(self.scores), rows, {})
+        return LeaderboardTable(self.setting, list(self.scores), rows, {})
 
 
-def duels(frame: pd.DataFrame, samples: Samples, first: str | None = None, second: str | None = None) -> list[Duel]:
+def duels(
+    frame: pd.DataFrame, samples: Samples, first: str | None = None, second: str | None = None
+) -> list[Comparison]:
     """All contrasts of two learners of a leaderboard, or of all pairs when none are named; corrected together.
 
     Args:
@@ -209,7 +211,7 @@ def duels(frame: pd.DataFrame, samples: Samples, first: str | None = None, secon
         raise BenchError(_nothing(frame, places, wanted, (first, second)))
     done = iter(contrasts([pair for *_, pairs, _ in drafts for pair in pairs.values()]))
     return [
-        Duel(setting, one, two, {column: next(done) for column in pairs}, scores)
+        Comparison(setting, one, two, {column: next(done) for column in pairs}, scores)
         for setting, one, two, pairs, scores in drafts
     ]
 

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from robustbench_meta.errors import StorageError, brief
-from robustbench_meta.evaluation.gallery import Gallery
+from robustbench_meta.evaluation.gallery import ExampleEpisode
 from robustbench_meta.runtime.digest import checksum
 
 SCHEMA = 3
@@ -205,7 +205,7 @@ class _Record(_Part):
     timings: dict[_Text, float]
     cost: _Cost | None = None
     memory: dict[str, int | None] | None = None
-    gallery: Gallery | None = None
+    gallery: ExampleEpisode | None = None
     flags: list[_Text]
     checks: _Checks | None
     versions: _Versions

@@ -56,7 +56,7 @@ def shown(points: float) -> str:
 
 
 @dataclass(frozen=True)
-class Board:
+class LeaderboardTable:
     """What one table shows; learners are in order of rank, equal ranks in order of their means."""
 
     setting: Mapping[str, Any]
@@ -129,7 +129,7 @@ class Board:
         return not math.isnan(score.mean) and (column not in {CLEAN, WORST} or self.columns == [CLEAN])
 
 
-def boards(frame: pd.DataFrame) -> Iterator[Board]:
+def boards(frame: pd.DataFrame) -> Iterator[LeaderboardTable]:
     """The contents of the tables, in the order of the leaderboard."""
     for rows in groups(frame):
         yield _board(rows)
@@ -158,12 +158,12 @@ def eps_of(setting: Mapping[str, Any]) -> float:
         return math.inf
 
 
-def numbers(found: Iterable[Board]) -> list[Score]:
+def all_scores(found: Iterable[LeaderboardTable]) -> list[Score]:
     """All numbers of these boards."""
     return [score for board in found for row in board.scores.values() for score in row.values()]
 
 
-def alike(found: Iterable[Board], pictured: Iterable[Score]) -> list[Board]:
+def alike(found: Iterable[LeaderboardTable], pictured: Iterable[Score]) -> list[LeaderboardTable]:
     """The boards of a picture, without the intervals of single seeds if any of the numbers in it is of several seeds.
 
     They would be intervals over episodes beside deviations between seeds, in one panel or in two.
@@ -181,7 +181,7 @@ def _bare(score: Score) -> Score:
     return replace(score, spread=math.nan) if score.seeds == 1 else score
 
 
-def unattacked(group: Iterable[Board]) -> Board:
+def unattacked(group: Iterable[LeaderboardTable]) -> LeaderboardTable:
     """The clean accuracies of boards that differ in the threat alone: each learner's where it rests on most seeds."""
     boards = list(group)
     rows: dict[str, dict[str, Score]] = {}
@@ -250,7 +250,7 @@ def under(rows: pd.DataFrame, column: str, attacks: list[str]) -> pd.DataFrame:
     return rows[rows["attack"] == column].set_index("seed")
 
 
-def _board(rows: pd.DataFrame) -> Board:
+def _board(rows: pd.DataFrame) -> LeaderboardTable:
     columns = columns_of(rows)
     parts = {str(name): part for name, part in rows.groupby("learner", sort=False)}
     scores = {name: scores_of(part, columns) for name, part in parts.items()}
@@ -261,7 +261,9 @@ def _board(rows: pd.DataFrame) -> Board:
     extras = {name: _extras(part) for name, part in parts.items()}
     setting = {name: rows[name].iloc[0] for name in [*PLACE, *THREAT]}
     first = {name for name, rank in ranks.items() if rank == 1} if len(ranks) > 1 else set()
-    return Board(setting, columns, {name: scores[name] for name in ordered}, extras, ranks, {columns[-1]: first})
+    return LeaderboardTable(
+        setting, columns, {name: scores[name] for name in ordered}, extras, ranks, {columns[-1]: first}
+    )
 
 
 def numbered(rows: pd.DataFrame, name: str, version: str) -> pd.Series[str]:

@@ -119,18 +119,18 @@ def _checksum(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     """16 hexadecimal digits that change with anything in them."""
     found = hashlib.sha256()
     _add(found, {name: tensor.detach().cpu() for name, tensor in tensors.items()})
     return found.hexdigest()[:16]
 
 
-def _add(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
+def _add(tensors_digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
     """Add the names, kinds and bytes of tensors on the CPU to a digest."""
     for name in sorted(tensors):
         tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        tensors_digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         whole = tensor.contiguous()
         row = whole.as_strided((whole.numel(),), (1,))  # flatten leaves odd strides to rows of at most one number
-        digest.update(row.view(torch.uint8).numpy().tobytes())
+        tensors_digest.update(row.view(torch.uint8).numpy().tobytes())

@@ -22,10 +22,10 @@ from robustbench_meta.runtime.tensor_snapshot import Snapshot
 from robustbench_meta.testing.contract import (
     Broken,
     Contract,
+    as_broken,
     clause,
     expect,
     first_accepted,
-    raised,
     reason_or_none,
 )
 from robustbench_meta.testing.fixtures import LOOP, apart, engine_of, settings, tasks_of
@@ -132,7 +132,7 @@ class AdaptationContract(Contract):
                     except Broken:
                         raise
                     except Exception as error:
-                        raise raised(error, where) from error
+                        raise as_broken(error, where) from error
 
     def _one(self, engine: Engine, weights: Weights, tasks: TaskBatch) -> tuple[Any, Tensor]:
         """One task's adapted state and logits, without any mapping."""
@@ -244,7 +244,7 @@ class AdaptationContract(Contract):
             with torch.no_grad():
                 logits = engine.logits(detached(engine, weights), tasks.query.x)
         except Exception as error:
-            raise Broken(raised(error, "on θ, ").seen, remedy) from error
+            raise Broken(as_broken(error, "on θ, ").seen, remedy) from error
         expected = (*tasks.query.y.shape, self.setting.way)
         expect(
             tuple(logits.shape) == expected and bool(logits.isfinite().all()),

@@ -40,7 +40,7 @@ class Attempt:
         return found if fits else None  # type: ignore[return-value]  # `fits` says what mypy cannot see
 
 
-class Onlooker:
+class RecordingModel:
     """A victim that notes what it is shown, and can be told to call itself transductive, or to have no gradient."""
 
     def __init__(self, victim: Target, *, transductive: bool | None = None, gradient: bool = True) -> None:
@@ -67,7 +67,7 @@ class Onlooker:
 
     def task(self, index: int) -> Victim:
         """One task's victim, which notes in the same list."""
-        one = Onlooker(self._victim.task(index), transductive=self.transductive, gradient=self._gradient)  # type: ignore[arg-type]  # a task's victim is not asked for tasks
+        one = RecordingModel(self._victim.task(index), transductive=self.transductive, gradient=self._gradient)  # type: ignore[arg-type]  # a task's victim is not asked for tasks
         one.shown = self.shown
         return one
 

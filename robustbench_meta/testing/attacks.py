@@ -19,15 +19,15 @@ from robustbench_meta.engine.attack_harness import arm
 from robustbench_meta.engine.attacked_model import AttackedModel, PoisonedAdaptation, Target
 from robustbench_meta.engine.engine import Engine
 from robustbench_meta.options import parse_eps
-from robustbench_meta.testing.attack_recorder import SEEDS, Attempt, Onlooker, attempt
+from robustbench_meta.testing.attack_recorder import SEEDS, Attempt, RecordingModel, attempt
 from robustbench_meta.testing.contract import (
     DECLARES,
     Broken,
     Contract,
+    as_broken,
     clause,
     expect,
     first_accepted,
-    raised,
     reason_or_none,
 )
 from robustbench_meta.testing.fixtures import SHOT, engine_of, settings, tasks_of
@@ -130,7 +130,7 @@ class AttackContract(Contract):
         """2-way and 5-way, either loss, one image a class; every ε; black and white; a model without slope."""
         for trial in [*self.trials, *self._elsewhere()]:
             if trial.error is not None:
-                raise raised(trial.error, trial.where)
+                raise as_broken(trial.error, trial.where)
 
     def _elsewhere(self) -> Iterator[Attempt]:
         first = self.setting
@@ -226,10 +226,10 @@ class AttackContract(Contract):
         if self.plugin.sub_batches or self.plugin.obstacle(self.setting._replace(transductive=True)) is not None:
             return
         tasks = tasks_of(self.setting)
-        watched = Onlooker(self.victim(self.setting, tasks), transductive=True)
+        watched = RecordingModel(self.victim(self.setting, tasks), transductive=True)
         trial = attempt(self.plugin, watched, tasks.query, self.middle)
         if trial.error is not None:
-            raise raised(trial.error, "with a transductive model, ")
+            raise as_broken(trial.error, "with a transductive model, ")
         place = -1 - watched.event
         counts = {shape[place] if len(shape) > watched.event else 0 for shape in watched.shown}
         whole = tasks.query.y.shape[1]
@@ -245,11 +245,11 @@ class AttackContract(Contract):
         if self.plugin.how() not in ("black-box", "random") or self.plugin.clean:
             return
         tasks = tasks_of(self.setting)
-        blind = Onlooker(self.victim(self.setting, tasks), gradient=False)
+        blind = RecordingModel(self.victim(self.setting, tasks), gradient=False)
         trial = attempt(self.plugin, blind, tasks.query, self.middle)
         if trial.error is not None:
             where = f"it declares the method '{self.plugin.how()}', and on a model without gradient "
-            raise Broken(raised(trial.error, where).seen, "ask for no gradient, or declare another `method`")
+            raise Broken(as_broken(trial.error, where).seen, "ask for no gradient, or declare another `method`")
 
     @clause("works through the loss alone, if it declares loss_only", after=(_RUNS, _RETURNS, _INSIDE))
     def needs_the_loss_only(self) -> None:
@@ -261,7 +261,7 @@ class AttackContract(Contract):
         victim = PoisonedAdaptation(engine, engine.theta(theta), tasks.query)
         trial = attempt(self.plugin, victim, tasks.support, self.middle, "on the loss through adaptation, ")
         if trial.error is not None:
-            seen = raised(trial.error, trial.where).seen
+            seen = as_broken(trial.error, trial.where).seen
             raise Broken(seen, "ask for `loss` and `fooled` only, or do not declare loss_only")
         expect(trial.images is not None, "it returned other than images", "return what it found, in the shape of x")
         self._inside(trial)
@@ -276,7 +276,7 @@ class AttackContract(Contract):
             self.plugin, self.victim(self.setting, tasks), tasks.query, threat, "from a start, ", start=start
         )
         if trial.error is not None:
-            raise raised(trial.error, trial.where)
+            raise as_broken(trial.error, trial.where)
         expect(trial.images is not None, "from a start, it returned other than images", "return them in the shape of x")
         expect(not trial.touched, f"from a start, it changed {', '.join(trial.touched)}", "work on copies")
         self._inside(trial)
@@ -319,7 +319,7 @@ class AttackContract(Contract):
     def _images(self, victim: Target, batch: Batch, seeds: Sequence[int] = SEEDS) -> Tensor:
         trial = attempt(self.plugin, victim, batch, self.middle, seeds=seeds)
         if trial.error is not None:
-            raise raised(trial.error)
+            raise as_broken(trial.error)
         if trial.images is None:
             raise Broken("it returned other than images", "return them in the shape of x")
         return trial.images

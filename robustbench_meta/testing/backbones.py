@@ -20,10 +20,10 @@ from robustbench_meta.testing.contract import (
     DECLARES,
     Broken,
     Contract,
+    as_broken,
     clause,
     expect,
     first_accepted,
-    raised,
     reason_or_none,
 )
 from robustbench_meta.testing.fixtures import LOOP, settings, tasks_of
@@ -85,7 +85,7 @@ class BackboneContract(Contract):
                 except Broken:
                     raise
                 except Exception as error:
-                    raise raised(error, where) from error
+                    raise as_broken(error, where) from error
                 fits = found.dim() == 2 and len(found) == len(x) and outputs in (None, found.shape[-1])
                 expected = f"[{len(x)}, {'features' if outputs is None else outputs}]"
                 expect(fits, f"{where}{len(x)} examples gave {tuple(found.shape)}", f"give {expected}")

@@ -215,11 +215,11 @@ def _run(check: Callable[[], None]) -> Broken | None:
         except Broken as broken:
             return broken
         except Exception as error:  # a plugin may raise anything
-            return raised(error)
+            return as_broken(error)
     return None
 
 
-def raised(error: Exception, where: str = "") -> Broken:
+def as_broken(error: Exception, where: str = "") -> Broken:
     """An exception as what was seen: its type and message, and the line of the plugin's that it came through."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not {"robustbench_meta", "torch"} & set(Path(frame.filename).parts)]

@@ -10,7 +10,7 @@ from robustbench_meta.contracts import Random
 from robustbench_meta.engine.attacked_model import Perturbation, Target
 
 
-class Held:
+class FrozenAttack:
     """A training attack whose images are computed once and held: they are data, not a function of θ."""
 
     def __init__(self, attack: Perturbation) -> None:

@@ -12,14 +12,14 @@ from robustbench_meta.contracts.inner_loop import differentiable
 from robustbench_meta.contracts.tasks import TaskBatch
 from robustbench_meta.engine.attacked_model import PoisonedAdaptation
 from robustbench_meta.engine.engine import Engine
-from robustbench_meta.engine.metrics import Judged
+from robustbench_meta.engine.metrics import QueryMetrics
 from robustbench_meta.engine.preflight import may_be_vmapped
 from robustbench_meta.runtime.seeds import seeded
 from robustbench_meta.testing.adaptation import LOGITS, QUIET, REPEATS, RUNS, TOUCHES, AdaptationContract, detached
-from robustbench_meta.testing.contract import Broken, clause, expect, raised
+from robustbench_meta.testing.contract import Broken, as_broken, clause, expect
 from robustbench_meta.testing.finite_differences import expect_slopes
 from robustbench_meta.testing.fixtures import LOOP, VMAP, apart, at, vector
-from robustbench_meta.testing.frozen_attack import Held
+from robustbench_meta.testing.frozen_attack import FrozenAttack
 
 _OBJECTIVE = "its objective gives a finite loss for each task"
 _ALONE = "its objective depends on each task by itself"
@@ -40,7 +40,7 @@ class LearnerContract(AdaptationContract):
         try:
             share = apart(self.predictions(VMAP), self.predictions(LOOP))
         except Exception as error:
-            raise raised(error, "under torch.func.vmap, ") from error
+            raise as_broken(error, "under torch.func.vmap, ") from error
         expect(
             share <= 1e-3, f"logits under vmap are {share:.2g} of their size away from the loop's",
             "use plain operations of torch, and no state from call to call",
@@ -69,13 +69,13 @@ class LearnerContract(AdaptationContract):
         """Tasks go through in chunks, whose size must not change a number. What draws in training is not asked."""
         engine, weights, tasks = self.world()
         engine.set_mode(training=True)
-        engine.attack = Held(engine.attack) if engine.attack else None
+        engine.attack = FrozenAttack(engine.attack) if engine.attack else None
         whole = self._losses(engine, weights, tasks)
         other = self._losses(engine, weights, tasks, seed=1)
         if not all(torch.equal(one, again) for one, again in zip(whole, other, strict=True)):
             return
         for index in range(tasks.tasks):
-            if isinstance(engine.attack, Held):
+            if isinstance(engine.attack, FrozenAttack):
                 engine.attack.only = index
             one = self._losses(engine, weights, tasks.part(slice(index, index + 1)))
             for alone, among in zip(one, whole, strict=True):
@@ -88,7 +88,7 @@ class LearnerContract(AdaptationContract):
     def _losses(self, engine: Engine, weights: Weights, tasks: TaskBatch, seed: int = 0) -> list[Tensor]:
         engine.batch_seeds(range(tasks.tasks))
         drawing = seeded(seed) if seed else engine.drawing("objective", tasks.support.x.device)  # as meta_gradients do
-        if isinstance(engine.attack, Held):
+        if isinstance(engine.attack, FrozenAttack):
             engine.attack.rewind()
         with torch.no_grad(), drawing:
             return [update.loss for update in self.plugin.objective(engine, engine.theta(weights), tasks)]
@@ -106,7 +106,7 @@ class LearnerContract(AdaptationContract):
         if not weights:
             return
         engine.set_mode(training=True)
-        engine.attack = Held(engine.attack) if engine.attack else None
+        engine.attack = FrozenAttack(engine.attack) if engine.attack else None
         engine.plan = replace(engine.plan, chunk=tasks.tasks)
         with differentiable():
             gradients = [vector(gradient) for gradient, _ in engine.meta_gradients(weights, tasks, range(tasks.tasks))]
@@ -163,7 +163,7 @@ class LearnerContract(AdaptationContract):
         make = torch.optim.Adam if self.plugin.optimizer == "adam" else torch.optim.SGD
         optimizer = make(list(weights.values()), lr=self.plugin.meta_lr)
         for _ in range(STEPS):
-            engine.judged = Judged()
+            engine.judged = QueryMetrics()
             for gradients, _ in engine.meta_gradients(weights, tasks, range(tasks.tasks)):
                 for name, weight in weights.items():
                     weight.grad = gradients[name]

@@ -12,11 +12,11 @@ from robustbench_meta.engine.engine import Plan
 from robustbench_meta.engine.parallel import Cores
 from robustbench_meta.engine.training import make_engine, meta_train
 from robustbench_meta.errors import BenchError
-from robustbench_meta.evaluation.evaluator import evaluate
+from robustbench_meta.evaluation.evaluator import evaluate_cells
 from robustbench_meta.evaluation.flags import FLAGS
 from robustbench_meta.experiment.grid import prepare
 from robustbench_meta.experiment.spec import RunSpec
-from robustbench_meta.jobs.worker import Place, self_check
+from robustbench_meta.jobs.worker import WorkerContext, self_check
 from robustbench_meta.registry.registry import load_registry
 from robustbench_meta.results.store import Store
 
@@ -51,7 +51,7 @@ def outcomes(plugins, weights, attacks, learner="maml", **given):
     """By attack, support and query: the outcome of evaluating a learner with these weights."""
     grid = grid_of(plugins, attacks, learner, **given)
     engine, _ = make_engine(grid, grid.trainings[0], CPU, Plan("loop", "loop", 8), Cores(lambda: 2))
-    found = evaluate(engine, weights, grid.splits.test, grid.cells, CPU, battery=grid.battery)
+    found = evaluate_cells(engine, weights, grid.splits.test, grid.cells, CPU, battery=grid.battery)
     return {cell.attack: found[cell.key] for cell in grid.cells}
 
 
@@ -94,12 +94,12 @@ def test_a_cheating_learner_is_flagged_for_its_reason(plugins, honest, cheat, wh
 def test_a_learner_that_looks_at_batch_mates_is_refused(plugins, tmp_path):
     grid = grid_of(plugins, ("pgd",), "peeking")
     with pytest.raises(BenchError, match="declared inductive, but a query's logits change"):
-        self_check(Place(Store(tmp_path), CPU), grid, grid.trainings[0])
+        self_check(WorkerContext(Store(tmp_path), CPU), grid, grid.trainings[0])
 
 
 def test_a_noisy_learner_is_not_refused_for_looking_at_batch_mates(plugins, tmp_path):
     grid = grid_of(plugins, ("pgd",), "noisy")
-    self_check(Place(Store(tmp_path), CPU), grid, grid.trainings[0])
+    self_check(WorkerContext(Store(tmp_path), CPU), grid, grid.trainings[0])
 
 
 def test_an_attack_without_effect_is_flagged(plugins, honest):

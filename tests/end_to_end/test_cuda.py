@@ -16,7 +16,7 @@ from robustbench_meta.engine.attack_harness import arm
 from robustbench_meta.engine.attacked_model import PoisonedAdaptation
 from robustbench_meta.engine.engine import Plan
 from robustbench_meta.engine.training import _optimizer, _step, make_engine
-from robustbench_meta.evaluation.evaluator import Outcome, evaluate
+from robustbench_meta.evaluation.evaluator import Outcome, evaluate_cells
 from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs import runner
 from robustbench_meta.plugins.attacks.apgd import APGD, APGDL2
@@ -231,7 +231,7 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(registry):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(CUDA)
         engine, weights = make_engine(grid, training, CUDA, Plan("vmap", "vmap", chunk))
-        found = evaluate(engine, weights, source, grid.of(training), CUDA)
+        found = evaluate_cells(engine, weights, source, grid.of(training), CUDA)
         return torch.cuda.max_memory_reserved(CUDA), next(iter(found.values()))
 
     with computing_in("float32", CUDA):

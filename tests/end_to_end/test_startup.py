@@ -8,6 +8,7 @@ import pytest
 
 from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.plugins.attacks.torchattacks import BRIDGED
+from robustbench_meta.registry.discovery import FOLDERS
 from robustbench_meta.registry.registry import KINDS, CollisionError, load_registry
 from tests.helpers.command_line import bench, told
 

@@ -16,7 +16,7 @@ from robustbench_meta.contracts.tasks import Batch
 from robustbench_meta.engine.engine import Plan
 from robustbench_meta.engine.training import make_engine, meta_train
 from robustbench_meta.errors import BenchError, PluginError
-from robustbench_meta.evaluation.evaluator import evaluate
+from robustbench_meta.evaluation.evaluator import evaluate_cells
 from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs import runner
 from robustbench_meta.plugins.attacks.fgsm import FGSM
@@ -270,7 +270,7 @@ def test_a_learner_that_changes_its_weights_at_the_test_only_is_blamed_itself(re
     engine, weights = make_engine(grid, grid.trainings[0], CPU, Plan("loop", "loop", 4))
     engine.learner = Late()
     with pytest.raises(BenchError, match=r"learner 'maml', or its backbone, changed θ's '0.weight' in place"):
-        evaluate(engine, weights, grid.splits.test, grid.cells, CPU)
+        evaluate_cells(engine, weights, grid.splits.test, grid.cells, CPU)
 
 
 # -- backbones -------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from robustbench_meta.contracts import Attack
 from robustbench_meta.contracts.threat_model import ThreatModel
 from robustbench_meta.engine.attack_harness import arm
 from robustbench_meta.engine.engine import Plan
-from robustbench_meta.engine.metrics import Judged
+from robustbench_meta.engine.metrics import QueryMetrics
 from robustbench_meta.engine.parallel import Cores, Pool, forks
 from robustbench_meta.engine.training import meta_train
 from robustbench_meta.errors import BenchError
@@ -248,7 +248,7 @@ def test_a_training_leaves_no_process_behind(registry):
 def test_out_of_memory_halves_the_chunk_and_goes_on(registry, caplog):
     engine, weights = world(registry, "maml")
     expected, judged = gradients(engine, weights, steps=1)
-    engine.judged, engine.plan = Judged(), Plan(chunk=7)
+    engine.judged, engine.plan = QueryMetrics(), Plan(chunk=7)
     learner = engine.learner
 
     class Greedy(type(learner)):

@@ -11,7 +11,7 @@ from robustbench_meta import hookimpl
 from robustbench_meta.engine import training_snapshots
 from robustbench_meta.engine.engine import Plan
 from robustbench_meta.engine.training import meta_train
-from robustbench_meta.engine.training_snapshots import Keeper, Pace, state_name
+from robustbench_meta.engine.training_snapshots import Pace, TrainingSnapshots, state_name
 from robustbench_meta.errors import BenchError, StorageError
 from robustbench_meta.experiment.checkpoints import Trained, checkpoint_bytes, checkpoint_name, weights_of
 from robustbench_meta.experiment.spec import RunSpec
@@ -48,7 +48,7 @@ def interrupted(grid, folder, steps):
     training = grid.trainings[0]
     for stops_at in [*steps, None]:
         stop = Stop()
-        keeper = Keeper(folder, training.key, stop)
+        keeper = TrainingSnapshots(folder, training.key, stop)
         state = keeper.state(CPU)
 
         def report(step, _, stop=stop, stops_at=stops_at):
@@ -91,7 +91,7 @@ def test_an_interrupted_training_gives_the_weights_of_one_that_was_not(registry,
 def test_a_plan_that_was_changed_on_the_way_goes_on(registry, tmp_path):
     """As after the device ran out of memory: the plan decides the rounding."""
     grid = grid_of(registry, learners=("maml",))
-    keeper = Keeper(tmp_path, grid.trainings[0].key, stop := Stop())
+    keeper = TrainingSnapshots(tmp_path, grid.trainings[0].key, stop := Stop())
     with pytest.raises(Stopped):
         meta_train(grid, grid.trainings[0], CPU, Plan("loop", "loop", 1), lambda *_: stop.ask(), None, keeper)
     assert keeper.state(CPU).plan == Plan("loop", "loop", 1)
@@ -244,7 +244,7 @@ def test_what_failed_is_not_kept_for_the_next_try(tmp_path):
 
 def test_a_state_of_another_kind_of_device_is_not_gone_on_from(tmp_path, registry, caplog):
     grid, stop = grid_of(registry, learners=("maml",)), Stop()
-    keeper = Keeper(tmp_path, grid.trainings[0].key, stop)
+    keeper = TrainingSnapshots(tmp_path, grid.trainings[0].key, stop)
     with pytest.raises(Stopped):
         meta_train(grid, grid.trainings[0], CPU, Plan(chunk=1), lambda *_: stop.ask(), None, keeper)
     assert keeper.state(torch.device("meta")) is None
@@ -270,11 +270,11 @@ def test_state_of_another_training_is_not_gone_on_from(registry, tmp_path):
     grid = grid_of(registry, learners=("maml",), seeds=(0, 1))
     first, second = grid.trainings
     stop = Stop()
-    keeper = Keeper(tmp_path, first.key, stop)
+    keeper = TrainingSnapshots(tmp_path, first.key, stop)
     with pytest.raises(Stopped):
         meta_train(grid, first, CPU, Plan(chunk=1), lambda *_: stop.ask(), None, keeper)
     (tmp_path / state_name(first.key)).rename(tmp_path / state_name(second.key))
-    assert Keeper(tmp_path, second.key, Stop()).state(CPU) is None
+    assert TrainingSnapshots(tmp_path, second.key, Stop()).state(CPU) is None
 
 
 def test_fresh_forgets_and_gives_the_same_again(tmp_path, whole):

@@ -14,8 +14,8 @@ from robustbench_meta.engine.attack_harness import arm
 from robustbench_meta.engine.attacked_model import AttackedModel, PoisonedAdaptation
 from robustbench_meta.engine.engine import Plan
 from robustbench_meta.errors import BenchError
-from robustbench_meta.evaluation.episode_evaluator import Arena, Contestant
-from robustbench_meta.experiment.scenario import Armed, Trial
+from robustbench_meta.evaluation.episode_evaluator import AdaptableModel, EpisodeEvaluator
+from robustbench_meta.experiment.scenario import AttackAtEps, Scenario
 from tests.helpers.worlds import PLANS, make_world, plan_id, random_tasks
 
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ def world(registry, learner="maml", backbone="mlp", **options):
 
 def arena(registry, surrogates=None, learner="maml", backbone="mlp", **options):
     engine, weights = world(registry, learner, backbone, **options)
-    return Arena(Contestant(engine, engine.theta(weights)), random_tasks(), surrogates or {}, CPU)
+    return EpisodeEvaluator(AdaptableModel(engine, engine.theta(weights)), random_tasks(), surrogates or {}, CPU)
 
 
 def held(where, trial):
@@ -70,7 +70,7 @@ def test_the_poisons_gradient_is_that_of_the_queries_loss_by_finite_differences(
 
 def test_poisoning_through_adaptation_hurts_more_than_an_attack_on_theta(registry):
     where = arena(registry, backbone=("mlp", {"width": "16"}))
-    pgd = Armed(registry.make("attack", "pgd", {}), LINF)
+    pgd = AttackAtEps(registry.make("attack", "pgd", {}), LINF)
     with torch.no_grad():
         _, poisoned, _ = where._misled(pgd, poisons=True)
         _, before, _ = where._misled(pgd, poisons=False)
@@ -92,9 +92,9 @@ def test_the_poisoned_support_stays_inside_its_threat_model_and_its_labels_as_th
 
 
 def test_an_attack_that_asks_for_logits_cannot_poison(registry):
-    apgd = Armed(registry.make("attack", "apgd", {"loss": "dlr"}), LINF)
+    apgd = AttackAtEps(registry.make("attack", "apgd", {"loss": "dlr"}), LINF)
     with pytest.raises(BenchError, match="asks for logits"), torch.no_grad():
-        arena(registry, way=3).hold(Trial(support=apgd, poisons=True))
+        arena(registry, way=3).hold(Scenario(support=apgd, poisons=True))
 
 
 # -- transfer --------------------------------------------------------------------------------------
@@ -102,9 +102,9 @@ def test_an_attack_that_asks_for_logits_cannot_poison(registry):
 
 def test_a_transferred_attack_is_made_on_the_surrogate_and_judged_on_the_learner(registry):
     other, theta = world(registry, "protonet")
-    where = arena(registry, {"other": Contestant(other, other.theta(theta))})
+    where = arena(registry, {"other": AdaptableModel(other, other.theta(theta))})
     fgsm = registry.make("attack", "fgsm", {})
-    correct = held(where, Trial(query=Armed(fgsm, LINF), surrogate="other"))
+    correct = held(where, Scenario(query=AttackAtEps(fgsm, LINF), surrogate="other"))
     tasks = where.tasks
     with torch.no_grad():
         foreign = other.adapt(other.theta(theta), tasks.support)
@@ -113,7 +113,7 @@ def test_a_transferred_attack_is_made_on_the_surrogate_and_judged_on_the_learner
     with torch.no_grad():
         expected = where.engine.logits(where.adapted, x_adv).argmax(-1) == tasks.query.y
     assert torch.equal(correct, expected)
-    assert not torch.equal(correct, held(where, Trial(query=Armed(fgsm, LINF))))
+    assert not torch.equal(correct, held(where, Scenario(query=AttackAtEps(fgsm, LINF))))
 
 
 # -- sweeps ----------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ SWEEP = (0.02, 0.05, 0.1, 0.2)
 def swept(registry, where, name, **options):
     attack = registry.make("attack", name, options)
     return [
-        held(where, Trial(query=Armed(attack, ThreatModel("linf", eps), SWEEP[:place])))
+        held(where, Scenario(query=AttackAtEps(attack, ThreatModel("linf", eps), SWEEP[:place])))
         for place, eps in enumerate(SWEEP)
     ]
 
@@ -158,7 +158,7 @@ def test_each_eps_of_a_sweep_begins_where_the_smaller_one_ended(registry):
     seen.clear()
     where = arena(registry)
     x = where.tasks.query.x
-    held(where, Trial(query=Armed(FromWhere(), ThreatModel("linf", 0.2), (0.05, 0.1))))
+    held(where, Scenario(query=AttackAtEps(FromWhere(), ThreatModel("linf", 0.2), (0.05, 0.1))))
     assert seen[0] is None
     assert len(seen) == 3
     assert torch.equal(seen[1], (x + 0.05).clamp(0, 1))
@@ -169,8 +169,8 @@ def test_a_trial_is_held_once(registry):
     seen.clear()
     where = arena(registry)
     for _ in range(2):
-        held(where, Trial(query=Armed(FromWhere(), LINF)))
-        held(where, Trial(query=Armed(FromWhere(), ThreatModel("linf", 0.2), (0.1,))))
+        held(where, Scenario(query=AttackAtEps(FromWhere(), LINF)))
+        held(where, Scenario(query=AttackAtEps(FromWhere(), ThreatModel("linf", 0.2), (0.1,))))
     assert len(seen) == 2
 
 
@@ -190,8 +190,13 @@ def test_a_transductive_model_is_shown_whole_batches_only(registry):
 
 
 def test_plans_do_not_change_a_trial(registry):
-    pgd = Armed(registry.make("attack", "pgd", {}), LINF)
-    trials = [Trial(query=pgd), Trial(support=pgd), Trial(support=pgd, poisons=True), Trial(pgd, pgd, poisons=True)]
+    pgd = AttackAtEps(registry.make("attack", "pgd", {}), LINF)
+    trials = [
+        Scenario(query=pgd),
+        Scenario(support=pgd),
+        Scenario(support=pgd, poisons=True),
+        Scenario(pgd, pgd, poisons=True),
+    ]
     for trial in trials:
         first, second = (
             held(arena(registry, plan=plan), trial) for plan in (Plan("loop", "loop"), Plan("vmap", "vmap"))

@@ -15,7 +15,7 @@ from robustbench_meta.engine.engine import Plan
 from robustbench_meta.engine.training import make_engine
 from robustbench_meta.errors import BenchError, ViolationError
 from robustbench_meta.evaluation import evaluator
-from robustbench_meta.evaluation.evaluator import Outcome, chunks_of, evaluate
+from robustbench_meta.evaluation.evaluator import Outcome, chunks_of, evaluate_cells
 from robustbench_meta.experiment.grid import prepare
 from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.registry.registry import Origin, load_registry
@@ -29,7 +29,7 @@ def outcomes(grid, chunk=4, plan=None, monkeypatch=None):
         monkeypatch.setattr(evaluator, "CPU_CHUNK", chunk)
     for training in grid.trainings:
         engine, weights = make_engine(grid, training, CPU, plan or Plan(chunk=chunk))
-        for key, outcome in evaluate(engine, weights, grid.splits.test, grid.of(training), CPU).items():
+        for key, outcome in evaluate_cells(engine, weights, grid.splits.test, grid.of(training), CPU).items():
             cell = next(cell for cell in grid.cells if cell.key == key)
             found[cell.learner, cell.attack, cell.support, cell.query] = outcome
     return found
@@ -329,6 +329,6 @@ def test_an_attack_whose_stronger_raises_fails_its_cell_alone(registry):
     first = grid.cells[0]
     grid.cells[0] = replace(first, key="poor", threat=replace(first.threat, attack=poor))
     engine, weights = make_engine(grid, grid.trainings[0], CPU, Plan(chunk=4))
-    found = evaluate(engine, weights, grid.splits.test, grid.cells, CPU, battery=grid.battery)
+    found = evaluate_cells(engine, weights, grid.splits.test, grid.cells, CPU, battery=grid.battery)
     assert "oops" in str(found["poor"])
     assert isinstance(found[grid.cells[1].key], Outcome)

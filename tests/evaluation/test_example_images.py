@@ -21,15 +21,15 @@ from robustbench_meta.contracts.threat_model import ThreatModel
 from robustbench_meta.engine.attack_harness import arm
 from robustbench_meta.engine.attacked_model import AttackedModel
 from robustbench_meta.engine.engine import Plan
-from robustbench_meta.engine.query_counter import Counted, Effort
+from robustbench_meta.engine.query_counter import CountingModel, QueryCount
 from robustbench_meta.engine.training import make_engine
 from robustbench_meta.evaluation import evaluator
-from robustbench_meta.evaluation.episode_evaluator import Arena, Contestant
-from robustbench_meta.evaluation.evaluator import evaluate
+from robustbench_meta.evaluation.episode_evaluator import AdaptableModel, EpisodeEvaluator
+from robustbench_meta.evaluation.evaluator import evaluate_cells
 from robustbench_meta.evaluation.example_images import can_be_shown, developed, exhibit
-from robustbench_meta.evaluation.gallery import Gallery, gallery_of, pixels, png
+from robustbench_meta.evaluation.gallery import ExampleEpisode, gallery_of, pixels, png
 from robustbench_meta.experiment.grid import prepare
-from robustbench_meta.experiment.scenario import Armed, Trial
+from robustbench_meta.experiment.scenario import AttackAtEps, Scenario
 from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs import runner
 from robustbench_meta.jobs.record import labels_of
@@ -59,7 +59,7 @@ def _two_episodes_at_a_time(monkeypatch):
 def outcomes(grid, chunk=2):
     """By attack, support and query."""
     engine, weights = make_engine(grid, grid.trainings[0], CPU, Plan(chunk=chunk))
-    found = evaluate(engine, weights, grid.splits.test, grid.cells, CPU, battery=grid.battery)
+    found = evaluate_cells(engine, weights, grid.splits.test, grid.cells, CPU, battery=grid.battery)
     return {(cell.attack, cell.support, cell.query): found[cell.key] for cell in grid.cells}
 
 
@@ -79,7 +79,7 @@ def test_the_pictures_are_those_that_were_judged_and_nothing_is_attacked_twice(r
     outcome = outcomes(grid)["fgsm", "clean", "adv"]
     assert len(calls) == 3, "six episodes, two at a time"
     clean, adversarial = (images[0].numpy().astype(np.float64) for images in calls[0])
-    pictures = Gallery.model_validate(outcome.gallery).pictures
+    pictures = ExampleEpisode.model_validate(outcome.gallery).pictures
     assert [picture.label for picture in pictures] == [0, 1, 2, 3, 4], "one a class"
     for picture in pictures:
         x, x_adv = clean[picture.index], adversarial[picture.index]
@@ -103,7 +103,7 @@ def test_what_the_model_says_of_them_is_what_was_counted(registry):
         adapted = engine.adapt(engine.theta({name: each.detach() for name, each in weights.items()}), tasks.support)
         shares = engine.logits(adapted, tasks.query.x)[0].double().softmax(-1).numpy()
     outcome = outcomes(grid)["fgsm", "adv", "adv"]
-    queries = [each for each in Gallery.model_validate(outcome.gallery).pictures if each.role == "query"]
+    queries = [each for each in ExampleEpisode.model_validate(outcome.gallery).pictures if each.role == "query"]
     assert len(queries) == 5
     for picture in queries:
         label = int(tasks.query.y[0, picture.index])
@@ -122,7 +122,7 @@ def test_each_scenario_shows_what_it_attacks(registry):
     shown = {
         (support, query): [
             (picture.role, picture.adversarial is not None, picture.after is not None)
-            for picture in Gallery.model_validate(outcome.gallery).pictures
+            for picture in ExampleEpisode.model_validate(outcome.gallery).pictures
         ]
         for (_, support, query), outcome in found.items()
     }
@@ -165,12 +165,12 @@ def arena(registry, shape=(1, 8, 8), way=3, seed=0, **options):
     engine.batch_seeds(range(2))
     tasks = random_tasks(tasks=2, way=way, shape=shape, query=2, seed=seed)
     theta = engine.theta({name: weight.detach() for name, weight in weights.items()})
-    return Arena(Contestant(engine, theta), tasks, {}, CPU)
+    return EpisodeEvaluator(AdaptableModel(engine, theta), tasks, {}, CPU)
 
 
 def both(attack, eps=0.1):
-    armed = Armed(attack, ThreatModel("linf", eps))
-    return Trial(armed, armed)
+    armed = AttackAtEps(attack, ThreatModel("linf", eps))
+    return Scenario(armed, armed)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_of_large_images_there_are_fewer_even_of_noise(registry, shape, queries,
     noise = registry.make("attack", "noise", {})
     with torch.no_grad():
         gallery = developed(exhibit(where, both(noise)))
-        one = developed(exhibit(where, Trial(query=both(noise).query)))
+        one = developed(exhibit(where, Scenario(query=both(noise).query)))
     roles = [picture["role"] for picture in gallery["pictures"]]
     assert roles == queries * ["query"] + supports * ["support"]
     if shape != (3, 128, 128):
@@ -211,7 +211,7 @@ def test_the_rounding_of_an_attack_that_found_nothing_stays_grey(registry):
             return x + 6e-8 * (1 - 2 * (x > 0.5).to(x.dtype))
 
     with torch.no_grad():
-        [picture, *_] = exhibit(arena(registry), Trial(query=both(Rounds()).query))["pictures"]
+        [picture, *_] = exhibit(arena(registry), Scenario(query=both(Rounds()).query))["pictures"]
     assert 0 < picture["linf"] < 1e-7
     assert picture["difference"].int().sub(128).abs().max() <= 1
 
@@ -278,7 +278,7 @@ def test_a_record_is_as_small_as_its_pictures_allow(whole):
     assert max(sizes) < 40_000, "ten pictures of 28 × 28"
 
 
-GOOD = Gallery.model_validate({
+GOOD = ExampleEpisode.model_validate({
     "episode": 0, "shape": [1, 4, 6],
     "pictures": [{
         "role": "query", "index": 3, "label": 1, "clean": png(np.zeros((1, 4, 6), np.uint8)), "adversarial": None,
@@ -349,7 +349,7 @@ def effort(registry, name, options, eps=0.1, trial=None, **world):
     where = arena(registry, **world)
     attack = registry.make("attack", name, options)
     with torch.no_grad():
-        return where.hold(trial(both(attack, eps).query) if trial else Trial(query=both(attack, eps).query)).effort
+        return where.hold(trial(both(attack, eps).query) if trial else Scenario(query=both(attack, eps).query)).effort
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ def effort(registry, name, options, eps=0.1, trial=None, **world):
     ids=str,
 )  # fmt: skip
 def test_the_cost_of_attacks_is_that_of_their_algorithms(registry, name, options, forward, gradients):
-    assert effort(registry, name, options) == Effort(12, 12 * forward, 12 * gradients)
+    assert effort(registry, name, options) == QueryCount(12, 12 * forward, 12 * gradients)
 
 
 def test_a_search_without_gradients_has_none_and_asks_no_more_than_it_may(registry):
@@ -375,19 +375,21 @@ def test_poisoning_takes_a_gradient_through_adaptation_a_step(registry, name):
     """Nothing counts as fooled there, so that Auto-PGD takes all its steps: as many gradients, the first included."""
     name, _, steps = name.partition(":steps=")
     options = {"steps": steps} if steps else {}
-    found = effort(registry, name, options, trial=lambda armed: Trial(support=armed, poisons=True))
+    found = effort(registry, name, options, trial=lambda armed: Scenario(support=armed, poisons=True))
     assert (found.attacked, found.gradients) == (12, 12 * int(steps or 1))
 
 
 def test_two_sides_that_are_attacked_cost_both(registry):
-    found = effort(registry, "pgd", {"steps": 3}, trial=lambda armed: Trial(armed, armed))
-    assert found == Effort(24, 72, 72)
+    found = effort(registry, "pgd", {"steps": 3}, trial=lambda armed: Scenario(armed, armed))
+    assert found == QueryCount(24, 72, 72)
     assert found.plain() == {"attacked_images": 24, "forward_per_image": 3.0, "gradients_per_image": 3.0}
 
 
 def test_an_eps_of_a_sweep_costs_what_it_takes_beyond_the_smaller_ones(registry):
-    found = effort(registry, "pgd", {"steps": 3}, trial=lambda armed: Trial(query=replace(armed, sweep=(0.02, 0.05))))
-    assert found == Effort(12, 36, 36)
+    found = effort(
+        registry, "pgd", {"steps": 3}, trial=lambda armed: Scenario(query=replace(armed, sweep=(0.02, 0.05)))
+    )
+    assert found == QueryCount(12, 36, 36)
 
 
 class Odd(Attack):
@@ -419,8 +421,8 @@ def test_every_way_to_a_gradient_is_counted(registry, per_task, plan):
     Mine.per_task = per_task
     where = arena(registry, plan=plan)
     with torch.no_grad():
-        found = where.hold(Trial(query=both(Mine()).query)).effort
-    assert found == Effort(12, 6 * 12, 4 * 12)
+        found = where.hold(Scenario(query=both(Mine()).query)).effort
+    assert found == QueryCount(12, 6 * 12, 4 * 12)
 
 
 def test_counting_changes_no_gradient(registry):
@@ -433,10 +435,11 @@ def test_counting_changes_no_gradient(registry):
             return torch.autograd.grad(victim.loss(images, where.tasks.query.y).sum(), images)[0]
 
     assert isinstance(plain, AttackedModel)
-    assert torch.equal(gradient(plain), gradient(Counted(plain, Effort())))
+    assert torch.equal(gradient(plain), gradient(CountingModel(plain, QueryCount())))
     fgsm = arm(registry.make("attack", "fgsm", {}), ThreatModel("linf", 0.1))
     found = [
-        where.engine.attacked(each, where.tasks.query, fgsm, "query").x for each in (plain, Counted(plain, Effort()))
+        where.engine.attacked(each, where.tasks.query, fgsm, "query").x
+        for each in (plain, CountingModel(plain, QueryCount()))
     ]
     assert torch.equal(*found)
 

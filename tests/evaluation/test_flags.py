@@ -17,16 +17,16 @@ from robustbench_meta.contracts.tasks import Batch, TaskBatch
 from robustbench_meta.contracts.threat_model import ThreatModel
 from robustbench_meta.engine.batch_dependence import influence_of_mates
 from robustbench_meta.engine.engine import Plan
-from robustbench_meta.engine.query_counter import Effort
+from robustbench_meta.engine.query_counter import QueryCount
 from robustbench_meta.evaluation.attack_checks import self_test, undefended
-from robustbench_meta.evaluation.episode_evaluator import Arena, Contestant
+from robustbench_meta.evaluation.episode_evaluator import AdaptableModel, EpisodeEvaluator
 from robustbench_meta.evaluation.flags import ENOUGH, FLAGS, certify, of_training
-from robustbench_meta.evaluation.model_checks import Fresh, Observation
+from robustbench_meta.evaluation.model_checks import Observation, UnexposedCopy
 from robustbench_meta.evaluation.statistics import above
 from robustbench_meta.experiment.grid import prepare
 from robustbench_meta.experiment.probes import CHECKED, probes
 from robustbench_meta.experiment.profiles import PROFILES
-from robustbench_meta.experiment.scenario import Armed, Trial
+from robustbench_meta.experiment.scenario import AttackAtEps, Scenario
 from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs import runner
 from robustbench_meta.results.cross_row_flags import flags_between
@@ -43,7 +43,7 @@ def answers(accuracy, episodes=ENOUGH, queries=25, seed=0):
 
 
 def armed(registry, name="pgd", threat=LINF, **options):
-    return Armed(registry.make("attack", name, options), threat)
+    return AttackAtEps(registry.make("attack", name, options), threat)
 
 
 def flags(
@@ -56,7 +56,7 @@ def flags(
     probed = {key.replace("_", " "): value for key, value in found.items()}
     probed = honest | {"pgd, 2 eps": probed.pop("twice", 0.1), "pgd, full range": probed.pop("full", 0.0)} | probed
     certificate = certify(
-        Trial(query=armed(registry, name)), answers(clean, episodes), answers(robust, episodes),
+        Scenario(query=armed(registry, name)), answers(clean, episodes), answers(robust, episodes),
         {key: answers(value, min(episodes, CHECKED)) for key, value in probed.items()},
         observation or Observation(queries=800),
         effects=np.array(effects), failed={}, way=5, precision="float32",
@@ -127,18 +127,18 @@ def test_probes_are_for_attacked_rows_with_room_to_attack(registry):
     def names(trial):
         return {probe.name for probe in probes(battery, trial, shape)}
 
-    pgd, none = armed(registry), Trial()
+    pgd, none = armed(registry), Scenario()
     assert names(none) == set()
-    assert names(Trial(query=armed(registry, threat=ThreatModel("linf", 0.0)))) == set()
-    assert names(Trial(query=armed(registry, "jsma", ThreatModel("l0", 4.0)))) == set()
+    assert names(Scenario(query=armed(registry, threat=ThreatModel("linf", 0.0)))) == set()
+    assert names(Scenario(query=armed(registry, "jsma", ThreatModel("l0", 4.0)))) == set()
     white = {"pgd", "pgd, 2 eps", "pgd, full range", "black box"}
-    assert names(Trial(query=pgd)) == white | {"noise", "single step", "stronger"}
+    assert names(Scenario(query=pgd)) == white | {"noise", "single step", "stronger"}
     for name in ("fgsm", "gn", "noise"):  # whatever they declare themselves to be
-        assert names(Trial(query=armed(registry, name))) == white | {"noise", "single step"}
-    assert names(Trial(query=pgd, surrogate="x")) == {"noise"}  # one step may well transfer better than many
-    assert names(Trial(support=pgd)) == {"noise"}
-    assert names(Trial(support=pgd, poisons=True)) == {"noise", "single step", "stronger"}
-    full = next(p for p in probes(battery, Trial(query=armed(registry, "pgdl2", ThreatModel("l2", 1.0))), shape)
+        assert names(Scenario(query=armed(registry, name))) == white | {"noise", "single step"}
+    assert names(Scenario(query=pgd, surrogate="x")) == {"noise"}  # one step may well transfer better than many
+    assert names(Scenario(support=pgd)) == {"noise"}
+    assert names(Scenario(support=pgd, poisons=True)) == {"noise", "single step", "stronger"}
+    full = next(p for p in probes(battery, Scenario(query=armed(registry, "pgdl2", ThreatModel("l2", 1.0))), shape)
                 if p.name == "pgd, full range")  # fmt: skip
     assert full.trial.query.threat.eps == pytest.approx(28.0)
 
@@ -165,8 +165,8 @@ def test_answers_that_depend_on_what_was_shown_before_are_seen(registry, drift, 
     if not copied:
         module.lock = threading.Lock()  # it has no copy
     theta = engine.theta({name: weight.detach() for name, weight in module.named_parameters()})
-    contestant, noise = Contestant(engine, theta), Trial(query=armed(registry, "noise"))
-    arena, fresh = Arena(contestant, random_tasks(), {}, torch.device("cpu")), Fresh(contestant)
+    contestant, noise = AdaptableModel(engine, theta), Scenario(query=armed(registry, "noise"))
+    arena, fresh = EpisodeEvaluator(contestant, random_tasks(), {}, torch.device("cpu")), UnexposedCopy(contestant)
     arena.hold(noise)
     seen = fresh.observe(arena, noise).remembers
     assert seen > 0.01 if drift else seen < 1e-9
@@ -257,7 +257,7 @@ def test_a_probe_that_failed_is_told_and_costs_no_row(registry, failed):
     honest = {"noise": 0.85, "single step": 0.5, "pgd": 0.4, "pgd, 2 eps": 0.1, "pgd, full range": 0.0,
               "black box": 0.6, "stronger": 0.4}  # fmt: skip
     certificate = certify(
-        Trial(query=armed(registry)), answers(0.9), answers(0.4),
+        Scenario(query=armed(registry)), answers(0.9), answers(0.4),
         {name: answers(value, CHECKED) for name, value in honest.items() if name != failed}, Observation(queries=800),
         effects=None, failed={failed: "it raised"}, way=5, precision="float32",
     )  # fmt: skip
@@ -308,10 +308,10 @@ def test_a_training_whose_loss_did_not_fall_is_flagged(losses, flat):
 
 
 def test_how_an_attack_searched_is_counted():
-    assert Effort(10).method() == "random"
-    assert Effort(10, forward=500).method() == "black-box"
-    assert Effort(10, forward=10, gradients=10).method() == "single-step"
-    assert Effort(10, forward=10, gradients=11).method() == "iterative"
+    assert QueryCount(10).method() == "random"
+    assert QueryCount(10, forward=500).method() == "black-box"
+    assert QueryCount(10, forward=10, gradients=10).method() == "single-step"
+    assert QueryCount(10, forward=10, gradients=11).method() == "iterative"
 
 
 def test_no_flag_has_the_name_of_a_profile():

@@ -206,11 +206,11 @@ def test_identity_tells_the_code_and_torch(registry):
 
 
 def test_a_profile_sets_options_of_the_data_set_that_were_not_typed(registry):
-    from robustbench_meta.experiment.attack_grid import resolve
+    from robustbench_meta.experiment.attack_grid import resolve_plugin
     from robustbench_meta.options import parse_choice
 
     def label(kind, text):
-        return resolve(registry, kind, parse_choice(text), "paper")[2]
+        return resolve_plugin(registry, kind, parse_choice(text), "paper")[2]
 
     assert label("dataset", "omniglot") == "omniglot:rotations=true"
     assert label("dataset", "omniglot:rotations=false") == "omniglot"

@@ -19,8 +19,8 @@ from robustbench_meta.errors import BenchError
 from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.experiment.suite import (
     KEYS,
-    Part,
     Suite,
+    SuitePart,
     find_suite,
     parse_suite,
     save_suite,
@@ -341,7 +341,7 @@ GIVEN = st.fixed_dictionaries({}, optional={
 
 @given(st.lists(GIVEN, min_size=1, max_size=4), st.sampled_from(["", 'A "suite"']))
 def test_saving_and_reading_gives_the_same_specs(given, about):
-    suite = Suite(tuple(map(Part, given)), about=about).overridden({"device": "cpu", "compile": "off"})
+    suite = Suite(tuple(map(SuitePart, given)), about=about).overridden({"device": "cpu", "compile": "off"})
     read = parse_suite(suite_text(suite).encode(), "x.toml")
     where = {"device": "cpu", "compile": "off"}
     assert [part.spec().model_copy(update=where) for part in read.parts] == [part.spec() for part in suite.parts]

@@ -22,7 +22,7 @@ from robustbench_meta.jobs import runner
 from robustbench_meta.jobs.events import WorkerFailed
 from robustbench_meta.jobs.planner import groups_of, needed_of, work_of, workers_for
 from robustbench_meta.jobs.policy import Policy
-from robustbench_meta.jobs.processes import ProcessGroup, raised
+from robustbench_meta.jobs.processes import ProcessGroup, as_exception
 from robustbench_meta.options import parse_jobs
 from robustbench_meta.registry.registry import load_registry
 from robustbench_meta.results import leaderboard
@@ -448,10 +448,10 @@ def test_a_signal_without_a_name_is_told_by_its_number():
 
 
 def test_an_error_of_a_worker_says_where_it_was_raised():
-    ours = raised(WorkerFailed("StorageError", "no space", "the trace"))
+    ours = as_exception(WorkerFailed("StorageError", "no space", "the trace"))
     assert (type(ours), str(ours)) == (StorageError, "no space")
     assert "the trace" in ours.__notes__[0]
-    assert str(raised(WorkerFailed("ZeroDivisionError", "oh", ""))) == "ZeroDivisionError: oh"
+    assert str(as_exception(WorkerFailed("ZeroDivisionError", "oh", ""))) == "ZeroDivisionError: oh"
 
 
 def test_cores_of_a_worker_that_waits_go_to_the_others():

@@ -20,8 +20,8 @@ import pytest
 from rich.console import Console
 
 from robustbench_meta import hookimpl, hookspecs
-from robustbench_meta.jobs.time_left import Progress
-from robustbench_meta.reporting.terminal.progress import Lines, Listener, drawn, left_told, showing_progress
+from robustbench_meta.jobs.time_left import RunProgress
+from robustbench_meta.reporting.terminal.progress import Lines, Listener, draw_progress, left_told, showing_progress
 
 TWO = [
     {"training": "maml (seed 0)", "cells": 3, "train": 400, "test": 300, "checked": 0},
@@ -60,7 +60,7 @@ def advance(progress, clock, stage, title, start, end, total, seconds):
 
 def of_two():
     clock = Clock()
-    progress = Progress(clock)
+    progress = RunProgress(clock)
     progress.begin(6, TWO)
     return progress, clock
 
@@ -102,7 +102,7 @@ def test_the_time_left_is_a_lower_bound_then_a_guess_then_measured():
 
 def test_checked_episodes_bound_the_time_that_is_left():
     clock = Clock()
-    progress = Progress(clock)
+    progress = RunProgress(clock)
     progress.begin(3, [{**TWO[0], "train": 0, "checked": 96}, {**TWO[1], "train": 0, "checked": 96}])
     reach = partial(advance, progress, clock, "test")
     reach("maml (seed 0)", 0, 60, 300, 60.0)
@@ -150,7 +150,7 @@ def test_failed_cells_leave_no_work():
 
 def test_two_parts_of_a_suite_may_have_one_label():
     clock = Clock()
-    progress = Progress(clock)
+    progress = RunProgress(clock)
     progress.begin(2, [TWO[0], {**TWO[0], "train": 100}])
     advance(progress, clock, "train", "maml (seed 0)", 0, 100, 100, 10.0)
     advance(progress, clock, "test", "maml (seed 0)", 0, 300, 300, 10.0)
@@ -175,7 +175,7 @@ class Manager(pluggy.PluginManager):
 
 def test_progress_comes_through_the_public_events():
     tape, clock, heard = Tape(), Clock(), Manager()
-    listener = Listener(tape, Progress(clock))
+    listener = Listener(tape, RunProgress(clock))
     heard.register(listener)
     heard.tell("run_started", run={}, cells=6, work=TWO)
     heard.tell("training_progress", training="maml (seed 0)", step=0, steps=2, metrics={})
@@ -197,7 +197,7 @@ def test_a_training_that_goes_on_says_from_where():
 
 def test_what_is_checked_no_more_does_not_go_on_from_somewhere():
     tape, clock = Tape(), Clock()
-    listener = Listener(tape, Progress(clock))
+    listener = Listener(tape, RunProgress(clock))
     listener.run_started(3, [{**TWO[0], "checked": 96}])
     for done in range(0, 300, 32):
         clock.now += 1.0
@@ -226,7 +226,7 @@ def test_a_tracker_of_a_stranger_hears_the_same():
 
 def test_a_line_now_and_then_tells_rate_and_time_left():
     clock, out = Clock(), io.StringIO()
-    listener = Listener(Lines(Console(file=out, width=80), clock), Progress(clock))
+    listener = Listener(Lines(Console(file=out, width=80), clock), RunProgress(clock))
     for step in range(0, 301):
         clock.now = step / 10
         listener.training_progress("maml", step, 600, {"loss": 0.5})
@@ -239,7 +239,7 @@ def test_a_line_now_and_then_tells_rate_and_time_left():
 
 def test_a_hundred_jobs_write_no_more_lines_than_a_log_can_bear():
     clock, out = Clock(), io.StringIO()
-    listener = Listener(Lines(Console(file=out, width=80), clock), Progress(clock))
+    listener = Listener(Lines(Console(file=out, width=80), clock), RunProgress(clock))
     for second in range(61):
         clock.now = float(second)
         for job in range(100):
@@ -341,26 +341,26 @@ def test_no_color_and_dumb_terminals():
 
 @pytest.mark.parametrize("width", [80, 160])
 def test_long_names_keep_their_seeds(width):
-    progress = Progress()
+    progress = RunProgress()
     for seed in range(3):
         progress.reach("train", f"adml:first_order=true,alpha=0.01,train_attack=pgd;steps=7 (seed {seed})", 1, 10)
     out = io.StringIO()
-    Console(file=out, width=width).print(drawn(progress, width))
+    Console(file=out, width=width).print(draw_progress(progress, width))
     assert [f"(seed {seed})" in line for seed, line in enumerate(out.getvalue().splitlines())] == [True] * 3
 
 
 def test_bars_are_no_wider_than_is_of_use_and_say_that_checks_run():
     clock, progress, out = Clock(), None, io.StringIO()
-    progress = Progress(clock)
+    progress = RunProgress(clock)
     progress.begin(3, [{**TWO[0], "train": 0, "checked": 40}])
     progress.reach("test", "maml (seed 0)", 10, 300)
-    Console(file=out, width=240).print(drawn(progress, 240))
+    Console(file=out, width=240).print(draw_progress(progress, 240))
     assert max(map(len, out.getvalue().rstrip().splitlines())) <= 110
     assert "with checks" in out.getvalue()
     progress.reach("test", "maml (seed 0)", 50, 300)
     out.seek(0)
     out.truncate()
-    Console(file=out, width=80).print(drawn(progress, 80))
+    Console(file=out, width=80).print(draw_progress(progress, 80))
     assert "checks" not in out.getvalue()
 
 

@@ -16,7 +16,7 @@ from robustbench_meta.jobs.events import CellFailed, EventLog, EventReader
 from robustbench_meta.jobs.monitor import Monitor, Reporter, Summary
 from robustbench_meta.jobs.planner import WORTH_STARTING, groups_of, needed_of, work_of, workers_for
 from robustbench_meta.jobs.queue import Assemble, Evaluate, Queue
-from robustbench_meta.jobs.worker import Place, Worker
+from robustbench_meta.jobs.worker import Worker, WorkerContext
 from robustbench_meta.results.store import Store
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def opened(grid, tmp_path):
 
 def run(queue, job):
     """Run a job that was claimed."""
-    place = Place(queue.store, CPU, Cores())
+    place = WorkerContext(queue.store, CPU, Cores())
     Worker(place, queue, Monitor(queue.store.root / "events"))._run(job)
 
 
@@ -216,6 +216,6 @@ def test_auto_is_a_worker_for_each_cuda_device(monkeypatch):
 def test_a_worker_that_is_not_to_wait_ends_when_others_are_at_all_that_is_left(opened):
     one, two = opened(), opened()
     assert [one.claim().kind, one.claim().kind] == ["train", "train"]
-    worker = Worker(Place(two.store, CPU), two, Monitor(two.store.root / "events"), exit_when_waiting=True)
+    worker = Worker(WorkerContext(two.store, CPU), two, Monitor(two.store.root / "events"), exit_when_waiting=True)
     worker.work()
     assert not two.over()

@@ -238,7 +238,7 @@ def test_a_node_with_other_code_is_named_and_told_why(tmp_path, plugins, monkeyp
 
     def launch(self, given):
         (plugins / "mine" / "gate.py").write_text("GATE = 'elsewhere'\n")
-        made.append(ray_node.work("ray.0", str(given.folder), 1, "cpu"))
+        made.append(ray_node.run_worker("ray.0", str(given.folder), 1, "cpu"))
 
     monkeypatch.setattr(RayCluster, "launch", launch)
     run(tmp_path / "r", "ray", plugins, dataset="toy", learners=("slow",))

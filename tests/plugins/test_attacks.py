@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robustbench_meta.contracts import Random
-from robustbench_meta.contracts.threat_model import Doubts, ThreatModel
+from robustbench_meta.contracts.threat_model import DeferredViolations, ThreatModel
 from robustbench_meta.errors import BenchError, ViolationError
 from robustbench_meta.plugins.attacks.fgsm import FGSM
 from robustbench_meta.plugins.attacks.none import NoAttack
@@ -200,7 +200,7 @@ def test_where_there_is_no_gradient_pgd_l2_stays():
 
 
 def test_doubts_are_judged_when_they_are_settled_and_nan_is_not_forgotten():
-    threat, doubts, x = ThreatModel("linf", 0.1), Doubts(), torch.full((1, 2, 3), 0.5)
+    threat, doubts, x = ThreatModel("linf", 0.1), DeferredViolations(), torch.full((1, 2, 3), 0.5)
     for shift in (0.05, 0.13, 0.0):
         threat.verify("strong", x + shift, x, 1, doubts)
     threat.verify("good", x + 0.1, x, 1, doubts)

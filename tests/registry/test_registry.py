@@ -18,7 +18,7 @@ import pytest
 from robustbench_meta import hookimpl, hookspecs
 from robustbench_meta.cli import main
 from robustbench_meta.errors import BenchError, PluginError
-from robustbench_meta.registry.import_graph import needs, source_in
+from robustbench_meta.registry.import_graph import imports_of, source_in
 from robustbench_meta.registry.registry import KINDS, CollisionError, Origin, Registry, load_registry
 
 ROOT = Path(__file__).parents[2]
@@ -232,7 +232,7 @@ print(json.dumps(found))
     assert len(imported) > 10
     for name, modules in imported.items():
         assert set(modules) <= set(
-            needs(name, partial(source_in, [ROOT / "plugins"], below="robustbench_meta.plugins")).code
+            imports_of(name, partial(source_in, [ROOT / "plugins"], below="robustbench_meta.plugins")).code
         ), name
 
 
@@ -260,7 +260,7 @@ def test_what_a_module_needs_is_read_from_its_import_statements(tmp_path, code, 
         "main": code, "one": "name = 1", "chain": "from . import one\nfrom .main import nothing",
         "__init__": "", "deep/__init__": "", "deep/part": "name = 1", "deep/up": "from ..one import name",
     })  # fmt: skip
-    found = needs("kit.main", partial(source_in, [tmp_path / "none", tmp_path], below="kit"))
+    found = imports_of("kit.main", partial(source_in, [tmp_path / "none", tmp_path], below="kit"))
     assert set(found.code) == needed | {"kit.main"}
     assert found.code["kit.main"] == code.encode()
     assert found.others - {"os", "kitten"} == set()

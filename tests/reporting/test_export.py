@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from robustbench_meta.evaluation.flags import FLAGS
 from robustbench_meta.reporting.export.latex import TEXT_WIDTH, latex
-from robustbench_meta.reporting.export.latex import escape as latex_escape
+from robustbench_meta.reporting.export.latex import escape_latex as latex_escape
 from robustbench_meta.reporting.export.markdown import code, markdown
-from robustbench_meta.reporting.export.markdown import escape as markdown_escape
-from robustbench_meta.reporting.export.sheets import Cell, Sheet, sheets
+from robustbench_meta.reporting.export.markdown import escape_latex as markdown_escape
+from robustbench_meta.reporting.export.sheets import Sheet, SheetCell, sheets
 from robustbench_meta.results.leaderboard import read, write
 from robustbench_meta.results.tables import boards
 from tests.helpers.command_line import bench, told
@@ -58,7 +58,7 @@ def test_bold_is_all_that_cannot_be_told_apart_from_the_best(folder):
     assert bold["clean"] == {"a", "b", "c", "d"}, "all answered alike"
     board = next(each for each in boards(frame) if each.setting["eps"] == "0.1")
     assert bold["worst case"] == {name for name, rank in board.ranks.items() if rank == 1}
-    assert sheet.rows["d"]["pgd"] == sheet.rows["d"]["worst case"] == Cell("")
+    assert sheet.rows["d"]["pgd"] == sheet.rows["d"]["worst case"] == SheetCell("")
     assert sheet.rows["a"]["pgd"].mean == board.scores["a"]["pgd"].text()
     assert "cannot be told apart" in " ".join(sheet.notes)
 
@@ -156,11 +156,11 @@ def test_attacks_as_rows_are_the_same_cells(folder):
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_latex_compiles_whatever_the_names(tmp_path):
     names = ["a$b_c^d{e}\\x", "<b>&amp;|%#~", "[1] *", "\\input{/etc/passwd}", 'it\'s "so" `q` ?` !` --- ,,']
-    rows = {name: {"clean": Cell("50.0", "1.0", bold=True), name: Cell("", "")} for name in names}
+    rows = {name: {"clean": SheetCell("50.0", "1.0", bold=True), name: SheetCell("", "")} for name in names}
     sheet = Sheet(
         SETTING | {"dataset": names[0]},
         ["clean", *names[:1]],
-        {n: {**r, names[0]: Cell("1.0", "", False, True, True)} for n, r in rows.items()},
+        {n: {**r, names[0]: SheetCell("1.0", "", False, True, True)} for n, r in rows.items()},
         ["note"],
     )
     body = latex([sheet]) + latex([sheet], turned=True)
@@ -178,7 +178,7 @@ NAMES = ["fgsm", "pgd", "apgd", "square", "cw", "fab", "autoattack:eps_iter=0.02
 
 def sheet_of(attacks, learners=("maml", "protonet", "adml"), spread="1.2", dataset="d"):
     columns = ["clean", *NAMES[:attacks], "worst case"]
-    row = {column: Cell("85.3", spread, bold=True) for column in columns}
+    row = {column: SheetCell("85.3", spread, bold=True) for column in columns}
     return Sheet(SETTING | {"dataset": dataset}, columns, dict.fromkeys(learners, row), ["note"])
 
 
@@ -246,7 +246,7 @@ def columns(line):
 @given(st.lists(st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=20), min_size=1,
                 max_size=4, unique=True))  # fmt: skip
 def test_markdown_tables_have_as_many_cells_in_every_row(names):
-    row = {"clean": Cell("50.0", "1.0", bold=True), **{name: Cell("1.0", "", fewer=True) for name in names}}
+    row = {"clean": SheetCell("50.0", "1.0", bold=True), **{name: SheetCell("1.0", "", fewer=True) for name in names}}
     sheet = Sheet(SETTING, ["clean", *[name for name in names if name != "clean"]], dict.fromkeys(names, row), ["n"])
     for turned in (False, True):
         lines = [line for line in markdown([sheet], turned=turned).split("\n") if line.startswith("| ")]

@@ -17,10 +17,10 @@ from PIL import Image
 
 from robustbench_meta.evaluation.flags import FLAGS
 from robustbench_meta.reporting.figures import KINDS
-from robustbench_meta.reporting.figures.catalog import Shown, draw
+from robustbench_meta.reporting.figures.catalog import FigureData, draw_figures
 from robustbench_meta.reporting.figures.heatmaps import ink
-from robustbench_meta.reporting.figures.save import save
-from robustbench_meta.reporting.figures.style import Look, Palette
+from robustbench_meta.reporting.figures.save import save_figure
+from robustbench_meta.reporting.figures.style import FigureStyle, Palette
 from robustbench_meta.results.curves import curves
 from robustbench_meta.results.leaderboard import read
 from robustbench_meta.results.pairwise import duels
@@ -58,7 +58,7 @@ def planted(
 
 def drawn(store, kind, look=None):
     frame, samples = read(store)
-    ((_, found),) = draw([kind], Shown(frame, samples, store.records()), look or Look())
+    ((_, found),) = draw_figures([kind], FigureData(frame, samples, store.records()), look or FigureStyle())
     return found
 
 
@@ -333,7 +333,7 @@ def test_the_users_matplotlib_is_left_as_it_was(tmp_path):
     with mpl.rc_context({"font.size": 17, "svg.fonttype": "path", "text.parse_math": True}):
         before = dict(mpl.rcParams)
         (figure,) = drawn(planted(tmp_path / "R"), "learning")
-        save(figure, tmp_path / "x.svg", Look(), "bench plot")
+        save_figure(figure, tmp_path / "x.svg", FigureStyle(), "bench plot")
         assert dict(mpl.rcParams) == before
         assert b"<text" in (tmp_path / "x.svg").read_bytes()
 
@@ -343,8 +343,8 @@ def test_hostile_names_are_drawn_as_they_are(tmp_path, kind):
     store = planted(
         tmp_path / "R", learners=HOSTILE[:2], attacks=HOSTILE[2:], eps=(0.1, 0.2) if kind == "curves" else (0.1,)
     )
-    for number, figure in enumerate(drawn(store, kind, Look(font="serif", title=True))):
-        save(figure, tmp_path / f"{number}.svg", Look(font="serif"), "bench")
+    for number, figure in enumerate(drawn(store, kind, FigureStyle(font="serif", title=True))):
+        save_figure(figure, tmp_path / f"{number}.svg", FigureStyle(font="serif"), "bench")
         shown = "".join(ET.fromstring((tmp_path / f"{number}.svg").read_bytes()).itertext())
         assert "a$b_c^d{e}\\x" in shown
         assert "<b>" in shown
@@ -368,7 +368,7 @@ def test_hostile_names_are_drawn_as_they_are(tmp_path, kind):
 )
 def test_titles_keep_clear_of_one_another_and_of_the_edges(tmp_path, kind, attacks, surrogate, width):
     store = staged(tmp_path, attacks, SCENES | ({"clean/transfer": surrogate} if surrogate else {}))
-    look = Look(width)
+    look = FigureStyle(width)
     for figure in drawn(store, kind, look):
         panels, canvas = figure.figure.axes, FigureCanvasAgg(figure.figure)
         with look.styled():
@@ -400,7 +400,7 @@ def test_one_attack_in_admls_scenarios_is_drawn_as_wide_as_its_titles_need(tmp_p
 
 @pytest.mark.parametrize("room", [0.3, 0.7, 2.0])
 def test_a_fitted_title_holds_all_its_letters_in_lines_that_fit(room):
-    look, text = Look(), "attacked support, query from protonet:steps=5"
+    look, text = FigureStyle(), "attacked support, query from protonet:steps=5"
     shown = look.fitted(text, room)
     assert all(look.breadth(line) <= room for line in shown.split("\n"))
     told = re.sub(r"\s", "", shown)
@@ -409,7 +409,7 @@ def test_a_fitted_title_holds_all_its_letters_in_lines_that_fit(room):
 
 def test_more_rows_of_panels_than_a_page_holds_make_several_figures(tmp_path):
     attacks = [f"attack-{number}" for number in range(7)]
-    found = drawn(staged(tmp_path, attacks, learners=[f"l{n}" for n in range(9)]), "scenarios", Look(3.25))
+    found = drawn(staged(tmp_path, attacks, learners=[f"l{n}" for n in range(9)]), "scenarios", FigureStyle(3.25))
     assert [figure.setting["part"] for figure in found] == [1, 2]
     shown = [
         (axes.get_title().partition(" …")[0], label.get_text())
@@ -424,9 +424,9 @@ def test_more_rows_of_panels_than_a_page_holds_make_several_figures(tmp_path):
 
 def test_files_have_the_width_the_fonts_and_what_they_are_about(tmp_path):
     store = planted(tmp_path / "R")
-    (figure, *_) = drawn(store, "curves", Look(width=3.25))
+    (figure, *_) = drawn(store, "curves", FigureStyle(width=3.25))
     for ending in ("pdf", "svg", "png"):
-        save(figure, tmp_path / f"x.{ending}", Look(), "bench plot curves", dpi=100)
+        save_figure(figure, tmp_path / f"x.{ending}", FigureStyle(), "bench plot curves", dpi=100)
     pdf = (tmp_path / "x.pdf").read_bytes()
     assert pdf.startswith(b"%PDF-")
     assert b"/FontFile2" in pdf

@@ -16,12 +16,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from robustbench_meta.engine.engine import Plan
-from robustbench_meta.engine.metrics import Judged
-from robustbench_meta.engine.query_counter import Effort
+from robustbench_meta.engine.metrics import QueryMetrics
+from robustbench_meta.engine.query_counter import QueryCount
 from robustbench_meta.engine.training_snapshots import TrainingState, read_state, state_bytes
 from robustbench_meta.errors import BenchError, StorageError
 from robustbench_meta.evaluation.model_checks import Observation
-from robustbench_meta.evaluation.partial_results import Chunk, Part, Tally, part_bytes, read_part
+from robustbench_meta.evaluation.partial_results import Chunk, PartialResult, Tally, part_bytes, read_part
 from robustbench_meta.experiment.checkpoints import (
     Trained,
     check_checkpoint,
@@ -128,7 +128,7 @@ def state() -> TrainingState:
         optimizer.zero_grad()
         module(torch.ones(1, 3)).sum().backward()
         optimizer.step()
-    judged = Judged(torch.tensor(3.25, dtype=torch.float64), torch.tensor(1.5), 4)
+    judged = QueryMetrics(torch.tensor(3.25, dtype=torch.float64), torch.tensor(1.5), 4)
     weights = {name: weight.detach().clone() for name, weight in module.named_parameters()}
     return TrainingState(2, weights, optimizer.state_dict(), trained(), judged, Plan(chunk=3, few=2), "cpu")
 
@@ -139,7 +139,7 @@ def chunk() -> Chunk:
         torch.eye(3, dtype=torch.bool),
         {
             "a" * 16: Tally(
-                torch.eye(3, dtype=torch.bool), 0.1, effort=Effort(9, 180, 171),
+                torch.eye(3, dtype=torch.bool), 0.1, effort=QueryCount(9, 180, 171),
                 gallery={"episode": 0, "pictures": [{"clean": torch.eye(4, dtype=torch.uint8)[None], "linf": 0.1}]},
             ),
             "b" * 16: Tally(None, 0.2, "no effect: é", "too much"),
@@ -169,8 +169,8 @@ def read_state_(data: bytes) -> dict:
     }  # fmt: skip
 
 
-def part() -> Part:
-    return Part([chunk(), Chunk("")], {"chunk": 3}, "cpu (some)", 2**33)
+def part() -> PartialResult:
+    return PartialResult([chunk(), Chunk("")], {"chunk": 3}, "cpu (some)", 2**33)
 
 
 KINDS = {

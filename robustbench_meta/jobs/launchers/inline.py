@@ -7,7 +7,7 @@ from robustbench_meta.errors import BenchError, DeviceLostError
 from robustbench_meta.jobs.events import EventLog
 from robustbench_meta.jobs.launchers import Run
 from robustbench_meta.jobs.queue import Queue
-from robustbench_meta.jobs.worker import Place, Worker
+from robustbench_meta.jobs.worker import Worker, WorkerContext
 from robustbench_meta.runtime.cpu import computing_alone
 
 
@@ -18,7 +18,7 @@ class Inline:
         """See `Launcher.launch`."""
         log = EventLog(run.folder / "worker.jsonl", run.stop, after=run.monitor.poll)
         queue = Queue(run.grids, run.store, run.queue.cells, run.device.type, log)
-        place = Place(run.store, run.device, Cores(lambda: run.cores), run.stop)
+        place = WorkerContext(run.store, run.device, Cores(lambda: run.cores), run.stop)
         try:
             with computing_alone(run.device):
                 Worker(place, queue, run.monitor, exit_when_waiting=run.policy.exit_when_waiting).work()

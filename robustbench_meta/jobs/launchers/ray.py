@@ -25,7 +25,7 @@ from robustbench_meta.errors import BenchError, unknown
 from robustbench_meta.jobs.events import WorkerFailed
 from robustbench_meta.jobs.launchers import Run
 from robustbench_meta.jobs.launchers.ray_node import STOP
-from robustbench_meta.jobs.processes import GRACE_SECONDS, ExitHandler, raised
+from robustbench_meta.jobs.processes import GRACE_SECONDS, ExitHandler, as_exception
 from robustbench_meta.runtime.cpu import available_cores
 
 try:
@@ -216,7 +216,7 @@ class _Tasks:
                 _log.warning("%s; going on without it", self._unfit[node])
             self._looked = -math.inf
         elif "failed" in answer:
-            raise raised(WorkerFailed(**answer["failed"]))
+            raise as_exception(WorkerFailed(**answer["failed"]))
 
     def _lost(self, name: str, error: ray_errors.RayError) -> None:
         """A worker is gone with its node, or Ray's process there is."""
@@ -262,9 +262,9 @@ def _node_task() -> Callable[..., dict[str, Any]]:
                 "unfit": f"it does not see the results folder ({folder}): put --results on a file system that all "
                 "nodes share, under the same path", **answer,
             }  # fmt: skip
-        from robustbench_meta.jobs.launchers.ray_node import work  # noqa: PLC0415
+        from robustbench_meta.jobs.launchers.ray_node import run_worker  # noqa: PLC0415
 
-        return {**work(name, folder, cpus, device), **answer}
+        return {**run_worker(name, folder, cpus, device), **answer}
 
     return work_on_node
 

@@ -26,7 +26,7 @@ STOP = "stop"
 """The file in the folder of a run that tells workers on other machines to stop."""
 
 
-def work(name: str, folder: str, cpus: int, device: str) -> dict[str, Any]:
+def run_worker(name: str, folder: str, cpus: int, device: str) -> dict[str, Any]:
     """Have a worker at a run until nothing is left for it.
 
     Args:

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from robustbench_meta.reporting.export.sheets import Cell, Sheet
+from robustbench_meta.reporting.export.sheets import Sheet, SheetCell
 from robustbench_meta.reporting.terminal.layout import folded, sides, threat
 
 _TEXT = {
@@ -28,7 +28,7 @@ _LIGATURES = re.compile(r"(?<=-)-|(?<=,),|(?<=')'")
 """-- would be a dash, ,, and '' quotation marks; of the others, one letter is never left as it is."""
 
 
-def escape(text: str, *, prose: bool = False) -> str:
+def escape_latex(text: str, *, prose: bool = False) -> str:
     """Text as LaTeX prints it, whatever is in it; any blank is one space, and control characters are left out.
 
     In `prose`, ' is an apostrophe; in names it stays upright.
@@ -91,7 +91,7 @@ def _breadth(name: str) -> float:
     return (4.15 if name in {*_PLAIN, "learner", "attack"} else 4.73) * len(name)
 
 
-def _number_breadth(cell: Cell) -> float:
+def _number_breadth(cell: SheetCell) -> float:
     """Of a number: a digit is 4.6 pt wide, 5.3 if bold, and 4 behind ±, which is 6.4."""
     digits = (5.3 if cell.bold else 4.63) * (len(cell.mean) - 0.45)
     return digits + (3.1 + 6.4 + 4.0 * (len(cell.spread) - 0.45) if cell.spread else 0)
@@ -120,7 +120,7 @@ def _table(sheet: Sheet, number: int, turned: bool) -> str:
 
 
 def _name(name: str) -> str:
-    return rf"\texttt{{{escape(name)}}}" if name not in _PLAIN else name
+    return rf"\texttt{{{escape_latex(name)}}}" if name not in _PLAIN else name
 
 
 def _head(name: str) -> str:
@@ -130,7 +130,7 @@ def _head(name: str) -> str:
     return told[0] if len(told) == 1 else rf"\shortstack[r]{{{stacked}}}"
 
 
-def _number(cell: Cell) -> str:
+def _number(cell: SheetCell) -> str:
     if not cell.mean:
         return r"\textendash{}"
     mean = rf"\textbf{{{cell.mean}}}" if cell.bold else cell.mean
@@ -146,9 +146,11 @@ def _caption(sheet: Sheet) -> str:
     norm = "no" if told["norm"] == "none" else told["norm"]
     sentences = [
         f"{_name(told['dataset'])}, {told['way']}-way {told['shot']}-shot; {_name(told['backbone'])} "
-        + escape(f"({norm} norm, {told['inference']}{precision}), {told['meta_steps']:,} meta-steps;", prose=True),
-        "no attack." if told["threat_norm"] == "none" else f"{escape(threat(told))}, {_scene(told)}.",
-        *(escape(note, prose=True) for note in sheet.notes),
+        + escape_latex(
+            f"({norm} norm, {told['inference']}{precision}), {told['meta_steps']:,} meta-steps;", prose=True
+        ),
+        "no attack." if told["threat_norm"] == "none" else f"{escape_latex(threat(told))}, {_scene(told)}.",
+        *(escape_latex(note, prose=True) for note in sheet.notes),
     ]
     return re.sub(" +", " ", " ".join(sentences))
 

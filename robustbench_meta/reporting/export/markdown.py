@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from robustbench_meta.reporting.export.sheets import Cell, Sheet
+from robustbench_meta.reporting.export.sheets import Sheet, SheetCell
 from robustbench_meta.reporting.terminal.layout import title
 
 _PLAIN = re.compile(r"[^`|\\]+")
@@ -14,13 +14,13 @@ _PLAIN = re.compile(r"[^`|\\]+")
 def code(name: str) -> str:
     """A name as a span of code, where nothing in it is read as Markdown or HTML, nor as a mention or a link."""
     text = " ".join(name.split()) or "–"
-    return f"`{text}`" if _PLAIN.fullmatch(text) else escape(text)
+    return f"`{text}`" if _PLAIN.fullmatch(text) else escape_markdown(text)
 
 
 _MARKUP = re.compile(r"[\\`*_{}\[\]<>#|~&$@\"^]|:(?=\S)|(?<=www)\.", re.IGNORECASE)
 
 
-def escape(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Text in which GitHub finds no markup, HTML, link or emoji: the signs that make them, as numbers."""
     return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", " ".join(text.split()))
 
@@ -33,13 +33,13 @@ def markdown(found: Iterable[Sheet], *, turned: bool = False) -> str:
 def _table(sheet: Sheet, turned: bool) -> str:
     first, columns, rows = sheet.turned() if turned else sheet.upright()
     lines = [
-        f"**{escape(' · '.join(title(sheet.setting)))}**",
+        f"**{escape_markdown(' · '.join(title(sheet.setting)))}**",
         "",
         _row([first, *map(_name, columns)]),
         _row(["---", *["---:"] * len(columns)]),
         *(_row([_name(name), *map(_number, row)]) for name, row in rows.items()),
         "",
-        escape(" ".join(sheet.notes)),
+        escape_markdown(" ".join(sheet.notes)),
         "",
     ]
     return "\n".join(lines)
@@ -53,7 +53,7 @@ def _name(name: str) -> str:
     return name if name in {"clean", "worst case"} else code(name)
 
 
-def _number(cell: Cell) -> str:
+def _number(cell: SheetCell) -> str:
     if not cell.mean:
         return "–"
     mean = f"**{cell.mean}**" if cell.bold else cell.mean

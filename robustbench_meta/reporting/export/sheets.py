@@ -13,11 +13,11 @@ from robustbench_meta.reporting.terminal.leaderboard import worst_told
 from robustbench_meta.reporting.wording import flags_told
 from robustbench_meta.results.episode_accuracies import Samples
 from robustbench_meta.results.pairwise import judged
-from robustbench_meta.results.tables import WORST, Board, shown
+from robustbench_meta.results.tables import WORST, LeaderboardTable, shown
 
 
 @dataclass(frozen=True)
-class Cell:
+class SheetCell:
     """A number in percent as tables show it."""
 
     mean: str
@@ -38,16 +38,16 @@ class Sheet:
 
     setting: Mapping[str, Any]
     columns: list[str]
-    rows: dict[str, dict[str, Cell]]
+    rows: dict[str, dict[str, SheetCell]]
     notes: list[str]
     """What ±, bold and marks mean, and which numbers are in doubt."""
 
-    def turned(self) -> tuple[str, list[str], dict[str, list[Cell]]]:
+    def turned(self) -> tuple[str, list[str], dict[str, list[SheetCell]]]:
         """Attacks as rows: what the first column holds, the learners, and a row of cells for each column."""
         rows = {column: [row[column] for row in self.rows.values()] for column in self.columns}
         return "attack", list(self.rows), rows
 
-    def upright(self) -> tuple[str, list[str], dict[str, list[Cell]]]:
+    def upright(self) -> tuple[str, list[str], dict[str, list[SheetCell]]]:
         """Learners as rows: what the first column holds, the columns, and a row of cells for each learner."""
         rows = {name: [row[column] for column in self.columns] for name, row in self.rows.items()}
         return "learner", self.columns, rows
@@ -60,15 +60,15 @@ def sheets(frame: pd.DataFrame, samples: Samples) -> Iterator[Sheet]:
         yield Sheet(board.setting, board.columns, cells, _notes(board, any(board.leaders.values())))
 
 
-def _cell(board: Board, name: str, column: str) -> Cell:
+def _cell(board: LeaderboardTable, name: str, column: str) -> SheetCell:
     score = board.scores[name][column]
     if math.isnan(score.mean):
-        return Cell("")
+        return SheetCell("")
     spread = "" if math.isnan(board.spread(score)) else shown(board.spread(score))
-    return Cell(score.text(), spread, board.leads(name, column), bool(board.marks(score)), board.fewer(score))
+    return SheetCell(score.text(), spread, board.leads(name, column), bool(board.marks(score)), board.fewer(score))
 
 
-def _notes(board: Board, ranked_: bool) -> list[str]:
+def _notes(board: LeaderboardTable, ranked_: bool) -> list[str]:
     episodes, scores = board.setting["episodes"], [each for row in board.scores.values() for each in row.values()]
     lines = [
         f"Accuracy in %; ± half of the 95 % interval over {episodes:,} episodes, one training each." if board.seeds == 1

@@ -9,19 +9,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from robustbench_meta.reporting.figures.figure import Drawn, place_told
+from robustbench_meta.reporting.figures.figure import PaperFigure, place_told
 from robustbench_meta.reporting.figures.layout import grid, room
-from robustbench_meta.reporting.figures.style import GREY, Look, percents
+from robustbench_meta.reporting.figures.style import GREY, FigureStyle, percents
 from robustbench_meta.reporting.terminal.layout import norm_name, sides, title
 from robustbench_meta.reporting.wording import flags_told, spread_told
 from robustbench_meta.results.curves import SCENE, Curve, grouped, over_seeds
-from robustbench_meta.results.tables import PLACE, Board, scores_of
+from robustbench_meta.results.tables import PLACE, LeaderboardTable, scores_of
 
 _MOST = 12
 """Panels in a figure."""
 
 
-def draw_curves(found: Sequence[Curve], frame: pd.DataFrame, look: Look) -> Iterator[Drawn]:
+def draw_curves(found: Sequence[Curve], frame: pd.DataFrame, look: FigureStyle) -> Iterator[PaperFigure]:
     """The figures of these curves, of a leaderboard's rows: those that share a table share a figure."""
     rows = frame.drop_duplicates("spec_hash").set_index("spec_hash", drop=False)
     for group in grouped(found):
@@ -31,7 +31,7 @@ def draw_curves(found: Sequence[Curve], frame: pd.DataFrame, look: Look) -> Iter
             yield _figure(group, attacks[start : start + _MOST], rows, look, part)
 
 
-def _figure(group: list[Curve], attacks: list[str], rows: pd.DataFrame, look: Look, part: int) -> Drawn:
+def _figure(group: list[Curve], attacks: list[str], rows: pd.DataFrame, look: FigureStyle, part: int) -> PaperFigure:
     told = group[0].told
     width = look.wide("single" if len(attacks) == 1 else "double")
     seeds = [len([1 for other in group if _line(other) == _line(curve)]) for curve in group]
@@ -54,10 +54,10 @@ def _figure(group: list[Curve], attacks: list[str], rows: pd.DataFrame, look: Lo
         spread_told("bands", seeds, group[0].episodes.shape[1]), *told_flags, "Dotted: chance.",
     ])  # fmt: skip
     setting = {name: told[name] for name in [*PLACE, *SCENE]} | {"eps": f"0-{group[0].eps[-1]}-{len(group[0].eps)}"}
-    return Drawn("curves", setting | ({"part": part} if part else {}), figure, "Accuracy over ε", caption)
+    return PaperFigure("curves", setting | ({"part": part} if part else {}), figure, "Accuracy over ε", caption)
 
 
-def _points(group: list[Curve], rows: pd.DataFrame) -> dict[str, Board]:
+def _points(group: list[Curve], rows: pd.DataFrame) -> dict[str, LeaderboardTable]:
     """What curves show at each ε that was run, as a table would have it."""
     found = {}
     attacks = list(dict.fromkeys(curve.attack for curve in group))
@@ -68,7 +68,9 @@ def _points(group: list[Curve], rows: pd.DataFrame) -> dict[str, Board]:
                 learner=[curve.learner for curve in run], attack=[curve.attack for curve in run]
             )
             scores = {str(name): scores_of(mine, attacks) for name, mine in part.groupby("learner", sort=True)}
-            found[f"ε = {eps}"] = Board({str(name): value for name, value in part.iloc[0].items()}, attacks, scores, {})
+            found[f"ε = {eps}"] = LeaderboardTable(
+                {str(name): value for name, value in part.iloc[0].items()}, attacks, scores, {}
+            )
     return found
 
 
@@ -76,7 +78,7 @@ def _line(curve: Curve) -> tuple[str, str]:
     return curve.learner, curve.attack
 
 
-def _panel(axes: Axes, group: list[Curve], look: Look, *, most: int) -> None:
+def _panel(axes: Axes, group: list[Curve], look: FigureStyle, *, most: int) -> None:
     """The learners under one attack: the mean over seeds, in a band of the interval, or of the seeds' spread.
 
     A curve of one seed has no band where others of the figure, in any panel, have several: `most` of them.

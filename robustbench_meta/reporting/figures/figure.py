@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from robustbench_meta.reporting.terminal.layout import sides
 from robustbench_meta.reporting.terminal.leaderboard import worst_told
 from robustbench_meta.reporting.wording import flags_told, spread_told
-from robustbench_meta.results.tables import CLEAN, WORST, Board, Score
+from robustbench_meta.results.tables import CLEAN, WORST, LeaderboardTable, Score
 
 
 @dataclass(frozen=True)
-class Drawn:
+class PaperFigure:
     """A figure, with what tells it apart from others of its kind, a title and a caption."""
 
     kind: str
@@ -40,7 +40,7 @@ def scene_told(told: Mapping[str, Any]) -> str:
     return sides(told).replace(", ", ",\n", 1)
 
 
-def boards_told(found: Iterable[Board], shown: Iterable[Score], what: str, mark: str = "Flagged ") -> str:
+def boards_told(found: Iterable[LeaderboardTable], shown: Iterable[Score], what: str, mark: str = "Flagged ") -> str:
     """What the numbers rest on, what the worst case is, and which of the boards' are in doubt, and why.
 
     Args:
@@ -60,6 +60,6 @@ def boards_told(found: Iterable[Board], shown: Iterable[Score], what: str, mark:
     return " ".join([*lines, *flags_told(by_scenario(boards), mark)])
 
 
-def by_scenario(boards: Iterable[Board]) -> dict[str, Board]:
+def by_scenario(boards: Iterable[LeaderboardTable]) -> dict[str, LeaderboardTable]:
     """Boards that differ in the scenario alone, by its name in words."""
     return {"no attack" if board.setting["threat_norm"] == "none" else sides(board.setting): board for board in boards}

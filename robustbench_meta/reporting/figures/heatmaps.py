@@ -12,23 +12,23 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 
-from robustbench_meta.reporting.figures.figure import Drawn, boards_told, place_told
+from robustbench_meta.reporting.figures.figure import PaperFigure, boards_told, place_told
 from robustbench_meta.reporting.figures.naming import scenarios_of, shared_setting
-from robustbench_meta.reporting.figures.style import Look
+from robustbench_meta.reporting.figures.style import FigureStyle
 from robustbench_meta.reporting.terminal.layout import norm_name, sides
-from robustbench_meta.results.tables import CLEAN, WORST, Board, Score, alike, numbers, shown
+from robustbench_meta.results.tables import CLEAN, WORST, LeaderboardTable, Score, alike, all_scores, shown
 
 _COLORS = "cividis"
 """Made for colour-blind readers: Nuñez, Anderton and Renslow (2018)."""
 
 
-def draw_heatmaps(boards: Iterable[Board], look: Look) -> Iterator[Drawn]:
+def draw_heatmaps(boards: Iterable[LeaderboardTable], look: FigureStyle) -> Iterator[PaperFigure]:
     """A figure for each setting, norm and ε that something was attacked in."""
     for group in scenarios_of(boards, attacked=True):
         yield from _figures(group, look)
 
 
-def _figures(group: list[Board], look: Look) -> Iterator[Drawn]:
+def _figures(group: list[LeaderboardTable], look: FigureStyle) -> Iterator[PaperFigure]:
     columns = max(len(board.columns) for board in group)
     names = max(look.inches(min(len(name), 26)) for board in group for name in board.scores)
     wide = look.wide("single" if columns <= 4 and names < 1.2 else "double")
@@ -60,9 +60,10 @@ def _parts(heights: list[float]) -> Iterator[tuple[int, list[float]]]:
 
 
 def _figure(
-    group: list[Board], titles: list[str], width: float, heights: list[float], turned: bool, look: Look
-) -> Drawn:  # fmt: skip
-    group, setting = alike(group, numbers(group)), group[0].setting
+    group: list[LeaderboardTable], titles: list[str], width: float, heights: list[float], turned: bool,
+    look: FigureStyle,
+) -> PaperFigure:  # fmt: skip
+    group, setting = alike(group, all_scores(group)), group[0].setting
     threat = f"{norm_name(setting['threat_norm'])} ε = {setting['eps']}"
     with look.styled():
         same = len({tuple(board.columns) for board in group}) == 1 and (
@@ -87,14 +88,16 @@ def _figure(
     scene = f", {sides(setting)}" if len(group) == 1 else ""
     caption = (
         f"Accuracy in % by learner and attack ({threat}{scene}) on {place_told(setting)}. "
-        f"{boards_told(group, numbers(group), '±', mark='! ')}"
+        f"{boards_told(group, all_scores(group), '±', mark='! ')}"
     )
     if any(board.doubts() for board in group):
         caption += " In the figure, ! marks the numbers that are in doubt."
-    return Drawn("heatmap", shared_setting(group), figure, "Accuracy by learner and attack", caption)
+    return PaperFigure("heatmap", shared_setting(group), figure, "Accuracy by learner and attack", caption)
 
 
-def _panel(axes: Axes, board: Board, learners: list[str], turned: bool, room: float, look: Look) -> QuadMesh:
+def _panel(
+    axes: Axes, board: LeaderboardTable, learners: list[str], turned: bool, room: float, look: FigureStyle
+) -> QuadMesh:
     columns = board.columns
     values = np.array([[board.scores[name][column].mean for column in columns] for name in learners])
     across, down = (learners, columns) if turned else (columns, learners)
@@ -119,7 +122,7 @@ def _panel(axes: Axes, board: Board, learners: list[str], turned: bool, room: fl
     return mesh
 
 
-def _cell(score: Score, board: Board, tall: bool) -> str:
+def _cell(score: Score, board: LeaderboardTable, tall: bool) -> str:
     mark = "!" if score.flags - board.shared else ""
     own = board.spread(score)
     return f"{score.text()}{mark}" + (f"\n±{shown(own)}" if tall and not math.isnan(own) else "")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from robustbench_meta.reporting.figures.style import Look
+from robustbench_meta.reporting.figures.style import FigureStyle
 
 
 def beside(count: int, width: float, least: float) -> int:
@@ -23,7 +23,7 @@ def room(count: int, width: float, least: float) -> float:
 
 
 def grid(
-    look: Look, count: int, width: float, least: float, title: list[str], *, aspect: float = 0.72, lines: int = 1
+    look: FigureStyle, count: int, width: float, least: float, title: list[str], *, aspect: float = 0.72, lines: int = 1
 ) -> tuple[Figure, list[Axes]]:
     """A figure of so many equal panels, which share their y axis, with titles of so many lines."""
     columns = beside(count, width, least)
@@ -37,7 +37,7 @@ def grid(
 
 
 def packed(
-    look: Look, rows: Sequence[Sequence[int]], across: int, width: float, height: float, title: list[str]
+    look: FigureStyle, rows: Sequence[Sequence[int]], across: int, width: float, height: float, title: list[str]
 ) -> tuple[Figure, list[Axes]]:
     """A figure of panels as wide as their sizes say, in these rows of at most `across`; each is `height` inches."""
     figure = look.figure(width, len(rows) * height + 0.4, title)

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from robustbench_meta.reporting.figures.figure import Drawn, place_told
+from robustbench_meta.reporting.figures.figure import PaperFigure, place_told
 from robustbench_meta.reporting.figures.layout import grid
-from robustbench_meta.reporting.figures.style import GREY, Look, percents
+from robustbench_meta.reporting.figures.style import GREY, FigureStyle, percents
 from robustbench_meta.reporting.wording import meaning
 from robustbench_meta.results.learning_curves import Validation, learning_curves
 from robustbench_meta.results.tables import PLACE, learners_apart
@@ -20,7 +20,9 @@ _PLACE = [name for name in PLACE if name != "episodes"]
 _PANELS = {"meta-training tasks": "accuracy", "validation tasks": "validation_accuracy"}
 
 
-def draw_learning(frame: pd.DataFrame, records: Sequence[Mapping[str, Any]], look: Look) -> Iterator[Drawn]:
+def draw_learning(
+    frame: pd.DataFrame, records: Sequence[Mapping[str, Any]], look: FigureStyle
+) -> Iterator[PaperFigure]:
     """A figure for each setting in which something was trained."""
     curves = learning_curves(records)
     chosen = {str(record["training"]): record.get("chosen_step") for record in records}
@@ -33,8 +35,8 @@ def draw_learning(frame: pd.DataFrame, records: Sequence[Mapping[str, Any]], loo
 
 
 def _figure(
-    rows: pd.DataFrame, curves: Mapping[str, list[Validation]], chosen: Mapping[str, Any], flags: str, look: Look
-) -> Drawn:  # fmt: skip
+    rows: pd.DataFrame, curves: Mapping[str, list[Validation]], chosen: Mapping[str, Any], flags: str, look: FigureStyle
+) -> PaperFigure:  # fmt: skip
     told = {str(name): value for name, value in rows.iloc[0].items()}
     with look.styled():
         figure, panels = grid(look, 2, look.wide("double"), 1.5, [place_told(told)], aspect=0.6)
@@ -56,7 +58,7 @@ def _figure(
         f"Markers: the weights that were kept. Dotted: chance."
         f"{flags}"
     )
-    return Drawn("learning", {name: told[name] for name in _PLACE}, figure, "Accuracy over meta-steps", caption)
+    return PaperFigure("learning", {name: told[name] for name in _PLACE}, figure, "Accuracy over meta-steps", caption)
 
 
 def _flags(rows: pd.DataFrame) -> str:
@@ -70,7 +72,7 @@ def _flags(rows: pd.DataFrame) -> str:
 
 
 def _line(
-    axes: Axes, learner: str, seeds: list[tuple[list[Validation], Any]], field: str, look: Look
+    axes: Axes, learner: str, seeds: list[tuple[list[Validation], Any]], field: str, look: FigureStyle
 ) -> None:  # fmt: skip
     """The seeds of a learner, and their mean where all were judged at the same steps."""
     style = look.palette[learner]

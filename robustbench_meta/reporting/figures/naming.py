@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from robustbench_meta.options import SCENARIOS
-from robustbench_meta.results.tables import PLACE, Board, eps_of
+from robustbench_meta.results.tables import PLACE, LeaderboardTable, eps_of
 
 
-def scenarios_of(boards: Iterable[Board], *, attacked: bool = False) -> list[list[Board]]:
+def scenarios_of(boards: Iterable[LeaderboardTable], *, attacked: bool = False) -> list[list[LeaderboardTable]]:
     """The boards of each setting, norm and ε, in the order of the scenarios; `attacked` leaves the others out."""
-    groups: dict[tuple[Any, ...], list[Board]] = {}
+    groups: dict[tuple[Any, ...], list[LeaderboardTable]] = {}
     for board in boards:
         if board.setting["threat_norm"] != "none" or not attacked:
             groups.setdefault(tuple(board.setting[name] for name in [*PLACE, "threat_norm", "eps"]), []).append(board)
@@ -23,7 +23,7 @@ def at_zero(setting: Mapping[Any, Any]) -> bool:
     return setting["threat_norm"] != "none" and eps_of(setting) == 0
 
 
-def shared_setting(group: list[Board]) -> dict[str, Any]:
+def shared_setting(group: list[LeaderboardTable]) -> dict[str, Any]:
     """What tells the figure of a group from those of others; the scenario too, if it is one alone."""
     names = [*PLACE, "threat_norm", "eps", *(["support", "query", "surrogate"] if len(group) == 1 else [])]
     return {name: group[0].setting[name] for name in names}

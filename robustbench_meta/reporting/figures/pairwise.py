@@ -9,30 +9,30 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from robustbench_meta.reporting.figures.figure import Drawn, by_scenario, place_told
+from robustbench_meta.reporting.figures.figure import PaperFigure, by_scenario, place_told
 from robustbench_meta.reporting.figures.naming import at_zero, scenario_place
-from robustbench_meta.reporting.figures.style import GREY, Look
+from robustbench_meta.reporting.figures.style import GREY, FigureStyle
 from robustbench_meta.reporting.terminal.layout import norm_name, sides
 from robustbench_meta.reporting.wording import flags_told
-from robustbench_meta.results.pairwise import Duel, tests_told
+from robustbench_meta.results.pairwise import Comparison, tests_told
 from robustbench_meta.results.tables import PLACE, WORST
 
 _ROW = 0.2
 """Inches."""
 
 
-def draw_duels(found: Sequence[Duel], look: Look, *, zero: bool = True) -> Iterator[Drawn]:
+def draw_duels(found: Sequence[Comparison], look: FigureStyle, *, zero: bool = True) -> Iterator[PaperFigure]:
     """A figure for each two learners, setting, norm and ε; the difference without attack stands above.
 
     Attacks at ε = 0 are drawn if `zero`.
     """
     comparisons = tests_told(found)
-    pairs: dict[tuple[Any, ...], list[Duel]] = {}
+    pairs: dict[tuple[Any, ...], list[Comparison]] = {}
     for duel in found:
         pairs.setdefault((*(duel.setting[name] for name in PLACE), duel.first, duel.second), []).append(duel)
     for group in pairs.values():
         clean = [duel for duel in group if duel.setting["threat_norm"] == "none"]
-        threats: dict[tuple[str, str], list[Duel]] = {}
+        threats: dict[tuple[str, str], list[Comparison]] = {}
         for duel in group:
             if duel not in clean and (zero or not at_zero(duel.setting)):
                 threats.setdefault((duel.setting["threat_norm"], duel.setting["eps"]), []).append(duel)
@@ -40,7 +40,7 @@ def draw_duels(found: Sequence[Duel], look: Look, *, zero: bool = True) -> Itera
             yield _figure([*clean, *sorted(part, key=lambda duel: scenario_place(duel.setting))], comparisons, look)
 
 
-def _figure(group: list[Duel], comparisons: str, look: Look) -> Drawn:
+def _figure(group: list[Comparison], comparisons: str, look: FigureStyle) -> PaperFigure:
     last = group[-1]
     attacked = [duel for duel in group if duel.setting["threat_norm"] != "none"]
     threat = f"{norm_name(last.setting['threat_norm'])} ε = {last.setting['eps']}" if attacked else "no attack"
@@ -64,18 +64,18 @@ def _figure(group: list[Duel], comparisons: str, look: Look) -> Drawn:
             panels[-1].set_xlabel(ahead)
         else:
             figure.supxlabel("difference in points, first − second", fontsize=look.font_size)
-    return Drawn(
+    return PaperFigure(
         "compare", {**last.setting, "first": last.first, "second": last.second} | _scene(attacked), figure,
         f"{last.first} against {last.second}", _caption(group, threat, comparisons),
     )  # fmt: skip
 
 
-def _scene(attacked: list[Duel]) -> dict[str, Any]:
+def _scene(attacked: list[Comparison]) -> dict[str, Any]:
     """A figure of several scenarios is not named after one of them."""
     return dict.fromkeys(("support", "query", "surrogate"), "") if len(attacked) > 1 else {}
 
 
-def _panel(axes: Axes, duel: Duel, labels: list[str], look: Look) -> None:
+def _panel(axes: Axes, duel: Comparison, labels: list[str], look: FigureStyle) -> None:
     color = look.palette[duel.first].color, look.palette[duel.second].color
     axes.axvline(0, color=GREY, linewidth=0.8)
     for place, contrast in enumerate(duel.contrasts.values()):
@@ -93,7 +93,7 @@ def _panel(axes: Axes, duel: Duel, labels: list[str], look: Look) -> None:
     axes.set_axisbelow(True)
 
 
-def _limits(axes: Axes, group: list[Duel]) -> None:
+def _limits(axes: Axes, group: list[Comparison]) -> None:
     """Zero in the middle, and all intervals inside."""
     contrasts = [contrast.paired for duel in group for contrast in duel.contrasts.values()]
     reach = max(abs(each.difference) + (0 if math.isnan(each.ci95) else each.ci95) for each in contrasts)
@@ -101,7 +101,7 @@ def _limits(axes: Axes, group: list[Duel]) -> None:
     axes.set_xlim(-most, most)
 
 
-def _caption(group: list[Duel], threat: str, comparisons: str) -> str:
+def _caption(group: list[Comparison], threat: str, comparisons: str) -> str:
     last = group[-1]
     contrasts = [contrast for duel in group for contrast in duel.contrasts.values()]
     counts = {len(sample.by_seed) for each in contrasts for sample in (each.first, each.second)}

@@ -10,8 +10,8 @@ from typing import Any
 from robustbench_meta import __version__
 from robustbench_meta.errors import BenchError
 from robustbench_meta.reporting.figures import FORMATS
-from robustbench_meta.reporting.figures.figure import Drawn
-from robustbench_meta.reporting.figures.style import Look
+from robustbench_meta.reporting.figures.figure import PaperFigure
+from robustbench_meta.reporting.figures.style import FigureStyle
 from robustbench_meta.runtime.atomic_files import write_atomically
 
 _MAKER = f"robustbench_meta {__version__}"
@@ -41,7 +41,7 @@ def parse_out(out: Path | None, formats: Sequence[str], folder: Path) -> tuple[P
     return out.with_suffix(""), [ending], True
 
 
-def names(drawn: Sequence[Drawn]) -> list[str]:
+def names(drawn: Sequence[PaperFigure]) -> list[str]:
     """A name for each: its kind, and what tells it apart from the others of its kind."""
     found: list[str] = []
     for each in drawn:
@@ -63,7 +63,7 @@ _PREFIX = {"eps": "eps", "meta_steps": "steps", "second": "vs-", "part": "part",
 _SUFFIX = {"way": "w", "shot": "s"}
 
 
-def save(drawn: Drawn, path: Path, look: Look, command: str, dpi: int = 300) -> None:
+def save_figure(drawn: PaperFigure, path: Path, look: FigureStyle, command: str, dpi: int = 300) -> None:
     """Write a figure, in the format of the file's ending, with its caption and the command as metadata.
 
     Raises:
@@ -77,7 +77,7 @@ def save(drawn: Drawn, path: Path, look: Look, command: str, dpi: int = 300) -> 
         )
 
 
-def _pdf(drawn: Drawn, command: str) -> Mapping[str, Any]:
+def _pdf(drawn: PaperFigure, command: str) -> Mapping[str, Any]:
     return {
         "Title": drawn.title,
         "Subject": drawn.caption,
@@ -87,11 +87,11 @@ def _pdf(drawn: Drawn, command: str) -> Mapping[str, Any]:
     }
 
 
-def _svg(drawn: Drawn, command: str) -> Mapping[str, Any]:
+def _svg(drawn: PaperFigure, command: str) -> Mapping[str, Any]:
     return {"Title": drawn.title, "Description": drawn.caption, "Source": command, "Creator": _MAKER, "Date": None}
 
 
-def _png(drawn: Drawn, command: str) -> Mapping[str, Any]:
+def _png(drawn: PaperFigure, command: str) -> Mapping[str, Any]:
     return {"Title": drawn.title, "Description": drawn.caption, "Comment": command, "Software": _MAKER}
 
 

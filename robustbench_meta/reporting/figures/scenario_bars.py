@@ -11,14 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from robustbench_meta.reporting.figures.figure import Drawn, boards_told, place_told
+from robustbench_meta.reporting.figures.figure import PaperFigure, boards_told, place_told
 from robustbench_meta.reporting.figures.layout import packed
 from robustbench_meta.reporting.figures.naming import scenarios_of, shared_setting
-from robustbench_meta.reporting.figures.scenes import Piece, Plan, planned
+from robustbench_meta.reporting.figures.scenes import Piece, ScenarioLayout, planned
 from robustbench_meta.reporting.figures.sizes import TALLEST
-from robustbench_meta.reporting.figures.style import GREY, Look, percents
+from robustbench_meta.reporting.figures.style import GREY, FigureStyle, percents
 from robustbench_meta.reporting.terminal.layout import norm_name
-from robustbench_meta.results.tables import Board, alike, numbers
+from robustbench_meta.results.tables import LeaderboardTable, alike, all_scores
 
 _SPARE = 0.5
 """Inches by which rows may be lower where they then fit a page."""
@@ -26,15 +26,15 @@ _REACH = 0.1
 """Inches that an attack's name may reach beyond its panel."""
 
 
-def draw_scenarios(boards: Iterable[Board], look: Look) -> Iterator[Drawn]:
+def draw_scenarios(boards: Iterable[LeaderboardTable], look: FigureStyle) -> Iterator[PaperFigure]:
     """A figure for each setting, norm and ε that something was attacked in."""
     for group in scenarios_of(boards, attacked=True):
         yield from _figures(group, look)
 
 
-def _figures(group: list[Board], look: Look) -> Iterator[Drawn]:
+def _figures(group: list[LeaderboardTable], look: FigureStyle) -> Iterator[PaperFigure]:
     """One, or several where the rows of panels are more than a page holds."""
-    shown = numbers(group)
+    shown = all_scores(group)
     group, setting = alike(group, shown), group[0].setting
     threat = f"{norm_name(setting['threat_norm'])} ε = {setting['eps']}"
     learners = sorted({name for board in group for name in board.scores})
@@ -52,10 +52,10 @@ def _figures(group: list[Board], look: Look) -> Iterator[Drawn]:
         part = plan.part(start, start + rows)
         figure = _figure(part, height, learners, [place_told(setting), threat], look)
         told = shared_setting(group) | ({"part": number} if parts > 1 else {})
-        yield Drawn("scenarios", told, figure, "Accuracy by scenario", caption)
+        yield PaperFigure("scenarios", told, figure, "Accuracy by scenario", caption)
 
 
-def _figure(plan: Plan, height: float, learners: list[str], title: list[str], look: Look) -> Figure:
+def _figure(plan: ScenarioLayout, height: float, learners: list[str], title: list[str], look: FigureStyle) -> Figure:
     with look.styled():
         figure, panels = packed(look, plan.rows, plan.across, plan.width, height, title)
         sizes = [size for row in plan.rows for size in row]
@@ -67,7 +67,7 @@ def _figure(plan: Plan, height: float, learners: list[str], title: list[str], lo
     return figure
 
 
-def _panel(axes: Axes, piece: Piece, size: int, learners: list[str], room: float, look: Look) -> None:
+def _panel(axes: Axes, piece: Piece, size: int, learners: list[str], room: float, look: FigureStyle) -> None:
     board, columns, bar = piece.board, piece.columns, 0.82 / len(learners)
     for place, name in enumerate(learners):
         row: dict[str, Any] = board.scores.get(name, {})
@@ -88,5 +88,5 @@ def _panel(axes: Axes, piece: Piece, size: int, learners: list[str], room: float
     percents(axes)
 
 
-def _patch(name: str, look: Look) -> Any:
+def _patch(name: str, look: FigureStyle) -> Any:
     return Patch(facecolor=look.palette[name].color, hatch=look.palette[name].hatch, edgecolor="white", linewidth=0)

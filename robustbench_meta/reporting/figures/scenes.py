@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from robustbench_meta.reporting.figures.figure import scene_told
 from robustbench_meta.reporting.figures.layout import even_rows
-from robustbench_meta.reporting.figures.style import Look
-from robustbench_meta.results.tables import CLEAN, Board, unattacked
+from robustbench_meta.reporting.figures.style import FigureStyle
+from robustbench_meta.results.tables import CLEAN, LeaderboardTable, unattacked
 
 _GAP = 0.14
 """Inches between the titles of two panels that fill these."""
@@ -20,13 +20,13 @@ _WORD = 10
 class Piece:
     """A panel: some columns of a board, the scenario, and whether it goes on from the panel before."""
 
-    board: Board
+    board: LeaderboardTable
     columns: list[str]
     scene: str
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScenarioLayout:
     """How wide the figure is, its panels with their titles, and in rows how many columns of bars each is wide."""
 
     width: float
@@ -43,20 +43,20 @@ class Plan:
         """Inches for the name below a column of bars."""
         return _inside(self.width) / self.across - 0.03
 
-    def part(self, start: int, end: int) -> Plan:
+    def part(self, start: int, end: int) -> ScenarioLayout:
         """Some of the rows, in the same widths."""
         first, last = (sum(map(len, self.rows[:row])) for row in (start, end))
         return replace(self, pieces=self.pieces[first:last], rows=self.rows[start:end], titles=self.titles[first:last])
 
 
-def planned(group: list[Board], learners: int, look: Look) -> Plan:
+def planned(group: list[LeaderboardTable], learners: int, look: FigureStyle) -> ScenarioLayout:
     """In a single column if neither bars nor titles get too narrow there."""
     single, double = (_laid_out(group, learners, look.wide(needed), look) for needed in ("single", "double"))
     columns = 1 + sum(len(board.columns) - 1 for board in group)
     return single if single.natural and columns * learners <= 14 else double
 
 
-def _laid_out(group: list[Board], learners: int, width: float, look: Look) -> Plan:
+def _laid_out(group: list[LeaderboardTable], learners: int, width: float, look: FigureStyle) -> ScenarioLayout:
     most = max(2, int((width - 0.4) / (0.08 * max(learners, 4))))  # narrower bars are not seen
     pieces = [Piece(unattacked(group), [CLEAN], "no attack")]
     for board in group:
@@ -77,9 +77,9 @@ def _laid_out(group: list[Board], learners: int, width: float, look: Look) -> Pl
         across = max(map(sum, rows))
         unit = _inside(width) / across
         if _clear(rows, unit, [look.breadth(title) for title in titles]):
-            return Plan(width, pieces, rows, titles, True, across)
+            return ScenarioLayout(width, pieces, rows, titles, True, across)
     titles = [look.fitted(title, size * unit - _GAP) for title, size in zip(titles, sizes, strict=True)]
-    return Plan(width, pieces, rows, titles, False, across)
+    return ScenarioLayout(width, pieces, rows, titles, False, across)
 
 
 def _inside(width: float) -> float:

@@ -30,7 +30,7 @@ _HATCHES = ["", "//////", "......", "xxxxxx"]
 GREY = "#777777"
 
 
-class Style(NamedTuple):
+class LearnerStyle(NamedTuple):
     """What a learner is drawn with: by colour, and by a marker that tells it apart without."""
 
     color: str
@@ -45,17 +45,17 @@ class Palette:
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._places = {name: place for place, name in enumerate(dict.fromkeys(names))}
 
-    def __getitem__(self, name: str) -> Style:
+    def __getitem__(self, name: str) -> LearnerStyle:
         """The style of a learner; one that was not named before gets the next."""
         place = self._places.setdefault(name, len(self._places))
         line = _LINES[place % 4] if place < len(COLORS) else _LINES[(place + place // len(COLORS)) % 4]
-        return Style(
+        return LearnerStyle(
             COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)], line, _HATCHES[place // len(COLORS) % 4]
         )
 
 
 @dataclass(frozen=True)
-class Look:
+class FigureStyle:
     """What the user chose: width in inches (None: what a figure needs), size of the type in points, its kind."""
 
     width: float | None = None

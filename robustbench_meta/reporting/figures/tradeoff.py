@@ -9,18 +9,18 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from robustbench_meta.reporting.figures.figure import Drawn, boards_told, place_told, scene_told
+from robustbench_meta.reporting.figures.figure import PaperFigure, boards_told, place_told, scene_told
 from robustbench_meta.reporting.figures.layout import grid, room
 from robustbench_meta.reporting.figures.naming import scenarios_of, shared_setting
-from robustbench_meta.reporting.figures.style import GREY, Look
+from robustbench_meta.reporting.figures.style import GREY, FigureStyle
 from robustbench_meta.reporting.terminal.layout import norm_name, sides
-from robustbench_meta.results.tables import CLEAN, WORST, Board, alike
+from robustbench_meta.results.tables import CLEAN, WORST, LeaderboardTable, alike
 
 _LEAST = 2.0
 """Inches: the width that a panel needs."""
 
 
-def draw_tradeoffs(boards: Iterable[Board], look: Look) -> Iterator[Drawn]:
+def draw_tradeoffs(boards: Iterable[LeaderboardTable], look: FigureStyle) -> Iterator[PaperFigure]:
     """A figure for each setting, norm and ε in which a learner has both numbers."""
     for group in scenarios_of(boards, attacked=True):
         told = [board for board in group if board.measured(board.columns[-1])]
@@ -28,7 +28,7 @@ def draw_tradeoffs(boards: Iterable[Board], look: Look) -> Iterator[Drawn]:
             yield _figure(told, look)
 
 
-def _figure(group: list[Board], look: Look) -> Drawn:
+def _figure(group: list[LeaderboardTable], look: FigureStyle) -> PaperFigure:
     setting = group[0].setting
     threat = f"{norm_name(setting['threat_norm'])} ε = {setting['eps']}"
     shown = [
@@ -57,7 +57,7 @@ def _figure(group: list[Board], look: Look) -> Drawn:
         f"Accuracy without attack, and {_robust(lasts)} ({threat}{scene}), on {place_told(setting)}. "
         f"{boards_told(group, shown, 'error bars')} Grey: where an attack would take nothing."
     )
-    return Drawn("tradeoff", shared_setting(group), figure, "Clean and robust accuracy", caption)
+    return PaperFigure("tradeoff", shared_setting(group), figure, "Clean and robust accuracy", caption)
 
 
 def _robust(lasts: list[str]) -> str:
@@ -71,13 +71,13 @@ def _robust(lasts: list[str]) -> str:
     return f"in the worst case, or under the only attack{named} where a scenario has one"
 
 
-def _scene(board: Board, *, told: bool) -> str:
+def _scene(board: LeaderboardTable, *, told: bool) -> str:
     """A panel's title, with what its robust accuracy is, if that is `told`."""
     last = board.columns[-1]
     return scene_told(board.setting) + (f"\n({last if last == WORST else f'under {last}'})" if told else "")
 
 
-def _panel(axes: Axes, board: Board, look: Look) -> None:
+def _panel(axes: Axes, board: LeaderboardTable, look: FigureStyle) -> None:
     for name in board.measured(board.columns[-1]):
         style = look.palette[name]
         clean, robust = board.scores[name][CLEAN], board.scores[name][board.columns[-1]]
@@ -92,7 +92,7 @@ def _panel(axes: Axes, board: Board, look: Look) -> None:
     axes.set_axisbelow(True)
 
 
-def _limits(panels: list[Axes], group: list[Board]) -> None:
+def _limits(panels: list[Axes], group: list[LeaderboardTable]) -> None:
     """The same for all panels: accuracies from 0 on, and all clean ones."""
     ends: tuple[list[float], list[float]] = [], []
     for board in group:
@@ -109,7 +109,7 @@ def _limits(panels: list[Axes], group: list[Board]) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
 
 
-def _handle(name: str, look: Look) -> Line2D:
+def _handle(name: str, look: FigureStyle) -> Line2D:
     handle = look.handle(name)
     handle.set(linestyle="none", markersize=5)
     return handle

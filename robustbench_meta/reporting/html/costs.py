@@ -15,7 +15,7 @@ from robustbench_meta.results.tables import PLACE, learners_apart
 _PLACE = [*PLACE, "device"]
 
 
-class Upkeep(NamedTuple):
+class TrainingCost(NamedTuple):
     """A learner's own: means over its seeds."""
 
     learner: str
@@ -27,7 +27,7 @@ class Upkeep(NamedTuple):
     memory_mb: float
 
 
-class Effort(NamedTuple):
+class AttackCost(NamedTuple):
     """An attack's on a learner: means over ε and seeds."""
 
     attack: str
@@ -40,38 +40,38 @@ class Effort(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Bill:
+class CostTable:
     """Of one place and device."""
 
     device: str
     told: dict[str, Any]
-    learners: list[Upkeep]
-    attacks: list[Effort]
+    learners: list[TrainingCost]
+    attacks: list[AttackCost]
 
 
-def bills(frame: pd.DataFrame) -> Iterator[Bill]:
+def bills(frame: pd.DataFrame) -> Iterator[CostTable]:
     """The costs of each place and device, in the order of the leaderboard."""
     for _, rows in frame.groupby(_PLACE, sort=False, dropna=False):
         named = learners_apart(rows)
         told = {str(name): value for name, value in named.iloc[0].items()}
-        yield Bill(str(told["device"]), told, list(_upkeep(named)), list(_efforts(named)))
+        yield CostTable(str(told["device"]), told, list(_upkeep(named)), list(_efforts(named)))
 
 
-def _upkeep(rows: pd.DataFrame) -> Iterator[Upkeep]:
+def _upkeep(rows: pd.DataFrame) -> Iterator[TrainingCost]:
     for learner, part in rows.groupby("learner", sort=True):
         trained = part.drop_duplicates("training_hash")
-        yield Upkeep(
+        yield TrainingCost(
             str(learner), int(part["seed"].nunique()), int(part["parameters"].iloc[0]), _mean(trained["train_seconds"]),
             _mean(part["adapt_ms_per_task"]), _mean(part["check_ms_per_task"]), _mean(part["peak_memory_mb"]),
         )  # fmt: skip
 
 
-def _efforts(rows: pd.DataFrame) -> Iterator[Effort]:
+def _efforts(rows: pd.DataFrame) -> Iterator[AttackCost]:
     attacked = rows[rows["threat_norm"] != "none"]
     for names, part in attacked.groupby(["attack", "support", "query", "surrogate", "learner"], sort=True):
         attack, support, query, surrogate, learner = names
         scene = sides({"support": support, "query": query, "surrogate": surrogate})
-        yield Effort(
+        yield AttackCost(
             str(attack), scene, str(learner), len(part), _mean(part["attack_ms_per_task"]),
             _mean(part["forward_per_image"]), _mean(part["gradients_per_image"]),
         )  # fmt: skip

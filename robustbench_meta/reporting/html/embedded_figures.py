@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 from robustbench_meta.reporting.figures import style as paper
-from robustbench_meta.reporting.figures.figure import Drawn
+from robustbench_meta.reporting.figures.figure import PaperFigure
 
 _SIZE = 9.0
 """Of the type, in points: 12 pixels."""
@@ -23,7 +23,7 @@ _THEME = {
 _NAME = re.compile(r"\{[^}]*\}")
 
 
-class Style(NamedTuple):
+class LegendEntry(NamedTuple):
     """What stands for a learner outside of figures: one of the colours and markers of the page."""
 
     color: int
@@ -39,13 +39,13 @@ class Drawings:
 
     def __init__(self, names: Iterable[str]) -> None:
         known = list(dict.fromkeys(names))
-        self.look = paper.Look(font_size=_SIZE, palette=paper.Palette(known))
+        self.look = paper.FigureStyle(font_size=_SIZE, palette=paper.Palette(known))
         self.palette = {
-            name: Style(place % len(paper.COLORS), place % len(paper.MARKERS)) for place, name in enumerate(known)
+            name: LegendEntry(place % len(paper.COLORS), place % len(paper.MARKERS)) for place, name in enumerate(known)
         }
         self._count = 0
 
-    def embed(self, drawn: Drawn) -> Markup:
+    def embed(self, drawn: PaperFigure) -> Markup:
         """A figure as a part of the page: with ids of its own, and no inline styles, which its policy forbids."""
         self._count += 1
         file = io.StringIO()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from robustbench_meta.evaluation.gallery import Gallery, Picture, gallery_of
+from robustbench_meta.evaluation.gallery import ExampleEpisode, ExampleImage, gallery_of
 from robustbench_meta.reporting.terminal.layout import sides, threat
 from robustbench_meta.results.tables import PLACE, THREAT, eps_of
 
@@ -18,23 +18,23 @@ _WIDTH = 72
 """Of an image on the page, in pixels."""
 
 
-class Exhibit(NamedTuple):
+class LearnerExamples(NamedTuple):
     """One learner's pictures under an attack."""
 
     learner: str
     seed: int
-    pictures: list[Picture]
+    pictures: list[ExampleImage]
 
 
 @dataclass(frozen=True)
-class Wall:
+class ExampleGrid:
     """What one attack does at one threat: the images that all learners share, and each learner's own."""
 
     told: dict[str, Any]
     attack: str
     heading: str
-    shared: list[Picture]
-    exhibits: list[Exhibit]
+    shared: list[ExampleImage]
+    exhibits: list[LearnerExamples]
     size: tuple[int, int]
     """Width and height of an image on the page."""
 
@@ -49,10 +49,10 @@ class Wall:
         return sum(picture.fooled is not None for each in self.exhibits for picture in each.pictures)
 
 
-class Exhibition(NamedTuple):
+class ExampleSection(NamedTuple):
     """All walls, and what was left out for want of room."""
 
-    walls: list[Wall]
+    walls: list[ExampleGrid]
     cells: int
     left_out: int
     cut: str
@@ -61,17 +61,17 @@ class Exhibition(NamedTuple):
     """The largest change of a pixel that is shown."""
 
     @property
-    def first(self) -> list[Wall]:
+    def first(self) -> list[ExampleGrid]:
         """Those of the first scenario, at any ε."""
         return [wall for wall in self.walls if _but_eps(wall.told) == _but_eps(self.walls[0].told)]
 
     @property
-    def opened(self) -> Wall:
+    def opened(self) -> ExampleGrid:
         """The one that is unfolded at first: of the first scenario's, the first attack at the greatest ε."""
         return max(self.first, key=lambda wall: eps_of(wall.told))
 
 
-def exhibition(groups: Iterable[pd.DataFrame], records: Mapping[str, Mapping[str, Any]]) -> Exhibition:
+def exhibition(groups: Iterable[pd.DataFrame], records: Mapping[str, Mapping[str, Any]]) -> ExampleSection:
     """The pictures of the first seed of each cell, as far as there are any and they fit.
 
     Args:
@@ -93,35 +93,37 @@ def exhibition(groups: Iterable[pd.DataFrame], records: Mapping[str, Mapping[str
         walls, cut = kept, f"{cut}; later attacks are left out"
     distances = [picture.linf for wall in walls for each in wall.exhibits for picture in each.pictures]
     left_out = cells - sum(len(wall.exhibits) for wall in walls)
-    return Exhibition(walls, cells, left_out, cut, max(distances, default=0.0))
+    return ExampleSection(walls, cells, left_out, cut, max(distances, default=0.0))
 
 
-def _walls(rows: pd.DataFrame, records: Mapping[str, Mapping[str, Any]]) -> Iterable[Wall]:
+def _walls(rows: pd.DataFrame, records: Mapping[str, Mapping[str, Any]]) -> Iterable[ExampleGrid]:
     for attack, part in rows.groupby("attack", sort=False):
-        found: dict[str, tuple[Exhibit, Gallery]] = {}
+        found: dict[str, tuple[LearnerExamples, ExampleEpisode]] = {}
         for row in part.sort_values("seed", kind="stable").to_dict("records"):
             gallery = gallery_of(records[str(row["spec_hash"])])
             if gallery is not None and row["learner"] not in found:
                 name = str(row["learner"])
-                found[name] = Exhibit(name, int(row["seed"]), gallery.pictures), gallery
+                found[name] = LearnerExamples(name, int(row["seed"]), gallery.pictures), gallery
         if found:
             told = {name: part[name].iloc[0] for name in [*PLACE, *THREAT]}
             yield from _hung(told, str(attack), list(found.values()))
 
 
-def _hung(told: dict[str, Any], attack: str, found: Sequence[tuple[Exhibit, Gallery]]) -> Iterable[Wall]:
+def _hung(
+    told: dict[str, Any], attack: str, found: Sequence[tuple[LearnerExamples, ExampleEpisode]]
+) -> Iterable[ExampleGrid]:
     """Learners whose clean images are the same share a wall; others, of other episodes, have walls of their own."""
-    by_images: dict[tuple[str, ...], list[tuple[Exhibit, Gallery]]] = {}
+    by_images: dict[tuple[str, ...], list[tuple[LearnerExamples, ExampleEpisode]]] = {}
     for exhibit, gallery in found:
         by_images.setdefault(tuple(picture.clean for picture in exhibit.pictures), []).append((exhibit, gallery))
     for group in by_images.values():
         _, height, width = group[0][1].shape
         size = _WIDTH, max(1, round(_WIDTH * height / width))
         exhibits = [exhibit for exhibit, _ in group]
-        yield Wall(told, attack, f"{threat(told)} · {sides(told)}", exhibits[0].pictures, exhibits, size)
+        yield ExampleGrid(told, attack, f"{threat(told)} · {sides(told)}", exhibits[0].pictures, exhibits, size)
 
 
-def _bytes(walls: Iterable[Wall]) -> int:
+def _bytes(walls: Iterable[ExampleGrid]) -> int:
     return sum(
         sum(len(picture.clean) for picture in wall.shared)
         + sum(
@@ -132,9 +134,9 @@ def _bytes(walls: Iterable[Wall]) -> int:
     )  # fmt: skip
 
 
-def _largest(walls: Sequence[Wall]) -> list[Wall]:
+def _largest(walls: Sequence[ExampleGrid]) -> list[ExampleGrid]:
     """Of walls that differ in ε alone, the one of the largest, as its images show."""
-    kept: dict[tuple[Any, ...], Wall] = {}
+    kept: dict[tuple[Any, ...], ExampleGrid] = {}
     for wall in walls:
         same = (*_but_eps(wall.told), wall.attack)
         if same not in kept or _strength(wall) >= _strength(kept[same]):
@@ -146,12 +148,12 @@ def _but_eps(told: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(told[name] for name in [*PLACE, *THREAT] if name != "eps")
 
 
-def _strength(wall: Wall) -> float:
+def _strength(wall: ExampleGrid) -> float:
     """The largest change of a pixel on a wall, which grows with ε."""
     return max(picture.linf for each in wall.exhibits for picture in each.pictures)
 
 
-def _fewer(wall: Wall, most: int) -> Wall:
+def _fewer(wall: ExampleGrid, most: int) -> ExampleGrid:
     """A wall with its first images only, of queries and of support images each."""
     places = [
         place for role in ("query", "support")

@@ -12,25 +12,25 @@ import numpy as np
 from robustbench_meta.reporting.html.scenarios import UNATTACKED, scenario
 from robustbench_meta.reporting.terminal.layout import sides, threat
 from robustbench_meta.reporting.terminal.leaderboard import worst_told
-from robustbench_meta.reporting.wording import Doubt, doubts_of
-from robustbench_meta.results.tables import CLEAN, PLACE, WORST, Board
+from robustbench_meta.reporting.wording import FlagNote, doubts_of
+from robustbench_meta.results.tables import CLEAN, PLACE, WORST, LeaderboardTable
 
 SUCCESS, DECILE = "success", "worst 10 %"
 
 
 @dataclass(frozen=True)
-class Standing:
+class RankTable:
     """One table."""
 
     id: str
-    board: Board
+    board: LeaderboardTable
     threat: str
     scenario: str
     sides: str
     ranked: bool
     extras: list[str]
     caption: str
-    doubts: list[Doubt]
+    doubts: list[FlagNote]
     verdict: str
     """Who is ahead, in a sentence."""
     rows: list[str]
@@ -44,7 +44,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Place:
+class ComparableTables:
     """All tables of learners that may be compared: one data set, task, network, recipe and way of inference."""
 
     id: str
@@ -54,12 +54,12 @@ class Place:
     told_apart: str
     """Its heading, with its facts where another place has the same."""
     caption: str
-    standings: list[Standing]
+    standings: list[RankTable]
 
 
-def places(boards: Iterable[Board]) -> list[Place]:
+def places(boards: Iterable[LeaderboardTable]) -> list[ComparableTables]:
     """The tables by place, in the order in which they come."""
-    groups: dict[tuple[Any, ...], list[Board]] = {}
+    groups: dict[tuple[Any, ...], list[LeaderboardTable]] = {}
     for board in boards:
         groups.setdefault(tuple(board.setting[name] for name in PLACE), []).append(board)
     names = [heading(group[0].setting) for group in groups.values()]
@@ -72,7 +72,9 @@ def places(boards: Iterable[Board]) -> list[Place]:
         told = group[0].setting
         name = heading(told)
         apart = ", ".join([name, *facts(told)]) if names.count(name) > 1 else name
-        found.append(Place(f"place-{number}", told, name, facts(told), apart, _caption_of_all(standings), standings))
+        found.append(
+            ComparableTables(f"place-{number}", told, name, facts(told), apart, _caption_of_all(standings), standings)
+        )
     return found
 
 
@@ -95,7 +97,7 @@ def facts(told: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _order(group: Sequence[Board]) -> list[str]:
+def _order(group: Sequence[LeaderboardTable]) -> list[str]:
     """The learners of a place by the mean of what decides their ranks, so that all its tables have one order."""
     found: dict[str, list[float]] = {}
     attacked = [board for board in group if board.setting["threat_norm"] != "none"]
@@ -107,7 +109,7 @@ def _order(group: Sequence[Board]) -> list[str]:
     return sorted(names, key=lambda name: (-means.get(name, -math.inf), name))
 
 
-def _verdict(board: Board) -> str:
+def _verdict(board: LeaderboardTable) -> str:
     """Who is ahead in the column that decides the rank, by how much, and whether flags deny it."""
     column = board.columns[-1]
     scores = {name: row[column] for name, row in board.scores.items() if not math.isnan(row[column].mean)}
@@ -127,10 +129,10 @@ def _verdict(board: Board) -> str:
     return f"{', '.join(told[name] for name in first)}{apart}{rest}."
 
 
-def _standing(board: Board, number: int, rows: Sequence[str]) -> Standing:
+def _standing(board: LeaderboardTable, number: int, rows: Sequence[str]) -> RankTable:
     setting = board.setting
     attacked = setting["threat_norm"] != "none"
-    return Standing(
+    return RankTable(
         f"table-{number}", board, threat(setting) if attacked else "no attack",
         scenario(setting), sides(setting) if attacked else UNATTACKED,
         len(board.scores) > 1 and bool(board.ranks), list(next(iter(board.extras.values()))), _caption(board),
@@ -138,7 +140,7 @@ def _standing(board: Board, number: int, rows: Sequence[str]) -> Standing:
     )  # fmt: skip
 
 
-def _caption(board: Board) -> str:
+def _caption(board: LeaderboardTable) -> str:
     """What stands behind ± in a table."""
     episodes = f"{board.setting['episodes']:,} episodes"
     if board.seeds == 1:
@@ -148,7 +150,7 @@ def _caption(board: Board) -> str:
     return told + (" * rests on fewer seeds." if any(map(board.fewer, scores)) else "")
 
 
-def _caption_of_all(standings: Sequence[Standing]) -> str:
+def _caption_of_all(standings: Sequence[RankTable]) -> str:
     """What the columns of a place's tables are."""
     found = [standing.board for standing in standings]
     lines = []

@@ -18,7 +18,7 @@ _PLACE = [name for name in PLACE if name != "episodes"]
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingRow:
     """What stands in the table: a training's judgements at one step."""
 
     learner: str
@@ -29,18 +29,18 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Course:
+class LearningCurves:
     """The learning curves of one setting."""
 
     told: dict[str, Any]
     figures: list[Markup]
-    rows: list[Trained]
+    rows: list[TrainingRow]
     seeds: int
     against: list[str]
     """Which learners were trained against an attack, and which."""
 
 
-def courses(frame: pd.DataFrame, records: Sequence[Mapping[str, Any]], drawings: Drawings) -> Iterator[Course]:
+def courses(frame: pd.DataFrame, records: Sequence[Mapping[str, Any]], drawings: Drawings) -> Iterator[LearningCurves]:
     """Of each setting in which something was trained."""
     curves = learning_curves(records)
     chosen = {str(record["training"]): record.get("chosen_step") for record in records}
@@ -54,13 +54,13 @@ def courses(frame: pd.DataFrame, records: Sequence[Mapping[str, Any]], drawings:
 
 def _course(
     rows: pd.DataFrame, curves: Mapping[str, list[Validation]], chosen: Mapping[str, Any], figures: list[Markup]
-) -> Course:  # fmt: skip
+) -> LearningCurves:  # fmt: skip
     told = {str(name): value for name, value in rows.iloc[0].items()}
     attacked = rows[rows["training_attack"] != "none"].drop_duplicates("learner")
-    return Course(
+    return LearningCurves(
         told, figures,
         [
-            Trained(str(row["learner"]), int(row["seed"]), each, each.step == chosen[row["training_hash"]])
+            TrainingRow(str(row["learner"]), int(row["seed"]), each, each.step == chosen[row["training_hash"]])
             for row in rows.to_dict("records") for each in curves[row["training_hash"]]
         ],
         int(rows.groupby("learner")["seed"].nunique().max()),

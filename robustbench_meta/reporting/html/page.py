@@ -23,9 +23,9 @@ from robustbench_meta.reporting.html.costs import bills
 from robustbench_meta.reporting.html.curves import Sweep, sweeps
 from robustbench_meta.reporting.html.embedded_figures import Drawings
 from robustbench_meta.reporting.html.gallery import exhibition
-from robustbench_meta.reporting.html.leaderboard import Place, places
+from robustbench_meta.reporting.html.leaderboard import ComparableTables, places
 from robustbench_meta.reporting.html.learning_curves import courses
-from robustbench_meta.reporting.html.pairwise import Contests, contests
+from robustbench_meta.reporting.html.pairwise import PairwiseSection, contests
 from robustbench_meta.reporting.html.provenance import commands, versions
 from robustbench_meta.reporting.html.scenarios import Order, threats
 from robustbench_meta.reporting.terminal.layout import norm_name
@@ -81,7 +81,7 @@ def _sweeps(frame: pd.DataFrame, samples: Samples, drawings: Drawings, order: Or
     return sorted(found, key=lambda sweep: order({**sweep.told, "eps": "0"}))
 
 
-def _contests(frame: pd.DataFrame, samples: Samples, order: Order) -> Contests | str:
+def _contests(frame: pd.DataFrame, samples: Samples, order: Order) -> PairwiseSection | str:
     """All pairs, or why there are none."""
     try:
         return contests(sorted(duels(frame, samples), key=lambda duel: order(duel.setting)))
@@ -108,7 +108,7 @@ def _summary(frame: pd.DataFrame) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _flags(there: list[Place], frame: pd.DataFrame) -> list[tuple[str, str, int, int]]:
+def _flags(there: list[ComparableTables], frame: pd.DataFrame) -> list[tuple[str, str, int, int]]:
     """The flags that rows have: what each means, of how many rows, and in how many tables it stands."""
     rows = frame["flags"].fillna("").str.split()
     counts = {flag: int(rows.map(lambda flags, flag=flag: flag in flags).sum()) for flag in FLAGS}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from robustbench_meta.reporting.terminal.layout import sides, threat
-from robustbench_meta.results.pairwise import Contrast, Duel, tests_told
+from robustbench_meta.results.pairwise import Comparison, PairedTest, tests_told
 from robustbench_meta.results.tables import PLACE, shown
 
 MOST = 1500
@@ -17,7 +17,7 @@ WIDTH = 190.0
 """Of the little chart in each row."""
 
 
-class Bout(NamedTuple):
+class ComparisonRow(NamedTuple):
     """One contrast as a row."""
 
     scene: str
@@ -36,13 +36,13 @@ class Bout(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Match:
+class LearnerPair:
     """Two learners of one place."""
 
     told: dict[str, Any]
     a: str
     b: str
-    bouts: list[Bout]
+    bouts: list[ComparisonRow]
     won: tuple[int, int, int]
     """How often A is ahead, B is, and neither."""
     reach: float
@@ -50,10 +50,10 @@ class Match:
     zero: float
 
 
-class Contests(NamedTuple):
+class PairwiseSection(NamedTuple):
     """All matches, and what they rest on."""
 
-    matches: list[Match]
+    matches: list[LearnerPair]
     contrasts: int
     tests: str
     """The comparisons for which p is corrected, in words."""
@@ -64,22 +64,22 @@ class Contests(NamedTuple):
     """Whether some contrast rests on a single training."""
 
 
-def contests(duels: Sequence[Duel]) -> Contests:
+def contests(duels: Sequence[Comparison]) -> PairwiseSection:
     """The matches, in the order in which `bench compare` prints them."""
     contrasts = [contrast for duel in duels for contrast in duel.contrasts.values()]
     whole = len(contrasts) <= MOST
-    pairs: dict[tuple[Any, ...], list[Duel]] = {}
+    pairs: dict[tuple[Any, ...], list[Comparison]] = {}
     for duel in duels:
         pairs.setdefault((*(duel.setting[name] for name in PLACE), duel.first, duel.second), []).append(duel)
     matches = [_match(group, whole) for group in pairs.values()]
-    return Contests(
+    return PairwiseSection(
         matches, len(contrasts), tests_told(duels), sum(len(match.bouts) for match in matches),
         any(not math.isnan(contrast.seeds_p) for contrast in contrasts),
         any(1 in {len(contrast.first.by_seed), len(contrast.second.by_seed)} for contrast in contrasts),
     )  # fmt: skip
 
 
-def _match(group: list[Duel], whole: bool) -> Match:
+def _match(group: list[Comparison], whole: bool) -> LearnerPair:
     chosen = [
         (duel, column, contrast) for duel in group for column, contrast in duel.contrasts.items()
         if whole or column == list(duel.contrasts)[-1]
@@ -90,18 +90,18 @@ def _match(group: list[Duel], whole: bool) -> Match:
     ]
     reach = max(1.0, math.ceil(100 * max(ends)))
     ahead = [contrast.ahead for _, _, contrast in chosen]
-    return Match(
+    return LearnerPair(
         dict(group[0].setting), group[0].first, group[0].second, [_bout(*each, reach) for each in chosen],
         (ahead.count(1), ahead.count(-1), ahead.count(0)), reach, _across(0, reach),
     )  # fmt: skip
 
 
-def _bout(duel: Duel, column: str, contrast: Contrast, reach: float) -> Bout:
+def _bout(duel: Comparison, column: str, contrast: PairedTest, reach: float) -> ComparisonRow:
     setting = duel.setting
     points, half = 100 * contrast.paired.difference, 100 * contrast.paired.ci95
     known = 0.0 if math.isnan(half) else half
     first, second = duel.scores[column]
-    return Bout(
+    return ComparisonRow(
         "no attack" if setting["threat_norm"] == "none" else f"{threat(setting)}, {sides(setting)}", column,
         first.text() + _mark(duel, first.flags), second.text() + _mark(duel, second.flags),
         _signed(points) + ("" if math.isnan(half) else f" ±{shown(half)}"), round(points, 4), round(known, 4),
@@ -115,7 +115,7 @@ def _across(points: float, reach: float) -> float:
     return round(WIDTH / 2 + points / reach * (WIDTH / 2 - 6), 1)
 
 
-def _mark(duel: Duel, flags: frozenset[str]) -> str:
+def _mark(duel: Comparison, flags: frozenset[str]) -> str:
     return "!" if flags - duel.board.shared else ""
 
 

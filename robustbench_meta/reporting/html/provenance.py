@@ -13,7 +13,7 @@ _REPEATED = ("--seed", "--scenario", "--attack", "--learner")
 """Options that may be given several times, and whose values then span a grid."""
 
 
-class Commands(NamedTuple):
+class ReproduceCommands(NamedTuple):
     """Command lines which together give the cells."""
 
     lines: list[str]
@@ -33,11 +33,11 @@ class Versions(NamedTuple):
     last: str
 
 
-def commands(records: Iterable[Mapping[str, Any]]) -> Commands:
+def commands(records: Iterable[Mapping[str, Any]]) -> ReproduceCommands:
     """As few lines as exactly span the cells, by seeds, scenarios, attacks and learners."""
     told = [command_for(record) for record in records]
     lines = [shlex.split(line) for line in told if line is not None]
-    return Commands(joined(lines), len(lines), len(told) - len(lines))
+    return ReproduceCommands(joined(lines), len(lines), len(told) - len(lines))
 
 
 def joined(lines: Iterable[Sequence[str]]) -> list[str]:

@@ -14,7 +14,7 @@ from robustbench_meta.reporting.figures.scenario_bars import draw_scenarios
 from robustbench_meta.reporting.html.embedded_figures import Drawings
 from robustbench_meta.reporting.terminal.layout import sides, threat
 from robustbench_meta.reporting.wording import spread_told
-from robustbench_meta.results.tables import CLEAN, PLACE, Board, Score, alike, eps_of, numbers, unattacked
+from robustbench_meta.results.tables import CLEAN, PLACE, LeaderboardTable, Score, alike, all_scores, eps_of, unattacked
 
 _ORDER = ["clean/clean", "clean/adv", "adv/clean", "adv/adv", "poisoned/clean", "poisoned/adv", "clean/transfer"]
 UNATTACKED = "clean support, clean query"
@@ -28,12 +28,12 @@ class Scene:
     told: str
     columns: list[str]
     scores: dict[str, dict[str, Score]]
-    board: Board
+    board: LeaderboardTable
     """To which they belong."""
 
 
 @dataclass(frozen=True)
-class Threat:
+class ThreatSection:
     """The scenarios of one setting, norm and ε, unattacked first."""
 
     setting: dict[str, Any]
@@ -50,14 +50,14 @@ class Threat:
         return None if score is None or math.isnan(score.mean) else score
 
 
-def threats(boards: Iterable[Board], drawings: Drawings) -> list[Threat]:
+def threats(boards: Iterable[LeaderboardTable], drawings: Drawings) -> list[ThreatSection]:
     """The boards that something was attacked in, those together that differ in the scenario alone.
 
     Args:
         boards: in the order in which they are read.
         drawings: of the page.
     """
-    groups: dict[tuple[Any, ...], list[Board]] = {}
+    groups: dict[tuple[Any, ...], list[LeaderboardTable]] = {}
     for board in boards:
         if board.setting["threat_norm"] != "none" and eps_of(board.setting) > 0:
             groups.setdefault(tuple(board.setting[name] for name in [*PLACE, "threat_norm", "eps"]), []).append(board)
@@ -87,10 +87,10 @@ class Order:
         return place, known, str(setting["surrogate"]), norm != "linf", norm, eps_of(setting)
 
 
-def _threat(group: list[Board], drawings: Drawings) -> Threat:
+def _threat(group: list[LeaderboardTable], drawings: Drawings) -> ThreatSection:
     figures = [drawings.embed(each) for each in draw_scenarios(group, drawings.look)]
-    counts = [score.seeds for score in numbers(group)]
-    group = alike(group, numbers(group))
+    counts = [score.seeds for score in all_scores(group)]
+    group = alike(group, all_scores(group))
     learners = list(dict.fromkeys(name for board in group for name in board.scores))
     clean = unattacked(group)
     scenes = [Scene("clean/clean", UNATTACKED, clean.columns, clean.scores, clean)]
@@ -103,4 +103,4 @@ def _threat(group: list[Board], drawings: Drawings) -> Threat:
     if any(board.scores[name][CLEAN].seeds < row[CLEAN].seeds
            for board in group for name, row in clean.scores.items() if name in board.scores):  # fmt: skip
         told += " Without attack: each learner where it rests on the most seeds."
-    return Threat(setting, threat(setting), scenes, learners, figures, told)
+    return ThreatSection(setting, threat(setting), scenes, learners, figures, told)

@@ -17,7 +17,7 @@ from robustbench_meta.errors import BenchError, StorageError
 from robustbench_meta.evaluation.flags import FLAGS
 from robustbench_meta.experiment.checkpoints import read_file, weights_of
 from robustbench_meta.registry.discovery import SESSION
-from robustbench_meta.reporting.export.markdown import code, escape
+from robustbench_meta.reporting.export.markdown import code, escape_markdown
 from robustbench_meta.results.leaderboard import build
 from robustbench_meta.results.reproduce import command_for, transfer_command
 from robustbench_meta.results.store import Store
@@ -147,7 +147,7 @@ def _named(value: Any) -> Markup:
 
 def _final(value: Any) -> str:
     """Whatever a template prints is text, unless a filter has made it safe."""
-    return value if isinstance(value, Markup) else escape(str(value))
+    return value if isinstance(value, Markup) else escape_markdown(str(value))
 
 
 def _environment() -> Environment:

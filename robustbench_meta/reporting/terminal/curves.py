@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from robustbench_meta.reporting.terminal.layout import draw, folded, portions, title
+from robustbench_meta.reporting.terminal.layout import draw_table, folded, portions, title
 from robustbench_meta.results.curves import Curve, grouped, over_seeds
 from robustbench_meta.results.tables import shown
 
@@ -34,7 +34,7 @@ def _drawn(group: list[Curve], width: int) -> RenderableType:
     cells["area"] = {row: _area(curves, seeds) for row, curves in rows.items()}
     parts: list[RenderableType] = [Text(line, style="bold") for line in title(group[0].told)]
     for chunk in portions(places, cells, width):
-        parts += [draw(places, {column: cells[column] for column in chunk}), Text("")]
+        parts += [draw_table(places, {column: cells[column] for column in chunk}), Text("")]
     return Group(*parts[:-1], Text(_caption(group[0], seeds), style="dim"), Text(""))
 
 

@@ -18,7 +18,7 @@ _GAP = 3
 """Blanks between two columns."""
 
 
-def draw(first: Mapping[str, Mapping[str, str]], cells: Mapping[str, Mapping[str, Text]]) -> Table:
+def draw_table(first: Mapping[str, Mapping[str, str]], cells: Mapping[str, Mapping[str, Text]]) -> Table:
     """A table whose first columns say what each row is."""
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold", show_edge=False)
     for column in first:

@@ -11,10 +11,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from robustbench_meta.experiment.probes import BLACK_BOX_QUERIES
-from robustbench_meta.reporting.terminal.layout import WIDE, draw, folded, portions, title
+from robustbench_meta.reporting.terminal.layout import WIDE, draw_table, folded, portions, title
 from robustbench_meta.results.episode_accuracies import Samples
 from robustbench_meta.results.pairwise import judged
-from robustbench_meta.results.tables import CLEAN, WORST, Board, Score, boards, shown
+from robustbench_meta.results.tables import CLEAN, WORST, LeaderboardTable, Score, boards, shown
 
 POINTER = "What the flags mean: docs/flags.md."
 """Below a table with flags."""
@@ -30,7 +30,7 @@ def tables(frame: pd.DataFrame, width: int = 80, samples: Samples | None = None)
     return [_drawn(board, width) for board in found]
 
 
-def _drawn(board: Board, width: int) -> RenderableType:
+def _drawn(board: LeaderboardTable, width: int) -> RenderableType:
     names = {name: folded(name, max(16, width // 3)) for name in board.scores}
     cells = {column: {name: _cell(board, name, column) for name in board.scores} for column in board.columns}
     more = {
@@ -44,11 +44,11 @@ def _drawn(board: Board, width: int) -> RenderableType:
     wide = width >= WIDE and len(whole) == 1
     parts: list[RenderableType] = [Text(line, style="bold") for line in title(board.setting)]
     for chunk in whole if wide else portions(first, cells, width):
-        parts += [draw(first, {column: (cells | more)[column] for column in chunk}), Text("")]
+        parts += [draw_table(first, {column: (cells | more)[column] for column in chunk}), Text("")]
     return Group(*parts[:-1], Text(_caption(board, wide, "#" in first), style="dim"), Text(""))
 
 
-def _cell(board: Board, name: str, column: str) -> Text:
+def _cell(board: LeaderboardTable, name: str, column: str) -> Text:
     """`85.3 ±1.2`, bold if among the best, `!` where the number is flagged, `*` where seeds are missing."""
     score = board.scores[name][column]
     scores = [row[column] for row in board.scores.values()]
@@ -61,11 +61,11 @@ def _cell(board: Board, name: str, column: str) -> Text:
     return text.append(_mark(board, score).ljust(room), style="not bold yellow")
 
 
-def _mark(board: Board, score: Score) -> str:
+def _mark(board: LeaderboardTable, score: Score) -> str:
     return ("!" if board.marks(score) else "") + ("*" if board.fewer(score) else "")
 
 
-def _caption(board: Board, wide: bool, ranked: bool) -> str:
+def _caption(board: LeaderboardTable, wide: bool, ranked: bool) -> str:
     episodes = board.setting["episodes"]
     if board.seeds == 1:
         lines = [f"Accuracy in %; ± half of the 95 % interval over {episodes:,} episodes."]
@@ -98,14 +98,14 @@ def worst_told(setting: Mapping[str, Any], told: str) -> str:
     return f"Worst case: {told}, and without any." if setting["support"] == "clean" else f"Worst case: {told}."
 
 
-def doubts(board: Board) -> list[str]:
+def doubts(board: LeaderboardTable) -> list[str]:
     """The flags: those that all numbers share at once, the others with the numbers that have them; where to read on."""
     lines = [f"All: {', '.join(sorted(board.shared))}{searches(board, board.shared)}."] if board.shared else []
     lines += [f"! {flag}: {told}{searches(board, {flag})}." for flag, told in doubted(board).items()]
     return [*lines, POINTER] if lines else []
 
 
-def doubted(board: Board) -> dict[str, str]:
+def doubted(board: LeaderboardTable) -> dict[str, str]:
     """Of each flag that not all numbers share: the numbers that have it, in words."""
     found = {}
     for flag, columns in board.doubts().items():
@@ -121,7 +121,7 @@ def doubted(board: Board) -> dict[str, str]:
     return found
 
 
-def searches(board: Board, flags: Collection[str]) -> str:
+def searches(board: LeaderboardTable, flags: Collection[str]) -> str:
     """Behind masked gradients: what the probe without gradients left, of each learner where it left less."""
     if "masked-gradients" not in flags:
         return ""

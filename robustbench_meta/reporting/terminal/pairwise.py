@@ -9,13 +9,13 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from robustbench_meta.evaluation.statistics import Paired
-from robustbench_meta.reporting.terminal.layout import WIDE, draw, folded, portions, title
+from robustbench_meta.reporting.terminal.layout import WIDE, draw_table, folded, portions, title
 from robustbench_meta.reporting.terminal.leaderboard import POINTER, doubts, worst_told
-from robustbench_meta.results.pairwise import Contrast, Duel, tests_told
-from robustbench_meta.results.tables import WORST, Board, Score, shown
+from robustbench_meta.results.pairwise import Comparison, PairedTest, tests_told
+from robustbench_meta.results.tables import WORST, LeaderboardTable, Score, shown
 
 
-def duel_tables(found: Sequence[Duel], width: int = 80) -> list[RenderableType]:
+def duel_tables(found: Sequence[Comparison], width: int = 80) -> list[RenderableType]:
     """A table for each two learners and threat, a row a column of the leaderboard; then what it all means."""
     contrasts = [contrast for duel in found for contrast in duel.contrasts.values()]
     spread = any(len(sample.by_seed) > 1 for contrast in contrasts for sample in (contrast.first, contrast.second))
@@ -24,7 +24,7 @@ def duel_tables(found: Sequence[Duel], width: int = 80) -> list[RenderableType]:
     return [*drawn, Text(_duel_caption(found, spread, luck), style="dim")]
 
 
-def _duel_drawn(duel: Duel, width: int, luck: bool) -> RenderableType:
+def _duel_drawn(duel: Comparison, width: int, luck: bool) -> RenderableType:
     rows = duel.contrasts
     first = {"under": {column: folded(column, 14) for column in rows}}
     room = 12 if width < WIDE else 40
@@ -47,12 +47,12 @@ def _duel_drawn(duel: Duel, width: int, luck: bool) -> RenderableType:
         for letter, name in zip("AB", (duel.first, duel.second), strict=True)
     ]
     for chunk in portions(first, cells, width):
-        parts += [draw(first, {column: cells[column] for column in chunk}), Text("")]
+        parts += [draw_table(first, {column: cells[column] for column in chunk}), Text("")]
     told = "\n".join(doubts(board)[:-1])
     return Group(*parts, *([Text(told, style="dim"), Text("")] if told else []))
 
 
-def _shares(board: Board, scores: Mapping[str, Score]) -> dict[str, Text]:
+def _shares(board: LeaderboardTable, scores: Mapping[str, Score]) -> dict[str, Text]:
     """`66.9`, of several seeds with the standard deviation between them; `!` where the number is flagged."""
     flagged = {column: bool(score.flags - board.shared) for column, score in scores.items()}
     found = {}
@@ -76,7 +76,7 @@ def _p(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _ahead(duel: Duel, contrast: Contrast, room: int) -> str:
+def _ahead(duel: Comparison, contrast: PairedTest, room: int) -> str:
     """The better learner by its name, or by its letter where names are long."""
     if not contrast.ahead:
         return "cannot be told apart"
@@ -85,7 +85,7 @@ def _ahead(duel: Duel, contrast: Contrast, room: int) -> str:
     return first if contrast.ahead > 0 else second
 
 
-def _duel_caption(found: Sequence[Duel], spread: bool, luck: bool) -> str:
+def _duel_caption(found: Sequence[Comparison], spread: bool, luck: bool) -> str:
     episodes = sorted({int(duel.setting["episodes"]) for duel in found})
     lines = [
         "A, B: accuracy in %" + ("; ± standard deviation between seeds, where there are several." if spread else "."),

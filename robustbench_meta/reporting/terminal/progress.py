@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robustbench_meta.hookspecs import hookimpl
-from robustbench_meta.jobs.time_left import Left, Progress, Stretch
+from robustbench_meta.jobs.time_left import JobProgress, RunProgress, TimeLeft
 from robustbench_meta.reporting.terminal.console import counted, err, is_screen
 
 QUIET_SECONDS = 15.0
@@ -36,7 +36,7 @@ _NOTEBOOK_WIDTH = 110
 class Display(Protocol):
     """Shows where a run is."""
 
-    def changed(self, progress: Progress, stretch: Stretch | None) -> None:
+    def changed(self, progress: RunProgress, stretch: JobProgress | None) -> None:
         """The run, and a training or evaluation of it, got further."""
         ...
 
@@ -48,8 +48,8 @@ class Display(Protocol):
 class Listener:
     """Turns the events of a run into a display."""
 
-    def __init__(self, display: Display, progress: Progress | None = None) -> None:
-        self.display, self.progress = display, progress or Progress()
+    def __init__(self, display: Display, progress: RunProgress | None = None) -> None:
+        self.display, self.progress = display, progress or RunProgress()
         self._reasons: set[tuple[str, str]] = set()
 
     @hookimpl
@@ -84,7 +84,7 @@ class Listener:
         self.display.say(f"failed: {what} on {training}: {why}")
         self.display.changed(self.progress, None)
 
-    def _told(self, stretch: Stretch) -> None:
+    def _told(self, stretch: JobProgress) -> None:
         if stretch.spent == 0 and 0 < stretch.first == stretch.done < stretch.total:
             self.display.say(f"{_name(stretch)}: resuming at {stretch.done:,} of {stretch.total:,}")
         if stretch.over and stretch.total:
@@ -98,11 +98,11 @@ class Listener:
 # -- words -----------------------------------------------------------------------------------------
 
 
-def _name(stretch: Stretch) -> str:
+def _name(stretch: JobProgress) -> str:
     return f"{stretch.stage} {stretch.title}"
 
 
-def _metrics(stretch: Stretch) -> str:
+def _metrics(stretch: JobProgress) -> str:
     """`loss 0.51, val 83.1 %`, of what has been measured so far; of a test, whether its checks are running."""
     metrics = stretch.told
     if stretch.stage == "test":
@@ -121,7 +121,7 @@ def duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def left_told(left: Left | None) -> str:
+def left_told(left: TimeLeft | None) -> str:
     """`0:12:30 left`, with a mark.
 
     ~ where it rests on the pace of others, > where of some work there is no pace yet, < where the pace is that of
@@ -133,7 +133,7 @@ def left_told(left: Left | None) -> str:
     return f"{mark}{duration(left.seconds)} left"
 
 
-def _own_left(stretch: Stretch) -> str:
+def _own_left(stretch: JobProgress) -> str:
     """`0:12:30` of one training or evaluation."""
     return "" if stretch.left is None else f"{'<' if stretch.quickens else ''}{duration(stretch.left)}"
 
@@ -149,7 +149,7 @@ def _shortened(text: str, width: int) -> str:
 # -- displays --------------------------------------------------------------------------------------
 
 
-def drawn(progress: Progress, width: int, height: int = 24) -> RenderableType:
+def draw_progress(progress: RunProgress, width: int, height: int = 24) -> RenderableType:
     """A line for each training and evaluation under way, as many as there is room for, and one for the whole run."""
     width = min(width, MOST_WIDTH)
     under_way = list(progress.stretches)
@@ -179,7 +179,7 @@ def drawn(progress: Progress, width: int, height: int = 24) -> RenderableType:
     return Group(*parts)
 
 
-def _overall(progress: Progress, width: int) -> RenderableType:
+def _overall(progress: RunProgress, width: int) -> RenderableType:
     table = Table.grid(padding=(0, 1), expand=True)
     table.width = width
     table.add_column(no_wrap=True)
@@ -202,7 +202,7 @@ class Bars:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._progress: Progress | None = None
+        self._progress: RunProgress | None = None
         self._live = Live(
             console=console, transient=True, refresh_per_second=4, get_renderable=self._drawn, redirect_stdout=True,
         )  # fmt: skip
@@ -216,9 +216,13 @@ class Bars:
         self._live.stop()
 
     def _drawn(self) -> RenderableType:
-        return Text("") if self._progress is None else drawn(self._progress, self._console.width, self._console.height)
+        return (
+            Text("")
+            if self._progress is None
+            else draw_progress(self._progress, self._console.width, self._console.height)
+        )
 
-    def changed(self, progress: Progress, stretch: Stretch | None) -> None:
+    def changed(self, progress: RunProgress, stretch: JobProgress | None) -> None:
         """It is drawn four times a second."""
         self._progress = progress
 
@@ -234,7 +238,7 @@ class Lines:
         self._console, self._clock = console, clock
         self._last: dict[str, float] = {}
 
-    def changed(self, progress: Progress, stretch: Stretch | None) -> None:
+    def changed(self, progress: RunProgress, stretch: JobProgress | None) -> None:
         """Print where the work is, if it has been quiet long enough."""
         if self._due("", OVERALL_SECONDS) and progress.cells and progress.fraction is not None:
             self.say(
@@ -267,7 +271,7 @@ class Notebook:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._last = clock, float("-inf")
         self._lines: list[str] = []
-        self._progress: Progress | None = None
+        self._progress: RunProgress | None = None
         self._handle: Any = None
 
     def __enter__(self) -> Notebook:
@@ -279,7 +283,7 @@ class Notebook:
     def __exit__(self, *_: object) -> None:
         self._write(bars=False)
 
-    def changed(self, progress: Progress, stretch: Stretch | None) -> None:
+    def changed(self, progress: RunProgress, stretch: JobProgress | None) -> None:
         """Write it anew now and then."""
         self._progress = progress
         if self._clock() - self._last >= NOTEBOOK_SECONDS:
@@ -299,7 +303,7 @@ class Notebook:
         console = Console(file=io.StringIO(), record=True, width=_NOTEBOOK_WIDTH, force_jupyter=False)
         parts: list[RenderableType] = [Text(line, style="dim") for line in self._lines]
         if bars and self._progress is not None:
-            parts.append(drawn(self._progress, _NOTEBOOK_WIDTH))
+            parts.append(draw_progress(self._progress, _NOTEBOOK_WIDTH))
         console.print(Group(*parts), end="")
         text = console.export_text(clear=False)
         html = console.export_html(inline_styles=True, code_format='<pre style="line-height:1.3">{code}</pre>')
