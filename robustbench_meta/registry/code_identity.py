@@ -22,7 +22,8 @@ def class_digest(cls: type[Plugin]) -> str:
     Raises:
         PluginError: a class has neither source nor version.
     """
-    own = [base for base in cls.__mro__ if not issubclass(Plugin, base) and base.__module__ != Plugin.__module__]
+    contracts = Plugin.__module__.rpartition(".")[0]
+    own = [base for base in cls.__mro__ if not issubclass(Plugin, base) and not base.__module__.startswith(contracts)]
     return hashlib.sha256("\0".join(map(_identity, own)).encode()).hexdigest()[:16]
 
 

@@ -102,7 +102,8 @@ def test_folders_of_which_nothing_may_be_seen(clean):
     become = "import os\nos.setgid(65534)\nos.setuid(65534)\n" if os.geteuid() == 0 else ""
     clean.chmod(0o755)
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom robustbench_meta import registry, selfcheck\n"
+        "import os, sys\nfrom pathlib import Path\nfrom robustbench_meta.engine import preflight\n"
+        "from robustbench_meta.registry import registry\n"
         "from robustbench_meta.cli import doctor\n"
         "import robustbench_meta.experiment.data_library, robustbench_meta.data.array_cache, filelock\n"
         f"{become}os.environ.pop('HOME', None)\n"

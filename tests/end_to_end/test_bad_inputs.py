@@ -119,12 +119,12 @@ def run(row, environment):
 
 
 def files(folder):
-    """By their path: when each was changed."""
+    """By their path: when each was changed; what Python compiles plugins to does not count."""
     found, folders = {}, [str(folder)]
     while folders:
         with os.scandir(folders.pop()) as entries:
             for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
+                if entry.is_dir(follow_symlinks=False) and entry.name != "__pycache__":
                     folders.append(entry.path)
                 elif entry.is_file():
                     found[entry.path[len(str(folder)) + 1 :]] = entry.stat(follow_symlinks=False).st_mtime_ns

@@ -488,7 +488,7 @@ def typed():
             raise KeyboardInterrupt
 
         with patch.context() as patched:
-            patched.setattr(run_steps, "prepare", stop_here)
+            patched.setattr(run_steps, "prepare_suite", stop_here)
             with pytest.raises(SystemExit):
                 main([*shlex.split(line)[1:], "--dry-run"])
         [spec] = found

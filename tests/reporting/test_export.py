@@ -16,7 +16,7 @@ from robustbench_meta.evaluation.flags import FLAGS
 from robustbench_meta.reporting.export.latex import TEXT_WIDTH, latex
 from robustbench_meta.reporting.export.latex import escape_latex as latex_escape
 from robustbench_meta.reporting.export.markdown import code, markdown
-from robustbench_meta.reporting.export.markdown import escape_latex as markdown_escape
+from robustbench_meta.reporting.export.markdown import escape_markdown as markdown_escape
 from robustbench_meta.reporting.export.sheets import Sheet, SheetCell, sheets
 from robustbench_meta.results.leaderboard import read, write
 from robustbench_meta.results.tables import boards

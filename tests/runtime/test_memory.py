@@ -40,7 +40,7 @@ def begins_anew():
 def test_the_peak_is_of_what_was_in_use_since_the_reset():
     """In a process of its own: one that computed before may hold freed memory for the block."""
     code = (
-        "import torch\nfrom robustbench_meta import devices\nCPU = torch.device('cpu')\n"
+        "import torch\nfrom robustbench_meta.runtime import devices\nCPU = torch.device('cpu')\n"
         "devices.reset_peak_memory(CPU)\nbefore = devices.peak_memory(CPU)\nblock = torch.ones(100 * 2**18)\n"
         "peak = devices.peak_memory(CPU)\ndel block\nlater = devices.peak_memory(CPU)\n"
         "devices.reset_peak_memory(CPU)\nprint(before, peak, later, devices.peak_memory(CPU))"
