@@ -95,12 +95,12 @@ def _format(given: str | None, out: Path | None) -> str:
 def _written(name: str, turned: bool) -> Callable[[FolderResults], str]:
     """What writes that format."""
     if name in {"csv", "json"}:
-        from robustbench_meta.reporting.export.data import as_json, csv
+        from robustbench_meta.reporting.export.data import csv, json_text
         from robustbench_meta.results.curves import curves
 
         if name == "csv":
             return lambda found: csv(found.frame)
-        return lambda found: as_json(found.frame, curves(found.frame, found.samples))
+        return lambda found: json_text(found.frame, curves(found.frame, found.samples))
     from robustbench_meta.reporting.export.sheets import sheets
 
     if name == "latex":

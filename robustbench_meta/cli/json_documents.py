@@ -70,12 +70,12 @@ def print_leaderboard(results: Path) -> None:
     """Of `bench leaderboard`: what `bench export --format json` writes; the CSVs are rebuilt, too."""
     with alone_on_stdout() as stream:
         store, frame, samples = read_results(results)
-        from robustbench_meta.reporting.export.data import as_json
+        from robustbench_meta.reporting.export.data import json_text
         from robustbench_meta.results.curves import curves
         from robustbench_meta.results.leaderboard import write
 
         write(store)
-        stream.write(as_json(frame, curves(frame, samples)))
+        stream.write(json_text(frame, curves(frame, samples)))
 
 
 def print_duels(results: Path, first: str | None, second: str | None) -> None:

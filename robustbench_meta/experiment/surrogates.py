@@ -85,13 +85,13 @@ def read_named(registry: Registry, text: str) -> NamedModel:
             f"--surrogate {text}: not a checkpoint of robustbench_meta, or damaged ({why}); "
             f"expected one from a results folder, such as results/checkpoints/HASH{SUFFIX}"
         ) from error
-    trained = file_digest(data)
+    trained = surrogate_key(data)
     spec = SurrogateSpec(learner=learner_spec, backbone=backbone_spec, trained=trained)
     label = f"{learner.name} ({trained.split()[1][:8]})"
     return NamedModel(path, learner, backbone, spec, label, way, shapes, _training_key(about), seed)
 
 
-def file_digest(data: bytes) -> str:
+def surrogate_key(data: bytes) -> str:
     """What identifies a checkpoint's file, by its content."""
     return f"file {hashlib.sha256(data).hexdigest()[:16]}"
 

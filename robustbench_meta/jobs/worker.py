@@ -35,7 +35,7 @@ from robustbench_meta.experiment.checkpoints import (
     read_file,
 )
 from robustbench_meta.experiment.grid import Grid, Surrogate, Training, prepare_all
-from robustbench_meta.experiment.surrogates import file_digest
+from robustbench_meta.experiment.surrogates import surrogate_key
 from robustbench_meta.jobs.events import (
     CellEntered,
     CellFinished,
@@ -378,7 +378,7 @@ def _surrogate(place: WorkerContext, grid: Grid, surrogate: Surrogate, count: in
     engine, like = make_engine(grid, training, place.device, Plan())
     engine.plan = test_plan(place, grid, count, vmap)
     data = read_file(surrogate.path)
-    if file_digest(data) != surrogate.key:
+    if surrogate_key(data) != surrogate.key:
         raise BenchError(f"{surrogate.path} is another file than when the run began; give the same command again")
     return engine, read_checkpoint(data, like).weights
 

@@ -149,7 +149,7 @@ def test_a_checkout_runs_its_own_built_in_plugins_not_those_that_are_installed(c
     )  # fmt: skip
     assert done.stdout.startswith("edited: ")
     assert done.stdout.split()[-2:] == [
-        str(folder / "robustbench_meta" / "registry.py"),
+        str(folder / "robustbench_meta" / "registry" / "registry.py"),
         str(folder / "plugins" / "__init__.py"),
     ]
 

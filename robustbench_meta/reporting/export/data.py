@@ -22,7 +22,7 @@ def csv(frame: pd.DataFrame) -> str:
     return str(harmless_frame(frame).to_csv(index=False, lineterminator="\n"))
 
 
-def as_json(frame: pd.DataFrame, curves: Sequence[Curve]) -> str:
+def json_text(frame: pd.DataFrame, curves: Sequence[Curve]) -> str:
     """`leaderboard` and `curves`: a list of objects with the columns of the two CSVs, null where those are empty."""
     told = {
         "format": FORMAT, "robustbench_meta": __version__, "leaderboard": records(frame),
