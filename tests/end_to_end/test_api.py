@@ -635,7 +635,7 @@ def test_every_example_in_the_docs_and_docstrings_runs(tmp_path_factory, monkeyp
         linecache.cache[place] = (len(block), None, block.splitlines(keepends=True), place)
         exec(compile(block, place, "exec"), scope)
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
-    tests = [test for module in ("api", "results") for test in doctest.DocTestFinder(exclude_empty=True).find(
+    tests = [test for module in ("api", "reporting.results") for test in doctest.DocTestFinder(exclude_empty=True).find(
         sys.modules[f"robustbench_meta.{module}"], globs={"torch": torch, "pd": pd}) if test.examples]  # fmt: skip
     assert {test.name.rpartition(".")[2] for test in tests} >= {"run", "evaluate", "load_results"}
     for test in sorted(tests, key=lambda test: test.name):

@@ -79,14 +79,16 @@ def test_the_checkpoint_of_an_objective_that_judges_nothing_is_chosen_by_accurac
     assert all("loss" not in entry and "accuracy" not in entry for entry in trained.history)
 
 
-def test_of_equally_accurate_validations_the_one_of_the_least_loss_is_chosen(plugins, monkeypatch):
-    losses = iter([1.7, 1.5, 1.6, 1.5, 1.9])
+@pytest.mark.parametrize(("losses", "best"), [((1.7, 1.5), 1), ((1.5, 1.7), 0), ((1.5, 1.5), 0)])
+def test_of_equally_accurate_validations_the_one_of_the_least_loss_is_chosen(plugins, monkeypatch, losses, best):
+    left = iter(losses)
     monkeypatch.setattr(
         "robustbench_meta.engine.training._validate",
-        lambda *_: {"validation_accuracy": 0.2, "validation_loss": next(losses)},
+        lambda *_: {"validation_accuracy": 0.2, "validation_loss": next(left)},
     )
-    grid = grid_of(plugins, "squared-distance", meta_steps=5, validations=5)
-    assert meta_train(grid, grid.trainings[0], CPU, Plan("loop", "loop", 4)).chosen_step == 2
+    grid = grid_of(plugins, "squared-distance", meta_steps=4)
+    trained = meta_train(grid, grid.trainings[0], CPU, Plan("loop", "loop", 4))
+    assert trained.chosen_step == trained.history[best]["step"]
 
 
 def test_a_validation_that_can_tell_nothing_is_an_error(plugins):
@@ -219,8 +221,8 @@ class KeepsOnItself(MAML):
         (NormalisesSupport, r"adapt changes support.x in place"),
         (NormalisesQueries, r"logits changes query.x in place"),
         (ShiftsLabels, r"objective changes query.y in place"),
-        (ByAutograd, r"adapt asks torch.autograd .*inner.gradient_step.*\(line \d+ of test_strangers.py\)"),
-        (ByBackward, r"adapt asks torch.autograd .*inner.gradient_step"),
+        (ByAutograd, r"adapt asks torch.autograd .*inner_loop.gradient_step.*\(line \d+ of test_strangers.py\)"),
+        (ByBackward, r"adapt asks torch.autograd .*inner_loop.gradient_step"),
         (OwnEntropy, r"gives other logits when it is adapted to again, from the same seeds"),
         (InitByTheClock, r"θ differs each time that it is made .*init of the learner"),
         (OneTaskOnly, r"ValueError: images of shape \(15, 1, 28, 28\) were given for all tasks; expected 5 axes"),

@@ -146,7 +146,7 @@ def test_rows_are_the_same_with_pictures_and_without(registry, monkeypatch, give
     shown, alone = outcomes(grid), outcomes(grid)
     with monkeypatch.context() as patch:
         patch.setattr(evaluator, "exhibit", lambda *_: None)
-        patch.setattr("robustbench_meta.evaluation.episode_evaluator.Counted", lambda victim, _: victim)
+        patch.setattr("robustbench_meta.evaluation.episode_evaluator.CountingModel", lambda victim, _: victim)
         bare = outcomes(grid)
     for key, outcome in shown.items():
         assert outcome.gallery == alone[key].gallery
