@@ -13,7 +13,7 @@ _GLOBAL_HOOKS = {
     name: value for name, value in vars(torch_module).items() if name.startswith("_global_") and isinstance(value, dict)
 }
 """Hooks that torch calls for every module."""
-_NAMESPACES: dict[str, Any] = {"torch": torch, "torch.nn.functional": nn.functional, "torch.Tensor": torch.Tensor}
+_NAMESPACES: dict[str, Any] = {"torch": torch, "torch.nn.functional": nn.functional}
 """Whose functions every model calls."""
 
 
@@ -28,9 +28,9 @@ class Modules:
         self._modules = list(modules)
         self._attributes = [_copy(vars(module)) for module in self._modules]
         classes = {each for module in self._modules for each in type(module).__mro__ if issubclass(each, nn.Module)}
-        self._methods = {each: _methods(each) for each in classes}
+        self._methods = {each: _methods(each) for each in (torch.Tensor, *classes)}
         self._hooks = _copy(_GLOBAL_HOOKS)
-        self._functions = {name: _methods(space) for name, space in _NAMESPACES.items()}
+        self._functions = {name: dict(vars(space)) for name, space in _NAMESPACES.items()}
 
     def restore(self) -> set[str]:
         """Give everything back as it was; the names of what was not."""
@@ -48,13 +48,13 @@ class Modules:
                     delattr(each, name)
         for space, kept in self._functions.items():
             now = vars(_NAMESPACES[space])  # what is new there is torch's own: it imports parts of itself when asked
-            for name in [name for name, function in kept.items() if now.get(name) is not function]:
+            for name in [name for name, value in kept.items() if now.get(name) is not value and callable(value)]:
                 found.add(f"{space}.{name}")
                 setattr(_NAMESPACES[space], name, kept[name])
         return found
 
 
-def _methods(of: Any) -> dict[str, Any]:
+def _methods(of: type) -> dict[str, Any]:
     return {name: value for name, value in vars(of).items() if callable(value)}
 
 
