@@ -281,7 +281,7 @@ def evaluate(
 
     processes = parse_jobs(str(jobs))
     if processes == "auto":
-        raise BenchError("jobs was given 'auto'; expected a number here, of processes that share out the episodes")
+        raise BenchError("invalid jobs 'auto': expected a number here, of processes that share out the episodes")
     policy = Policy(fresh=fresh, retry_failed=True)
     ready = runner.make_ready(
         Suite().overridden(typed), maybe_folder(plugins), local_plugins, maybe_folder(data_root), policy, bring=bring

@@ -158,7 +158,7 @@ def own_learner(models: OwnModels, called: str, *, is_transductive: bool) -> typ
 def check_named(name: str) -> None:
     """Raise BenchError unless a learner may be called so."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise BenchError(f"name was given {name!r}; expected {NAMED}")
+        raise BenchError(f"invalid name {name!r}: expected {NAMED}")
 
 
 def bring(registry: Registry, learner: type[Learner], version: str | None) -> None:

@@ -113,3 +113,22 @@ def unknown(kind: str, given: str, known: Iterable[str]) -> str:
         return f"unknown {kind} '{given}'; there are {len(names)}: see `bench list`"
     listed = ", ".join(names) if names else "none"
     return f"unknown {kind} '{given}'; there is: {listed}"
+
+
+_BOUNDS = {
+    "greater than or equal to ": "{} or more",
+    "less than or equal to ": "{} or less",
+    "greater than ": "more than {}",
+}
+
+
+def expected(message: str) -> str:
+    """What pydantic says of a value, as what was expected: `expected 2 or more`."""
+    message = message.removeprefix("Value error, ")
+    if not message.startswith("Input should be "):
+        return message[0].lower() + message[1:]
+    message = message.removeprefix("Input should be ")
+    for said, bound in _BOUNDS.items():
+        if message.startswith(said):
+            message = bound.format(message.removeprefix(said))
+    return f"expected {message}"

@@ -199,7 +199,7 @@ def parse_seconds(option: str, text: str | None) -> float | None:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
     seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
     if not 0 < seconds < math.inf:
-        raise BenchError(f"{option} was given '{text}': expected seconds, or a time such as 90s, 10m or 2h")
+        raise BenchError(f"invalid {option} '{text}': expected seconds, or a time such as 90s, 10m or 2h")
     return seconds
 
 

@@ -123,10 +123,10 @@ def test_scenarios_are_admls_four_poisoning_and_transfer_each_once():
 @pytest.mark.parametrize(
     ("given_", "told"),
     [
-        ({"way": 1}, "--way was given 1"),
-        ({"shot": 0}, "--shot was given 0"),
-        ({"episodes": 1}, "--episodes was given 1"),
-        ({"tasks_per_step": 0}, "--tasks-per-step was given 0"),
+        ({"way": 1}, "invalid --way 1"),
+        ({"shot": 0}, "invalid --shot 0"),
+        ({"episodes": 1}, "invalid --episodes 1"),
+        ({"tasks_per_step": 0}, "invalid --tasks-per-step 0"),
         ({"profile": "papper"}, "did you mean 'paper'"),
         ({"eps": ("8/0",)}, "divides by zero"),
         ({"scenarios": ("clean",)}, "scenario"),

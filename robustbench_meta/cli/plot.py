@@ -79,9 +79,9 @@ def plot(
     if font not in _FONTS:
         raise BenchError(unknown("--font", font, _FONTS))
     if not 4 <= font_size <= 24:
-        raise BenchError(f"--font-size was given {font_size:g}; expected 4 to 24 points")
+        raise BenchError(f"invalid --font-size {font_size:g}: expected 4 to 24 points")
     if not 50 <= dpi <= 1200:
-        raise BenchError(f"--dpi was given {dpi}; expected 50 to 1200")
+        raise BenchError(f"invalid --dpi {dpi}: expected 50 to 1200")
     names, results = read_selected(place, learner, attack, eps, scenario)
     from robustbench_meta.options import parse_eps
     from robustbench_meta.reporting.figures.catalog import FigureData, draw_figures, leaves_out, requirement

@@ -36,7 +36,7 @@ def several(name: str, given: Any) -> list[Any]:
     if not isinstance(given, (list, tuple, range)):
         return [given]
     if not given:
-        raise BenchError(f"{name} was given nothing, in {given!r}; expected one or more, or leave {name} out")
+        raise BenchError(f"invalid {name} {given!r}: expected one or more, or leave {name} out")
     return list(given)
 
 
@@ -102,7 +102,7 @@ def folder_of(given: Folder) -> Path:
         BenchError: nothing is given.
     """
     if not str(given).strip():
-        raise BenchError("an empty text was given for a folder; expected its path, or '.' for the current one")
+        raise BenchError("invalid folder '': expected its path, or '.' for the current one")
     return Path(given)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from robustbench_meta.errors import BenchError
+from robustbench_meta.errors import BenchError, expected
 from robustbench_meta.experiment.profiles import get_profile
 from robustbench_meta.options import (
     DEFAULT_ATTACKS,
@@ -90,7 +90,7 @@ class RunSpec(BaseModel):
             spec = cls(**{key: value for key, value in given.items() if value is not None and value != ()})
         except ValidationError as error:
             issues = error.errors()
-            message = "; ".join(f"--{option_of(str(issue['loc'][0]))} {_explain(issue)}" for issue in issues)
+            message = "; ".join(map(_explain, issues))
             field, *index = issues[0]["loc"]
             text = str(issues[0]["input"]) if index else None
             raise OptionError(str(field), _explain(issues[0]), message, text) from error
@@ -158,7 +158,7 @@ def fields_of(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _explain(issue: Any) -> str:
-    return f"was given {issue['input']!r}: {issue['msg'][0].lower()}{issue['msg'][1:]}"
+    return f"invalid --{option_of(str(issue['loc'][0]))} {issue['input']!r}: {expected(issue['msg'])}"
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import tomli_w
 from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from robustbench_meta import __version__
-from robustbench_meta.errors import BenchError, unknown
+from robustbench_meta.errors import BenchError, expected, unknown
 from robustbench_meta.experiment.spec import OptionError, RunSpec, option_of
 from robustbench_meta.runtime.atomic_files import write_atomically, write_text
 
@@ -245,8 +245,7 @@ def _explained(error: ValidationError, values: Any) -> str:
     if issue["type"] == "extra_forbidden":
         keys = [*KEYS, "about", *(["parts"] if len(path) == 1 else [])]
         return f"{place}: {unknown('key', _shown(key), keys)}"
-    message = issue["msg"].removeprefix("Value error, ")
-    return f"{place}: was given {_shown(repr(issue['input']))}: {message[0].lower()}{message[1:]}"
+    return f"{place}: invalid {_shown(repr(issue['input']))}: {expected(issue['msg'])}"
 
 
 def _shown(text: str, most: int = 60) -> str:

@@ -39,7 +39,7 @@ class GivenPlugins:
         base = KINDS[kind]
         if not issubclass(cls, base):
             raise BenchError(
-                f"{kind} was given {given!r}; expected a name, a subclass of {base.__name__}, or an instance of one"
+                f"invalid {kind} {given!r}: expected a name, a subclass of {base.__name__}, or an instance of one"
             )
         name = getattr(cls, "name", None)
         if not isinstance(name, str) or not name:

@@ -19,7 +19,7 @@ from pydantic import PydanticUserError, ValidationError
 from robustbench_meta import hookspecs
 from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner, Plugin
 from robustbench_meta.contracts.tracker import Tracker
-from robustbench_meta.errors import BenchError, PluginError, unknown
+from robustbench_meta.errors import BenchError, PluginError, expected, unknown
 from robustbench_meta.options import NAME, NAMED, Choice
 from robustbench_meta.registry.declarations import check_declarations
 from robustbench_meta.registry.discovery import Origin, Source, code_digest, release_of, sources
@@ -101,10 +101,10 @@ class _Register:
     def later(self, name: str, load: Callable[[], type[Plugin]]) -> None:
         """Bring the class of that name, which `load` returns."""
         if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise PluginError(f"register.later was given the name {name!r}; expected {NAMED}")
+            raise PluginError(f"register.later: invalid name {name!r}: expected {NAMED}")
         if not callable(load):
             raise PluginError(
-                f"register.later was given {load!r} for '{name}'; expected a function that returns the class"
+                f"register.later: invalid {load!r} for '{name}': expected a function that returns the class"
             )
         self._stage(self._kind, name, load)
 
@@ -286,7 +286,7 @@ def _checked_name(kind: str, cls: Any) -> str:
     """The name of a class that was given to `register`, or PluginError with what is wrong with it."""
     base = KINDS[kind]
     if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise PluginError(f"register_{kind}s was given {cls!r}; expected a subclass of {base.__name__}")
+        raise PluginError(f"register_{kind}s: invalid {cls!r}: expected a subclass of {base.__name__}")
     if inspect.isabstract(cls):
         missing = ", ".join(sorted(cls.__abstractmethods__))
         raise PluginError(f"{kind} {cls.__name__} does not define {missing}")
@@ -396,8 +396,7 @@ def _explain(kind: str, cls: type[Plugin], issue: Any) -> str:
     option = ".".join(str(part) for part in issue["loc"])
     if issue["type"] == "extra_forbidden":
         return unknown(f"option of {kind} '{cls.name}'", option, cls.model_fields)
-    message = issue["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
+    message = expected(issue["msg"])
     if not option:  # options that do not go together
         return f"{kind} '{Choice(cls.name, issue['input'])}' cannot be: {message}"
-    return f"option '{option}' of {kind} '{cls.name}' was given {issue['input']!r}: {message}"
+    return f"invalid {option}={issue['input']!r} of {kind} '{cls.name}': {message}"

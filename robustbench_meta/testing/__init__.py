@@ -86,7 +86,7 @@ def _made(plugin: object) -> Plugin:
             ) from error
     if not isinstance(made, Plugin) or not isinstance(made, tuple(_CONTRACTS)):
         raise BenchError(
-            f"{plugin!r} was given; expected a learner, attack, data set or backbone: an instance or class of "
+            f"invalid {plugin!r}: expected a learner, attack, data set or backbone: an instance or class of "
             "robustbench_meta.contracts"
         )
     return made

@@ -205,13 +205,13 @@ def test_progress_is_shown_where_it_is_wanted(tmp_path, capfd):
     ("given", "message"),
     [
         ({"learner": "mamml"}, "did you mean 'maml'"),
-        ({"learner": 7}, "learner was given 7; expected a name, a subclass of Learner, or an instance"),
-        ({"attack": MAML}, "attack was given .*MAML.*; expected a name, a subclass of Attack"),
-        ({"way": 1}, "--way was given 1"),
+        ({"learner": 7}, "invalid learner 7: expected a name, a subclass of Learner, or an instance"),
+        ({"attack": MAML}, "invalid attack .*MAML.*: expected a name, a subclass of Attack"),
+        ({"way": 1}, "invalid --way 1"),
         ({"eps": "much"}, "eps 'much' is not a number"),
-        ({"seed": [0, "x"]}, "--seed was given 'x'"),
-        ({"results": ""}, "an empty text was given for a folder"),
-        ({"cell_timeout": -1}, "cell_timeout was given '-1'"),
+        ({"seed": [0, "x"]}, "invalid --seed 'x'"),
+        ({"results": ""}, "invalid folder ''"),
+        ({"cell_timeout": -1}, "invalid cell_timeout '-1'"),
         ({"jobs": 0}, "--jobs '0' cannot be"),
         ({"suite": "nowhere.toml"}, "nowhere.toml"),
         ({"learner": [MAML(alpha=0.1), "maml:alpha=x"]}, "alpha"),
@@ -397,7 +397,7 @@ def test_numbers_of_numpy_are_numbers():
 @pytest.mark.parametrize("name", ["learner", "attack", "eps", "scenario", "seed"])
 @pytest.mark.parametrize("nothing", [[], (), np.array([])], ids=repr)
 def test_nothing_is_not_the_default(name, nothing, tmp_path):
-    with pytest.raises(rbm.BenchError, match=f"^{name} was given nothing, in .*; expected one or more, or leave"):
+    with pytest.raises(rbm.BenchError, match=f"^invalid {name} .*: expected one or more, or leave"):
         rbm.run(**{name: nothing}, results=tmp_path)
 
 
@@ -545,7 +545,7 @@ def test_an_own_model_that_is_declared_otherwise_has_other_rows_and_no_command_g
         (lambda x, y: lambda images: images, {}, r"gave torch.float32 \(1, 1, 28, 28\) for 1 .* logits \(1, 5\)"),
         (lambda x, y: 1 / 0, {}, "'mine' failed on test episode 0: ZeroDivisionError"),
         (centroids, {"results": "there"}, "nothing but its `version` tells them"),
-        (centroids, {"name": "Mine!"}, "name was given 'Mine!'; expected lower-case"),
+        (centroids, {"name": "Mine!"}, "invalid name 'Mine!': expected lower-case"),
         (centroids, {"name": "maml"}, "two plugins bring the learner 'maml'"),
         (centroids, {"scenario": "poisoned/clean"}, "goes through adaptation"),
         (centroids, {"scenario": "clean/transfer", "surrogate": "maml"}, "'maml' is no checkpoint's file"),

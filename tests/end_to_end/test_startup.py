@@ -128,7 +128,7 @@ def test_a_class_is_made_once_when_it_is_first_wanted(tmp_path):
         ("raise OSError('no disk')", r"OSError: no disk \(line 5\)$"),
         ("raise SystemExit('done')", "SystemExit: done"),
         ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
-        ("return 7", "register_attacks was given 7; expected a subclass of Attack"),
+        ("return 7", "register_attacks: invalid 7: expected a subclass of Attack"),
         (MINE.replace('"late"', '"Mine!"'), "attack Mine has the name 'Mine!'"),
         (MINE.replace('"late"', '"other"'), "the class that is loaded has the name 'other'"),
     ],
@@ -150,9 +150,9 @@ def test_bench_list_shows_the_others_and_why_one_failed(tmp_path):
 @pytest.mark.parametrize(
     ("name", "load", "reason"),
     [
-        ("'Late'", "late", "register.later was given the name 'Late'; expected lower-case letters"),
-        ("None", "late", "register.later was given the name None"),
-        ("'late'", "'later'", "register.later was given 'later' for 'late'; expected a function"),
+        ("'Late'", "late", "register.later: invalid name 'Late': expected lower-case letters"),
+        ("None", "late", "register.later: invalid name None"),
+        ("'late'", "'later'", "register.later: invalid 'later' for 'late': expected a function"),
     ],
 )
 def test_what_is_wrong_with_the_call_is_told_at_once(tmp_path, name, load, reason):

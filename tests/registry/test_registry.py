@@ -426,7 +426,7 @@ def test_a_file_that_an_option_names_identifies_results_by_its_content(tmp_path,
     assert "0 cells done, 1 skipped" in bench(*command)[1]
     code, shown = bench(*SMOKE, "--learner", "reader:weights=nowhere.pt", "--dataset", "toy")
     assert code == 2
-    assert "option 'weights' of learner 'reader' was given 'nowhere.pt': there is no such file" in shown
+    assert "invalid weights='nowhere.pt' of learner 'reader': there is no such file" in shown
 
 
 def test_a_file_that_no_option_names_is_told_of(tmp_path, monkeypatch, caplog):
@@ -522,11 +522,11 @@ BROKEN = {
     "no_name": (attack("x").replace('name = "x"', ""), r"^attack Mine has the name None; expected "),
     "instance": (
         attack("instance").replace("register(Mine)", "register(Mine())"),
-        r"^register_attacks was given .*; expected a subclass of Attack$",
+        r"^register_attacks: invalid .*: expected a subclass of Attack$",
     ),
     "wrong_kind": (
         attack("wrong-kind").replace("register_attacks", "register_learners"),
-        r"^register_learners was given .*Mine.*; expected a subclass of Learner$",
+        r"^register_learners: invalid .*Mine.*: expected a subclass of Learner$",
     ),
     "twice": (attack("twice") + "    register(Mine)\n", r"^it registers two classes as the attack 'twice'$"),
     "not_text": ("x = '\0'", r"null bytes"),

@@ -851,7 +851,7 @@ def test_what_is_no_plugin_is_refused():
         tries: int = Field(description="draws")
 
     for given, told in (
-        (42, "42 was given; expected"),
+        (42, "invalid 42: expected"),
         (Abstract, "Abstract cannot be"),
         (Demanding, "default, or hand"),
     ):

@@ -30,7 +30,7 @@ def parse_out(out: Path | None, formats: Sequence[str], folder: Path) -> tuple[P
     """
     for name in formats:
         if name not in FORMATS:
-            raise BenchError(f"--format was given '{name}'; expected {', '.join(FORMATS)}")
+            raise BenchError(f"invalid --format '{name}': expected {', '.join(FORMATS)}")
     if out is None or out.is_dir() or not out.suffix:
         return out or folder, list(dict.fromkeys(formats)) or ["pdf"], False
     ending = out.suffix.removeprefix(".").lower()

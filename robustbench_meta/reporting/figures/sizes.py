@@ -26,7 +26,7 @@ def parse_width(text: str | None) -> float | None:
     inches = float(found[1]) * _UNITS[found[2]] if found else math.nan
     if not 1 <= inches <= 40:
         raise BenchError(
-            f"--width was given '{text}'; expected {', '.join(COLUMNS)}, or a length from 1in to 40in, as in 8.6cm, "
+            f"invalid --width '{text}': expected {', '.join(COLUMNS)}, or a length from 1in to 40in, as in 8.6cm, "
             "86mm, 3.4in or 246pt"
         )
     return inches
