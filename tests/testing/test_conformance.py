@@ -32,6 +32,16 @@ from robustbench_meta.testing.noise import noise
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FOUND = load_registry(EXAMPLES, strict=False)
+LOADED = {name: module for name, module in sys.modules.items() if name.startswith("robustbench_meta_local_")}
+
+
+@pytest.fixture(autouse=True)
+def loaded(monkeypatch):
+    """Other tests of the process load the examples anew, and pickle finds classes by their module's name."""
+    for name, module in LOADED.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
 BRIDGED = ("bim", "cw", "deepfool", "torchattacks-fab", "mifgsm")
 NEED_FILES = ("omniglot", "image-folder", "pickled")
 QUICK = {"steps": 10, "queries": 40}
