@@ -99,7 +99,7 @@ def covered(drawn: Iterable[np.ndarray], truth: float) -> float:
     return sum(held) / len(held)
 
 
-def told_apart(pairs: Iterable[np.ndarray]) -> float:
+def distinguished(pairs: Iterable[np.ndarray]) -> float:
     """The share of pairs of learners [2, episodes] that the paired test alone tells apart."""
     from robustbench_meta.evaluation.statistics import LEVEL, paired  # noqa: PLC0415
 
@@ -118,7 +118,7 @@ def _coverage(repeats: int, rng: np.random.Generator) -> Table:
 def _false_positives(repeats: int, rng: np.random.Generator) -> Table:
     table = _table("Pairs of equals with p < 0.05", "accuracy", "queries", "episodes", "% of pairs")
     for mean, queries, count in _settings():
-        share = told_apart(episodes(mean, count, queries, rng, 2) for _ in range(repeats))
+        share = distinguished(episodes(mean, count, queries, rng, 2) for _ in range(repeats))
         table.add_row(f"{mean:g}", f"{queries}", f"{count}", _percent(share))
     return table
 
@@ -179,7 +179,7 @@ def _from_records(frame: pd.DataFrame, samples: Samples, repeats: int, rng: np.r
         for learner, values in real.items():
             share = covered((rng.choice(values, count) for _ in range(repeats)), float(values.mean()))
             rival = next((other[:count] for name, other in real.items() if name != learner), None)
-            pairs = "–" if rival is None else _percent(told_apart(_swapped(values[:count], rival, repeats, rng)))
+            pairs = "–" if rival is None else _percent(distinguished(_swapped(values[:count], rival, repeats, rng)))
             table.add_row(learner, names[3], f"{names[1]}/{names[2]}", f"{values.mean():.3f}", _percent(share), pairs)
     return table
 

@@ -205,7 +205,7 @@ def check_on_test_episodes(
             raise
         except Exception as error:  # it is the user's code, and may raise anything
             raise BenchError(f"'{who}' failed on test episode {index}: {located(error)}") from error
-        if grid.battery is not None and not logits.requires_grad:
+        if grid.probe_plan is not None and not logits.requires_grad:
             raise BenchError(NO_GRADIENT.format(who) + "; its rows cannot be checked then: add checks=False")
         answers.append((logits.argmax(-1) == query.y).cpu().numpy())
     if stored is not None and float((np.stack(answers) != stored[:count]).mean()) > _MOST_APART:

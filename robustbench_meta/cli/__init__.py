@@ -90,12 +90,12 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _command(given)(given, prog_name="bench")
     except Exception as error:  # the last stop of whatever went wrong: told in one message
-        from robustbench_meta.reporting.terminal.console import tell_error
+        from robustbench_meta.reporting.terminal.console import print_error
 
         if "--debug" in given:
             traceback.print_exception(error)
         message, code = explain(error)
-        tell_error(message)
+        print_error(message)
         sys.exit(code)
 
 

@@ -40,26 +40,26 @@ def compare(
     if json:
         from robustbench_meta.cli import json_documents
 
-        json_documents.print_duels(results, first, second)
+        json_documents.print_comparisons(results, first, second)
         return
     _, frame, samples = read_results(results)
     from robustbench_meta.reporting.terminal.console import out
-    from robustbench_meta.reporting.terminal.pairwise import duel_tables
-    from robustbench_meta.results.pairwise import duels
+    from robustbench_meta.reporting.terminal.pairwise import comparison_tables
+    from robustbench_meta.results.pairwise import comparisons
 
-    console, found = out(), duels(frame, samples, first, second)
-    for table in duel_tables(found, console.width):
+    console, found = out(), comparisons(frame, samples, first, second)
+    for table in comparison_tables(found, console.width):
         console.print(table)
     if place is not None:
-        from robustbench_meta.cli.plot import save_all, tell
-        from robustbench_meta.reporting.figures.pairwise import draw_duels
+        from robustbench_meta.cli.plot import emit, save_all
+        from robustbench_meta.reporting.figures.pairwise import draw_comparisons
         from robustbench_meta.reporting.figures.style import FigureStyle, Palette
 
         look = FigureStyle(palette=Palette(sorted(set(frame["learner"]))))
         names = [first, second] if first is not None and second is not None else []
         command = shlex.join(["bench", "compare", *names])
         console.print()
-        tell(save_all(list(draw_duels(found, look)), look, *place, command))
+        emit(save_all(list(draw_comparisons(found, look)), look, *place, command))
 
 
 def _file(plot: Path | None) -> tuple[Path, list[str], bool] | None:

@@ -52,7 +52,7 @@ def _suites() -> list[dict[str, str]]:
     return [{"name": name, "where": str(path), "about": find_suite(name).about} for name, path in shipped().items()]
 
 
-def print_found(plugins: Path | None, *, local: bool, debug: bool) -> None:
+def print_plugins(plugins: Path | None, *, local: bool, debug: bool) -> None:
     """Of `bench plugins`: what was found where, what it brings, or why it failed."""
     with alone_on_stdout() as stream:
         registry = load_registry(plugins, local=local, strict=False)
@@ -78,20 +78,20 @@ def print_leaderboard(results: Path) -> None:
         stream.write(json_text(frame, curves(frame, samples)))
 
 
-def print_duels(results: Path, first: str | None, second: str | None) -> None:
+def print_comparisons(results: Path, first: str | None, second: str | None) -> None:
     """Of `bench compare`: two learners at one threat in each, and a contrast for each column that both have."""
     with alone_on_stdout() as stream:
         _, frame, samples = read_results(results)
-        from robustbench_meta.results.pairwise import duels
+        from robustbench_meta.results.pairwise import comparisons
 
         found = [
             {
                 "setting": duel.setting, "first": duel.first, "second": duel.second,
                 "columns": [_column(duel, column) for column in duel.contrasts],
             }
-            for duel in duels(frame, samples, first, second)
+            for duel in comparisons(frame, samples, first, second)
         ]  # fmt: skip
-        print_document(stream, duels=found)
+        print_document(stream, comparisons=found)
 
 
 def _column(duel: Comparison, column: str) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Events:
         self._began = clock()
         self._last: dict[tuple[str, str], float] = {}
 
-    def tell(self, event: str, /, **facts: Any) -> None:
+    def emit(self, event: str, /, **facts: Any) -> None:
         """Write one line, at once."""
         seconds = round(self._clock() - self._began, 3)
         line = json.dumps({"format": FORMAT, "event": event, "seconds": seconds, **as_json(facts)}, allow_nan=False)
@@ -74,25 +74,25 @@ class Events:
     @hookimpl
     def run_started(self, run: Mapping[str, Any], cells: int, work: Sequence[Mapping[str, Any]]) -> None:
         """What is to do."""
-        self.tell("started", robustbench_meta=__version__, cells=cells, work=work, run=run)
+        self.emit("started", robustbench_meta=__version__, cells=cells, work=work, run=run)
 
     @hookimpl
     def training_progress(self, training: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         """How far a training is."""
         if self._due("train", training, step in {0, steps}):
-            self.tell("training_progress", training=training, step=step, steps=steps, metrics=metrics)
+            self.emit("training_progress", training=training, step=step, steps=steps, metrics=metrics)
 
     @hookimpl
     def evaluation_progress(self, training: str, done: int, total: int) -> None:
         """How far an evaluation is."""
         if self._due("test", training, done in {0, total}):
-            self.tell("evaluation_progress", training=training, done=done, total=total)
+            self.emit("evaluation_progress", training=training, done=done, total=total)
 
     @hookimpl
     def cell_finished(self, record: Mapping[str, Any]) -> None:
         """Which cell is done; its numbers are among the rows of `finished`."""
         spec, labels = record["spec"], record["labels"]
-        self.tell(
+        self.emit(
             "cell_finished", spec_hash=record["key"], learner=labels["learner"], attack=labels["attack"],
             eps=labels["eps"], support=spec["support"], query=spec["query"], seed=spec["training"]["seed"],
         )  # fmt: skip
@@ -100,7 +100,7 @@ class Events:
     @hookimpl
     def cell_failed(self, labels: Mapping[str, Any], training: str, reason: str) -> None:
         """Which cell failed, and why."""
-        self.tell("cell_failed", **labels, training=training, reason=reason)
+        self.emit("cell_failed", **labels, training=training, reason=reason)
 
     def _due(self, stage: str, training: str, always: bool) -> bool:
         now = self._clock()
@@ -125,5 +125,5 @@ def streaming(wanted: bool, *, progress: bool = True) -> Iterator[Events | None]
         except Exception as error:
             if not isinstance(error, typer.Exit):
                 message, code = explain(error)
-                events.tell("error", message=message, exit_code=code)
+                events.emit("error", message=message, exit_code=code)
             raise

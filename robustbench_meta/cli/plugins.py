@@ -33,7 +33,7 @@ def plugins(
     if json:
         from robustbench_meta.cli import json_documents
 
-        json_documents.print_found(plugins, local=not no_local_plugins, debug=debug)
+        json_documents.print_plugins(plugins, local=not no_local_plugins, debug=debug)
         return
     import traceback
 

@@ -29,9 +29,9 @@ def report(
     if path.suffix.lower() not in {".html", ".htm"}:
         raise BenchError(f"--out {path}: expected a file that ends in .html, such as {path.with_suffix('.html')}")
     store, frame, samples = read_results(results)
-    from robustbench_meta.reporting.html.page import told_size, write_report
+    from robustbench_meta.reporting.html.page import size_text, write_report
     from robustbench_meta.reporting.terminal.console import counted
     from robustbench_meta.reporting.terminal.console import out as console
 
     write_report(path, store, frame, samples)
-    console().print(f"report: {path} ({counted(len(frame), 'cell')}, {told_size(path)})", markup=False, soft_wrap=True)
+    console().print(f"report: {path} ({counted(len(frame), 'cell')}, {size_text(path)})", markup=False, soft_wrap=True)

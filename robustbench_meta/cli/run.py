@@ -274,7 +274,7 @@ def run(
             err().print(told, markup=False)
             code = 128 + (stop.signal or signal.SIGINT)
             if events is not None:
-                events.tell("interrupted", exit_code=code)
+                events.emit("interrupted", exit_code=code)
             raise typer.Exit(code) from None
         if failed:
             raise typer.Exit(1)

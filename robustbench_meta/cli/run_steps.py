@@ -69,7 +69,7 @@ def execute(
     shows = not quiet and events is None
     if shows:
         console.print(header(ready.suite, ready.grids, registry, ready.device, done))
-    with showing_progress(registry.manager, err(), show=shows), _hearing(registry.manager, events):
+    with showing_progress(registry.manager, err(), show=shows), _listening(registry.manager, events):
         summary = compute(ready, store, policy, stop)
     if debug:
         found = [store.traceback(cell.key) for cell, _ in summary.failed + summary.failed_before]
@@ -87,7 +87,7 @@ def execute(
         from robustbench_meta.reporting.export.data import records
         from robustbench_meta.results.curves import to_frame
 
-        events.tell(
+        events.emit(
             "finished", finished=summary.finished, skipped=summary.skipped, failed=failed,
             failures=failures_of(summary), path=str(path), leaderboard=records(frame),
             curves=records(to_frame(curves(frame, samples))), exit_code=1 if failed else 0,
@@ -104,7 +104,7 @@ def execute(
     return failed
 
 
-def _hearing(manager: pluggy.PluginManager, events: Events | None) -> AbstractContextManager[Any]:
+def _listening(manager: pluggy.PluginManager, events: Events | None) -> AbstractContextManager[Any]:
     """Inside, they are told of the run."""
     return nullcontext() if events is None else listening(manager, events)
 
@@ -123,7 +123,7 @@ def dry_run(
     if events is not None:
         efforts = _efforts(ready, states, results, policy)
         cells = [{**cell.labels, "state": states[cell.key]} for grid in grids for cell in grid.cells]
-        events.tell("planned", cells=cells, work=[each.work._asdict() for each in efforts], exit_code=0)
+        events.emit("planned", cells=cells, work=[each.work._asdict() for each in efforts], exit_code=0)
         return
     console.print(header(ready.suite, grids, ready.registry, ready.device, done))
     for number, grid in enumerate(grids, 1):

@@ -86,7 +86,7 @@ def _rows(grid: Grid) -> dict[str, str]:
 
 def _checks(grid: Grid) -> str:
     """Whether the reliability checks run, on how many episodes."""
-    if grid.battery is None:
+    if grid.probe_plan is None:
         return "none (--no-checks): nothing is flagged"
     from robustbench_meta.experiment.probes import CHECKED
 

@@ -101,7 +101,7 @@ def list_images(folder: Path, table: str, shares: Sequence[int] | None, seed: in
             pictures = [picture for part, path in tables.items() for picture in _from_csv(folder, path, part)]
         elif parts := _split_folders(folder):
             pictures = [picture for part, path in parts.items() for picture in _from_folders(path, part)]
-        elif whole := whole_tables(folder):
+        elif whole := split_tables(folder):
             if len(whole) > 1:
                 names = ", ".join(path.name for path in whole)
                 raise DataError(f"{folder} has several tables of splits: choose one with the option csv, of {names}")
@@ -115,7 +115,7 @@ def list_images(folder: Path, table: str, shares: Sequence[int] | None, seed: in
     return listing
 
 
-def whole_tables(folder: Path) -> list[Path]:
+def split_tables(folder: Path) -> list[Path]:
     """The CSVs in a folder that have the columns filename, label and split."""
     found = []
     for path in contents(folder):

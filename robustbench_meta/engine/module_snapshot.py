@@ -27,8 +27,9 @@ class Modules:
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._modules = list(modules)
         self._attributes = [_copy(vars(module)) for module in self._modules]
-        classes = {each for module in self._modules for each in type(module).__mro__ if issubclass(each, nn.Module)}
-        self._methods = {each: _methods(each) for each in (torch.Tensor, *classes)}
+        classes: set[type] = {torch.Tensor}
+        classes |= {each for module in self._modules for each in type(module).__mro__ if issubclass(each, nn.Module)}
+        self._methods = {each: _methods(each) for each in classes}
         self._hooks = _copy(_GLOBAL_HOOKS)
         self._functions = {name: dict(vars(space)) for name, space in _NAMESPACES.items()}
 

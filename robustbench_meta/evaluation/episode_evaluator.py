@@ -65,18 +65,18 @@ class EpisodeEvaluator:
 
     def __init__(
         self,
-        contestant: AdaptableModel,
+        trained_model: AdaptableModel,
         tasks: TaskBatch,
         surrogates: Mapping[str, AdaptableModel],
         device: torch.device,
     ) -> None:
-        self.engine, self.theta = contestant
+        self.engine, self.theta = trained_model
         self.tasks, self.device = tasks, device
         self.adapt_seconds, self.adapted_tasks = 0.0, 0
         self._surrogates = surrogates
         self._found: dict[str, _Found] = {}
         self._states: dict[str, tuple[State, _Found]] = {}
-        self._strangers: dict[str, State] = {}
+        self._surrogate_models: dict[str, State] = {}
         self._held: dict[str, AttackResult] = {}
 
     @cached_property
@@ -117,7 +117,7 @@ class EpisodeEvaluator:
         if trial.query is not None:
             victim: Target = self.victim(state)
             if trial.surrogate is not None:
-                of, victim = f"surrogate {trial.surrogate}", self._stranger(trial.surrogate)
+                of, victim = f"surrogate {trial.surrogate}", self._surrogate_model(trial.surrogate)
             keeps = trial.support is None and trial.surrogate is None
             query = self._attack(of, victim, self.tasks.query, trial.query, "query", keeps=keeps)
         attacks = [found for found in (support, query) if found is not None]
@@ -146,14 +146,14 @@ class EpisodeEvaluator:
             self._states[of] = self._adapt(Batch(found.x, support.y), of), found
         return of, *self._states[of]
 
-    def _stranger(self, key: str) -> AttackedModel:
+    def _surrogate_model(self, key: str) -> AttackedModel:
         """A surrogate, adapted to the clean support sets."""
         engine, theta = self._surrogates[key]
-        if key not in self._strangers:
+        if key not in self._surrogate_models:
             engine.batch_seeds(self.engine.seeds)
             with engine.drawing(f"adapt {key}", self.device):
-                self._strangers[key] = engine.adapt(theta, _copy(self.tasks.support))
-        return AttackedModel(engine, self._strangers[key], self.tasks.query.y.shape[1])
+                self._surrogate_models[key] = engine.adapt(theta, _copy(self.tasks.support))
+        return AttackedModel(engine, self._surrogate_models[key], self.tasks.query.y.shape[1])
 
     def _attack(
         self, of: str, victim: Target, batch: Batch, armed: AttackAtEps, role: str, *, keeps: bool = False

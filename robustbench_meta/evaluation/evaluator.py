@@ -20,8 +20,8 @@ from robustbench_meta.engine.query_counter import QueryCount
 from robustbench_meta.errors import BenchError, DeviceLostError, located, traceback_of
 from robustbench_meta.evaluation.attack_checks import SELF_TESTED, self_test
 from robustbench_meta.evaluation.episode_evaluator import AdaptableModel, EpisodeEvaluator
-from robustbench_meta.evaluation.example_images import developed, exhibit
-from robustbench_meta.evaluation.flags import ReliabilityReport, certify
+from robustbench_meta.evaluation.example_images import developed, example_of
+from robustbench_meta.evaluation.flags import ReliabilityReport, assess
 from robustbench_meta.evaluation.model_checks import Observation, UnexposedCopy, observe
 from robustbench_meta.evaluation.partial_results import Chunk, Tally
 from robustbench_meta.experiment.grid import Cell, obstacle
@@ -52,7 +52,7 @@ class Outcome:
     attack_ms_per_task: float
     check_ms_per_task: float = 0.0
     """What all probes of this training took, for each test episode; cells share them."""
-    certificate: ReliabilityReport | None = None
+    reliability: ReliabilityReport | None = None
     """None where the run was told to skip the checks."""
     effort: QueryCount = field(default_factory=QueryCount)
     """What the attacks asked of the model."""
@@ -91,7 +91,7 @@ def evaluate_cells(
     cells: list[Cell],
     device: torch.device,
     *,
-    battery: Probes | None = None,
+    probe_plan: Probes | None = None,
     surrogates: Mapping[str, tuple[Engine, Weights]] | None = None,
     chunk: int | None = None,
 ) -> dict[str, Outcome | BenchError]:
@@ -103,15 +103,15 @@ def evaluate_cells(
         source: the test split, on the device.
         cells: of one training and one number of episodes.
         device: where it all is.
-        battery: of the probes; None for no checks.
+        probe_plan: what is probed; None for no checks.
         surrogates: by key, the engine and θ of the models on which transferred attacks are made.
         chunk: see `chunks_of`.
     """
-    evaluator = Evaluator(engine, weights, source, device, battery, surrogates or {})
+    evaluator = Evaluator(engine, weights, source, device, probe_plan, surrogates or {})
     chunks: list[Chunk] = []
     for places in chunks_of(cells[0].spec.episodes, device.type, chunk):
         chunks += evaluator.on(places, [cell for cell in cells if _failure(cell, chunks) is None])
-    return {cell.key: outcome_of(cell, chunks, battery, source.shape) for cell in cells}
+    return {cell.key: outcome_of(cell, chunks, probe_plan, source.shape) for cell in cells}
 
 
 def _nowhere(_: str) -> AbstractContextManager[None]:
@@ -126,15 +126,15 @@ class Evaluator:
         weights: θ.
         source: the test split, on the device.
         device: where it all is.
-        battery: of the probes; None for no checks.
+        probe_plan: what is probed; None for no checks.
         surrogates: as for `evaluate_cells`.
     """
 
     def __init__(
-        self, engine: Engine, weights: Weights, source: TaskSource, device: torch.device, battery: Probes | None,
+        self, engine: Engine, weights: Weights, source: TaskSource, device: torch.device, probe_plan: Probes | None,
         surrogates: Mapping[str, tuple[Engine, Weights]],
     ) -> None:  # fmt: skip
-        self.engine, self.source, self.device, self.battery = engine, source, device, battery
+        self.engine, self.source, self.device, self.probe_plan = engine, source, device, probe_plan
         self.weights = _data(weights)
         self.surrogates = {key: (other, _data(theta)) for key, (other, theta) in surrogates.items()}
         self.fits: int | None = None
@@ -176,7 +176,7 @@ class _Portion:
         self, evaluator: Evaluator, cells: Sequence[Cell], at: Callable[[str], AbstractContextManager[None]]
     ) -> None:
         self.engine, self.source, self.device = evaluator.engine, evaluator.source, evaluator.device
-        self.weights, self.surrogates, self.battery = evaluator.weights, evaluator.surrogates, evaluator.battery
+        self.weights, self.surrogates, self.probe_plan = evaluator.weights, evaluator.surrogates, evaluator.probe_plan
         self.spec, self.at = cells[0].training.spec, at
         self.trials: dict[str, Scenario] = {cell.key: cell.trial for cell in cells}
         self.given_up: dict[str, tuple[str, str]] = {}
@@ -185,10 +185,10 @@ class _Portion:
         assert len(self.trials) == len(cells), "two cells with one key"
 
     def _probes(self, key: str, trial: Scenario) -> list[Probe]:
-        if self.battery is None:
+        if self.probe_plan is None:
             return []
         try:
-            found = probes(self.battery, trial, self.source.shape)
+            found = probes(self.probe_plan, trial, self.source.shape)
             return [probe for probe in found if not self._obstacle(probe.trial)]
         except Exception as error:  # an attack is a plugin: its `how` or `stronger` may raise anything
             reason = f"an attack failed to say what it is checked with (`stronger`, `how`): {located(error)}"
@@ -222,45 +222,45 @@ class _Portion:
         strangers = {
             key: AdaptableModel(other, other.theta(_data(theta))) for key, (other, theta) in self.surrogates.items()
         }
-        contestant = AdaptableModel(self.engine, self.engine.theta(self.weights))
-        arena = EpisodeEvaluator(contestant, tasks, strangers, self.device)
+        trained_model = AdaptableModel(self.engine, self.engine.theta(self.weights))
+        episode_evaluator = EpisodeEvaluator(trained_model, tasks, strangers, self.device)
         chunk, checked, noticing = (
-            Chunk(_noted(tasks).hex()), self.battery is not None and places.start < CHECKED, 0.0,
+            Chunk(_noted(tasks).hex()), self.probe_plan is not None and places.start < CHECKED, 0.0,
         )  # fmt: skip
         kept = Snapshot(self._lent())
         if checked:
-            started = arena.now()
-            fresh, noises = UnexposedCopy(contestant), self._noises(arena, chunk)
-            noticing = arena.now() - started
+            started = episode_evaluator.now()
+            fresh, noises = UnexposedCopy(trained_model), self._noises(episode_evaluator, chunk)
+            noticing = episode_evaluator.now() - started
         for key, trial in self.trials.items():
             with self.at(key):
-                chunk.cells[key] = self._held(arena, trial, key, key)
-        chunk.clean = arena.clean if any(tally.failure is None for tally in chunk.cells.values()) else None
+                chunk.cells[key] = self._held(episode_evaluator, trial, key, key)
+        chunk.clean = episode_evaluator.clean if any(tally.failure is None for tally in chunk.cells.values()) else None
         if places.start == 0:
             for key, tally in chunk.cells.items():
-                tally.gallery = exhibit(arena, self.trials[key]) if tally.failure is None else None
+                tally.gallery = example_of(episode_evaluator, self.trials[key]) if tally.failure is None else None
         changed = kept.changed()
         if changed:  # attacks are held to account one by one, and what they changed is given back
             raise BenchError(
                 f"learner '{self.engine.learner.name}', or its backbone, changed {', '.join(changed)} in place while "
                 "it was tested, so that one task leaks into the next; compute new tensors"
             )
-        chunk.adapt_seconds, chunk.adapted_tasks = arena.adapt_seconds, arena.adapted_tasks
+        chunk.adapt_seconds, chunk.adapted_tasks = episode_evaluator.adapt_seconds, episode_evaluator.adapted_tasks
         if checked and chunk.clean is not None:
-            started = arena.now()
-            chunk.noisy = {noise.key: fresh.observe(arena, noise) for noise in noises}
-            self._check(arena, chunk, places)
-            chunk.check_seconds = arena.now() - started + noticing
+            started = episode_evaluator.now()
+            chunk.noisy = {noise.key: fresh.observe(episode_evaluator, noise) for noise in noises}
+            self._check(episode_evaluator, chunk, places)
+            chunk.check_seconds = episode_evaluator.now() - started + noticing
         return chunk
 
-    def _noises(self, arena: EpisodeEvaluator, chunk: Chunk) -> list[Scenario]:
+    def _noises(self, episode_evaluator: EpisodeEvaluator, chunk: Chunk) -> list[Scenario]:
         """The probes with noise on queries, held before the model is shown any clean query."""
         found: dict[str, Scenario] = {}
         for key, listed in self.probes.items():
             for name, probe in listed:
                 if name == "noise" and probe.support is None and probe.surrogate is None and probe.key not in found:
                     with self.at(key):
-                        chunk.probes[probe.key] = self._held(arena, probe, probe.key, key)
+                        chunk.probes[probe.key] = self._held(episode_evaluator, probe, probe.key, key)
                     found[probe.key] = probe
         return [probe for key, probe in found.items() if chunk.probes[key].failure is None]
 
@@ -271,7 +271,7 @@ class _Portion:
         own = [*module.named_parameters(), *module.named_buffers()]
         return theta | {f"the network's '{name}'": tensor for name, tensor in own}
 
-    def _held(self, arena: EpisodeEvaluator, trial: Scenario, key: str, cell: str) -> Tally:
+    def _held(self, episode_evaluator: EpisodeEvaluator, trial: Scenario, key: str, cell: str) -> Tally:
         """One trial of a cell; one that has failed on other episodes is not tried again.
 
         Raises:
@@ -281,7 +281,7 @@ class _Portion:
             reason, where = self.given_up[key]
             return Tally(failure=reason, traceback=where)
         try:
-            held = arena.hold(trial)
+            held = episode_evaluator.hold(trial)
             return Tally(held.correct, held.seconds, effort=held.effort)
         except BenchError as failure:
             if is_lost(failure):
@@ -291,15 +291,15 @@ class _Portion:
             self.given_up[key] = str(failure), traceback_of(failure)
             return Tally(failure=str(failure), traceback=traceback_of(failure))
         except torch.OutOfMemoryError:
-            if arena.tasks.tasks > 1:
+            if episode_evaluator.tasks.tasks > 1:
                 raise
             name = " and ".join(f"'{side.attack.name}'" for side in (trial.support, trial.query) if side is not None)
             return Tally(failure=f"attack {name} on one task at a time does not fit in the device's memory")
 
-    def _check(self, arena: EpisodeEvaluator, chunk: Chunk, places: range) -> None:
+    def _check(self, episode_evaluator: EpisodeEvaluator, chunk: Chunk, places: range) -> None:
         """The probes of all cells, the self-tests of their attacks, and a look at the model."""
-        with arena.engine.drawing("observation", self.device):
-            chunk.observation = observe(arena)
+        with episode_evaluator.engine.drawing("observation", self.device):
+            chunk.observation = observe(episode_evaluator)
         effects: dict[str, Tensor | str] = {}
         for key, trial in self.trials.items():
             if chunk.cells[key].failure is not None:
@@ -307,16 +307,16 @@ class _Portion:
             with self.at(key):
                 for _, probe in self.probes[key]:
                     if probe.key not in chunk.probes:
-                        chunk.probes[probe.key] = self._held(arena, probe, probe.key, key)
+                        chunk.probes[probe.key] = self._held(episode_evaluator, probe, probe.key, key)
                 armed = _tested(trial)
                 if armed is not None and places.start < SELF_TESTED:
                     if armed.key not in effects:
-                        effects[armed.key] = _self_tested(arena, armed)
+                        effects[armed.key] = _self_tested(episode_evaluator, armed)
                     chunk.cells[key].effect = effects[armed.key]
 
 
 def outcome_of(
-    cell: Cell, chunks: Sequence[Chunk], battery: Probes | None, shape: Sequence[int]
+    cell: Cell, chunks: Sequence[Chunk], probe_plan: Probes | None, shape: Sequence[int]
 ) -> Outcome | BenchError:
     """What a cell's evaluation gave, from the chunks of all episodes, in order; an error: why it failed."""
     failure = _failure(cell, chunks)
@@ -325,7 +325,7 @@ def outcome_of(
     tallies, count = [chunk.cells[cell.key] for chunk in chunks], cell.spec.episodes
     clean, robust = _gathered([chunk.clean for chunk in chunks]), _gathered([tally.correct for tally in tallies])
     assert len(clean) == len(robust) == count, "an episode is missing, or counted twice"
-    certificate = None if battery is None else _certificate(cell, chunks, battery, shape, clean, robust)
+    reliability = None if probe_plan is None else _reliability(cell, chunks, probe_plan, shape, clean, robust)
     exhibited = tallies[0].gallery
     return Outcome(
         clean, robust,
@@ -333,7 +333,7 @@ def outcome_of(
         1000 * sum(chunk.adapt_seconds for chunk in chunks) / max(sum(chunk.adapted_tasks for chunk in chunks), 1),
         1000 * sum(tally.seconds for tally in tallies) / count,
         1000 * sum(chunk.check_seconds for chunk in chunks) / count,
-        certificate,
+        reliability,
         sum((tally.effort for tally in tallies), QueryCount()),
         developed(exhibited) if exhibited is not None else None,
     )  # fmt: skip
@@ -344,13 +344,13 @@ def _failure(cell: Cell, chunks: Sequence[Chunk]) -> str | None:
     return next((failure for failure in found if failure is not None), None)
 
 
-def _certificate(
-    cell: Cell, chunks: Sequence[Chunk], battery: Probes, shape: Sequence[int], clean: np.ndarray, robust: np.ndarray
+def _reliability(
+    cell: Cell, chunks: Sequence[Chunk], probe_plan: Probes, shape: Sequence[int], clean: np.ndarray, robust: np.ndarray
 ) -> ReliabilityReport:
     found, failed, observation = {}, {}, Observation()
     for chunk in chunks:
         observation.merge(chunk.observation)
-    for name, trial in probes(battery, cell.trial, shape):
+    for name, trial in probes(probe_plan, cell.trial, shape):
         for chunk in chunks:
             if name == "noise" and trial.key in chunk.noisy:
                 observation.merge(chunk.noisy[trial.key])
@@ -363,16 +363,16 @@ def _certificate(
     effects = [effect for chunk in chunks if (effect := chunk.cells[cell.key].effect) is not None]
     tested = [effect for effect in effects if isinstance(effect, Tensor)]
     failed.update(("self-test", effect) for effect in effects if isinstance(effect, str))
-    return certify(
+    return assess(
         cell.trial, clean, robust, found, observation,
         effects=torch.cat(tested).cpu().numpy()[:SELF_TESTED] if tested else None, failed=failed,
         way=cell.training.spec.way, precision=cell.training.spec.precision,
     )  # fmt: skip
 
 
-def _self_tested(arena: EpisodeEvaluator, armed: AttackAtEps) -> Tensor | str:
+def _self_tested(episode_evaluator: EpisodeEvaluator, armed: AttackAtEps) -> Tensor | str:
     try:
-        return self_test(arena.engine, armed, arena.tasks)
+        return self_test(episode_evaluator.engine, armed, episode_evaluator.tasks)
     except BenchError as failure:
         return str(failure)
 

@@ -27,19 +27,19 @@ def can_be_shown(shape: Sequence[int]) -> bool:
     return len(shape) == 3 and shape[0] in {1, 3} and torch.Size(shape).numel() <= ROOM
 
 
-def exhibit(arena: EpisodeEvaluator, trial: Scenario) -> Exhibit | None:
+def example_of(episode_evaluator: EpisodeEvaluator, trial: Scenario) -> Exhibit | None:
     """Pictures of the arena's first episode under a trial that was held; None where there is nothing to see.
 
     Queries are shown whatever is attacked; support images where the trial attacks them.
     """
-    query, support = (_first(batch) for batch in (arena.tasks.query, arena.tasks.support))
+    query, support = (_first(batch) for batch in (episode_evaluator.tasks.query, episode_evaluator.tasks.support))
     shape = query.x.shape[1:]
     if not can_be_shown(shape) or (trial.query is None and trial.support is None):
         return None
-    held = arena.hold(trial)
+    held = episode_evaluator.hold(trial)
     images = (3 if held.query is not None else 1) + (3 if held.support is not None else 0)
     count = max(1, min(MOST, ROOM // (shape.numel() * images)))
-    answers = [_answers(logits, query.y) for logits in (arena.logits[0], held.logits[0])]
+    answers = [_answers(logits, query.y) for logits in (episode_evaluator.logits[0], held.logits[0])]
     pictures = [
         {**_picture("query", query, held.query, index), "before": answers[0][index], "after": answers[1][index]}
         for index in _one_a_class(query.y, count)

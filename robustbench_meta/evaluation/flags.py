@@ -71,7 +71,7 @@ class ReliabilityReport:
         }  # fmt: skip
 
 
-def certify(
+def assess(
     trial: Scenario, clean: np.ndarray, robust: np.ndarray, found: Mapping[str, np.ndarray],
     observation: Observation, *,
     effects: np.ndarray | None, failed: Mapping[str, str], way: int, precision: str,

@@ -69,13 +69,13 @@ class Observation:
         return [name for name, seen in found.items() if seen]
 
 
-def observe(arena: EpisodeEvaluator) -> Observation:
+def observe(episode_evaluator: EpisodeEvaluator) -> Observation:
     """Look at the model on the arena's clean queries."""
-    x, y, logits = arena.tasks.query.x, arena.tasks.query.y, arena.logits
-    seen, again = _seen(arena.victim(), x, y)
+    x, y, logits = episode_evaluator.tasks.query.x, episode_evaluator.tasks.query.y, episode_evaluator.logits
+    seen, again = _seen(episode_evaluator.victim(), x, y)
 
     def answers(images: Tensor) -> Tensor:
-        return arena.engine.logits(arena.adapted, images.clone())
+        return episode_evaluator.engine.logits(episode_evaluator.adapted, images.clone())
 
     seen.varies = largest_change(again, logits, logits)
     seen.mates = max(influence_of_mates(answers, x, logits).values())
@@ -89,8 +89,8 @@ class UnexposedCopy:
         contestant: the trained learner; it is copied. What cannot be copied is held against itself alone.
     """
 
-    def __init__(self, contestant: AdaptableModel) -> None:
-        engine, theta = contestant
+    def __init__(self, trained_model: AdaptableModel) -> None:
+        engine, theta = trained_model
         network = engine.network
         try:
             module, learner = copy.deepcopy((network.module, engine.learner))
@@ -102,20 +102,24 @@ class UnexposedCopy:
         self._theta = self._engine.theta(theta.tree)
         self._adapted: State | None = None
 
-    def observe(self, arena: EpisodeEvaluator, noise: Scenario) -> Observation:
+    def observe(self, episode_evaluator: EpisodeEvaluator, noise: Scenario) -> Observation:
         """Look at the arena's model on the queries of a trial that was held before clean ones were shown.
 
         The copy is shown the clean ones first. A model whose answers depend on the images alone gives the same ones.
         """
-        held, (x, y) = arena.hold(noise), arena.tasks.query
+        held, (x, y) = episode_evaluator.hold(noise), episode_evaluator.tasks.query
         assert held.query is not None
         changes = []
         if self._adapted is None:
-            support = arena.tasks.support
-            with self._engine.drawing("adapt clean", arena.device):  # as the arena's own
+            support = episode_evaluator.tasks.support
+            with self._engine.drawing("adapt clean", episode_evaluator.device):  # as the arena's own
                 self._adapted = self._engine.adapt(self._theta, Batch(support.x.clone(), support.y.clone()))
-            changes.append(largest_change(self._engine.logits(self._adapted, x.clone()), arena.logits, arena.logits))
-        seen, after = _seen(arena.victim(), held.query, y)
+            changes.append(
+                largest_change(
+                    self._engine.logits(self._adapted, x.clone()), episode_evaluator.logits, episode_evaluator.logits
+                )
+            )
+        seen, after = _seen(episode_evaluator.victim(), held.query, y)
         changes += [largest_change(logits, held.logits, held.logits)
                     for logits in (after, self._engine.logits(self._adapted, held.query.clone()))]  # fmt: skip
         return replace(seen, remembers=max(changes))

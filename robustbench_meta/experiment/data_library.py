@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from robustbench_meta.data.archives import extract, is_tar, looks_like_html
 from robustbench_meta.data.copies import PARTS
 from robustbench_meta.data.image_decoding import SUFFIXES
-from robustbench_meta.data.image_folder import TABLES, Listing, inner, list_images, whole_tables
+from robustbench_meta.data.image_folder import TABLES, Listing, inner, list_images, split_tables
 from robustbench_meta.data.omniglot_parts import find_parts
 from robustbench_meta.data.series import find_series
 from robustbench_meta.errors import DataError
@@ -327,7 +327,7 @@ def _image_rows(folder: Path) -> Iterator[tuple[str, State]]:
     try:
         listing = list_images(folder, "", None, 0)
     except DataError:
-        tables = whole_tables(inner(folder))
+        tables = split_tables(inner(folder))
         if len(tables) < 2:  # one needs no choice
             yield "", "damaged"
         for table in tables if len(tables) > 1 else ():

@@ -133,7 +133,7 @@ class Grid:
     cells: list[Cell] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What the user should know: training attacks, combinations left out."""
-    battery: Probes | None = None
+    probe_plan: Probes | None = None
     """The attacks of the reliability checks; None: no checks."""
 
     def note(self, text: str) -> None:
@@ -231,7 +231,7 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None, splits: Sp
         grid.notes.append(f"--eps {', '.join(run.eps)} is for no attack of this run")
     base = _base(run, setting, splits, dataset_spec, backbone_spec)
     if run.checks:
-        grid.battery = assemble(
+        grid.probe_plan = assemble(
             lambda name, options: registry.make("attack", name, options),
             lambda name: registry.origin("attack", name).identity,
         )
@@ -460,7 +460,7 @@ def _add_cells(grid: Grid, training: Training, threats: list[Threat], surrogate:
                 query=query,
                 surrogate=surrogate.spec if surrogate is not None and name == TRANSFER else None,
                 episodes=grid.run.size("episodes"),
-                checks=grid.battery.digest if grid.battery is not None else "",
+                checks=grid.probe_plan.digest if grid.probe_plan is not None else "",
             )
             grid.cells.append(Cell(spec.digest(), spec, training, threat, surrogate if name == TRANSFER else None))
 

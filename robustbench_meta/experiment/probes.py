@@ -58,32 +58,32 @@ class Probe(NamedTuple):
     trial: Scenario
 
 
-def probes(battery: Probes, trial: Scenario, shape: Sequence[int]) -> list[Probe]:
+def probes(probe_plan: Probes, trial: Scenario, shape: Sequence[int]) -> list[Probe]:
     """What is run besides a row's own trial, on the first `CHECKED` episodes.
 
     Queries that are attacked on the model itself are probed most; other rows less, as docs/flags.md tells.
     """
     armed = trial.query or trial.support
-    if armed is None or armed.threat.eps == 0 or armed.attack.clean or armed.threat.norm not in battery.noise:
+    if armed is None or armed.threat.eps == 0 or armed.attack.clean or armed.threat.norm not in probe_plan.noise:
         return []
-    found = list(_baselines(battery, trial, armed))
+    found = list(_baselines(probe_plan, trial, armed))
     if trial.surrogate is not None:
         return found
     stronger = armed.attack.stronger()
     if stronger is not None and (trial.support is None or (trial.query is None and trial.poisons)):
         found.append(Probe("stronger", _instead(trial, stronger)))
     if trial.support is None:
-        found += _white_box(battery, armed, shape)
+        found += _white_box(probe_plan, armed, shape)
     return found
 
 
-def _baselines(battery: Probes, trial: Scenario, armed: AttackAtEps) -> Iterator[Probe]:
+def _baselines(probe_plan: Probes, trial: Scenario, armed: AttackAtEps) -> Iterator[Probe]:
     """Noise and a single step in the place of the row's last attack."""
     norm = armed.threat.norm
-    yield Probe("noise", _instead(trial, battery.noise[norm]))
+    yield Probe("noise", _instead(trial, probe_plan.noise[norm]))
     misled = trial.surrogate is not None or (trial.query is None and not trial.poisons)
     if not misled:
-        yield Probe("single step", _instead(trial, battery.one_step[norm]))
+        yield Probe("single step", _instead(trial, probe_plan.one_step[norm]))
 
 
 def _instead(trial: Scenario, attack: Attack) -> Scenario:
@@ -94,11 +94,11 @@ def _instead(trial: Scenario, attack: Attack) -> Scenario:
     return Scenario(AttackAtEps(attack, trial.support.threat), None, trial.poisons)
 
 
-def _white_box(battery: Probes, armed: AttackAtEps, shape: Sequence[int]) -> Iterator[Probe]:
+def _white_box(probe_plan: Probes, armed: AttackAtEps, shape: Sequence[int]) -> Iterator[Probe]:
     norm, eps = armed.threat.norm, armed.threat.eps
     most = 1.0 if norm == "linf" else math.sqrt(math.prod(shape))
-    attack = battery.many_steps[norm]
+    attack = probe_plan.many_steps[norm]
     yield Probe("pgd", Scenario(query=AttackAtEps(attack, armed.threat)))
     yield Probe("pgd, 2 eps", Scenario(query=AttackAtEps(attack, ThreatModel(norm, min(2 * eps, most)))))
     yield Probe("pgd, full range", Scenario(query=AttackAtEps(attack, ThreatModel(norm, most))))
-    yield Probe("black box", Scenario(query=AttackAtEps(battery.black_box[norm], armed.threat)))
+    yield Probe("black box", Scenario(query=AttackAtEps(probe_plan.black_box[norm], armed.threat)))

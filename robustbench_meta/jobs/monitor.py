@@ -33,7 +33,7 @@ from robustbench_meta.results.store import Store
 class WorkerState:
     """What a worker is at, by its last events."""
 
-    heard: float
+    on_open: float
     """When it was last heard of, on the monitor's clock."""
     time: float
     """The same in seconds since 1970, as the worker says."""
@@ -81,7 +81,7 @@ class Monitor:
     def _note(self, worker: str, event: Event) -> None:
         now = self._clock()
         state = self.workers.setdefault(worker, WorkerState(now, event.time))
-        state.heard, state.time = now, event.time
+        state.on_open, state.time = now, event.time
         if isinstance(event, JobStarted):
             state.job, state.cell, state.first_step, state.advanced, state.idle = event, None, None, False, False
         elif isinstance(event, JobFinished | Idle):
@@ -109,7 +109,7 @@ class Monitor:
             at_it = [each for each in self.workers.values() if each.cell == state.cell]
             seconds = self._spent[state.cell] + sum(now - each.since for each in at_it)
             return f"it took longer than --cell-timeout {limit:g} s" if seconds > limit else None
-        silent = now - state.heard
+        silent = now - state.on_open
         if silent <= limit:
             return None
         what = "meta-training made no step" if state.job.kind == "train" else "the evaluation said nothing"
@@ -138,7 +138,7 @@ class Summary:
 class EventSink(Protocol):
     """A registry."""
 
-    def tell(self, event: str, /, **facts: Any) -> None:
+    def emit(self, event: str, /, **facts: Any) -> None:
         """Call an event hook of all plugins."""
         ...
 
@@ -162,23 +162,23 @@ class Reporter:
     def __call__(self, event: Event) -> None:
         """Take note of an event."""
         if isinstance(event, TrainingProgress):
-            self._registry.tell(
+            self._registry.emit(
                 "training_progress", training=event.training, key=event.key, step=event.step, steps=event.steps,
                 metrics=event.metrics,
             )  # fmt: skip
         elif isinstance(event, EvaluationProgress):
-            self._registry.tell("evaluation_progress", training=event.training, done=event.done, total=event.total)
+            self._registry.emit("evaluation_progress", training=event.training, done=event.done, total=event.total)
         elif isinstance(event, CellFinished) and event.cell not in self.over:
             record = self._store.record(event.cell)
             if record is not None:
                 self.over.add(event.cell)
                 self._summary.finished += 1
-                self._registry.tell("cell_finished", record=record)
+                self._registry.emit("cell_finished", record=record)
         elif isinstance(event, CellFailed) and event.cell not in self.over:
             self.over.add(event.cell)
             cell = self._cells[event.cell]
             self._summary.failed.append((cell, event.reason))
-            self._registry.tell(
+            self._registry.emit(
                 "cell_failed", cell=cell.spec.model_dump(mode="json"), labels=cell.labels, training=event.training,
                 reason=event.reason,
             )  # fmt: skip

@@ -111,7 +111,7 @@ def work_of(
     for group in groups:
         empty = {"training": group.title, "cells": 0, "train": 0, "test": 0, "checked": 0}
         share = shares.setdefault(group.title, empty)
-        checked = min(CHECKED, group.chunks[-1].stop) if group.grid.battery is not None else 0
+        checked = min(CHECKED, group.chunks[-1].stop) if group.grid.probe_plan is not None else 0
         share["cells"] += len(group.cells)
         share["test"] += group.cost
         share["checked"] += checked * len(group.cells)

@@ -33,8 +33,8 @@ def record_of(
     """
     training = cell.training
     transductive = grid.setting.transductive or training.learner.transductive
-    certificate = outcome.certificate
-    found = certificate.flags if certificate is not None else unchecked(cell.spec.episodes)
+    reliability = outcome.reliability
+    found = reliability.flags if reliability is not None else unchecked(cell.spec.episodes)
     found = [*found, *of_training(trained.history, grid.setting.loss, grid.setting.way)]
     flags = [flag for flag in FLAGS if flag in found]
     record: dict[str, Any] = finite({
@@ -64,7 +64,7 @@ def record_of(
         },
         "method": outcome.effort.method(),
         "flags": flags,
-        "checks": certificate.plain() if certificate is not None else None,
+        "checks": reliability.plain() if reliability is not None else None,
         "gallery": outcome.gallery,
         "parameters": trained.parameters,
         "device": parts[0].device,

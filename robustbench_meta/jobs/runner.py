@@ -173,7 +173,7 @@ def run_all(
     facts: dict[str, Any] = {"cells": len(todo), "work": work, "results": str(store.root), "trainings": trainings}
     try:
         log.emit(RunStarted(dict(about), host=socket.gethostname(), pid=os.getpid(), **facts))
-        registry.tell("run_started", run=about, **facts)
+        registry.emit("run_started", run=about, **facts)
         if todo:
             cores = available_cores()
             launcher = launcher_for(policy, workers_for(policy.jobs, work, device, cores), device)
@@ -188,7 +188,7 @@ def run_all(
             log.emit(RunFinished(summary.finished, len(summary.failed)))
         log.close()
         store.locks.give_back_all()
-        registry.tell("run_finished", run=about, finished=summary.finished, failed=len(summary.failed))
+        registry.emit("run_finished", run=about, finished=summary.finished, failed=len(summary.failed))
     return summary
 
 

@@ -315,7 +315,7 @@ class Worker:
                 wanting = [cell.key for cell in cells if cell.surrogate is surrogate]
                 self.queue.fail(wanting, f"surrogate: {_reason(surrogate.training, error)}", traceback_of(error))
         test = grid.splits.test.to(place.device)
-        evaluator = Evaluator(engine, trained.weights, test, place.device, grid.battery, models)
+        evaluator = Evaluator(engine, trained.weights, test, place.device, grid.probe_plan, models)
         self._evaluator = which, evaluator
         return evaluator
 
@@ -328,7 +328,7 @@ class Worker:
             if parts is None:
                 return  # one was damaged: it is evaluated again
             chunks = [chunk for part in parts for chunk in part.chunks]
-            outcome = outcome_of(cell, chunks, grid.battery, grid.splits.test.shape)
+            outcome = outcome_of(cell, chunks, grid.probe_plan, grid.splits.test.shape)
             if isinstance(outcome, BenchError):
                 self.queue.fail([cell.key], str(outcome))
                 continue

@@ -58,7 +58,7 @@ def _is_data(path: Path) -> bool:
 def _hook() -> None:
     """Listen, for as long as the process lives: such a hook cannot be taken away."""
 
-    def heard(event: str, arguments: tuple[Any, ...]) -> None:
+    def on_open(event: str, arguments: tuple[Any, ...]) -> None:
         if event != "open" or not _heard:
             return
         names = _heard.get(threading.get_ident())
@@ -68,4 +68,4 @@ def _hook() -> None:
         if "r" in mode if isinstance(mode, str) else not flags & (os.O_WRONLY | os.O_CREAT):
             names.append(os.fsdecode(path))
 
-    sys.addaudithook(heard)
+    sys.addaudithook(on_open)

@@ -250,7 +250,7 @@ class Registry:
         _check_hooks(listener)
         self.manager.register(listener, name=label)
 
-    def tell(self, event: str, /, **facts: Any) -> None:
+    def emit(self, event: str, /, **facts: Any) -> None:
         """Call an event hook of every plugin; one that raises costs a warning, once, and nobody else anything."""
         for listener in [implementation.plugin for implementation in getattr(self.manager.hook, event).get_hookimpls()]:
             try:

@@ -9,7 +9,7 @@ import pandas as pd
 from robustbench_meta.reporting.export.sheets import Sheet, SheetCell, sheets
 from robustbench_meta.reporting.terminal.layout import title
 from robustbench_meta.results.episode_accuracies import Samples
-from robustbench_meta.results.frames import failure_told
+from robustbench_meta.results.frames import failure_text
 
 _DIM = "opacity:.65"
 _CELL = "padding:.15em .7em"
@@ -32,7 +32,7 @@ def page_of(frame: pd.DataFrame, samples: Samples, failed: pd.DataFrame) -> str:
         parts.append(f"<p>and {len(found) - _MOST_TABLES} more tables: <code>print(results)</code> shows all.</p>")
     parts.append(_notes(everywhere))
     if not failed.empty:
-        lines = "".join(f"<li>{escape(failure_told(row))}</li>" for row in failed.head(_MOST_FAILED).to_dict("records"))
+        lines = "".join(f"<li>{escape(failure_text(row))}</li>" for row in failed.head(_MOST_FAILED).to_dict("records"))
         more = f"<p>and {len(failed) - _MOST_FAILED} more</p>" if len(failed) > _MOST_FAILED else ""
         parts.append(f"<p><b>Failed</b></p><ul>{lines}</ul>{more}")
     return f"<div>{''.join(parts) or '<p>No finished cells.</p>'}</div>"
@@ -64,4 +64,4 @@ def _number(cell: SheetCell) -> str:
         return "–"
     mean = f"<b>{escape(cell.mean)}</b>" if cell.bold else escape(cell.mean)
     spread = f' <span style="{_DIM}">±{escape(cell.spread)}</span>' if cell.spread else ""
-    return mean + spread + (" !" if cell.doubted else "") + (" *" if cell.fewer else "")
+    return mean + spread + (" !" if cell.has_flags else "") + (" *" if cell.fewer else "")

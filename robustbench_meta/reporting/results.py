@@ -19,7 +19,7 @@ from robustbench_meta.reporting.terminal.leaderboard import tables
 from robustbench_meta.results import frames
 from robustbench_meta.results.curves import Curve, curves, to_frame
 from robustbench_meta.results.leaderboard import rows_of
-from robustbench_meta.results.pairwise import duels
+from robustbench_meta.results.pairwise import comparisons
 from robustbench_meta.results.store import Store
 
 _WIDTH = 100
@@ -87,7 +87,7 @@ class Results:
         """
         if (first is None) != (second is None):
             raise BenchError(f"one learner was named, '{first or second}'; name two to compare, or none for all pairs")
-        return frames.comparisons(duels(self._frame, self._samples, first, second))
+        return frames.comparisons(comparisons(self._frame, self._samples, first, second))
 
     @cached_property
     def _curves(self) -> Sequence[Curve]:
@@ -108,7 +108,7 @@ class Results:
         for table in [*tables(self._frame, _WIDTH, self._samples), *curve_tables(self._curves, _WIDTH)]:
             console.print(table)
         text = "\n".join(line.rstrip() for line in console.export_text().splitlines()).strip()
-        told = [f"failed: {frames.failure_told(row)}" for row in self.failed.to_dict("records")]
+        told = [f"failed: {frames.failure_text(row)}" for row in self.failed.to_dict("records")]
         return "\n".join([text, *told] if text else told) or repr(self)
 
     def _repr_html_(self) -> str:

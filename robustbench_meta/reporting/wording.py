@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from robustbench_meta.evaluation.flags import FLAGS
-from robustbench_meta.reporting.terminal.leaderboard import doubted, searches
+from robustbench_meta.reporting.terminal.leaderboard import has_flags, searches
 from robustbench_meta.results.tables import LeaderboardTable
 
 
@@ -21,10 +21,10 @@ class FlagNote:
     """Whether all numbers of the table have it."""
 
 
-def doubts_of(board: LeaderboardTable, all_of_them: str = "all") -> list[FlagNote]:
+def flags_of(board: LeaderboardTable, all_of_them: str = "all") -> list[FlagNote]:
     """The flags of a table, those of all its numbers (in these words) first."""
     told = [(flag, all_of_them, True) for flag in sorted(board.shared)]
-    told += [(flag, who, False) for flag, who in doubted(board).items()]
+    told += [(flag, who, False) for flag, who in has_flags(board).items()]
     return [FlagNote(flag, meaning(flag), who + searches(board, {flag}), shared) for flag, who, shared in told]
 
 
@@ -33,7 +33,7 @@ def meaning(flag: str) -> str:
     return FLAGS.get(flag, "a flag that this version does not know")
 
 
-def flags_told(found: Mapping[str, LeaderboardTable], mark: str = "Flagged ") -> list[str]:
+def flags_text(found: Mapping[str, LeaderboardTable], mark: str = "Flagged ") -> list[str]:
     """The flags of boards, each once and with its meaning: those of all numbers in a sentence, then one for each other.
 
     Args:
@@ -42,7 +42,7 @@ def flags_told(found: Mapping[str, LeaderboardTable], mark: str = "Flagged ") ->
     """
     flags: dict[str, dict[str, FlagNote]] = {}
     for where, board in found.items():
-        for doubt in doubts_of(board):
+        for doubt in flags_of(board):
             flags.setdefault(doubt.flag, {})[where] = doubt
     everywhere = {
         flag for flag, doubts in flags.items()
@@ -70,7 +70,7 @@ def _whose(doubts: Mapping[str, FlagNote], count: int) -> str:
     return "; ".join(who if len(where) == count else f"{who} ({'; '.join(where)})" for who, where in places.items())
 
 
-def spread_told(what: str, seeds: Iterable[int], episodes: int) -> str:
+def spread_text(what: str, seeds: Iterable[int], episodes: int) -> str:
     """What the numbers are means of, and what the error bars (`what`) are."""
     counts = {count for count in seeds if count}
     if counts <= {1}:

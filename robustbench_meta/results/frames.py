@@ -131,7 +131,7 @@ def training(board: pd.DataFrame, records: Mapping[str, Mapping[str, Any]]) -> p
     return categorical(pd.DataFrame(rows, columns=TRAINING), board)
 
 
-def comparisons(duels: Iterable[Comparison]) -> pd.DataFrame:
+def comparisons(comparisons: Iterable[Comparison]) -> pd.DataFrame:
     """A row for each two learners, threat and column of a table; `ahead` names the better one, or is empty.
 
     Accuracies and `difference` (first − second) are fractions, `ci95` half of its 95 % interval; `p` is of the paired
@@ -139,7 +139,7 @@ def comparisons(duels: Iterable[Comparison]) -> pd.DataFrame:
     over seeds (NaN unless both have several). They are told apart where `ahead` is not empty.
     """
     rows = []
-    for duel in duels:
+    for duel in comparisons:
         for column, contrast in duel.contrasts.items():
             one, two = duel.scores[column]
             accuracies = {"first_accuracy": one.mean / 100, "second_accuracy": two.mean / 100}
@@ -156,7 +156,7 @@ def failed(told: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=FAILED)
 
 
-def failure_told(row: Mapping[Any, Any]) -> str:
+def failure_text(row: Mapping[Any, Any]) -> str:
     """A row of the frame of failed cells in one line: which cell, and why."""
     eps, support, query, seed = ("" if pd.isna(row[name]) else str(row[name]) for name in FAILED[2:6])
     threat = f" eps={eps} {support}/{query}" if eps else ""

@@ -85,7 +85,7 @@ def _content(sample: Sample) -> Hashable:
     return sample.digest, *((seed, values.tobytes()) for seed, values in sorted(sample.by_seed.items()))
 
 
-def tests_told(found: Iterable[Comparison]) -> str:
+def tests_text(found: Iterable[Comparison]) -> str:
     """For how many comparisons these are corrected: `5 comparisons`, or `3 different comparisons among 5`."""
     all_of = [contrast for duel in found for contrast in duel.contrasts.values()]
     tests = all_of[0].tests if all_of else 0
@@ -176,7 +176,7 @@ class Comparison:
         return LeaderboardTable(self.setting, list(self.scores), rows, {})
 
 
-def duels(
+def comparisons(
     frame: pd.DataFrame, samples: Samples, first: str | None = None, second: str | None = None
 ) -> list[Comparison]:
     """All contrasts of two learners of a leaderboard, or of all pairs when none are named; corrected together.

@@ -147,7 +147,7 @@ def groups(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
     clean = clean[clean["_merge"] == "left_only"].drop(columns="_merge").set_index("index")
     for part in (attacked, clean):
         for _, rows in part.groupby([*PLACE, *THREAT], sort=False, dropna=False):
-            yield told_apart(rows)
+            yield distinguished(rows)
 
 
 def eps_of(setting: Mapping[str, Any]) -> float:
@@ -203,7 +203,7 @@ def once(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.loc[frame.index.isin(kept.index)]
 
 
-def told_apart(rows: pd.DataFrame) -> pd.DataFrame:
+def distinguished(rows: pd.DataFrame) -> pd.DataFrame:
     """A table's rows with the versions of a learner and of an attack told apart in their names."""
     return attacks_apart(learners_apart(rows))
 

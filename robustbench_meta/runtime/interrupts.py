@@ -84,12 +84,12 @@ class Stop:
             yield self
             return
         self._told = told
-        before = {number: signal.signal(number, self._hear) for number in signals}
+        before = {number: signal.signal(number, self._on_signal) for number in signals}
         try:
             yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
 
-    def _hear(self, number: int, _: FrameType | None) -> None:
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
         self.ask(number)

@@ -148,7 +148,7 @@ def test_comparisons_are_those_of_the_command_line(results, folder, capsys):
     frame = results.comparisons()
     with contextlib.suppress(SystemExit):
         main(["compare", str(folder), "--json"])
-    told = [column for duel in json.loads(capsys.readouterr().out)["duels"] for column in duel["columns"]]
+    told = [column for duel in json.loads(capsys.readouterr().out)["comparisons"] for column in duel["columns"]]
     assert list(frame.columns) == frames.COMPARISONS
     assert frame["corrected_p"].tolist() == pytest.approx([column["corrected_p"] for column in told])
     assert frame["difference"].tolist() == pytest.approx([column["difference"] for column in told])

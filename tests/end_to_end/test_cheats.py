@@ -51,13 +51,13 @@ def outcomes(plugins, weights, attacks, learner="maml", **given):
     """By attack, support and query: the outcome of evaluating a learner with these weights."""
     grid = grid_of(plugins, attacks, learner, **given)
     engine, _ = make_engine(grid, grid.trainings[0], CPU, Plan("loop", "loop", 8), Cores(lambda: 2))
-    found = evaluate_cells(engine, weights, grid.splits.test, grid.cells, CPU, battery=grid.battery)
+    found = evaluate_cells(engine, weights, grid.splits.test, grid.cells, CPU, probe_plan=grid.probe_plan)
     return {cell.attack: found[cell.key] for cell in grid.cells}
 
 
 def flags(outcome):
     assert not isinstance(outcome, BenchError), outcome
-    return set(outcome.certificate.flags)
+    return set(outcome.reliability.flags)
 
 
 def test_an_honest_learner_under_honest_attacks_is_flagged_for_its_few_episodes_only(plugins, honest):
@@ -67,7 +67,7 @@ def test_an_honest_learner_under_honest_attacks_is_flagged_for_its_few_episodes_
     assert seen.pop("square:queries=300") == {"few-episodes", "not-converged"}
     assert seen == {name: {"few-episodes"} for name in ("none", "fgsm", "pgd")}
     assert found["none"].robust.mean() > 0.5
-    seen = found["pgd"].certificate.accuracies
+    seen = found["pgd"].reliability.accuracies
     assert seen["noise"] > seen["single step"] > seen["pgd"] >= seen["pgd, 2 eps"] >= seen["pgd, full range"]
 
 
@@ -86,7 +86,7 @@ def test_an_honest_learner_under_honest_attacks_is_flagged_for_its_few_episodes_
 )
 def test_a_cheating_learner_is_flagged_for_its_reason(plugins, honest, cheat, why):
     found = outcomes(plugins, honest, ("pgd",), cheat)
-    assert why <= flags(found["pgd"]), found["pgd"].certificate
+    assert why <= flags(found["pgd"]), found["pgd"].reliability
     others = {"zero-gradients", "random-outputs", "probabilities", "transductive", "remembers", "at-chance"} - why
     assert not flags(found["pgd"]) & others
 

@@ -103,7 +103,7 @@ class StopsAt:
     def __init__(self, event, count, stop):
         self.event, self.left, self.stop, self.seen = event, count, stop, []
 
-    def _hear(self, event, told):
+    def _on_signal(self, event, told):
         self.seen.append((event, told))
         if event == self.event:
             self.left -= 1
@@ -112,15 +112,15 @@ class StopsAt:
 
     @hookimpl
     def training_progress(self, training, step):
-        self._hear("training_progress", (training, step))
+        self._on_signal("training_progress", (training, step))
 
     @hookimpl
     def evaluation_progress(self, training, done):
-        self._hear("evaluation_progress", (training, done))
+        self._on_signal("evaluation_progress", (training, done))
 
     @hookimpl
     def cell_finished(self, record):
-        self._hear("cell_finished", record["key"])
+        self._on_signal("cell_finished", record["key"])
 
 
 @pytest.fixture(scope="module")

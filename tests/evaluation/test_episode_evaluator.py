@@ -29,7 +29,7 @@ def world(registry, learner="maml", backbone="mlp", **options):
     return engine, {name: weight.detach() for name, weight in weights.items()}
 
 
-def arena(registry, surrogates=None, learner="maml", backbone="mlp", **options):
+def episode_evaluator(registry, surrogates=None, learner="maml", backbone="mlp", **options):
     engine, weights = world(registry, learner, backbone, **options)
     return EpisodeEvaluator(AdaptableModel(engine, engine.theta(weights)), random_tasks(), surrogates or {}, CPU)
 
@@ -69,7 +69,7 @@ def test_the_poisons_gradient_is_that_of_the_queries_loss_by_finite_differences(
 
 
 def test_poisoning_through_adaptation_hurts_more_than_an_attack_on_theta(registry):
-    where = arena(registry, backbone=("mlp", {"width": "16"}))
+    where = episode_evaluator(registry, backbone=("mlp", {"width": "16"}))
     pgd = AttackAtEps(registry.make("attack", "pgd", {}), LINF)
     with torch.no_grad():
         _, poisoned, _ = where._misled(pgd, poisons=True)
@@ -94,7 +94,7 @@ def test_the_poisoned_support_stays_inside_its_threat_model_and_its_labels_as_th
 def test_an_attack_that_asks_for_logits_cannot_poison(registry):
     apgd = AttackAtEps(registry.make("attack", "apgd", {"loss": "dlr"}), LINF)
     with pytest.raises(BenchError, match="asks for logits"), torch.no_grad():
-        arena(registry, way=3).hold(Scenario(support=apgd, poisons=True))
+        episode_evaluator(registry, way=3).hold(Scenario(support=apgd, poisons=True))
 
 
 # -- transfer --------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def test_an_attack_that_asks_for_logits_cannot_poison(registry):
 
 def test_a_transferred_attack_is_made_on_the_surrogate_and_judged_on_the_learner(registry):
     other, theta = world(registry, "protonet")
-    where = arena(registry, {"other": AdaptableModel(other, other.theta(theta))})
+    where = episode_evaluator(registry, {"other": AdaptableModel(other, other.theta(theta))})
     fgsm = registry.make("attack", "fgsm", {})
     correct = held(where, Scenario(query=AttackAtEps(fgsm, LINF), surrogate="other"))
     tasks = where.tasks
@@ -132,7 +132,7 @@ def swept(registry, where, name, **options):
 @pytest.mark.parametrize("name", ["pgd", "apgd", "square"])
 def test_along_a_sweep_what_was_fooled_stays_fooled(registry, name):
     options = {"queries": "50"} if name == "square" else {"steps": "5"}
-    curve = swept(registry, arena(registry), name, **options)
+    curve = swept(registry, episode_evaluator(registry), name, **options)
     for smaller, larger in pairwise(curve):
         assert not (larger & ~smaller).any()
 
@@ -156,7 +156,7 @@ seen: list[torch.Tensor | None] = []
 
 def test_each_eps_of_a_sweep_begins_where_the_smaller_one_ended(registry):
     seen.clear()
-    where = arena(registry)
+    where = episode_evaluator(registry)
     x = where.tasks.query.x
     held(where, Scenario(query=AttackAtEps(FromWhere(), ThreatModel("linf", 0.2), (0.05, 0.1))))
     assert seen[0] is None
@@ -167,7 +167,7 @@ def test_each_eps_of_a_sweep_begins_where_the_smaller_one_ended(registry):
 
 def test_a_trial_is_held_once(registry):
     seen.clear()
-    where = arena(registry)
+    where = episode_evaluator(registry)
     for _ in range(2):
         held(where, Scenario(query=AttackAtEps(FromWhere(), LINF)))
         held(where, Scenario(query=AttackAtEps(FromWhere(), ThreatModel("linf", 0.2), (0.1,))))
@@ -199,6 +199,6 @@ def test_plans_do_not_change_a_trial(registry):
     ]
     for trial in trials:
         first, second = (
-            held(arena(registry, plan=plan), trial) for plan in (Plan("loop", "loop"), Plan("vmap", "vmap"))
+            held(episode_evaluator(registry, plan=plan), trial) for plan in (Plan("loop", "loop"), Plan("vmap", "vmap"))
         )
         assert torch.equal(first, second)

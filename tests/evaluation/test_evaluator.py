@@ -329,6 +329,6 @@ def test_an_attack_whose_stronger_raises_fails_its_cell_alone(registry):
     first = grid.cells[0]
     grid.cells[0] = replace(first, key="poor", threat=replace(first.threat, attack=poor))
     engine, weights = make_engine(grid, grid.trainings[0], CPU, Plan(chunk=4))
-    found = evaluate_cells(engine, weights, grid.splits.test, grid.cells, CPU, battery=grid.battery)
+    found = evaluate_cells(engine, weights, grid.splits.test, grid.cells, CPU, probe_plan=grid.probe_plan)
     assert "oops" in str(found["poor"])
     assert isinstance(found[grid.cells[1].key], Outcome)

@@ -26,7 +26,7 @@ from robustbench_meta.engine.training import make_engine
 from robustbench_meta.evaluation import evaluator
 from robustbench_meta.evaluation.episode_evaluator import AdaptableModel, EpisodeEvaluator
 from robustbench_meta.evaluation.evaluator import evaluate_cells
-from robustbench_meta.evaluation.example_images import can_be_shown, developed, exhibit
+from robustbench_meta.evaluation.example_images import can_be_shown, developed, example_of
 from robustbench_meta.evaluation.gallery import ExampleEpisode, gallery_of, pixels, png
 from robustbench_meta.experiment.grid import prepare
 from robustbench_meta.experiment.scenario import AttackAtEps, Scenario
@@ -59,7 +59,7 @@ def _two_episodes_at_a_time(monkeypatch):
 def outcomes(grid, chunk=2):
     """By attack, support and query."""
     engine, weights = make_engine(grid, grid.trainings[0], CPU, Plan(chunk=chunk))
-    found = evaluate_cells(engine, weights, grid.splits.test, grid.cells, CPU, battery=grid.battery)
+    found = evaluate_cells(engine, weights, grid.splits.test, grid.cells, CPU, probe_plan=grid.probe_plan)
     return {(cell.attack, cell.support, cell.query): found[cell.key] for cell in grid.cells}
 
 
@@ -145,7 +145,7 @@ def test_rows_are_the_same_with_pictures_and_without(registry, monkeypatch, give
     grid = small(registry, **given)
     shown, alone = outcomes(grid), outcomes(grid)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluator, "exhibit", lambda *_: None)
+        patch.setattr(evaluator, "example_of", lambda *_: None)
         patch.setattr("robustbench_meta.evaluation.episode_evaluator.CountingModel", lambda victim, _: victim)
         bare = outcomes(grid)
     for key, outcome in shown.items():
@@ -155,11 +155,11 @@ def test_rows_are_the_same_with_pictures_and_without(registry, monkeypatch, give
             assert np.array_equal(outcome.robust, other.robust)
             assert np.array_equal(outcome.clean, other.clean)
             assert outcome.episodes_digest == other.episodes_digest
-            assert outcome.certificate == other.certificate
+            assert outcome.reliability == other.reliability
         assert bare[key].gallery is None
 
 
-def arena(registry, shape=(1, 8, 8), way=3, seed=0, **options):
+def episode_evaluator(registry, shape=(1, 8, 8), way=3, seed=0, **options):
     engine, weights = make_world(registry, "maml", "linear", shape=shape, way=way, **options)
     engine.set_mode(training=False)
     engine.batch_seeds(range(2))
@@ -181,11 +181,11 @@ def both(attack, eps=0.1):
     ids=str,
 )  # fmt: skip
 def test_of_large_images_there_are_fewer_even_of_noise(registry, shape, queries, supports):
-    where = arena(registry, shape, way=7)
+    where = episode_evaluator(registry, shape, way=7)
     noise = registry.make("attack", "noise", {})
     with torch.no_grad():
-        gallery = developed(exhibit(where, both(noise)))
-        one = developed(exhibit(where, Scenario(query=both(noise).query)))
+        gallery = developed(example_of(where, both(noise)))
+        one = developed(example_of(where, Scenario(query=both(noise).query)))
     roles = [picture["role"] for picture in gallery["pictures"]]
     assert roles == queries * ["query"] + supports * ["support"]
     if shape != (3, 128, 128):
@@ -198,7 +198,7 @@ def test_what_is_no_image_or_too_large_is_not_shown(registry, shape):
     assert not can_be_shown(shape)
     if shape != (3, 300, 300):
         with torch.no_grad():
-            assert exhibit(arena(registry, shape), both(registry.make("attack", "fgsm", {}))) is None
+            assert example_of(episode_evaluator(registry, shape), both(registry.make("attack", "fgsm", {}))) is None
 
 
 def test_the_rounding_of_an_attack_that_found_nothing_stays_grey(registry):
@@ -211,7 +211,7 @@ def test_the_rounding_of_an_attack_that_found_nothing_stays_grey(registry):
             return x + 6e-8 * (1 - 2 * (x > 0.5).to(x.dtype))
 
     with torch.no_grad():
-        [picture, *_] = exhibit(arena(registry), Scenario(query=both(Rounds()).query))["pictures"]
+        [picture, *_] = example_of(episode_evaluator(registry), Scenario(query=both(Rounds()).query))["pictures"]
     assert 0 < picture["linf"] < 1e-7
     assert picture["difference"].int().sub(128).abs().max() <= 1
 
@@ -268,7 +268,7 @@ def test_an_evaluation_that_was_interrupted_has_the_pictures_of_one_that_was_not
     assert Store(tmp_path).records() == []
     assert list((tmp_path / "progress").glob("*.0-*.safetensors")), "nothing was kept"
     drawn = []
-    monkeypatch.setattr(evaluator, "exhibit", lambda *_: drawn.append(1))
+    monkeypatch.setattr(evaluator, "example_of", lambda *_: drawn.append(1))
     assert told(run(tmp_path)) == told(whole)
     assert drawn == []
 
@@ -346,7 +346,7 @@ def test_a_picture_whose_pixels_are_damaged_is_told():
 
 def effort(registry, name, options, eps=0.1, trial=None, **world):
     """Of an attack on the 6 queries of 2 tasks each."""
-    where = arena(registry, **world)
+    where = episode_evaluator(registry, **world)
     attack = registry.make("attack", name, options)
     with torch.no_grad():
         return where.hold(trial(both(attack, eps).query) if trial else Scenario(query=both(attack, eps).query)).effort
@@ -419,14 +419,14 @@ def test_every_way_to_a_gradient_is_counted(registry, per_task, plan):
         """One task at a time, or all."""
 
     Mine.per_task = per_task
-    where = arena(registry, plan=plan)
+    where = episode_evaluator(registry, plan=plan)
     with torch.no_grad():
         found = where.hold(Scenario(query=both(Mine()).query)).effort
     assert found == QueryCount(12, 6 * 12, 4 * 12)
 
 
 def test_counting_changes_no_gradient(registry):
-    where = arena(registry)
+    where = episode_evaluator(registry)
     plain = where.victim()
 
     def gradient(victim) -> Tensor:

@@ -20,7 +20,7 @@ from robustbench_meta.engine.engine import Plan
 from robustbench_meta.engine.query_counter import QueryCount
 from robustbench_meta.evaluation.attack_checks import self_test, undefended
 from robustbench_meta.evaluation.episode_evaluator import AdaptableModel, EpisodeEvaluator
-from robustbench_meta.evaluation.flags import ENOUGH, FLAGS, certify, of_training
+from robustbench_meta.evaluation.flags import ENOUGH, FLAGS, assess, of_training
 from robustbench_meta.evaluation.model_checks import Observation, UnexposedCopy
 from robustbench_meta.evaluation.statistics import above
 from robustbench_meta.experiment.grid import prepare
@@ -55,13 +55,13 @@ def flags(
     }  # fmt: skip
     probed = {key.replace("_", " "): value for key, value in found.items()}
     probed = honest | {"pgd, 2 eps": probed.pop("twice", 0.1), "pgd, full range": probed.pop("full", 0.0)} | probed
-    certificate = certify(
+    reliability = assess(
         Scenario(query=armed(registry, name)), answers(clean, episodes), answers(robust, episodes),
         {key: answers(value, min(episodes, CHECKED)) for key, value in probed.items()},
         observation or Observation(queries=800),
         effects=np.array(effects), failed={}, way=5, precision="float32",
     )  # fmt: skip
-    return certificate.flags
+    return reliability.flags
 
 
 def test_a_sound_row_has_no_flag(registry):
@@ -121,11 +121,11 @@ def test_no_flag_at_the_edge(registry, seen):
 
 
 def test_probes_are_for_attacked_rows_with_room_to_attack(registry):
-    battery = prepare(RunSpec.read(profile="smoke", learners=("maml",)), registry, None).battery
+    probe_plan = prepare(RunSpec.read(profile="smoke", learners=("maml",)), registry, None).probe_plan
     shape = (1, 28, 28)
 
     def names(trial):
-        return {probe.name for probe in probes(battery, trial, shape)}
+        return {probe.name for probe in probes(probe_plan, trial, shape)}
 
     pgd, none = armed(registry), Scenario()
     assert names(none) == set()
@@ -138,7 +138,7 @@ def test_probes_are_for_attacked_rows_with_room_to_attack(registry):
     assert names(Scenario(query=pgd, surrogate="x")) == {"noise"}  # one step may well transfer better than many
     assert names(Scenario(support=pgd)) == {"noise"}
     assert names(Scenario(support=pgd, poisons=True)) == {"noise", "single step", "stronger"}
-    full = next(p for p in probes(battery, Scenario(query=armed(registry, "pgdl2", ThreatModel("l2", 1.0))), shape)
+    full = next(p for p in probes(probe_plan, Scenario(query=armed(registry, "pgdl2", ThreatModel("l2", 1.0))), shape)
                 if p.name == "pgd, full range")  # fmt: skip
     assert full.trial.query.threat.eps == pytest.approx(28.0)
 
@@ -165,10 +165,13 @@ def test_answers_that_depend_on_what_was_shown_before_are_seen(registry, drift, 
     if not copied:
         module.lock = threading.Lock()  # it has no copy
     theta = engine.theta({name: weight.detach() for name, weight in module.named_parameters()})
-    contestant, noise = AdaptableModel(engine, theta), Scenario(query=armed(registry, "noise"))
-    arena, fresh = EpisodeEvaluator(contestant, random_tasks(), {}, torch.device("cpu")), UnexposedCopy(contestant)
-    arena.hold(noise)
-    seen = fresh.observe(arena, noise).remembers
+    trained_model, noise = AdaptableModel(engine, theta), Scenario(query=armed(registry, "noise"))
+    episode_evaluator, fresh = (
+        EpisodeEvaluator(trained_model, random_tasks(), {}, torch.device("cpu")),
+        UnexposedCopy(trained_model),
+    )
+    episode_evaluator.hold(noise)
+    seen = fresh.observe(episode_evaluator, noise).remembers
     assert seen > 0.01 if drift else seen < 1e-9
 
 
@@ -256,13 +259,13 @@ def record(key, method, accuracy, query="adv", training="t", eps=0.1):
 def test_a_probe_that_failed_is_told_and_costs_no_row(registry, failed):
     honest = {"noise": 0.85, "single step": 0.5, "pgd": 0.4, "pgd, 2 eps": 0.1, "pgd, full range": 0.0,
               "black box": 0.6, "stronger": 0.4}  # fmt: skip
-    certificate = certify(
+    reliability = assess(
         Scenario(query=armed(registry)), answers(0.9), answers(0.4),
         {name: answers(value, CHECKED) for name, value in honest.items() if name != failed}, Observation(queries=800),
         effects=None, failed={failed: "it raised"}, way=5, precision="float32",
     )  # fmt: skip
-    assert certificate.flags == ["unchecked"]
-    assert certificate.failed == {failed: "it raised"}
+    assert reliability.flags == ["unchecked"]
+    assert reliability.failed == {failed: "it raised"}
 
 
 def test_a_single_step_alone_is_no_claim():

@@ -275,8 +275,8 @@ def test_several_eps_are_a_sweep_of_attacks_of_many_steps_in_the_scenarios_that_
 
 def test_checks_are_part_of_what_identifies_a_row(registry):
     with_, without = (grid(registry, attacks=("fgsm",), checks=checks) for checks in (True, False))
-    assert with_.battery is not None
-    assert without.battery is None
+    assert with_.probe_plan is not None
+    assert without.probe_plan is None
     assert with_.cells[0].key != without.cells[0].key
     assert with_.cells[0].training.key == without.cells[0].training.key
 

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from robustbench_meta import hookimpl, hookspecs
 from robustbench_meta.jobs.time_left import RunProgress
-from robustbench_meta.reporting.terminal.progress import Lines, Listener, draw_progress, left_told, showing_progress
+from robustbench_meta.reporting.terminal.progress import Lines, Listener, draw_progress, left_text, showing_progress
 
 TWO = [
     {"training": "maml (seed 0)", "cells": 3, "train": 400, "test": 300, "checked": 0},
@@ -80,24 +80,24 @@ def test_the_share_that_is_done_is_weighted_by_work():
 
 def test_nothing_is_said_of_the_time_left_before_anything_is_measured():
     progress, clock = of_two()
-    assert left_told(progress.left) == "…"
+    assert left_text(progress.left) == "…"
     progress.reach("train", "maml (seed 0)", 0, 100)
     clock.now = 30.0  # the first step may take long: a plan is made
     progress.reach("train", "maml (seed 0)", 1, 100)
-    assert left_told(progress.left) == "…"
+    assert left_text(progress.left) == "…"
 
 
 def test_the_time_left_is_a_lower_bound_then_a_guess_then_measured():
     progress, clock = of_two()
     # 1 step of 100 is 4 passes: 0.1 s a step is 0.025 s a pass; adml's 800 passes are guessed to take 20 s.
     advance(progress, clock, "train", "maml (seed 0)", 0, 100, 100, 10.0)
-    assert left_told(progress.left) == ">0:00:20 left", "no test has been measured"
+    assert left_text(progress.left) == ">0:00:20 left", "no test has been measured"
     advance(progress, clock, "test", "maml (seed 0)", 0, 300, 300, 6.0)
-    assert left_told(progress.left) == "~0:00:26 left", "adml: 800 × 0.025 + 300 × 0.02"
+    assert left_text(progress.left) == "~0:00:26 left", "adml: 800 × 0.025 + 300 × 0.02"
     advance(progress, clock, "train", "adml (seed 0)", 0, 100, 100, 30.0)
-    assert left_told(progress.left) == "~0:00:06 left"
+    assert left_text(progress.left) == "~0:00:06 left"
     advance(progress, clock, "test", "adml (seed 0)", 0, 150, 300, 15.0)
-    assert left_told(progress.left) == "0:00:15 left", "its own pace now: 150 pairs at 0.1 s"
+    assert left_text(progress.left) == "0:00:15 left", "its own pace now: 150 pairs at 0.1 s"
 
 
 def test_checked_episodes_bound_the_time_that_is_left():
@@ -106,16 +106,16 @@ def test_checked_episodes_bound_the_time_that_is_left():
     progress.begin(3, [{**TWO[0], "train": 0, "checked": 96}, {**TWO[1], "train": 0, "checked": 96}])
     reach = partial(advance, progress, clock, "test")
     reach("maml (seed 0)", 0, 60, 300, 60.0)
-    assert left_told(progress.left) == "<0:09:00 left", "240 and 300 pairs at a second each, at most"
+    assert left_text(progress.left) == "<0:09:00 left", "240 and 300 pairs at a second each, at most"
     reach("maml (seed 0)", 60, 96, 300, 36.0)
-    assert left_told(progress.left) == "<0:08:24 left", "what is not checked has not been seen yet"
+    assert left_text(progress.left) == "<0:08:24 left", "what is not checked has not been seen yet"
     reach("maml (seed 0)", 96, 200, 300, 10.4)
     # 100 pairs of 0.1 s, and 300 of the mean of 200 that took 106.4 s
-    assert left_told(progress.left) == "~0:02:50 left"
+    assert left_text(progress.left) == "~0:02:50 left"
     reach("maml (seed 0)", 200, 300, 300, 10.0)
     reach("adml (seed 0)", 0, 96, 300, 96.0)
     reach("adml (seed 0)", 96, 200, 300, 10.4)
-    assert left_told(progress.left) == "0:00:10 left"
+    assert left_text(progress.left) == "0:00:10 left"
 
 
 def test_work_side_by_side_takes_as_long_as_the_longest_chain():
@@ -124,7 +124,7 @@ def test_work_side_by_side_takes_as_long_as_the_longest_chain():
         clock.now = done / 10
         progress.reach("train", "maml (seed 0)", min(100, 2 * done), 100)
         progress.reach("train", "adml (seed 0)", done, 100)
-    assert left_told(progress.left) == ">0:00:05 left"
+    assert left_text(progress.left) == ">0:00:05 left"
 
 
 def test_what_was_done_before_counts_and_makes_no_rate():
@@ -145,7 +145,7 @@ def test_failed_cells_leave_no_work():
     advance(progress, clock, "train", "maml (seed 0)", 0, 100, 100, 10.0)
     advance(progress, clock, "test", "maml (seed 0)", 0, 300, 300, 10.0)
     assert progress.fraction == 1.0
-    assert left_told(progress.left) == "0:00:00 left"
+    assert left_text(progress.left) == "0:00:00 left"
 
 
 def test_two_parts_of_a_suite_may_have_one_label():
@@ -167,22 +167,22 @@ class Manager(pluggy.PluginManager):
         super().__init__(hookspecs.PROJECT)
         self.add_hookspecs(hookspecs)
 
-    def tell(self, event, **facts):
+    def emit(self, event, **facts):
         """With None for what no listener to progress looks at."""
         known = inspect.signature(getattr(hookspecs, event)).parameters
         return getattr(self.hook, event)(**{**dict.fromkeys(known), **facts})
 
 
 def test_progress_comes_through_the_public_events():
-    tape, clock, heard = Tape(), Clock(), Manager()
+    tape, clock, on_open = Tape(), Clock(), Manager()
     listener = Listener(tape, RunProgress(clock))
-    heard.register(listener)
-    heard.tell("run_started", run={}, cells=6, work=TWO)
-    heard.tell("training_progress", training="maml (seed 0)", step=0, steps=2, metrics={})
+    on_open.register(listener)
+    on_open.emit("run_started", run={}, cells=6, work=TWO)
+    on_open.emit("training_progress", training="maml (seed 0)", step=0, steps=2, metrics={})
     clock.now = 3.0
     metrics = {"loss": 0.512, "validation_accuracy": 0.831}
-    heard.tell("training_progress", training="maml (seed 0)", step=2, steps=2, metrics=metrics)
-    heard.tell("cell_finished", record={})
+    on_open.emit("training_progress", training="maml (seed 0)", step=2, steps=2, metrics=metrics)
+    on_open.emit("cell_finished", record={})
     assert tape.lines == ["train maml (seed 0): 2 in 0:00:03, loss 0.51, val 83.1 %"]
     assert listener.progress.cells_over == 1
 
@@ -206,18 +206,18 @@ def test_what_is_checked_no_more_does_not_go_on_from_somewhere():
 
 
 def test_a_tracker_of_a_stranger_hears_the_same():
-    heard = []
+    on_open = []
 
     class Tracker:
         @hookimpl
         def cell_finished(self, record):
-            heard.append(record["key"])
+            on_open.append(record["key"])
 
     ours = Manager()
     ours.register(Tracker())
     with showing_progress(ours, Console(file=io.StringIO())):
-        ours.tell("cell_finished", record={"key": "abc"})
-    assert heard == ["abc"]
+        ours.emit("cell_finished", record={"key": "abc"})
+    assert on_open == ["abc"]
     assert len(ours.get_plugins()) == 1, "nothing of ours stays"
 
 
@@ -252,16 +252,16 @@ def test_a_file_gets_no_bars_whatever_the_environment_asks_for(force, monkeypatc
     monkeypatch.setenv("FORCE_COLOR", "1" if force else "")
     out, ours = io.StringIO(), Manager()
     with showing_progress(ours, Console(file=out, width=80)):
-        ours.tell("run_started", run={}, cells=6, work=TWO)
-        ours.tell("training_progress", training="maml", step=0, steps=2, metrics={})
-        ours.tell("training_progress", training="maml", step=2, steps=2, metrics={})
+        ours.emit("run_started", run={}, cells=6, work=TWO)
+        ours.emit("training_progress", training="maml", step=0, steps=2, metrics={})
+        ours.emit("training_progress", training="maml", step=2, steps=2, metrics={})
     assert re.sub(r"\x1b\[\d*m", "", out.getvalue()) == "train maml: 2 in 0:00:00\n"
 
 
 def test_it_can_be_switched_off():
     out, ours = io.StringIO(), Manager()
     with showing_progress(ours, Console(file=out), show=False):
-        ours.tell("training_progress", training="maml", step=2, steps=2, metrics={})
+        ours.emit("training_progress", training="maml", step=2, steps=2, metrics={})
     assert out.getvalue() == ""
 
 

@@ -33,7 +33,7 @@ END = [CellFinished("a"), CellFailed("b", LABELS, "maml (seed 0)", "no luck")]
 def told(tmp_path):
     """A run of that name that says this, by workers."""
 
-    def tell(name, **logs):
+    def emit(name, **logs):
         (tmp_path / "events" / name).mkdir(parents=True, exist_ok=True)
         for worker, events in logs.items():
             log = EventLog(tmp_path / "events" / name / f"{worker}.jsonl")
@@ -41,7 +41,7 @@ def told(tmp_path):
                 log.emit(event)
         return tmp_path
 
-    return tell
+    return emit
 
 
 def plain(folder, capsys, *options):

@@ -134,7 +134,7 @@ def _number(cell: SheetCell) -> str:
     if not cell.mean:
         return r"\textendash{}"
     mean = rf"\textbf{{{cell.mean}}}" if cell.bold else cell.mean
-    marks = ("!" if cell.doubted else "") + ("*" if cell.fewer else "")
+    marks = ("!" if cell.has_flags else "") + ("*" if cell.fewer else "")
     spread = rf" {{\scriptsize$\pm${cell.spread}}}" if cell.spread else ""
     return mean + spread + (rf"\rlap{{\textsuperscript{{{marks}}}}}" if marks else "")
 

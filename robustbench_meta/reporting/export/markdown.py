@@ -58,4 +58,4 @@ def _number(cell: SheetCell) -> str:
         return "–"
     mean = f"**{cell.mean}**" if cell.bold else cell.mean
     spread = f" ±{cell.spread}" if cell.spread else ""
-    return mean + spread + (" !" if cell.doubted else "") + (r" \*" if cell.fewer else "")
+    return mean + spread + (" !" if cell.has_flags else "") + (r" \*" if cell.fewer else "")

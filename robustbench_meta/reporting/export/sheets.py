@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from robustbench_meta.reporting.terminal.leaderboard import worst_told
-from robustbench_meta.reporting.wording import flags_told
+from robustbench_meta.reporting.terminal.leaderboard import worst_text
+from robustbench_meta.reporting.wording import flags_text
 from robustbench_meta.results.episode_accuracies import Samples
 from robustbench_meta.results.pairwise import judged
 from robustbench_meta.results.tables import WORST, LeaderboardTable, shown
@@ -26,7 +26,7 @@ class SheetCell:
     """Behind ±; empty: there is none."""
     bold: bool = False
     """No learner of its table is significantly better by it."""
-    doubted: bool = False
+    has_flags: bool = False
     """It has a flag that not all numbers of the table have."""
     fewer: bool = False
     """It rests on fewer seeds than others."""
@@ -75,7 +75,7 @@ def _notes(board: LeaderboardTable, ranked_: bool) -> list[str]:
         else f"Accuracy in %, mean of {board.seeds} seeds ({episodes:,} episodes each); ± standard deviation of these."
     ]  # fmt: skip
     if WORST in board.columns:
-        lines.append(worst_told(board.setting, "right under every attack of the table"))
+        lines.append(worst_text(board.setting, "right under every attack of the table"))
     if ranked_:
         by = "episodes" + (" and seeds" if board.seeds > 1 else "")
         lines.append(
@@ -84,4 +84,4 @@ def _notes(board: LeaderboardTable, ranked_: bool) -> list[str]:
         )
     if any(map(board.fewer, scores)):
         lines.append("* rests on fewer seeds.")
-    return lines + flags_told({"": board}, "! ")
+    return lines + flags_text({"": board}, "! ")

@@ -14,13 +14,13 @@ from robustbench_meta.reporting.figures.figure import PaperFigure
 from robustbench_meta.reporting.figures.heatmaps import draw_heatmaps
 from robustbench_meta.reporting.figures.learning_curves import draw_learning
 from robustbench_meta.reporting.figures.naming import at_zero
-from robustbench_meta.reporting.figures.pairwise import draw_duels
+from robustbench_meta.reporting.figures.pairwise import draw_comparisons
 from robustbench_meta.reporting.figures.scenario_bars import draw_scenarios
 from robustbench_meta.reporting.figures.style import FigureStyle
 from robustbench_meta.reporting.figures.tradeoff import draw_tradeoffs
 from robustbench_meta.results.curves import curves
 from robustbench_meta.results.episode_accuracies import Samples
-from robustbench_meta.results.pairwise import duels
+from robustbench_meta.results.pairwise import comparisons
 from robustbench_meta.results.tables import LeaderboardTable, boards
 
 
@@ -54,7 +54,7 @@ def requirement(kind: str) -> str:
 
 def _compare(shown: FigureData, look: FigureStyle) -> Iterable[PaperFigure]:
     try:
-        return draw_duels(duels(shown.frame, shown.samples), look, zero=shown.zero)
+        return draw_comparisons(comparisons(shown.frame, shown.samples), look, zero=shown.zero)
     except BenchError:  # no two learners share a setting
         return []
 

@@ -9,11 +9,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from robustbench_meta.reporting.figures.figure import PaperFigure, place_told
+from robustbench_meta.reporting.figures.figure import PaperFigure, place_text
 from robustbench_meta.reporting.figures.layout import grid, room
 from robustbench_meta.reporting.figures.style import GREY, FigureStyle, percents
 from robustbench_meta.reporting.terminal.layout import norm_name, sides, title
-from robustbench_meta.reporting.wording import flags_told, spread_told
+from robustbench_meta.reporting.wording import flags_text, spread_text
 from robustbench_meta.results.curves import SCENE, Curve, grouped, over_seeds
 from robustbench_meta.results.tables import PLACE, LeaderboardTable, scores_of
 
@@ -48,10 +48,10 @@ def _figure(group: list[Curve], attacks: list[str], rows: pd.DataFrame, look: Fi
         look.legend(figure, {name: look.handle(name) for name in sorted({curve.learner for curve in group})})
     under = f" under {attacks[0]}" if len(attacks) == 1 else ""
     scene = f"{norm_name(told['threat_norm'])}, {sides(told)}"
-    told_flags = flags_told(_points([curve for curve in group if curve.attack in attacks], rows))
+    told_flags = flags_text(_points([curve for curve in group if curve.attack in attacks], rows))
     caption = " ".join([
-        f"Accuracy over ε{under} ({scene}; at 0: without attack) on {place_told(told)}.",
-        spread_told("bands", seeds, group[0].episodes.shape[1]), *told_flags, "Dotted: chance.",
+        f"Accuracy over ε{under} ({scene}; at 0: without attack) on {place_text(told)}.",
+        spread_text("bands", seeds, group[0].episodes.shape[1]), *told_flags, "Dotted: chance.",
     ])  # fmt: skip
     setting = {name: told[name] for name in [*PLACE, *SCENE]} | {"eps": f"0-{group[0].eps[-1]}-{len(group[0].eps)}"}
     return PaperFigure("curves", setting | ({"part": part} if part else {}), figure, "Accuracy over ε", caption)

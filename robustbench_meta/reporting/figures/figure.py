@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from robustbench_meta.reporting.terminal.layout import sides
-from robustbench_meta.reporting.terminal.leaderboard import worst_told
-from robustbench_meta.reporting.wording import flags_told, spread_told
+from robustbench_meta.reporting.terminal.leaderboard import worst_text
+from robustbench_meta.reporting.wording import flags_text, spread_text
 from robustbench_meta.results.tables import CLEAN, WORST, LeaderboardTable, Score
 
 
@@ -25,7 +25,7 @@ class PaperFigure:
     caption: str
 
 
-def place_told(told: Mapping[str, Any]) -> str:
+def place_text(told: Mapping[str, Any]) -> str:
     """`glyphs, 5-way 1-shot; conv4:width=32 (group norm, inductive), 600 meta-steps of 8 tasks`."""
     norm = "no" if told["norm"] == "none" else told["norm"]
     precision = "" if told["precision"] == "float32" else f", {told['precision']}"
@@ -35,12 +35,12 @@ def place_told(told: Mapping[str, Any]) -> str:
     )
 
 
-def scene_told(told: Mapping[str, Any]) -> str:
+def scene_text(told: Mapping[str, Any]) -> str:
     """What is done to support and query, a line each."""
     return sides(told).replace(", ", ",\n", 1)
 
 
-def boards_told(found: Iterable[LeaderboardTable], shown: Iterable[Score], what: str, mark: str = "Flagged ") -> str:
+def boards_text(found: Iterable[LeaderboardTable], shown: Iterable[Score], what: str, mark: str = "Flagged ") -> str:
     """What the numbers rest on, what the worst case is, and which of the boards' are in doubt, and why.
 
     Args:
@@ -50,14 +50,14 @@ def boards_told(found: Iterable[LeaderboardTable], shown: Iterable[Score], what:
         mark: what the sentences on numbers in doubt begin with.
     """
     boards = list(found)
-    lines = [spread_told(what, (score.seeds for score in shown), boards[0].setting["episodes"])]
+    lines = [spread_text(what, (score.seeds for score in shown), boards[0].setting["episodes"])]
     worst = [board for board in boards if WORST in board.columns]
     if worst:
         clean = all(board.setting["support"] == CLEAN for board in worst)
-        told = worst_told({"support": CLEAN if clean else ""}, "right under every attack that is shown")
+        told = worst_text({"support": CLEAN if clean else ""}, "right under every attack that is shown")
         partly = not clean and any(board.setting["support"] == CLEAN for board in worst)
         lines.append(f"{told[:-1]}, and, with clean support, without any." if partly else told)
-    return " ".join([*lines, *flags_told(by_scenario(boards), mark)])
+    return " ".join([*lines, *flags_text(by_scenario(boards), mark)])
 
 
 def by_scenario(boards: Iterable[LeaderboardTable]) -> dict[str, LeaderboardTable]:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 
-from robustbench_meta.reporting.figures.figure import PaperFigure, boards_told, place_told
+from robustbench_meta.reporting.figures.figure import PaperFigure, boards_text, place_text
 from robustbench_meta.reporting.figures.naming import scenarios_of, shared_setting
 from robustbench_meta.reporting.figures.style import FigureStyle
 from robustbench_meta.reporting.terminal.layout import norm_name, sides
@@ -72,7 +72,7 @@ def _figure(
         room = (width - 1.6) / max(len(board.scores if turned else board.columns) for board in group)
         below = max(look.below(list(board.scores) if turned else board.columns, room) for board in group)
         labels = below * (1 if same else len(group)) + 0.1
-        figure = look.figure(width, sum(heights) + labels, [place_told(setting), threat])
+        figure = look.figure(width, sum(heights) + labels, [place_text(setting), threat])
         panels = figure.subplots(len(group), 1, height_ratios=heights, squeeze=False)[:, 0]
         order = list(max(group, key=lambda board: len(board.scores)).scores)
         for axes, board, title in zip(panels, group, titles, strict=True):
@@ -87,8 +87,8 @@ def _figure(
         bar.set_label("accuracy (%)")
     scene = f", {sides(setting)}" if len(group) == 1 else ""
     caption = (
-        f"Accuracy in % by learner and attack ({threat}{scene}) on {place_told(setting)}. "
-        f"{boards_told(group, all_scores(group), '±', mark='! ')}"
+        f"Accuracy in % by learner and attack ({threat}{scene}) on {place_text(setting)}. "
+        f"{boards_text(group, all_scores(group), '±', mark='! ')}"
     )
     if any(board.doubts() for board in group):
         caption += " In the figure, ! marks the numbers that are in doubt."

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from robustbench_meta.reporting.figures.figure import PaperFigure, place_told
+from robustbench_meta.reporting.figures.figure import PaperFigure, place_text
 from robustbench_meta.reporting.figures.layout import grid
 from robustbench_meta.reporting.figures.style import GREY, FigureStyle, percents
 from robustbench_meta.reporting.wording import meaning
@@ -39,7 +39,7 @@ def _figure(
 ) -> PaperFigure:  # fmt: skip
     told = {str(name): value for name, value in rows.iloc[0].items()}
     with look.styled():
-        figure, panels = grid(look, 2, look.wide("double"), 1.5, [place_told(told)], aspect=0.6)
+        figure, panels = grid(look, 2, look.wide("double"), 1.5, [place_text(told)], aspect=0.6)
         for axes, (name, field) in zip(panels, _PANELS.items(), strict=True):
             for learner, part in rows.groupby("learner", sort=True):
                 _line(axes, str(learner), [(curves[key], chosen[key]) for key in part["training_hash"]], field, look)
@@ -53,7 +53,7 @@ def _figure(
     seeds = int(rows.groupby("learner")["seed"].nunique().max())
     several = f" Thin: each of {seeds} seeds; thick: their mean." if seeds > 1 else ""
     caption = (
-        f"Accuracy over meta-steps on {place_told(told)}: in meta-training of what each learner's objective judges, on "
+        f"Accuracy over meta-steps on {place_text(told)}: in meta-training of what each learner's objective judges, on "
         f"validation tasks of clean queries (with a training attack: the mean of clean and attacked ones).{several} "
         f"Markers: the weights that were kept. Dotted: chance."
         f"{flags}"

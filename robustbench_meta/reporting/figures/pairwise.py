@@ -9,24 +9,24 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from robustbench_meta.reporting.figures.figure import PaperFigure, by_scenario, place_told
+from robustbench_meta.reporting.figures.figure import PaperFigure, by_scenario, place_text
 from robustbench_meta.reporting.figures.naming import at_zero, scenario_place
 from robustbench_meta.reporting.figures.style import GREY, FigureStyle
 from robustbench_meta.reporting.terminal.layout import norm_name, sides
-from robustbench_meta.reporting.wording import flags_told
-from robustbench_meta.results.pairwise import Comparison, tests_told
+from robustbench_meta.reporting.wording import flags_text
+from robustbench_meta.results.pairwise import Comparison, tests_text
 from robustbench_meta.results.tables import PLACE, WORST
 
 _ROW = 0.2
 """Inches."""
 
 
-def draw_duels(found: Sequence[Comparison], look: FigureStyle, *, zero: bool = True) -> Iterator[PaperFigure]:
+def draw_comparisons(found: Sequence[Comparison], look: FigureStyle, *, zero: bool = True) -> Iterator[PaperFigure]:
     """A figure for each two learners, setting, norm and ε; the difference without attack stands above.
 
     Attacks at ε = 0 are drawn if `zero`.
     """
-    comparisons = tests_told(found)
+    comparisons = tests_text(found)
     pairs: dict[tuple[Any, ...], list[Comparison]] = {}
     for duel in found:
         pairs.setdefault((*(duel.setting[name] for name in PLACE), duel.first, duel.second), []).append(duel)
@@ -53,7 +53,7 @@ def _figure(group: list[Comparison], comparisons: str, look: FigureStyle) -> Pap
     high = sum(0.22 + look.high(title.count("\n")) for title in titles) if attacked else 0
     ahead = f"◂ {look.shown(last.second, 18)} ahead    points    {look.shown(last.first, 18)} ahead ▸"
     with look.styled():
-        figure = look.figure(width, sum(heights) + high + 0.85, [place_told(last.setting), threat])
+        figure = look.figure(width, sum(heights) + high + 0.85, [place_text(last.setting), threat])
         panels = figure.subplots(len(group), 1, height_ratios=heights, sharex=True, squeeze=False)[:, 0]
         for axes, duel, title in zip(panels, group, titles, strict=True):
             _panel(axes, duel, [labels[column] for column in duel.contrasts], look)
@@ -109,7 +109,7 @@ def _caption(group: list[Comparison], threat: str, comparisons: str) -> str:
     scene = f", {sides(last.setting)}" if len(group) <= 2 and threat != "no attack" else ""
     lines = [
         f"Difference in accuracy, {last.first} − {last.second}, in points ({threat}{scene}) on "
-        f"{place_told(last.setting)}.",
+        f"{place_text(last.setting)}.",
         f"Mean over the same {last.setting['episodes']:,} test episodes"
         + (f", each over {seeds} seeds{' (some over fewer)' if len(counts) > 1 else ''}" if seeds > 1 else "")
         + "; bars: 95 % intervals.",
@@ -123,4 +123,4 @@ def _caption(group: list[Comparison], threat: str, comparisons: str) -> str:
         lines.append(f"{trained}: its luck is not in the intervals.")
     boards = [duel.board for duel in group]
     flagged = [board for board in boards if board.shared or board.doubts() or board.setting["threat_norm"] != "none"]
-    return " ".join([*lines, *flags_told(by_scenario(flagged))])
+    return " ".join([*lines, *flags_text(by_scenario(flagged))])

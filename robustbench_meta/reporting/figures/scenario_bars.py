@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from robustbench_meta.reporting.figures.figure import PaperFigure, boards_told, place_told
+from robustbench_meta.reporting.figures.figure import PaperFigure, boards_text, place_text
 from robustbench_meta.reporting.figures.layout import packed
 from robustbench_meta.reporting.figures.naming import scenarios_of, shared_setting
 from robustbench_meta.reporting.figures.scenes import Piece, ScenarioLayout, planned
@@ -40,7 +40,7 @@ def _figures(group: list[LeaderboardTable], look: FigureStyle) -> Iterator[Paper
     learners = sorted({name for board in group for name in board.scores})
     plan = planned(group, len(learners), look)
     caption = (
-        f"Accuracy by scenario ({threat}) on {place_told(setting)}. {boards_told(group, shown, 'error bars')} "
+        f"Accuracy by scenario ({threat}) on {place_text(setting)}. {boards_text(group, shown, 'error bars')} "
         "Dotted: chance."
     )
     below = max(look.below(piece.columns, plan.room, _REACH) for piece in plan.pieces)
@@ -50,7 +50,7 @@ def _figures(group: list[LeaderboardTable], look: FigureStyle) -> Iterator[Paper
     rows = math.ceil(len(plan.rows) / parts)
     for number, start in enumerate(range(0, len(plan.rows), rows), start=1):
         part = plan.part(start, start + rows)
-        figure = _figure(part, height, learners, [place_told(setting), threat], look)
+        figure = _figure(part, height, learners, [place_text(setting), threat], look)
         told = shared_setting(group) | ({"part": number} if parts > 1 else {})
         yield PaperFigure("scenarios", told, figure, "Accuracy by scenario", caption)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from robustbench_meta.reporting.figures.figure import scene_told
+from robustbench_meta.reporting.figures.figure import scene_text
 from robustbench_meta.reporting.figures.layout import even_rows
 from robustbench_meta.reporting.figures.style import FigureStyle
 from robustbench_meta.results.tables import CLEAN, LeaderboardTable, unattacked
@@ -61,7 +61,7 @@ def _laid_out(group: list[LeaderboardTable], learners: int, width: float, look: 
     pieces = [Piece(unattacked(group), [CLEAN], "no attack")]
     for board in group:
         for start in range(1, len(board.columns), most):
-            scene = scene_told(board.setting) + (" …" if start > 1 else "")
+            scene = scene_text(board.setting) + (" …" if start > 1 else "")
             pieces.append(Piece(board, board.columns[start : start + most], scene))
     counts = [len(piece.columns) for piece in pieces]
     words = (word for piece in pieces for word in piece.scene.split() if len(word) <= _WORD)

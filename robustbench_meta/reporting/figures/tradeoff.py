@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from robustbench_meta.reporting.figures.figure import PaperFigure, boards_told, place_told, scene_told
+from robustbench_meta.reporting.figures.figure import PaperFigure, boards_text, place_text, scene_text
 from robustbench_meta.reporting.figures.layout import grid, room
 from robustbench_meta.reporting.figures.naming import scenarios_of, shared_setting
 from robustbench_meta.reporting.figures.style import GREY, FigureStyle
@@ -41,7 +41,7 @@ def _figure(group: list[LeaderboardTable], look: FigureStyle) -> PaperFigure:
     titles = [look.fitted(_scene(board, told=len(lasts) > 1), room(len(group), width, _LEAST)) for board in group]
     lines = max(2, *(title.count("\n") + 1 for title in titles)) - 1 if len(group) > 1 else 1
     with look.styled():
-        figure, panels = grid(look, len(group), width, _LEAST, [place_told(setting), threat], aspect=0.9, lines=lines)
+        figure, panels = grid(look, len(group), width, _LEAST, [place_text(setting), threat], aspect=0.9, lines=lines)
         for axes, board, title in zip(panels, group, titles, strict=True):
             _panel(axes, board, look)
             if len(group) > 1:
@@ -54,8 +54,8 @@ def _figure(group: list[LeaderboardTable], look: FigureStyle) -> PaperFigure:
         look.legend(figure, {name: _handle(name, look) for name in learners})
     scene = f", {sides(setting)}" if len(group) == 1 else ""
     caption = (
-        f"Accuracy without attack, and {_robust(lasts)} ({threat}{scene}), on {place_told(setting)}. "
-        f"{boards_told(group, shown, 'error bars')} Grey: where an attack would take nothing."
+        f"Accuracy without attack, and {_robust(lasts)} ({threat}{scene}), on {place_text(setting)}. "
+        f"{boards_text(group, shown, 'error bars')} Grey: where an attack would take nothing."
     )
     return PaperFigure("tradeoff", shared_setting(group), figure, "Clean and robust accuracy", caption)
 
@@ -74,7 +74,7 @@ def _robust(lasts: list[str]) -> str:
 def _scene(board: LeaderboardTable, *, told: bool) -> str:
     """A panel's title, with what its robust accuracy is, if that is `told`."""
     last = board.columns[-1]
-    return scene_told(board.setting) + (f"\n({last if last == WORST else f'under {last}'})" if told else "")
+    return scene_text(board.setting) + (f"\n({last if last == WORST else f'under {last}'})" if told else "")
 
 
 def _panel(axes: Axes, board: LeaderboardTable, look: FigureStyle) -> None:

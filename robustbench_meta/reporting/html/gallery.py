@@ -114,12 +114,12 @@ def _hung(
 ) -> Iterable[ExampleGrid]:
     """Learners whose clean images are the same share a wall; others, of other episodes, have walls of their own."""
     by_images: dict[tuple[str, ...], list[tuple[LearnerExamples, ExampleEpisode]]] = {}
-    for exhibit, gallery in found:
-        by_images.setdefault(tuple(picture.clean for picture in exhibit.pictures), []).append((exhibit, gallery))
+    for example_of, gallery in found:
+        by_images.setdefault(tuple(picture.clean for picture in example_of.pictures), []).append((example_of, gallery))
     for group in by_images.values():
         _, height, width = group[0][1].shape
         size = _WIDTH, max(1, round(_WIDTH * height / width))
-        exhibits = [exhibit for exhibit, _ in group]
+        exhibits = [example_of for example_of, _ in group]
         yield ExampleGrid(told, attack, f"{threat(told)} · {sides(told)}", exhibits[0].pictures, exhibits, size)
 
 

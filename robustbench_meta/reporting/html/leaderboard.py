@@ -11,8 +11,8 @@ import numpy as np
 
 from robustbench_meta.reporting.html.scenarios import UNATTACKED, scenario
 from robustbench_meta.reporting.terminal.layout import sides, threat
-from robustbench_meta.reporting.terminal.leaderboard import worst_told
-from robustbench_meta.reporting.wording import FlagNote, doubts_of
+from robustbench_meta.reporting.terminal.leaderboard import worst_text
+from robustbench_meta.reporting.wording import FlagNote, flags_of
 from robustbench_meta.results.tables import CLEAN, PLACE, WORST, LeaderboardTable
 
 SUCCESS, DECILE = "success", "worst 10 %"
@@ -51,7 +51,7 @@ class ComparableTables:
     told: Mapping[str, Any]
     heading: str
     facts: list[str]
-    told_apart: str
+    distinguished: str
     """Its heading, with its facts where another place has the same."""
     caption: str
     standings: list[RankTable]
@@ -136,7 +136,7 @@ def _standing(board: LeaderboardTable, number: int, rows: Sequence[str]) -> Rank
         f"table-{number}", board, threat(setting) if attacked else "no attack",
         scenario(setting), sides(setting) if attacked else UNATTACKED,
         len(board.scores) > 1 and bool(board.ranks), list(next(iter(board.extras.values()))), _caption(board),
-        doubts_of(board, "all numbers of this table"), _verdict(board), [name for name in rows if name in board.scores],
+        flags_of(board, "all numbers of this table"), _verdict(board), [name for name in rows if name in board.scores],
     )  # fmt: skip
 
 
@@ -157,7 +157,7 @@ def _caption_of_all(standings: Sequence[RankTable]) -> str:
     worst = [board for board in found if WORST in board.columns]
     if worst:
         clean = [board.setting["support"] == CLEAN for board in worst]
-        told = worst_told({"support": CLEAN if all(clean) else ""}, "right under every attack of the table")
+        told = worst_text({"support": CLEAN if all(clean) else ""}, "right under every attack of the table")
         lines.append(f"{told[:-1]}, and, with clean support, without any." if len(set(clean)) == 2 else told)
     ranked = [standing.board for standing in standings if standing.ranked]
     if ranked:

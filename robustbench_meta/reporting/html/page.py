@@ -32,7 +32,7 @@ from robustbench_meta.reporting.terminal.layout import norm_name
 from robustbench_meta.results.curves import curves
 from robustbench_meta.results.episode_accuracies import Samples
 from robustbench_meta.results.frames import failures_in
-from robustbench_meta.results.pairwise import duels, judged
+from robustbench_meta.results.pairwise import comparisons, judged
 from robustbench_meta.results.store import Store
 from robustbench_meta.results.tables import PLACE, groups, shown
 from robustbench_meta.runtime.atomic_files import write_atomically, write_text
@@ -64,7 +64,7 @@ def page(store: Store, frame: pd.DataFrame, samples: Samples) -> str:
     drawings = Drawings(sorted(name for board in found for name in board.scores))
     there = places(found)
     style, script = _resource("style.css"), _resource("script.js")
-    where = {tuple(place.told[name] for name in PLACE): place.told_apart for place in there}
+    where = {tuple(place.told[name] for name in PLACE): place.distinguished for place in there}
     return _environment(where).get_template("report.html.jinja").render(
         style=style, script=script, policy=_policy(style, script), version=__version__,
         palette=drawings.palette, places=there, threats=threats(found, drawings),
@@ -84,7 +84,7 @@ def _sweeps(frame: pd.DataFrame, samples: Samples, drawings: Drawings, order: Or
 def _contests(frame: pd.DataFrame, samples: Samples, order: Order) -> PairwiseSection | str:
     """All pairs, or why there are none."""
     try:
-        return contests(sorted(duels(frame, samples), key=lambda duel: order(duel.setting)))
+        return contests(sorted(comparisons(frame, samples), key=lambda duel: order(duel.setting)))
     except BenchError as error:
         return str(error)
 
@@ -158,7 +158,7 @@ def _hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def told_size(path: Path) -> str:
+def size_text(path: Path) -> str:
     """`1.2 MB`."""
     size = path.stat().st_size
     return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{math.ceil(size / 1e3)} kB"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from robustbench_meta.reporting.terminal.layout import sides, threat
-from robustbench_meta.results.pairwise import Comparison, PairedTest, tests_told
+from robustbench_meta.results.pairwise import Comparison, PairedTest, tests_text
 from robustbench_meta.results.tables import PLACE, shown
 
 MOST = 1500
@@ -64,16 +64,16 @@ class PairwiseSection(NamedTuple):
     """Whether some contrast rests on a single training."""
 
 
-def contests(duels: Sequence[Comparison]) -> PairwiseSection:
+def contests(comparisons: Sequence[Comparison]) -> PairwiseSection:
     """The matches, in the order in which `bench compare` prints them."""
-    contrasts = [contrast for duel in duels for contrast in duel.contrasts.values()]
+    contrasts = [contrast for duel in comparisons for contrast in duel.contrasts.values()]
     whole = len(contrasts) <= MOST
     pairs: dict[tuple[Any, ...], list[Comparison]] = {}
-    for duel in duels:
+    for duel in comparisons:
         pairs.setdefault((*(duel.setting[name] for name in PLACE), duel.first, duel.second), []).append(duel)
     matches = [_match(group, whole) for group in pairs.values()]
     return PairwiseSection(
-        matches, len(contrasts), tests_told(duels), sum(len(match.bouts) for match in matches),
+        matches, len(contrasts), tests_text(comparisons), sum(len(match.bouts) for match in matches),
         any(not math.isnan(contrast.seeds_p) for contrast in contrasts),
         any(1 in {len(contrast.first.by_seed), len(contrast.second.by_seed)} for contrast in contrasts),
     )  # fmt: skip

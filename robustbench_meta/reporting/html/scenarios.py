@@ -13,7 +13,7 @@ from markupsafe import Markup
 from robustbench_meta.reporting.figures.scenario_bars import draw_scenarios
 from robustbench_meta.reporting.html.embedded_figures import Drawings
 from robustbench_meta.reporting.terminal.layout import sides, threat
-from robustbench_meta.reporting.wording import spread_told
+from robustbench_meta.reporting.wording import spread_text
 from robustbench_meta.results.tables import CLEAN, PLACE, LeaderboardTable, Score, alike, all_scores, eps_of, unattacked
 
 _ORDER = ["clean/clean", "clean/adv", "adv/clean", "adv/adv", "poisoned/clean", "poisoned/adv", "clean/transfer"]
@@ -99,7 +99,7 @@ def _threat(group: list[LeaderboardTable], drawings: Drawings) -> ThreatSection:
         rows = {name: {column: row[column] for column in columns} for name, row in board.scores.items()}
         scenes.append(Scene(scenario(board.setting), sides(board.setting), columns, rows, board))
     setting = dict(group[0].setting)
-    told = spread_told("error bars", counts, setting["episodes"])
+    told = spread_text("error bars", counts, setting["episodes"])
     if any(board.scores[name][CLEAN].seeds < row[CLEAN].seeds
            for board in group for name, row in clean.scores.items() if name in board.scores):  # fmt: skip
         told += " Without attack: each learner where it rests on the most seeds."

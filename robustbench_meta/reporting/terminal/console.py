@@ -30,7 +30,7 @@ def working(on: str) -> AbstractContextManager[Any]:
     return console.status(on) if is_screen(console) else nullcontext()
 
 
-def tell_error(message: str) -> None:
+def print_error(message: str) -> None:
     """One message on stderr; names between quotes and options are not taken for markup."""
     console = err()
     console.print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=not console.is_terminal)

@@ -75,7 +75,7 @@ def _caption(board: LeaderboardTable, wide: bool, ranked: bool) -> str:
         if any(board.fewer(score) for row in board.scores.values() for score in row.values()):
             lines.append("* rests on fewer seeds.")
     if WORST in board.columns:
-        lines.append(worst_told(board.setting, "right under every attack of the table"))
+        lines.append(worst_text(board.setting, "right under every attack of the table"))
         if any(board.fewer(row[WORST]) for row in board.scores.values()):
             lines.append("With * it is over the seeds that saw all attacks: the other columns have more.")
     if ranked:
@@ -93,7 +93,7 @@ def _caption(board: LeaderboardTable, wide: bool, ranked: bool) -> str:
     return "\n".join([" ".join(lines), *doubts(board)])
 
 
-def worst_told(setting: Mapping[str, Any], told: str) -> str:
+def worst_text(setting: Mapping[str, Any], told: str) -> str:
     """What the worst case is; attacked support makes other weights, of which no unattacked answer is known."""
     return f"Worst case: {told}, and without any." if setting["support"] == "clean" else f"Worst case: {told}."
 
@@ -101,11 +101,11 @@ def worst_told(setting: Mapping[str, Any], told: str) -> str:
 def doubts(board: LeaderboardTable) -> list[str]:
     """The flags: those that all numbers share at once, the others with the numbers that have them; where to read on."""
     lines = [f"All: {', '.join(sorted(board.shared))}{searches(board, board.shared)}."] if board.shared else []
-    lines += [f"! {flag}: {told}{searches(board, {flag})}." for flag, told in doubted(board).items()]
+    lines += [f"! {flag}: {told}{searches(board, {flag})}." for flag, told in has_flags(board).items()]
     return [*lines, POINTER] if lines else []
 
 
-def doubted(board: LeaderboardTable) -> dict[str, str]:
+def has_flags(board: LeaderboardTable) -> dict[str, str]:
     """Of each flag that not all numbers share: the numbers that have it, in words."""
     found = {}
     for flag, columns in board.doubts().items():

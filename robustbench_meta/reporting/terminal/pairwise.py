@@ -10,21 +10,21 @@ from rich.text import Text
 
 from robustbench_meta.evaluation.statistics import Paired
 from robustbench_meta.reporting.terminal.layout import WIDE, draw_table, folded, portions, title
-from robustbench_meta.reporting.terminal.leaderboard import POINTER, doubts, worst_told
-from robustbench_meta.results.pairwise import Comparison, PairedTest, tests_told
+from robustbench_meta.reporting.terminal.leaderboard import POINTER, doubts, worst_text
+from robustbench_meta.results.pairwise import Comparison, PairedTest, tests_text
 from robustbench_meta.results.tables import WORST, LeaderboardTable, Score, shown
 
 
-def duel_tables(found: Sequence[Comparison], width: int = 80) -> list[RenderableType]:
+def comparison_tables(found: Sequence[Comparison], width: int = 80) -> list[RenderableType]:
     """A table for each two learners and threat, a row a column of the leaderboard; then what it all means."""
     contrasts = [contrast for duel in found for contrast in duel.contrasts.values()]
     spread = any(len(sample.by_seed) > 1 for contrast in contrasts for sample in (contrast.first, contrast.second))
     luck = any(not math.isnan(contrast.seeds_p) for contrast in contrasts)
-    drawn = [_duel_drawn(duel, width, luck) for duel in found]
-    return [*drawn, Text(_duel_caption(found, spread, luck), style="dim")]
+    drawn = [_comparison_table(duel, width, luck) for duel in found]
+    return [*drawn, Text(_comparison_caption(found, spread, luck), style="dim")]
 
 
-def _duel_drawn(duel: Comparison, width: int, luck: bool) -> RenderableType:
+def _comparison_table(duel: Comparison, width: int, luck: bool) -> RenderableType:
     rows = duel.contrasts
     first = {"under": {column: folded(column, 14) for column in rows}}
     room = 12 if width < WIDE else 40
@@ -85,19 +85,19 @@ def _ahead(duel: Comparison, contrast: PairedTest, room: int) -> str:
     return first if contrast.ahead > 0 else second
 
 
-def _duel_caption(found: Sequence[Comparison], spread: bool, luck: bool) -> str:
+def _comparison_caption(found: Sequence[Comparison], spread: bool, luck: bool) -> str:
     episodes = sorted({int(duel.setting["episodes"]) for duel in found})
     lines = [
         "A, B: accuracy in %" + ("; ± standard deviation between seeds, where there are several." if spread else "."),
         "A − B: in points, mean over the same episodes; ± half of its 95 % interval over "
         + f"{' or '.join(f'{number:,}' for number in episodes)} episodes.",
-        f"p: paired t-test over episodes, by Holm's correction for {tests_told(found)}, all that are printed.",
+        f"p: paired t-test over episodes, by Holm's correction for {tests_text(found)}, all that are printed.",
     ]
     if luck:
         lines.append("p seeds: Welch's t-test over the means of the seeds; – where one learner has a single seed.")
     needs = "p is" if not luck else "p, and p seeds where there is one, are"
     lines.append(f"Ahead: the better one if {needs} below 0.05.")
-    worst = {worst_told(duel.setting, "right under every attack that the two were under"): None
+    worst = {worst_text(duel.setting, "right under every attack that the two were under"): None
              for duel in found if WORST in duel.contrasts}  # fmt: skip
     lines += worst if len(worst) < 2 else [
         "Worst case: right under every attack that the two were under, and, with clean support, without any."

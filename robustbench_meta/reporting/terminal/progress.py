@@ -121,7 +121,7 @@ def duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def left_told(left: TimeLeft | None) -> str:
+def left_text(left: TimeLeft | None) -> str:
     """`0:12:30 left`, with a mark.
 
     ~ where it rests on the pace of others, > where of some work there is no pace yet, < where the pace is that of
@@ -192,7 +192,7 @@ def _overall(progress: RunProgress, width: int) -> RenderableType:
         ProgressBar(total=1.0, completed=fraction or 0.0),
         Text("" if fraction is None else f"{100 * fraction:.0f} %", style="bold"),
         f"{progress.cells_over:,}/{counted(progress.cells, 'cell')}  {duration(progress.elapsed)} so far",
-        Text(left_told(progress.left), style="bold cyan"),
+        Text(left_text(progress.left), style="bold cyan"),
     )
     return table
 
@@ -243,7 +243,7 @@ class Lines:
         if self._due("", OVERALL_SECONDS) and progress.cells and progress.fraction is not None:
             self.say(
                 f"all: {100 * progress.fraction:.0f} %, {progress.cells_over:,}/{counted(progress.cells, 'cell')}, "
-                f"{left_told(progress.left)}"
+                f"{left_text(progress.left)}"
             )
         if stretch is None or stretch.over:
             return
