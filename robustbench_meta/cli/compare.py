@@ -45,9 +45,9 @@ def compare(
     _, frame, samples = read_results(results)
     from robustbench_meta.reporting.terminal.console import out
     from robustbench_meta.reporting.terminal.pairwise import comparison_tables
-    from robustbench_meta.results.pairwise import comparisons
+    from robustbench_meta.results.pairwise import compare_learners
 
-    console, found = out(), comparisons(frame, samples, first, second)
+    console, found = out(), compare_learners(frame, samples, first, second)
     for table in comparison_tables(found, console.width):
         console.print(table)
     if place is not None:

@@ -82,14 +82,14 @@ def print_comparisons(results: Path, first: str | None, second: str | None) -> N
     """Of `bench compare`: two learners at one threat in each, and a contrast for each column that both have."""
     with alone_on_stdout() as stream:
         _, frame, samples = read_results(results)
-        from robustbench_meta.results.pairwise import comparisons
+        from robustbench_meta.results.pairwise import compare_learners
 
         found = [
             {
                 "setting": duel.setting, "first": duel.first, "second": duel.second,
                 "columns": [_column(duel, column) for column in duel.contrasts],
             }
-            for duel in comparisons(frame, samples, first, second)
+            for duel in compare_learners(frame, samples, first, second)
         ]  # fmt: skip
         print_document(stream, comparisons=found)
 

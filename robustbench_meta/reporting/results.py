@@ -19,7 +19,7 @@ from robustbench_meta.reporting.terminal.leaderboard import tables
 from robustbench_meta.results import frames
 from robustbench_meta.results.curves import Curve, curves, to_frame
 from robustbench_meta.results.leaderboard import rows_of
-from robustbench_meta.results.pairwise import comparisons
+from robustbench_meta.results.pairwise import compare_learners
 from robustbench_meta.results.store import Store
 
 _WIDTH = 100
@@ -87,7 +87,7 @@ class Results:
         """
         if (first is None) != (second is None):
             raise BenchError(f"one learner was named, '{first or second}'; name two to compare, or none for all pairs")
-        return frames.comparisons(comparisons(self._frame, self._samples, first, second))
+        return frames.comparisons(compare_learners(self._frame, self._samples, first, second))
 
     @cached_property
     def _curves(self) -> Sequence[Curve]:

@@ -176,7 +176,7 @@ class Comparison:
         return LeaderboardTable(self.setting, list(self.scores), rows, {})
 
 
-def comparisons(
+def compare_learners(
     frame: pd.DataFrame, samples: Samples, first: str | None = None, second: str | None = None
 ) -> list[Comparison]:
     """All contrasts of two learners of a leaderboard, or of all pairs when none are named; corrected together.

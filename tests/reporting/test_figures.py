@@ -23,7 +23,7 @@ from robustbench_meta.reporting.figures.save import save_figure
 from robustbench_meta.reporting.figures.style import FigureStyle, Palette
 from robustbench_meta.results.curves import curves
 from robustbench_meta.results.leaderboard import read
-from robustbench_meta.results.pairwise import comparisons
+from robustbench_meta.results.pairwise import compare_learners
 from robustbench_meta.results.tables import boards
 from tests.helpers.colors import contrast as seen
 from tests.helpers.command_line import bench, told
@@ -171,7 +171,7 @@ def test_learning_curves_are_the_histories(tmp_path):
 
 def test_comparisons_are_the_differences_with_their_intervals(tmp_path):
     store = planted(tmp_path)
-    found = [duel for duel in comparisons(*read(store)) if duel.setting["eps"] in {"0", "0.1"}]
+    found = [duel for duel in compare_learners(*read(store)) if duel.setting["eps"] in {"0", "0.1"}]
     (figure,) = [each for each in drawn(store, "compare") if each.setting["eps"] == "0.1"]
     assert len(figure.figure.axes) == len(found) == 3
     by_title = {axes.get_title(loc="left"): axes for axes in figure.figure.axes}
@@ -183,7 +183,7 @@ def test_comparisons_are_the_differences_with_their_intervals(tmp_path):
             (low, high), = drawn_.lines[2][0].get_segments()  # fmt: skip
             assert (high[0] - low[0]) / 2 == pytest.approx(100 * contrast.paired.ci95)
             assert (drawn_.lines[0].get_markerfacecolor() == "white") == (contrast.ahead == 0)
-    every = [contrast for duel in comparisons(*read(store)) for contrast in duel.contrasts.values()]
+    every = [contrast for duel in compare_learners(*read(store)) for contrast in duel.contrasts.values()]
     different = {(each.first.episodes.tobytes(), each.second.episodes.tobytes()) for each in every}
     assert f"{len(different)} different comparisons among {len(every)}" in figure.caption
 

@@ -10,7 +10,7 @@ from scipy import stats
 from robustbench_meta.errors import BenchError
 from robustbench_meta.results.episode_accuracies import Sample
 from robustbench_meta.results.leaderboard import build, read, write
-from robustbench_meta.results.pairwise import comparisons, contrasts, judged, ranked
+from robustbench_meta.results.pairwise import compare_learners, contrasts, judged, ranked
 from robustbench_meta.results.store import Store
 from robustbench_meta.results.tables import boards
 from tests.helpers.command_line import bench
@@ -178,7 +178,7 @@ def test_a_number_that_its_flags_deny_has_no_rank_and_stands_last(tmp_path, flag
 
 
 def of(store, first=None, second=None):
-    return comparisons(*read(store), first, second)
+    return compare_learners(*read(store), first, second)
 
 
 def test_all_that_both_have_is_compared(tmp_path):

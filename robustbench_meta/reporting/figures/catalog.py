@@ -20,7 +20,7 @@ from robustbench_meta.reporting.figures.style import FigureStyle
 from robustbench_meta.reporting.figures.tradeoff import draw_tradeoffs
 from robustbench_meta.results.curves import curves
 from robustbench_meta.results.episode_accuracies import Samples
-from robustbench_meta.results.pairwise import comparisons
+from robustbench_meta.results.pairwise import compare_learners
 from robustbench_meta.results.tables import LeaderboardTable, boards
 
 
@@ -54,7 +54,7 @@ def requirement(kind: str) -> str:
 
 def _compare(shown: FigureData, look: FigureStyle) -> Iterable[PaperFigure]:
     try:
-        return draw_comparisons(comparisons(shown.frame, shown.samples), look, zero=shown.zero)
+        return draw_comparisons(compare_learners(shown.frame, shown.samples), look, zero=shown.zero)
     except BenchError:  # no two learners share a setting
         return []
 

@@ -32,7 +32,7 @@ from robustbench_meta.reporting.terminal.layout import norm_name
 from robustbench_meta.results.curves import curves
 from robustbench_meta.results.episode_accuracies import Samples
 from robustbench_meta.results.frames import failures_in
-from robustbench_meta.results.pairwise import comparisons, judged
+from robustbench_meta.results.pairwise import compare_learners, judged
 from robustbench_meta.results.store import Store
 from robustbench_meta.results.tables import PLACE, groups, shown
 from robustbench_meta.runtime.atomic_files import write_atomically, write_text
@@ -84,7 +84,7 @@ def _sweeps(frame: pd.DataFrame, samples: Samples, drawings: Drawings, order: Or
 def _contests(frame: pd.DataFrame, samples: Samples, order: Order) -> PairwiseSection | str:
     """All pairs, or why there are none."""
     try:
-        return contests(sorted(comparisons(frame, samples), key=lambda duel: order(duel.setting)))
+        return contests(sorted(compare_learners(frame, samples), key=lambda duel: order(duel.setting)))
     except BenchError as error:
         return str(error)
 
