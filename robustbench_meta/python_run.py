@@ -63,12 +63,12 @@ def _showing(ready: PreparedRun, progress: Progress) -> AbstractContextManager[A
 def _interruptible(stop: Stop, folder: Path | None) -> Iterator[None]:
     """Inside, Ctrl-C and SIGTERM let what is under way be kept; they then have the effect that they usually have."""
     try:
-        with stop.listening(lambda: _log.warning("stopping: what is under way is being kept; once more stops at once")):
+        with stop.listening(lambda: _log.warning("stopping: saving unfinished work; interrupt again to stop at once")):
             yield
     except Stopped:
         if stop.signal == signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM) from None
-        told = "nothing is kept" if folder is None else f"what there is is kept in {folder}: the same call goes on"
+        told = "nothing was saved" if folder is None else f"saved in {folder}: repeat the call to resume"
         raise KeyboardInterrupt(f"interrupted; {told}") from None
 
 

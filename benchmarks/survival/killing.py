@@ -16,7 +16,7 @@ from statistics import median
 from benchmarks.survival.folders import faults, litter, phase, temporary
 from benchmarks.survival.runs import Bench, Run
 
-SAYS = "the same command goes on from there"
+SAYS = "rerun the same command to resume"
 
 
 @dataclass

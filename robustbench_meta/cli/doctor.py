@@ -355,7 +355,7 @@ def check_results(folder: Path) -> Iterator[Finding]:
             (Path(probe) / "probe").write_bytes(b"0" * 4096)
             locks = _locks(Path(probe))
     except OSError as error:
-        yield Finding("results", "wrong", f"{folder} cannot be written: {error.strerror or brief(error)}", mend)
+        yield Finding("results", "wrong", f"cannot write {folder}: {error.strerror or brief(error)}", mend)
         return
     new = "" if there == folder.absolute() else " (to be made)"
     free = shutil.disk_usage(there).free
@@ -396,7 +396,7 @@ def check_cache() -> Iterator[Finding]:
         with tempfile.TemporaryFile(dir=_nearest(folder)):
             pass
     except OSError as error:
-        seen = f"{folder} cannot be written: {error.strerror or brief(error)}; each run draws the glyphs anew"
+        seen = f"cannot write {folder}: {error.strerror or brief(error)}; each run draws the glyphs anew"
         yield Finding("cache", "note", seen, f"export {ENVIRONMENT}=DIR, a folder that you may write")
         return
     yield Finding("cache", "ok", f"{folder} can be written")

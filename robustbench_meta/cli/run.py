@@ -39,7 +39,7 @@ _TASKS = "The tasks"
 _WORK = "How much work"
 _HOW = "How it is done (the numbers are the same)"
 _PLUGIN = "NAME[:…]"
-_STOPPING = "Stopping: what is under way is being kept (once more to stop at once) …"
+_STOPPING = "Stopping: saving unfinished work (interrupt again to stop at once) …"
 
 
 def run(
@@ -194,7 +194,7 @@ def run(
     ] = False,
     fresh: Annotated[
         bool,
-        typer.Option("--fresh", metavar="", rich_help_panel=_HOW, help="Forget what is kept of these cells first."),
+        typer.Option("--fresh", metavar="", rich_help_panel=_HOW, help="Delete saved work of these cells first."),
     ] = False,
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda[:I]", rich_help_panel=WHERE, help="auto: CUDA if it is there.")
@@ -267,10 +267,7 @@ def run(
                 told = "Interrupted."
             else:
                 again = "the same command without --fresh" if fresh else "the same command"
-                told = (
-                    f"Interrupted. What was finished is kept in {results}, and what was under way as far as it got: "
-                    f"{again} goes on from there."
-                )
+                told = f"Interrupted. Finished and unfinished work is saved in {results}: rerun {again} to resume."
             err().print(told, markup=False)
             code = 128 + (stop.signal or signal.SIGINT)
             if events is not None:
@@ -282,8 +279,8 @@ def run(
 
 run.__doc__ = f"""{run.__doc__}
 
-Finished cells (learner × attack × eps × scenario × seed) are kept in the results folder, and what is under way too: \
-the same command goes on where it was interrupted, a larger grid does only what is new. Several runs may share a folder.
+Finished cells (learner × attack × eps × scenario × seed) are saved in the results folder, and unfinished work too: \
+the same command resumes an interrupted run, a larger grid computes only what is new. Several runs may share a folder.
 
 NAME\\[:…] is a plugin with options, as in pgd:steps=40,alpha=0.01; see bench list.
 

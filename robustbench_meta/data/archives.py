@@ -67,7 +67,7 @@ class Archive:
                 f"{self._path} holds '{entry.filename}' where another of its entries is already: not unpacked further"
             ) from error
         except OSError as error:
-            raise DataError(f"{place} cannot be written: {error.strerror or error}") from error
+            raise DataError(f"cannot write {place}: {error.strerror or error}") from error
 
 
 @contextmanager

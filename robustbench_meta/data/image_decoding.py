@@ -34,7 +34,7 @@ def read_image_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
             raise DataError(f"{path} has {size} bytes; images of at most {max_bytes} are read: replace or remove it")
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def longest_side(data: bytes) -> int:

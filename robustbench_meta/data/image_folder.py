@@ -109,7 +109,7 @@ def list_images(folder: Path, table: str, shares: Sequence[int] | None, seed: in
         else:
             pictures = _divide(_from_folders(folder, ""), shares, seed, folder)
     except OSError as error:
-        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
+        raise DataError(f"cannot read {error.filename or folder}: {error.strerror or error}") from error
     listing = Listing(folder, sorted(set(pictures), key=lambda one: (PARTS.index(one.part), one.label, one.path)))
     _check(listing)
     return listing
@@ -247,7 +247,7 @@ def _read_csv(path: Path, columns: list[str]) -> list[tuple[int, dict[str, str]]
                 raise DataError(f"{path} has no column {' and '.join(absent)}; its first line is {reader.fieldnames}")
             rows = [(reader.line_num, {column: (row[column] or "").strip() for column in columns}) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+        raise DataError(f"cannot read {path} as CSV in UTF-8: {error}") from error
     for number, row in rows:
         if not all(row.values()):
             raise DataError(f"{path}, line {number}: expected {', '.join(columns)}; got {list(row.values())}")

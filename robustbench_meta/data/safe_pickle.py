@@ -49,7 +49,7 @@ def read_pickle(path: Path) -> Any:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is damaged or truncated ({error}): get it again") from error
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def load_pickle(file: BinaryIO, where: str) -> Any:

@@ -108,7 +108,7 @@ def read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise BenchError(f"{path} cannot be read ({error.strerror or error})") from error
+        raise BenchError(f"cannot read {path} ({error.strerror or error})") from error
 
 
 def _parsed(data: bytes, key: str | None) -> tuple[Weights, dict[str, Any], dict[str, Any]]:

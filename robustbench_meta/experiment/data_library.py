@@ -216,10 +216,10 @@ def _staging(root: Path) -> Iterator[Path]:
             yield Path(stage)
     except (FileExistsError, NotADirectoryError) as error:
         raise DataError(
-            f"{root} cannot be written: it is a file, or below one; name another folder with --data-root"
+            f"cannot write {root}: it is a file, or below one; name another folder with --data-root"
         ) from error
     except (OSError, shutil.Error) as error:
-        raise DataError(f"{root} cannot be written: {error}; name another folder with --data-root") from error
+        raise DataError(f"cannot write {root}: {error}; name another folder with --data-root") from error
 
 
 def _copy_omniglot(path: Path, target: Path) -> Path:

@@ -194,7 +194,7 @@ def read_suite(path: Path, name: str | None = None) -> Suite:
             content = file.read(_MOST_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         reason = error.strerror if isinstance(error, OSError) else "its name cannot be that of a file"
-        raise BenchError(f"{name} cannot be read ({reason})") from error
+        raise BenchError(f"cannot read {name} ({reason})") from error
     return parse_suite(content, name)
 
 

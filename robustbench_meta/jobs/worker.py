@@ -379,7 +379,7 @@ def _surrogate(place: WorkerContext, grid: Grid, surrogate: Surrogate, count: in
     engine.plan = test_plan(place, grid, count, vmap)
     data = read_file(surrogate.path)
     if surrogate_key(data) != surrogate.key:
-        raise BenchError(f"{surrogate.path} is another file than when the run began; give the same command again")
+        raise BenchError(f"{surrogate.path} changed since the run began; rerun the same command")
     return engine, read_checkpoint(data, like).weights
 
 
@@ -509,7 +509,7 @@ def grids_of(recipe: Recipe) -> list[Grid]:
     if not set(recipe.cells) <= {cell.key for grid in grids for cell in grid.cells}:
         raise BenchError(
             "a worker makes other cells of this run: code, data or plugins changed while it was under way, or are not "
-            f"the same on {socket.gethostname()}; give the same command again"
+            f"the same on {socket.gethostname()}; rerun the same command"
         )
     return grids
 

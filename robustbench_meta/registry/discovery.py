@@ -248,7 +248,7 @@ def _import_file(path: Path) -> ModuleType:
     locations = [str(path)] if path.is_dir() else None
     spec = importlib.util.spec_from_file_location(name, source, submodule_search_locations=locations)
     if spec is None or spec.loader is None:
-        raise PluginError(f"{source} cannot be imported as Python")
+        raise PluginError(f"cannot import {source} as Python")
     module = importlib.util.module_from_spec(spec)
     _forget(name)
     sys.modules[name] = module

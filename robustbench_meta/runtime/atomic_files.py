@@ -57,8 +57,8 @@ def cannot_write(path: Path, error: OSError, *, kept: bool = True) -> StorageErr
     """The message for a file that cannot be written; `kept`: it is one of a run, whose finished cells are there."""
     what = "free some space" if error.errno in FULL else "see to it that this folder can be written, or choose another"
     return StorageError(
-        f"cannot write {path}: {error.strerror or error}; {what}, then give the same command again"
-        + (": what was finished is kept" if kept else "")
+        f"cannot write {path}: {error.strerror or error}; {what}, then rerun the same command"
+        + (" to resume" if kept else "")
     )
 
 
@@ -87,7 +87,7 @@ def read_bytes(path: Path) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def remove(path: Path) -> None:

@@ -159,8 +159,8 @@ def test_interrupting_says_what_is_kept(monkeypatch):
     failing(monkeypatch, KeyboardInterrupt())
     result = bench("run", "--results", "elsewhere")
     assert result.code == 130
-    assert "What was finished is kept in elsewhere, and what was under way as far as it got" in told(result.err)
-    assert "the same command goes on from there" in told(result.err)
+    assert "Finished and unfinished work is saved in elsewhere" in told(result.err)
+    assert "rerun the same command to resume" in told(result.err)
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["run", "--help"], ["data", "list"]], ids=" ".join)

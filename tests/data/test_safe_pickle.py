@@ -245,5 +245,5 @@ def test_files_are_read_and_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(safe_pickle, "MAX_BYTES", 3)
     with pytest.raises(DataError, match=r"x\.pkl has 9 bytes; .* at most 3"):
         read_pickle(path)
-    with pytest.raises(DataError, match=r"y\.pkl cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"cannot read .*y\.pkl: No such file"):
         read_pickle(tmp_path / "y.pkl")

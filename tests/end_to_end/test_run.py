@@ -216,7 +216,7 @@ def test_a_surrogate_that_fails_costs_the_transferred_cells_only(registry, trans
     summary = runner.run(grid, registry, Store(tmp_path / "results"), CPU)
     assert summary.finished == 2
     assert {cell.query for cell, _ in summary.failed} == {"transfer"}
-    assert all("another file than when the run began" in reason for _, reason in summary.failed)
+    assert all("changed since the run began" in reason for _, reason in summary.failed)
 
 
 def test_a_learners_own_checkpoint_is_not_its_surrogate(registry, done):

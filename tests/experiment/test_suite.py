@@ -308,7 +308,7 @@ def test_a_mistake_is_told_with_its_place(content, told):
     ("make", "told"),
     [
         (lambda path: path.mkdir(), "is a folder or device"),
-        (lambda path: None, "cannot be read (No such file or directory)"),
+        (lambda path: None, "(No such file or directory)"),
         (lambda path: path.symlink_to("/dev/zero"), "is a folder or device"),
     ],
 )

@@ -382,7 +382,7 @@ def test_ctrl_c_ends_all_at_once_and_leaves_nobody(endless, sign, count, later):
     _, err = driver.communicate(timeout=60)
     assert time.monotonic() - began < 15
     assert driver.returncode == 130
-    assert "Stopping: what is under way is being kept" in err
+    assert "Stopping: saving unfinished work" in err
     assert "Interrupted." in err
     assert "Traceback" not in err
     _wait(lambda: not _alive(driver.pid), 2)  # multiprocessing's tracker ends a moment after us

@@ -503,7 +503,7 @@ def test_what_cannot_be_written_is_told_without_promises(tmp_path):
     for command, *options, name in commands:
         done = bench(command, *options, tmp_path / "R", "--out", tmp_path / "file" / name)
         assert done.code == 2
-        assert told(done.err).endswith("or choose another, then give the same command again"), command
+        assert told(done.err).endswith("or choose another, then rerun the same command"), command
 
 
 def test_several_figures_of_one_file_are_named_by_what_differs(tmp_path):

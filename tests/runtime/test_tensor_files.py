@@ -362,7 +362,7 @@ def test_a_new_checkpoint_is_a_plain_safetensors_file(tmp_path):
 
 def test_a_thing_that_cannot_be_read_is_told_from_one_that_is_not_there(tmp_path):
     (tmp_path / "progress" / "a").mkdir(parents=True)
-    with pytest.raises(StorageError, match="cannot be read: Is a directory"):
+    with pytest.raises(StorageError, match=r"cannot read .*: Is a directory"):
         read_bytes(tmp_path / "progress" / "a")
     assert read_bytes(tmp_path / "progress" / "b") is None
     assert read_bytes(tmp_path / "none" / "b") is None
