@@ -13,6 +13,7 @@ import os
 import pickle
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -99,12 +100,19 @@ class Pool(Generic[Item, Result]):
                 results.append(pickle.loads(result))  # written by a copy of this process
                 self._cores.peak = max(self._cores.peak, peak)
         except BrokenProcessPool as broken:
-            codes = [process.exitcode for process in self._processes.values() if process.exitcode]
             raise BenchError(
-                f"a process that shared the work {how_it_ended(codes[0] if codes else None)}; if memory ran out, use "
-                "fewer: --jobs 1, OMP_NUM_THREADS=1"
+                f"a process that shared the work {how_it_ended(self._exit_code())}; if memory ran out, use fewer: "
+                "--jobs 1, OMP_NUM_THREADS=1"
             ) from broken
         return results
+
+    def _exit_code(self) -> int | None:
+        """Of a process that died; the executor's thread waits for it as well, so it may be known a moment later."""
+        for _ in range(100):
+            if codes := [process.exitcode for process in self._processes.values() if process.exitcode]:
+                return codes[0]
+            time.sleep(0.02)
+        return None
 
     def close(self) -> None:
         """End all processes."""
