@@ -60,7 +60,7 @@ class ThreatModel:
         return torch.where(x_adv.isfinite().all(), torch.stack([over_eps, over_range]), torch.nan)
 
     def verify(
-        self, attack: str, x_adv: Tensor, x: Tensor, event: int, doubts: DeferredViolations | None = None
+        self, attack: str, x_adv: Tensor, x: Tensor, event: int, deferred: DeferredViolations | None = None
     ) -> None:
         """Raise ViolationError, with the attack's name and the amount, unless x_adv is inside.
 
@@ -69,7 +69,7 @@ class ThreatModel:
             x_adv: what it returned.
             x: the images that it was given.
             event: how many axes one example has.
-            doubts: where given, all but shape and dtype is noted there, to be judged later: on a GPU, to judge is to
+            deferred: where given, all but shape and dtype is noted there, to be judged later: on a GPU, to judge is to
                 wait.
 
         Raises:
@@ -81,10 +81,10 @@ class ThreatModel:
                 f"expected {tuple(x.shape)} {x.dtype} on {x.device}, as the images it was given"
             )
         excess = self.excess(x_adv, x, event)
-        if doubts is None:
+        if deferred is None:
             self.judge(attack, excess)
         else:
-            doubts.note(self, attack, excess)
+            deferred.note(self, attack, excess)
 
     def judge(self, attack: str, excess: Tensor) -> None:
         """Raise ViolationError if an excess, as `excess` gives it, is beyond the tolerance; waits for the device."""

@@ -19,10 +19,11 @@ from robustbench_meta.engine.module_snapshot import Modules
 from robustbench_meta.errors import BenchError, ViolationError, located
 
 
-def arm(attack: Attack, threat: ThreatModel, doubts: DeferredViolations | None = None) -> Perturbation:
+def arm(attack: Attack, threat: ThreatModel, deferred: DeferredViolations | None = None) -> Perturbation:
     """Bind an attack to its threat model: each call runs it, then verifies what it returned and left behind.
 
-    With `doubts`, whether its images are within ε and the pixel range is noted there, to be judged later.
+    `ThreatModel.verify` enforces ε and the pixel range. With `deferred` (meta-training on CUDA, which would have to
+    wait for the device) it is enforced later, at the next validation or snapshot.
 
     Raises (when called):
         ViolationError: outside the threat model, or labels, weights or modules were changed, or torch reseeded.
@@ -32,7 +33,7 @@ def arm(attack: Attack, threat: ThreatModel, doubts: DeferredViolations | None =
     def perturb(model: Target, x: Tensor, y: Tensor, random: Random, start: Tensor | None = None) -> Tensor:
         if attack.clean:
             return x
-        guard = _Guard(attack.name, model, doubts, lambda: model.loss(x.clone(), y))
+        guard = _Guard(attack.name, model, deferred, lambda: model.loss(x.clone(), y))
         given = Batch(
             x.detach().clone(), y.clone()
         )  # what it is given is its own to spoil, and is looked at afterwards
@@ -40,7 +41,7 @@ def arm(attack: Attack, threat: ThreatModel, doubts: DeferredViolations | None =
         with _fenced(x.device), guard, torch.enable_grad():
             x_adv = _run(attack, model, given, threat, random, begin)
             guard.compare([("its images", given.x, x), ("the labels", given.y, y)])
-        threat.verify(attack.name, x_adv, x, model.event, doubts)
+        threat.verify(attack.name, x_adv, x, model.event, deferred)
         return x_adv
 
     return perturb
@@ -52,14 +53,14 @@ class _Guard:
     Args:
         attack: its name, for messages.
         model: its weights, buffers and modules, with their modes, attributes, methods and hooks.
-        doubts: where given, changed values are noted there, to be judged later: on a GPU, to compare is to wait.
+        deferred: where given, changed values are noted there, to be judged later: on a GPU, to compare is to wait.
         ask: asks the model once, to see what modules write into themselves.
     """
 
     def __init__(
-        self, attack: str, model: Target, doubts: DeferredViolations | None, ask: Callable[[], object]
+        self, attack: str, model: Target, deferred: DeferredViolations | None, ask: Callable[[], object]
     ) -> None:
-        self._attack, self._doubts, self._ask = attack, doubts, ask
+        self._attack, self._deferred, self._ask = attack, deferred, ask
         self._modules = Modules(model.modules())
         self._live = list({id(tensor): tensor for tensor in model.tensors()}.values())
         self._kept = [tensor.detach().clone() for tensor in self._live]
@@ -72,7 +73,7 @@ class _Guard:
     ) -> None:
         left = self._modules.restore()
         pairs = list(zip(self._live, self._kept, strict=True))
-        if self._doubts is None:
+        if self._deferred is None:
             changed = [(live, kept) for live, kept in pairs if bool(_differs(live, kept))]
             with torch.no_grad():
                 for live, kept in changed:
@@ -81,7 +82,7 @@ class _Guard:
                 raise self._changed("the model's weights") from error
         if error is not None:
             return
-        if self._doubts is not None:
+        if self._deferred is not None:
             self.compare([("the model's weights", *pair) for pair in pairs])
         if left:
             with torch.no_grad():
@@ -101,9 +102,9 @@ class _Guard:
 
     def compare(self, pairs: Sequence[tuple[str, Tensor, Tensor]]) -> None:
         """Raise, or note for later, unless each tensor is what it was: (what it is, as it is, as it was)."""
-        if self._doubts is not None:
+        if self._deferred is not None:
             for what, live, kept in pairs:
-                self._doubts.suspect(self._changed(what), _differs(live, kept))
+                self._deferred.suspect(self._changed(what), _differs(live, kept))
             return
         for what, live, kept in pairs:
             if bool(_differs(live, kept)):

@@ -87,7 +87,7 @@ class Engine:
     """Whether `adapt` takes the inner steps of meta-training or those of the test."""
     attack: Perturbation | None = None
     """The learner's training attack, for `perturb`."""
-    doubts: DeferredViolations | None = None
+    deferred: DeferredViolations | None = None
     """Where the training attack's excesses are noted, to be judged at validation."""
     surrogate_network: Network | None = None
     surrogate_weights: Weights | None = None

@@ -55,8 +55,8 @@ def make_engine(
     )  # fmt: skip
     if training.attack is not None:
         threat = training.attack
-        engine.doubts = DeferredViolations() if device.type == "cuda" else None  # a CPU need not wait
-        engine.attack = arm(threat.attack, threat.model, engine.doubts)
+        engine.deferred = DeferredViolations() if device.type == "cuda" else None  # a CPU need not wait
+        engine.attack = arm(threat.attack, threat.model, engine.deferred)
     if training.surrogate is not None:
         with _reading(training.surrogate):
             separate = _build(training.surrogate, setting.shape, setting.way, seed_from(seed, "surrogate"), device)
@@ -186,8 +186,8 @@ def _steps(
         for gradients, rate in engine.meta_gradients(weights, tasks, seeds):
             _step(optimizer, weights, gradients, [base * rate for base in rates])
         if validates_at(step, spec.meta_steps, spec.validations):
-            if engine.doubts is not None:
-                engine.doubts.settle()
+            if engine.deferred is not None:
+                engine.deferred.settle()
             entry = {"step": float(step), **engine.judged.means(), **_validate(engine, weights, validation, training)}
             engine.judged = QueryMetrics()
             if not torch.stack([weight.isfinite().all() for weight in weights.values()]).all():
@@ -208,8 +208,8 @@ def _steps(
         if report is not None:
             report(step, trained.history[-1] if trained.history else {})
         if keeper is not None and keeper.wants(step, spec.meta_steps):
-            if engine.doubts is not None:
-                engine.doubts.settle()
+            if engine.deferred is not None:
+                engine.deferred.settle()
             wait(device)
             trained.seconds = time.perf_counter() - started
             keeper.keep(TrainingState(

@@ -43,7 +43,7 @@ FLAGS: dict[str, str] = {
     "few-episodes": f"fewer than {ENOUGH} episodes",
     "unchecked": "the reliability checks were skipped, or one of their probes failed (the record tells which)",
 }
-"""What each flag means, in a line."""
+"""What each flag means, in a line. Comparing rows can add some: `results/cross_row_flags.py`."""
 
 
 @dataclass

@@ -23,7 +23,7 @@ from robustbench_meta.options import (
     parse_eps_range,
     parse_scenarios,
 )
-from robustbench_meta.runtime.digest import digest_of as digest_of  # noqa: PLC0414  # keeping has it from here
+from robustbench_meta.runtime.digest import digest_of
 
 TRANSFER = "clean/transfer"
 """The scenario whose queries are attacked on another model."""
@@ -254,7 +254,7 @@ class TrainingSpec(_Hashed):
 
 
 class CellSpec(_Hashed):
-    """One row: a trained learner, an attack, ε and a scenario, on so many test episodes."""
+    """One row: a learner, an attack, ε and a scenario, on so many test episodes. Its digest is the cell's key."""
 
     training: TrainingSpec
     code: str

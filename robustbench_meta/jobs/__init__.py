@@ -22,6 +22,10 @@ to a pool, and forks copies of itself for the chunks of an evaluation.
 files: hooks and progress bars hear of them, `bench status` shows them, `--cell-timeout` is measured by them, and the
 last event of a worker that died says which cell it was at: that cell fails, and others do the rest.
 
+**After a kill.** A run that is killed loses what it had not saved: its locks are free (`runtime/locks.py`), files are
+written whole or not at all (`runtime/atomic_files.py`), and the same command resumes (`engine/training_snapshots.py`,
+`queue.py`). Where one worker of a run dies, the cell or training that it was at fails (`processes.py`, `ExitHandler`).
+
 **Launchers** only start workers: in this process, as N processes of this machine, or as N tasks of Ray. Slurm needs
 none: a job array of plain `bench run` does it.
 """

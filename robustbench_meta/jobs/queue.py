@@ -16,12 +16,12 @@ from robustbench_meta.errors import StorageError
 from robustbench_meta.evaluation.partial_results import PartialResult, read_part
 from robustbench_meta.experiment.checkpoints import checkpoint_name
 from robustbench_meta.experiment.grid import Cell, Grid
-from robustbench_meta.experiment.spec import digest_of
 from robustbench_meta.jobs.events import CellFailed, EventLog
 from robustbench_meta.jobs.planner import Group, Needed, groups_of, needed_of
 from robustbench_meta.results.store import Store
 from robustbench_meta.runtime import tensor_files
 from robustbench_meta.runtime.atomic_files import remove
+from robustbench_meta.runtime.digest import digest_of
 from robustbench_meta.runtime.locks import training_lock
 
 _log = logging.getLogger(__name__)

@@ -220,13 +220,13 @@ def test_no_node_with_room_for_a_worker_is_told_with_what_there_is(tmp_path, plu
 
 
 def test_a_node_that_does_not_see_the_results_folder_is_named_and_told_why(tmp_path, plugins, cluster, monkeypatch):
-    real = on_ray._Tasks.__init__
+    real = on_ray._RayTasks.__init__
 
     def elsewhere(self, request, run):
         real(self, request, run)
         self._given = (str(tmp_path / "not shared"), *self._given[1:])
 
-    monkeypatch.setattr(on_ray._Tasks, "__init__", elsewhere)
+    monkeypatch.setattr(on_ray._RayTasks, "__init__", elsewhere)
     with pytest.raises(BenchError, match=r"node \w+ \(\S+\): it does not see the results folder .* file system"):
         run(tmp_path / "r", f"ray:address={cluster.address}", plugins, dataset="toy", learners=("maml",))
 

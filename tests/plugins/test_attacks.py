@@ -200,17 +200,17 @@ def test_where_there_is_no_gradient_pgd_l2_stays():
 
 
 def test_doubts_are_judged_when_they_are_settled_and_nan_is_not_forgotten():
-    threat, doubts, x = ThreatModel("linf", 0.1), DeferredViolations(), torch.full((1, 2, 3), 0.5)
+    threat, deferred, x = ThreatModel("linf", 0.1), DeferredViolations(), torch.full((1, 2, 3), 0.5)
     for shift in (0.05, 0.13, 0.0):
-        threat.verify("strong", x + shift, x, 1, doubts)
-    threat.verify("good", x + 0.1, x, 1, doubts)
+        threat.verify("strong", x + shift, x, 1, deferred)
+    threat.verify("good", x + 0.1, x, 1, deferred)
     with pytest.raises(ViolationError, match=r"'strong' exceeded .*over by 0.03"):
-        doubts.settle()
-    doubts.settle()
+        deferred.settle()
+    deferred.settle()
     for image in (x * torch.nan, x):
-        threat.verify("broken", image, x, 1, doubts)
+        threat.verify("broken", image, x, 1, deferred)
     with pytest.raises(ViolationError, match="'broken' returned NaN"):
-        doubts.settle()
+        deferred.settle()
     with pytest.raises(ViolationError, match="returned NaN or infinite"):
         threat.verify("broken", x + torch.inf, x, 1)
 

@@ -1,7 +1,8 @@
 """Workers as tasks of a Ray cluster. Its nodes see the results folder, as in Ray's own training on several nodes.
 
-A task is a process group of one worker, so that on its node a worker's death is told from the node's, and a cell that
-takes too long is ended there. What a lost node was at is free again, and others do it.
+A Ray task calls `ray_node.run_worker`, which starts `jobs/worker.py` as a process of its node (`ProcessGroup`), so that
+the death of a worker differs from that of its node, and a cell that takes too long is ended there. What a lost node was
+at is free again, and others do it.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class RayCluster:
     def launch(self, run: Run) -> None:
         """See `Launcher.launch`."""
         try:
-            tasks = _Tasks(self._request, run)
+            tasks = _RayTasks(self._request, run)
             try:
                 tasks.work()
             finally:
@@ -138,7 +139,7 @@ class RayCluster:
                 ray.shutdown()
 
 
-class _Tasks:
+class _RayTasks:
     """The tasks of one run."""
 
     def __init__(self, request: Request, run: Run) -> None:
