@@ -274,10 +274,10 @@ from tests.jobs.test_progress import Manager
 manager = Manager()
 work = [{"training": f"maml[x] (seed {n})", "cells": 1, "train": 9, "test": 9, "checked": 0} for n in range(100)]
 with showing_progress(manager):
-    manager.tell("run_started", cells=100, work=work)
+    manager.emit("run_started", cells=100, work=work)
     for n in range(100):
         metrics = {"loss": 1.234, "validation_accuracy": 0.567}
-        manager.tell("training_progress", training=f"maml[x] (seed {n})", step=0, steps=600, metrics=metrics)
+        manager.emit("training_progress", training=f"maml[x] (seed {n})", step=0, steps=600, metrics=metrics)
     time.sleep(0.6)
     print("from a plugin")
 print("END")
