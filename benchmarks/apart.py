@@ -92,7 +92,7 @@ class Apart:
             self.turn()
         return float(self._ask("peak")) if self._device.type == "cuda" else watch.peak_mib
 
-    def trained_model(self, units: int = 1) -> Contestant:
+    def contestant(self, units: int = 1) -> Contestant:
         """Us, in a race."""
         return Contestant("ours", self.turn, "ours", units)
 

@@ -64,7 +64,7 @@ class FromDisk:
             outcome.figures["plan"] = told_plan(ours.told["plan"])
             libraries, outcome.notes = installed(problem)
             contestants = [
-                ours.trained_model(steps),
+                ours.contestant(steps),
                 *(
                     Contestant(each.name, here(_training_of(each, theirs), settings.device), units=theirs)
                     for each in libraries

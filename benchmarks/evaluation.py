@@ -64,7 +64,7 @@ class Evaluation:
             notes=["PGD without random start, so that both attack alike"],
         )  # fmt: skip
         contestants = [
-            apart.trained_model(),
+            apart.contestant(),
             Contestant("torchattacks loop", here(lambda: by_episode(problem, count), settings.device)),
         ]
         race(outcome, contestants, settings, difference=disagreement, tolerance=TOLERANCE)

@@ -68,7 +68,7 @@ class Gradient:
         libraries, outcome.notes = installed(problem)
         step = self.group == "adml"
         contestants = [
-            ours.trained_model(),
+            ours.contestant(),
             *(
                 Contestant(each.name, here(their_step(each) if step else _gradient_of(each), device))
                 for each in libraries

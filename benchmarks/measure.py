@@ -77,15 +77,15 @@ def race(
         field.append(Contestant("matrix product", here(matrix_product(settings.device), settings.device), "limit"))
         outcome.limit_gflop = matrix_product_gflop(settings.device)
     results, warm_up = {}, 0.0
-    for trained_model in field:
-        seconds, result = trained_model.turn(0.0)
-        results[trained_model.name] = result() if difference is not None else None
+    for contestant in field:
+        seconds, result = contestant.turn(0.0)
+        results[contestant.name] = result() if difference is not None else None
         warm_up += seconds
-    ours = next(trained_model for trained_model in field if trained_model.role == "ours")
-    for trained_model in field:
-        timed = Timed(name=trained_model.name, role=trained_model.role, seconds=[])
-        if difference is not None and trained_model.role in {"peer", "reference"}:
-            timed.difference = difference(results[trained_model.name], results[ours.name])
+    ours = next(contestant for contestant in field if contestant.role == "ours")
+    for contestant in field:
+        timed = Timed(name=contestant.name, role=contestant.role, seconds=[])
+        if difference is not None and contestant.role in {"peer", "reference"}:
+            timed.difference = difference(results[contestant.name], results[ours.name])
             timed.agrees = timed.difference <= tolerance
         outcome.timed.append(timed)
     results.clear()

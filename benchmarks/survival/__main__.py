@@ -33,7 +33,7 @@ LONG = (
 FLAT_MIB = 2.0
 """By 1,000 steps or episodes; more is a leak."""
 app = typer.Typer(add_completion=False)
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 Found = tuple[list[str], list[str]]
 
 
@@ -71,24 +71,26 @@ def main(
     raise typer.Exit(int(failed))
 
 
-def _try(name: str, bench: Bench, place: Path, times: int | None, seed: int, emit: Tell, how: str, warm: bool) -> Found:
+def _try(
+    name: str, bench: Bench, place: Path, times: int | None, seed: int, report: Report, how: str, warm: bool
+) -> Found:
     if name in {"kill", "stop"}:
-        tally = kill(bench, place, times or 50, seed, emit) if name == "kill" else stop(
-            bench, place, times or 20, seed, emit
+        tally = kill(bench, place, times or 50, seed, report) if name == "kill" else stop(
+            bench, place, times or 20, seed, report
         )  # fmt: skip
         return tally.lines(), tally.faults
     if name == "together":
-        return _together(bench, place, times or 8, emit)
+        return _together(bench, place, times or 8, report)
     if name == "disk":
-        return _disk(bench, place, times or 10, emit, how, warm)
+        return _disk(bench, place, times or 10, report, how, warm)
     lines, slopes = watch(Bench(bench.cache, (*LONG, "--jobs", "1"), keep_seconds=15.0), place)
     return lines, [f"{what} takes {slope:.1f} MiB a thousand" for what, slope in slopes.items() if slope > FLAT_MIB]
 
 
-def _disk(bench: Bench, place: Path, points: int, emit: Tell, how: str, warm: bool) -> Found:
+def _disk(bench: Bench, place: Path, points: int, report: Report, how: str, warm: bool) -> Found:
     """In a name space where it may mount."""
     if MOUNTS in os.environ:
-        return fill(bench, place, points, emit)
+        return fill(bench, place, points, report)
     told = ["-m", "benchmarks.survival", "--what", "disk", "--times", str(points), "--how", how, "--folder", str(place)]
     over = inside([*told, *(["--warm"] if warm else [])])
     if over is None:
@@ -96,7 +98,7 @@ def _disk(bench: Bench, place: Path, points: int, emit: Tell, how: str, warm: bo
     return [], ["see above"] if over.returncode else []
 
 
-def _together(bench: Bench, place: Path, count: int, emit: Tell) -> Found:
+def _together(bench: Bench, place: Path, count: int, report: Report) -> Found:
     seen, wrong = [], []
     other = bench.having("--attack", "pgd:steps=3")
     for name, benches in {
@@ -108,7 +110,7 @@ def _together(bench: Bench, place: Path, count: int, emit: Tell) -> Found:
         lines, faults = together(benches, place, name.replace(", ", "-").replace(" ", "-"))
         seen += [f"{name}: {line}" for line in lines]
         wrong += [f"{name}: {fault}" for fault in faults]
-        emit(f"{seen[-1]}; {len(faults)} faults")
+        report(f"{seen[-1]}; {len(faults)} faults")
     return seen, wrong
 
 

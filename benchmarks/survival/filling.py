@@ -71,14 +71,14 @@ class Disk:
         subprocess.run(["umount", str(self.place)], check=True)
 
 
-def fill(bench: Bench, folder: Path, points: int, emit: Callable[[str], None]) -> tuple[list[str], list[str]]:
+def fill(bench: Bench, folder: Path, points: int, report: Callable[[str], None]) -> tuple[list[str], list[str]]:
     """Run with too little room, at several points; then make room and go on. What was seen, and what was wrong.
 
     Args:
         bench: the run.
         folder: where results folders are made, and the disk.
         points: how many: 0, 4 and 20 KiB, then parts of what a run needs.
-        emit: is told how it goes.
+        report: gets a line on progress.
     """
     reference = folder / "reference"
     disk = Disk(folder / "disk")
@@ -92,7 +92,7 @@ def fill(bench: Bench, folder: Path, points: int, emit: Callable[[str], None]) -
         stopped += code == 2
         reached.append(f"{room / 1024:.0f}: {cells}")
         wrong += [f"with {room} bytes: {each}" for each in found]
-        emit(f"{room / 1024:.0f} KiB of room: exit code {code}, {cells} cells were done; {len(wrong)} faults")
+        report(f"{room / 1024:.0f} KiB of room: exit code {code}, {cells} cells were done; {len(wrong)} faults")
     disk.unmount()
     by_room = ", ".join(reached)
     seen.append(f"{len(rooms)} points, {stopped} stopped with exit code 2; cells done by KiB of room: {by_room}")

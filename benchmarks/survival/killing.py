@@ -63,7 +63,7 @@ class Tally:
         return lines + [f"  {fault}" for fault in self.faults]
 
 
-def kill(bench: Bench, folder: Path, times: int, seed: int, emit: Callable[[str], None]) -> Tally:
+def kill(bench: Bench, folder: Path, times: int, seed: int, report: Callable[[str], None]) -> Tally:
     """End runs by SIGKILL at instants uniform over their life, every third at the next write; then finish, and look.
 
     Every fifth is followed by two more before the run may finish.
@@ -73,7 +73,7 @@ def kill(bench: Bench, folder: Path, times: int, seed: int, emit: Callable[[str]
         folder: where results folders are made.
         times: how often to kill.
         seed: of the instants.
-        emit: is told how it goes.
+        report: gets a line on progress.
     """
     draw, tally = random.Random(seed), Tally()
     reference, cells = _reference(bench, folder, tally)
@@ -95,11 +95,11 @@ def kill(bench: Bench, folder: Path, times: int, seed: int, emit: Callable[[str]
             tally.phases[phase(results, cells)] += 1
             tally.writing += temporary(results)
         _finish(bench, results, reference, tally, spent, killed)
-        emit(f"{tally.ended} of {times} kills, {len(tally.faults)} faults")
+        report(f"{tally.ended} of {times} kills, {len(tally.faults)} faults")
     raise AssertionError("it counts for ever")
 
 
-def stop(bench: Bench, folder: Path, times: int, seed: int, emit: Callable[[str], None]) -> Tally:
+def stop(bench: Bench, folder: Path, times: int, seed: int, report: Callable[[str], None]) -> Tally:
     """Stop runs by SIGINT (to all of their processes, as a terminal does) and SIGTERM (to the first, or to all).
 
     The instants are uniform over the time from when the results folder is there to the end.
@@ -124,7 +124,7 @@ def stop(bench: Bench, folder: Path, times: int, seed: int, emit: Callable[[str]
             tally.phases[reached] += 1
             tally.faults += _wrong(run, code, number, (results / "leaderboard.csv").exists())
         _finish(bench, results, reference, tally, run.seconds, 1)
-        emit(f"{tally.ended} of {times} stops, {len(tally.faults)} faults")
+        report(f"{tally.ended} of {times} stops, {len(tally.faults)} faults")
     raise AssertionError("it counts for ever")
 
 

@@ -51,7 +51,7 @@ def compare(
     for table in comparison_tables(found, console.width):
         console.print(table)
     if place is not None:
-        from robustbench_meta.cli.plot import emit, save_all
+        from robustbench_meta.cli.plot import print_paths, save_all
         from robustbench_meta.reporting.figures.pairwise import draw_comparisons
         from robustbench_meta.reporting.figures.style import FigureStyle, Palette
 
@@ -59,7 +59,7 @@ def compare(
         names = [first, second] if first is not None and second is not None else []
         command = shlex.join(["bench", "compare", *names])
         console.print()
-        emit(save_all(list(draw_comparisons(found, look)), look, *place, command))
+        print_paths(save_all(list(draw_comparisons(found, look)), look, *place, command))
 
 
 def _file(plot: Path | None) -> tuple[Path, list[str], bool] | None:

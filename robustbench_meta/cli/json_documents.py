@@ -86,23 +86,23 @@ def print_comparisons(results: Path, first: str | None, second: str | None) -> N
 
         found = [
             {
-                "setting": duel.setting, "first": duel.first, "second": duel.second,
-                "columns": [_column(duel, column) for column in duel.contrasts],
+                "setting": pair.setting, "first": pair.first, "second": pair.second,
+                "columns": [_column(pair, column) for column in pair.contrasts],
             }
-            for duel in compare_learners(frame, samples, first, second)
+            for pair in compare_learners(frame, samples, first, second)
         ]  # fmt: skip
         print_document(stream, comparisons=found)
 
 
-def _column(duel: Comparison, column: str) -> dict[str, Any]:
-    contrast, (one, two) = duel.contrasts[column], duel.scores[column]
+def _column(pair: Comparison, column: str) -> dict[str, Any]:
+    contrast, (one, two) = pair.contrasts[column], pair.scores[column]
     return {
         "column": column, "episodes": len(contrast.first.episodes),
         "first_accuracy": one.mean / 100, "second_accuracy": two.mean / 100,
         "first_flags": sorted(one.flags), "second_flags": sorted(two.flags),
         "difference": contrast.paired.difference, "ci95": contrast.paired.ci95, "p": contrast.paired.p,
         "corrected_p": contrast.corrected, "seeds_p": contrast.seeds_p,
-        "ahead": {1: duel.first, -1: duel.second}.get(contrast.ahead),
+        "ahead": {1: pair.first, -1: pair.second}.get(contrast.ahead),
     }  # fmt: skip
 
 

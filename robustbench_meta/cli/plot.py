@@ -114,7 +114,7 @@ def plot(
         if not drawn:
             err().print(f"left out: {kind}, which needs {requirement(kind)}", markup=False, style="dim")
     paths = save_all(found, look, *files, shlex.join(command), dpi)
-    emit(paths)
+    print_paths(paths)
     if len(found) > 1:
         stdout().print(f"{counted(len(found), 'figure')} in {paths[0][0][0].parent}", markup=False)
 
@@ -170,7 +170,7 @@ def save_all(
     return paths
 
 
-def emit(paths: Iterable[tuple[list[Path], PaperFigure]]) -> None:
+def print_paths(paths: Iterable[tuple[list[Path], PaperFigure]]) -> None:
     """Say where each figure is, in each format, how large, and what its caption may say."""
     from rich.padding import Padding
     from rich.text import Text

@@ -97,8 +97,8 @@ def _shown(runs: list[RunStatus], width: int) -> RenderableType:
         if run.alive:
             table = Table.grid(padding=(0, 2))
             for name, worker in sorted(run.workers.items()):
-                on_open = f"{duration(max(0.0, time.time() - worker.time))} ago"
-                table.add_row(Text(name), Text(worker.place), Text(worker.doing), Text(on_open, style="dim"))
+                age = f"{duration(max(0.0, time.time() - worker.time))} ago"
+                table.add_row(Text(name), Text(worker.place), Text(worker.doing), Text(age, style="dim"))
             parts.append(table)
         parts.append(Text(""))
     return Group(*parts[:-1]) if parts else Text("no run has left events here")

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from robustbench_meta.contracts.plugin import Plugin, Setting
 from robustbench_meta.contracts.threat_model import Norm, ThreatModel
 from robustbench_meta.runtime.devices import send
 from robustbench_meta.runtime.seeds import seed_from
-
-if TYPE_CHECKING:
-    pass
-from robustbench_meta.contracts.plugin import Plugin, Setting
 
 Method = Literal["random", "single-step", "iterative", "black-box"]
 """How an attack searches: blindly, by one gradient, by many, or by the model's answers alone."""

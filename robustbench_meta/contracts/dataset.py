@@ -5,15 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
-from robustbench_meta.contracts.tasks import Splits
-
-if TYPE_CHECKING:
-    pass
 from robustbench_meta.contracts.plugin import LossName, Plugin, eps_by_norm
+from robustbench_meta.contracts.tasks import Splits
 
 
 class Dataset(Plugin):

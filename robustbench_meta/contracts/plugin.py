@@ -6,16 +6,13 @@ import os
 from abc import ABC
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, get_args
+from typing import Annotated, ClassVar, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from robustbench_meta.contracts.threat_model import Norm
 from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.options import parse_eps
-
-if TYPE_CHECKING:
-    pass
 
 LossName = Literal["cross_entropy", "squared"]
 

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
 
 from robustbench_meta.contracts.plugin import Plugin
-
-if TYPE_CHECKING:
-    pass
 
 
 class Tracker(Plugin):

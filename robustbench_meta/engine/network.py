@@ -1,4 +1,4 @@
-"""What learners compute with: a backbone as a pure function, and states of many tasks."""
+"""A backbone as a pure function of its weights."""
 
 from __future__ import annotations
 

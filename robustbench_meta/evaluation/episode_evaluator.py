@@ -1,4 +1,4 @@
-"""One trial: who attacks the support set and the queries of test episodes, and which queries then stay right."""
+"""One scenario: who attacks the support set and the queries of test episodes, and which queries then stay right."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class AdaptableModel(NamedTuple):
 
 
 class AttackResult(NamedTuple):
-    """What a trial gave on some episodes."""
+    """What a scenario gave on some episodes."""
 
     correct: Tensor
     """Whether each query's prediction is right [tasks, queries]."""
@@ -54,10 +54,10 @@ class _Found(NamedTuple):
 
 
 class EpisodeEvaluator:
-    """Some test episodes on which trials are held; what several trials need is computed once.
+    """Some test episodes on which scenarios are held; what several scenarios need is computed once.
 
     Args:
-        contestant: the trained learner under test.
+        trained_model: the trained learner under test.
         tasks: the episodes.
         surrogates: by key, the models on which transferred attacks are made.
         device: where it all is.
@@ -98,31 +98,31 @@ class EpisodeEvaluator:
         """The model adapted to the clean support sets, or another state, as an attack on the queries sees it."""
         return AttackedModel(self.engine, state or self.adapted, self.tasks.query.y.shape[1])
 
-    def hold(self, trial: Scenario) -> AttackResult:
+    def hold(self, scenario: Scenario) -> AttackResult:
         """Which queries stay right, and the seconds that the attacks took.
 
         Raises:
             BenchError: an attack failed or left its threat model, or the logits are not finite.
         """
-        if trial.key not in self._held:
-            self._held[trial.key] = self._hold(trial)
-        return self._held[trial.key]
+        if scenario.key not in self._held:
+            self._held[scenario.key] = self._hold(scenario)
+        return self._held[scenario.key]
 
-    def _hold(self, trial: Scenario) -> AttackResult:
+    def _hold(self, scenario: Scenario) -> AttackResult:
         support, query = None, None
-        if trial.support is not None:
-            of, state, support = self._misled(trial.support, poisons=trial.poisons)
+        if scenario.support is not None:
+            of, state, support = self._misled(scenario.support, poisons=scenario.poisons)
         else:
             of, state = "clean", self.adapted
-        if trial.query is not None:
+        if scenario.query is not None:
             victim: Target = self.victim(state)
-            if trial.surrogate is not None:
-                of, victim = f"surrogate {trial.surrogate}", self._surrogate_model(trial.surrogate)
-            keeps = trial.support is None and trial.surrogate is None
-            query = self._attack(of, victim, self.tasks.query, trial.query, "query", keeps=keeps)
+            if scenario.surrogate is not None:
+                of, victim = f"surrogate {scenario.surrogate}", self._surrogate_model(scenario.surrogate)
+            keeps = scenario.support is None and scenario.surrogate is None
+            query = self._attack(of, victim, self.tasks.query, scenario.query, "query", keeps=keeps)
         attacks = [found for found in (support, query) if found is not None]
         shown = query.x if query is not None else self.tasks.query.x
-        logits = self._logits(state, shown, trial.key) if attacks else self.logits
+        logits = self._logits(state, shown, scenario.key) if attacks else self.logits
         return AttackResult(
             logits.argmax(-1) == self.tasks.query.y,
             sum((found.seconds for found in attacks), 0.0),

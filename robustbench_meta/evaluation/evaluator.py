@@ -20,7 +20,7 @@ from robustbench_meta.engine.query_counter import QueryCount
 from robustbench_meta.errors import BenchError, DeviceLostError, located, traceback_of
 from robustbench_meta.evaluation.attack_checks import SELF_TESTED, self_test
 from robustbench_meta.evaluation.episode_evaluator import AdaptableModel, EpisodeEvaluator
-from robustbench_meta.evaluation.example_images import developed, example_of
+from robustbench_meta.evaluation.example_images import encoded, example_of
 from robustbench_meta.evaluation.flags import ReliabilityReport, assess
 from robustbench_meta.evaluation.model_checks import Observation, UnexposedCopy, observe
 from robustbench_meta.evaluation.partial_results import Chunk, Tally
@@ -178,30 +178,32 @@ class _Portion:
         self.engine, self.source, self.device = evaluator.engine, evaluator.source, evaluator.device
         self.weights, self.surrogates, self.probe_plan = evaluator.weights, evaluator.surrogates, evaluator.probe_plan
         self.spec, self.at = cells[0].training.spec, at
-        self.trials: dict[str, Scenario] = {cell.key: cell.trial for cell in cells}
+        self.scenarios: dict[str, Scenario] = {cell.key: cell.scenario for cell in cells}
         self.given_up: dict[str, tuple[str, str]] = {}
         """What has failed, why, and the traceback, by the key of a cell or a probe."""
-        self.probes: dict[str, list[Probe]] = {key: self._probes(key, trial) for key, trial in self.trials.items()}
-        assert len(self.trials) == len(cells), "two cells with one key"
+        self.probes: dict[str, list[Probe]] = {
+            key: self._probes(key, scenario) for key, scenario in self.scenarios.items()
+        }
+        assert len(self.scenarios) == len(cells), "two cells with one key"
 
-    def _probes(self, key: str, trial: Scenario) -> list[Probe]:
+    def _probes(self, key: str, scenario: Scenario) -> list[Probe]:
         if self.probe_plan is None:
             return []
         try:
-            found = probes(self.probe_plan, trial, self.source.shape)
-            return [probe for probe in found if not self._obstacle(probe.trial)]
+            found = probes(self.probe_plan, scenario, self.source.shape)
+            return [probe for probe in found if not self._obstacle(probe.scenario)]
         except Exception as error:  # an attack is a plugin: its `how` or `stronger` may raise anything
             reason = f"an attack failed to say what it is checked with (`stronger`, `how`): {located(error)}"
             self.given_up[key] = reason, traceback_of(error)
             return []
 
-    def _obstacle(self, trial: Scenario) -> str | None:
-        """Why an attack of a trial cannot work here; None if all can."""
+    def _obstacle(self, scenario: Scenario) -> str | None:
+        """Why an attack of a scenario cannot work here; None if all can."""
         engine, spec = self.engine, self.spec
         setting = Setting(
             self.source.shape, spec.way, spec.shot, spec.query, engine.network.loss_name, engine.transductive
         )
-        attacks = [side.attack for side in (trial.support, trial.query) if side is not None]
+        attacks = [side.attack for side in (scenario.support, scenario.query) if side is not None]
         return next((reason for attack in attacks if (reason := obstacle(attack, setting))), None)
 
     def on(self, places: range) -> Chunk:
@@ -232,13 +234,13 @@ class _Portion:
             started = episode_evaluator.now()
             fresh, noises = UnexposedCopy(trained_model), self._noises(episode_evaluator, chunk)
             noticing = episode_evaluator.now() - started
-        for key, trial in self.trials.items():
+        for key, scenario in self.scenarios.items():
             with self.at(key):
-                chunk.cells[key] = self._held(episode_evaluator, trial, key, key)
+                chunk.cells[key] = self._held(episode_evaluator, scenario, key, key)
         chunk.clean = episode_evaluator.clean if any(tally.failure is None for tally in chunk.cells.values()) else None
         if places.start == 0:
             for key, tally in chunk.cells.items():
-                tally.gallery = example_of(episode_evaluator, self.trials[key]) if tally.failure is None else None
+                tally.gallery = example_of(episode_evaluator, self.scenarios[key]) if tally.failure is None else None
         changed = kept.changed()
         if changed:  # attacks are held to account one by one, and what they changed is given back
             raise BenchError(
@@ -271,8 +273,8 @@ class _Portion:
         own = [*module.named_parameters(), *module.named_buffers()]
         return theta | {f"the network's '{name}'": tensor for name, tensor in own}
 
-    def _held(self, episode_evaluator: EpisodeEvaluator, trial: Scenario, key: str, cell: str) -> Tally:
-        """One trial of a cell; one that has failed on other episodes is not tried again.
+    def _held(self, episode_evaluator: EpisodeEvaluator, scenario: Scenario, key: str, cell: str) -> Tally:
+        """One scenario of a cell; one that has failed on other episodes is not tried again.
 
         Raises:
             DeviceLostError: it made the device useless: nothing more can be evaluated here.
@@ -281,7 +283,7 @@ class _Portion:
             reason, where = self.given_up[key]
             return Tally(failure=reason, traceback=where)
         try:
-            held = episode_evaluator.hold(trial)
+            held = episode_evaluator.hold(scenario)
             return Tally(held.correct, held.seconds, effort=held.effort)
         except BenchError as failure:
             if is_lost(failure):
@@ -293,7 +295,9 @@ class _Portion:
         except torch.OutOfMemoryError:
             if episode_evaluator.tasks.tasks > 1:
                 raise
-            name = " and ".join(f"'{side.attack.name}'" for side in (trial.support, trial.query) if side is not None)
+            name = " and ".join(
+                f"'{side.attack.name}'" for side in (scenario.support, scenario.query) if side is not None
+            )
             return Tally(failure=f"attack {name} on one task at a time does not fit in the device's memory")
 
     def _check(self, episode_evaluator: EpisodeEvaluator, chunk: Chunk, places: range) -> None:
@@ -301,14 +305,14 @@ class _Portion:
         with episode_evaluator.engine.drawing("observation", self.device):
             chunk.observation = observe(episode_evaluator)
         effects: dict[str, Tensor | str] = {}
-        for key, trial in self.trials.items():
+        for key, scenario in self.scenarios.items():
             if chunk.cells[key].failure is not None:
                 continue
             with self.at(key):
                 for _, probe in self.probes[key]:
                     if probe.key not in chunk.probes:
                         chunk.probes[probe.key] = self._held(episode_evaluator, probe, probe.key, key)
-                armed = _tested(trial)
+                armed = _tested(scenario)
                 if armed is not None and places.start < SELF_TESTED:
                     if armed.key not in effects:
                         effects[armed.key] = _self_tested(episode_evaluator, armed)
@@ -326,7 +330,7 @@ def outcome_of(
     clean, robust = _gathered([chunk.clean for chunk in chunks]), _gathered([tally.correct for tally in tallies])
     assert len(clean) == len(robust) == count, "an episode is missing, or counted twice"
     reliability = None if probe_plan is None else _reliability(cell, chunks, probe_plan, shape, clean, robust)
-    exhibited = tallies[0].gallery
+    example = tallies[0].gallery
     return Outcome(
         clean, robust,
         hashlib.sha256(b"".join(bytes.fromhex(chunk.episodes) for chunk in chunks)).hexdigest()[:16],
@@ -335,7 +339,7 @@ def outcome_of(
         1000 * sum(chunk.check_seconds for chunk in chunks) / count,
         reliability,
         sum((tally.effort for tally in tallies), QueryCount()),
-        developed(exhibited) if exhibited is not None else None,
+        encoded(example) if example is not None else None,
     )  # fmt: skip
 
 
@@ -350,11 +354,11 @@ def _reliability(
     found, failed, observation = {}, {}, Observation()
     for chunk in chunks:
         observation.merge(chunk.observation)
-    for name, trial in probes(probe_plan, cell.trial, shape):
+    for name, scenario in probes(probe_plan, cell.scenario, shape):
         for chunk in chunks:
-            if name == "noise" and trial.key in chunk.noisy:
-                observation.merge(chunk.noisy[trial.key])
-        tallies = [chunk.probes[trial.key] for chunk in chunks if trial.key in chunk.probes]
+            if name == "noise" and scenario.key in chunk.noisy:
+                observation.merge(chunk.noisy[scenario.key])
+        tallies = [chunk.probes[scenario.key] for chunk in chunks if scenario.key in chunk.probes]
         failures = [tally.failure for tally in tallies if tally.failure is not None]
         if failures:
             failed[name] = failures[0]
@@ -364,7 +368,7 @@ def _reliability(
     tested = [effect for effect in effects if isinstance(effect, Tensor)]
     failed.update(("self-test", effect) for effect in effects if isinstance(effect, str))
     return assess(
-        cell.trial, clean, robust, found, observation,
+        cell.scenario, clean, robust, found, observation,
         effects=torch.cat(tested).cpu().numpy()[:SELF_TESTED] if tested else None, failed=failed,
         way=cell.training.spec.way, precision=cell.training.spec.precision,
     )  # fmt: skip
@@ -377,9 +381,9 @@ def _self_tested(episode_evaluator: EpisodeEvaluator, armed: AttackAtEps) -> Ten
         return str(failure)
 
 
-def _tested(trial: Scenario) -> AttackAtEps | None:
+def _tested(scenario: Scenario) -> AttackAtEps | None:
     """The attack that must show an effect on an undefended model, without a sweep; None: there is nothing to see."""
-    armed = trial.query or trial.support
+    armed = scenario.query or scenario.support
     if armed is None or armed.threat.eps == 0 or armed.attack.clean:
         return None
     return AttackAtEps(armed.attack, armed.threat)

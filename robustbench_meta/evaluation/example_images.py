@@ -18,7 +18,7 @@ ROOM = 200_000
 _GREY = 128
 _SMALLEST = 1e-5
 """The largest change that fills a difference image's range is not below this: rounding stays grey."""
-Exhibit = dict[str, Any]
+Example = dict[str, Any]
 """A gallery, its images still tensors [channels, height, width] of 8 bits."""
 
 
@@ -27,16 +27,16 @@ def can_be_shown(shape: Sequence[int]) -> bool:
     return len(shape) == 3 and shape[0] in {1, 3} and torch.Size(shape).numel() <= ROOM
 
 
-def example_of(episode_evaluator: EpisodeEvaluator, trial: Scenario) -> Exhibit | None:
-    """Pictures of the arena's first episode under a trial that was held; None where there is nothing to see.
+def example_of(episode_evaluator: EpisodeEvaluator, scenario: Scenario) -> Example | None:
+    """Pictures of the evaluator's first episode under a scenario that was held; None where there is nothing to see.
 
-    Queries are shown whatever is attacked; support images where the trial attacks them.
+    Queries are shown whatever is attacked; support images where the scenario attacks them.
     """
     query, support = (_first(batch) for batch in (episode_evaluator.tasks.query, episode_evaluator.tasks.support))
     shape = query.x.shape[1:]
-    if not can_be_shown(shape) or (trial.query is None and trial.support is None):
+    if not can_be_shown(shape) or (scenario.query is None and scenario.support is None):
         return None
-    held = episode_evaluator.hold(trial)
+    held = episode_evaluator.hold(scenario)
     images = (3 if held.query is not None else 1) + (3 if held.support is not None else 0)
     count = max(1, min(MOST, ROOM // (shape.numel() * images)))
     answers = [_answers(logits, query.y) for logits in (episode_evaluator.logits[0], held.logits[0])]
@@ -52,14 +52,14 @@ def example_of(episode_evaluator: EpisodeEvaluator, trial: Scenario) -> Exhibit 
     return {"episode": 0, "shape": list(shape), "pictures": pictures}
 
 
-def developed(exhibited: Exhibit) -> dict[str, Any]:
+def encoded(example: Example) -> dict[str, Any]:
     """The gallery as a record holds it."""
 
     def plain(value: Any) -> Any:
         return png(value.numpy()) if isinstance(value, Tensor) else value
 
-    pictures = [{name: plain(value) for name, value in picture.items()} for picture in exhibited["pictures"]]
-    return {**exhibited, "pictures": pictures}
+    pictures = [{name: plain(value) for name, value in picture.items()} for picture in example["pictures"]]
+    return {**example, "pictures": pictures}
 
 
 def _first(batch: Batch) -> Batch:

@@ -72,16 +72,16 @@ class ReliabilityReport:
 
 
 def assess(
-    trial: Scenario, clean: np.ndarray, robust: np.ndarray, found: Mapping[str, np.ndarray],
+    scenario: Scenario, clean: np.ndarray, robust: np.ndarray, found: Mapping[str, np.ndarray],
     observation: Observation, *,
     effects: np.ndarray | None, failed: Mapping[str, str], way: int, precision: str,
 ) -> ReliabilityReport:  # fmt: skip
     """The flags of one row, and what they rest on.
 
     Args:
-        trial: the row's.
+        scenario: the row's.
         clean: whether each query is right without attack [episodes, queries].
-        robust: the same in the row's trial.
+        robust: the same in the row's scenario.
         found: the same for each probe, by name, on the first episodes.
         observation: of the model.
         effects: of the self-test, by episode; None where there was none.
@@ -93,12 +93,12 @@ def assess(
     own = robust[:checked].mean(1)
     probed = {name: correct.mean(1) for name, correct in found.items()}
     flags = observation.flags(precision)
-    if trial.query is None and trial.support is None:
+    if scenario.query is None and scenario.support is None:
         flags = [flag for flag in flags if flag != "zero-gradients"]
     if effects is not None and not above(effects, 0.0):
         flags.append("no-effect")
-    flags += _compared(trial, clean[:checked].mean(1), robust, own, probed, found, way)
-    attacked = next((side for side in (trial.query, trial.support) if side is not None), None)
+    flags += _compared(scenario, clean[:checked].mean(1), robust, own, probed, found, way)
+    attacked = next((side for side in (scenario.query, scenario.support) if side is not None), None)
     if attacked is not None and attacked.threat.eps > 0 and above(robust.mean(1) - clean.mean(1), 0.0):
         flags.append("above-clean")
     flags += [] if above(clean.mean(1), 1 / way) else ["at-chance"]
@@ -117,7 +117,7 @@ def assess(
 
 
 def _compared(
-    trial: Scenario, clean: np.ndarray, robust: np.ndarray, own: np.ndarray, probed: Mapping[str, np.ndarray],
+    scenario: Scenario, clean: np.ndarray, robust: np.ndarray, own: np.ndarray, probed: Mapping[str, np.ndarray],
     found: Mapping[str, np.ndarray], way: int,
 ) -> Iterator[str]:  # fmt: skip
     """The flags that come from the accuracies of the row and of its probes, by episode."""
@@ -129,7 +129,7 @@ def _compared(
         gained = own - probed["stronger"]
         if above(gained, 0.0) and float(gained.mean()) > mean_and_ci95(robust.mean(1))[1]:
             yield "not-converged"
-    if {"black box", "pgd"} <= probed.keys() and trial.query is not None:
+    if {"black box", "pgd"} <= probed.keys() and scenario.query is not None:
         worst = found["pgd"].copy()
         if "single step" in found:
             worst &= found["single step"]

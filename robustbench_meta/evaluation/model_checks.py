@@ -70,7 +70,7 @@ class Observation:
 
 
 def observe(episode_evaluator: EpisodeEvaluator) -> Observation:
-    """Look at the model on the arena's clean queries."""
+    """Look at the model on the evaluator's clean queries."""
     x, y, logits = episode_evaluator.tasks.query.x, episode_evaluator.tasks.query.y, episode_evaluator.logits
     seen, again = _seen(episode_evaluator.victim(), x, y)
 
@@ -86,7 +86,7 @@ class UnexposedCopy:
     """The model as it was before these episodes were shown to it: what a later answer is held against.
 
     Args:
-        contestant: the trained learner; it is copied. What cannot be copied is held against itself alone.
+        trained_model: the trained learner; it is copied. What cannot be copied is held against itself alone.
     """
 
     def __init__(self, trained_model: AdaptableModel) -> None:
@@ -103,7 +103,7 @@ class UnexposedCopy:
         self._adapted: State | None = None
 
     def observe(self, episode_evaluator: EpisodeEvaluator, noise: Scenario) -> Observation:
-        """Look at the arena's model on the queries of a trial that was held before clean ones were shown.
+        """Look at the evaluator's model on the queries of a scenario that was held before clean ones were shown.
 
         The copy is shown the clean ones first. A model whose answers depend on the images alone gives the same ones.
         """
@@ -112,7 +112,7 @@ class UnexposedCopy:
         changes = []
         if self._adapted is None:
             support = episode_evaluator.tasks.support
-            with self._engine.drawing("adapt clean", episode_evaluator.device):  # as the arena's own
+            with self._engine.drawing("adapt clean", episode_evaluator.device):  # as the evaluator's own
                 self._adapted = self._engine.adapt(self._theta, Batch(support.x.clone(), support.y.clone()))
             changes.append(
                 largest_change(

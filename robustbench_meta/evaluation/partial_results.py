@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustbench_meta.engine.query_counter import QueryCount
 from robustbench_meta.errors import StorageError, brief
-from robustbench_meta.evaluation.example_images import Exhibit
+from robustbench_meta.evaluation.example_images import Example
 from robustbench_meta.evaluation.model_checks import Observation
 from robustbench_meta.runtime import tensor_files
 
@@ -19,7 +19,7 @@ _KIND = "part of an evaluation"
 
 @dataclass
 class Tally:
-    """What one trial gave on one chunk of episodes, or why it failed."""
+    """What one scenario gave on one chunk of episodes, or why it failed."""
 
     correct: Tensor | None = None
     seconds: float = 0.0
@@ -29,7 +29,7 @@ class Tally:
     traceback: str = ""
     """Of the failure."""
     effort: QueryCount = field(default_factory=QueryCount)
-    gallery: Exhibit | None = None
+    gallery: Example | None = None
     """Of the chunk with the first episode."""
 
 
@@ -42,10 +42,10 @@ class Chunk:
     clean: Tensor | None = None
     cells: dict[str, Tally] = field(default_factory=dict)
     probes: dict[str, Tally] = field(default_factory=dict)
-    """By the key of their trial."""
+    """By the key of their scenario."""
     observation: Observation = field(default_factory=Observation)
     noisy: dict[str, Observation] = field(default_factory=dict)
-    """The same on noisy queries, by the key of the trial that made them."""
+    """The same on noisy queries, by the key of the scenario that made them."""
     adapt_seconds: float = 0.0
     adapted_tasks: int = 0
     check_seconds: float = 0.0

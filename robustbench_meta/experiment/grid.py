@@ -99,7 +99,7 @@ class Cell:
         }  # fmt: skip
 
     @property
-    def trial(self) -> Scenario:
+    def scenario(self) -> Scenario:
         """Who attacks what."""
         surrogate = self.surrogate.key if self.surrogate is not None else None
         armed = AttackAtEps(self.threat.attack, self.threat.model, self.spec.attack.sweep)

@@ -35,7 +35,7 @@ class Probes:
 
 
 def assemble(make: Callable[[str, dict[str, str]], Attack], code: Callable[[str], str]) -> Probes:
-    """The battery, from what makes an attack of a name and options, and tells its code."""
+    """The probes, from what makes an attack of a name and options, and tells its code."""
 
     def chosen(linf: tuple[str, dict[str, str]], l2: tuple[str, dict[str, str]]) -> dict[Norm, Attack]:
         names.extend([linf[0], l2[0]])
@@ -52,46 +52,48 @@ def assemble(make: Callable[[str, dict[str, str]], Attack], code: Callable[[str]
 
 
 class Probe(NamedTuple):
-    """A trial that a row is held against."""
+    """A scenario that a row is held against."""
 
     name: str
-    trial: Scenario
+    scenario: Scenario
 
 
-def probes(probe_plan: Probes, trial: Scenario, shape: Sequence[int]) -> list[Probe]:
-    """What is run besides a row's own trial, on the first `CHECKED` episodes.
+def probes(probe_plan: Probes, scenario: Scenario, shape: Sequence[int]) -> list[Probe]:
+    """What is run besides a row's own scenario, on the first `CHECKED` episodes.
 
     Queries that are attacked on the model itself are probed most; other rows less, as docs/flags.md tells.
     """
-    armed = trial.query or trial.support
+    armed = scenario.query or scenario.support
     if armed is None or armed.threat.eps == 0 or armed.attack.clean or armed.threat.norm not in probe_plan.noise:
         return []
-    found = list(_baselines(probe_plan, trial, armed))
-    if trial.surrogate is not None:
+    found = list(_baselines(probe_plan, scenario, armed))
+    if scenario.surrogate is not None:
         return found
     stronger = armed.attack.stronger()
-    if stronger is not None and (trial.support is None or (trial.query is None and trial.poisons)):
-        found.append(Probe("stronger", _instead(trial, stronger)))
-    if trial.support is None:
+    if stronger is not None and (scenario.support is None or (scenario.query is None and scenario.poisons)):
+        found.append(Probe("stronger", _instead(scenario, stronger)))
+    if scenario.support is None:
         found += _white_box(probe_plan, armed, shape)
     return found
 
 
-def _baselines(probe_plan: Probes, trial: Scenario, armed: AttackAtEps) -> Iterator[Probe]:
+def _baselines(probe_plan: Probes, scenario: Scenario, armed: AttackAtEps) -> Iterator[Probe]:
     """Noise and a single step in the place of the row's last attack."""
     norm = armed.threat.norm
-    yield Probe("noise", _instead(trial, probe_plan.noise[norm]))
-    misled = trial.surrogate is not None or (trial.query is None and not trial.poisons)
+    yield Probe("noise", _instead(scenario, probe_plan.noise[norm]))
+    misled = scenario.surrogate is not None or (scenario.query is None and not scenario.poisons)
     if not misled:
-        yield Probe("single step", _instead(trial, probe_plan.one_step[norm]))
+        yield Probe("single step", _instead(scenario, probe_plan.one_step[norm]))
 
 
-def _instead(trial: Scenario, attack: Attack) -> Scenario:
-    """The same trial with another attack on what is attacked last, without a sweep."""
-    if trial.query is not None:
-        return Scenario(trial.support, AttackAtEps(attack, trial.query.threat), trial.poisons, trial.surrogate)
-    assert trial.support is not None
-    return Scenario(AttackAtEps(attack, trial.support.threat), None, trial.poisons)
+def _instead(scenario: Scenario, attack: Attack) -> Scenario:
+    """The same scenario with another attack on what is attacked last, without a sweep."""
+    if scenario.query is not None:
+        return Scenario(
+            scenario.support, AttackAtEps(attack, scenario.query.threat), scenario.poisons, scenario.surrogate
+        )
+    assert scenario.support is not None
+    return Scenario(AttackAtEps(attack, scenario.support.threat), None, scenario.poisons)
 
 
 def _white_box(probe_plan: Probes, armed: AttackAtEps, shape: Sequence[int]) -> Iterator[Probe]:

@@ -43,7 +43,7 @@ class Scenario:
 
     @classmethod
     def of(cls, armed: AttackAtEps, support: str, query: str, surrogate: str | None = None) -> Scenario:
-        """The trial of a scenario: what is done to support and query, as `options.SCENARIOS` tells."""
+        """What the words of `options.SCENARIOS` mean for support and query."""
         if armed.attack.clean:
             return cls()
         return cls(
@@ -53,6 +53,6 @@ class Scenario:
 
     @property
     def key(self) -> str:
-        """The same for trials that give the same numbers."""
+        """The same for scenarios that give the same numbers."""
         sides = (side.key if side is not None else "" for side in (self.support, self.query))
         return "|".join([*sides, str(self.poisons), str(self.surrogate)])

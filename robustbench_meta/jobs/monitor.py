@@ -33,7 +33,7 @@ from robustbench_meta.results.store import Store
 class WorkerState:
     """What a worker is at, by its last events."""
 
-    on_open: float
+    last_event_at: float
     """When it was last heard of, on the monitor's clock."""
     time: float
     """The same in seconds since 1970, as the worker says."""
@@ -81,7 +81,7 @@ class Monitor:
     def _note(self, worker: str, event: Event) -> None:
         now = self._clock()
         state = self.workers.setdefault(worker, WorkerState(now, event.time))
-        state.on_open, state.time = now, event.time
+        state.last_event_at, state.time = now, event.time
         if isinstance(event, JobStarted):
             state.job, state.cell, state.first_step, state.advanced, state.idle = event, None, None, False, False
         elif isinstance(event, JobFinished | Idle):
@@ -109,7 +109,7 @@ class Monitor:
             at_it = [each for each in self.workers.values() if each.cell == state.cell]
             seconds = self._spent[state.cell] + sum(now - each.since for each in at_it)
             return f"it took longer than --cell-timeout {limit:g} s" if seconds > limit else None
-        silent = now - state.on_open
+        silent = now - state.last_event_at
         if silent <= limit:
             return None
         what = "meta-training made no step" if state.job.kind == "train" else "the evaluation said nothing"

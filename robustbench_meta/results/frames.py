@@ -139,14 +139,14 @@ def comparisons(comparisons: Iterable[Comparison]) -> pd.DataFrame:
     over seeds (NaN unless both have several). They are told apart where `ahead` is not empty.
     """
     rows = []
-    for duel in comparisons:
-        for column, contrast in duel.contrasts.items():
-            one, two = duel.scores[column]
+    for pair in comparisons:
+        for column, contrast in pair.contrasts.items():
+            one, two = pair.scores[column]
             accuracies = {"first_accuracy": one.mean / 100, "second_accuracy": two.mean / 100}
             tests = {**contrast.paired._asdict(), "corrected_p": contrast.corrected, "seeds_p": contrast.seeds_p}
-            ahead = {1: duel.first, -1: duel.second}.get(contrast.ahead, "")
-            names = {"column": column, "first": duel.first, "second": duel.second}
-            rows.append({**duel.setting, **names, **accuracies, **tests, "ahead": ahead})
+            ahead = {1: pair.first, -1: pair.second}.get(contrast.ahead, "")
+            names = {"column": column, "first": pair.first, "second": pair.second}
+            rows.append({**pair.setting, **names, **accuracies, **tests, "ahead": ahead})
     return pd.DataFrame(rows, columns=COMPARISONS)
 
 

@@ -87,7 +87,7 @@ def _content(sample: Sample) -> Hashable:
 
 def tests_text(found: Iterable[Comparison]) -> str:
     """For how many comparisons these are corrected: `5 comparisons`, or `3 different comparisons among 5`."""
-    all_of = [contrast for duel in found for contrast in duel.contrasts.values()]
+    all_of = [contrast for pair in found for contrast in pair.contrasts.values()]
     tests = all_of[0].tests if all_of else 0
     return (
         f"{tests:,} comparisons" if tests == len(all_of) else f"{tests:,} different comparisons among {len(all_of):,}"

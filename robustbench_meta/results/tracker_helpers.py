@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from robustbench_meta.runtime.digest import digest_of
-
-if TYPE_CHECKING:
-    pass
 
 
 def cell_key(cell: Mapping[str, Any]) -> str:

@@ -126,11 +126,11 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()[:16]
 
 
-def _add(tensors_digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
+def _add(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
     """Add the names, kinds and bytes of tensors on the CPU to a digest."""
     for name in sorted(tensors):
         tensor = tensors[name]
-        tensors_digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         whole = tensor.contiguous()
         row = whole.as_strided((whole.numel(),), (1,))  # flatten leaves odd strides to rows of at most one number
-        tensors_digest.update(row.view(torch.uint8).numpy().tobytes())
+        digest.update(row.view(torch.uint8).numpy().tobytes())

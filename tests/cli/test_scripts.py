@@ -104,7 +104,7 @@ def test_compare_as_json(streamed, tmp_path):
     [*comparisons] = strictly(bench("compare", tmp_path / "r", "--json").out)["comparisons"]
     frame = pd.read_csv(tmp_path / "r" / "leaderboard.csv")
     under = frame[frame["attack"] == "fgsm"].set_index("learner")["robust_accuracy"]
-    [found] = [each for duel in comparisons for each in duel["columns"] if each["column"] == "fgsm"]
+    [found] = [each for pair in comparisons for each in pair["columns"] if each["column"] == "fgsm"]
     assert (comparisons[0]["first"], comparisons[0]["second"]) == ("maml", "protonet")
     assert found["difference"] == pytest.approx(under["maml"] - under["protonet"], abs=2e-6)
     assert found["first_accuracy"] == pytest.approx(under["maml"], abs=2e-6)

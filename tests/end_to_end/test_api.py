@@ -148,7 +148,7 @@ def test_comparisons_are_those_of_the_command_line(results, folder, capsys):
     frame = results.comparisons()
     with contextlib.suppress(SystemExit):
         main(["compare", str(folder), "--json"])
-    told = [column for duel in json.loads(capsys.readouterr().out)["comparisons"] for column in duel["columns"]]
+    told = [column for pair in json.loads(capsys.readouterr().out)["comparisons"] for column in pair["columns"]]
     assert list(frame.columns) == frames.COMPARISONS
     assert frame["corrected_p"].tolist() == pytest.approx([column["corrected_p"] for column in told])
     assert frame["difference"].tolist() == pytest.approx([column["difference"] for column in told])
@@ -450,9 +450,9 @@ def test_an_own_model_gets_the_numbers_that_the_learner_it_copies_gets(results, 
         for part in (own.queries, results.queries[results.queries["spec_hash"] == row["spec_hash"]])
     )
     assert (mine == theirs).all()
-    duel = rbm.load_results(folder).comparisons("copy", "maml:alpha=0.1")
-    assert set(duel["column"]) >= {"clean", "pgd:steps=3"}
-    assert duel["difference"].tolist() == [0.0] * len(duel)
+    pair = rbm.load_results(folder).comparisons("copy", "maml:alpha=0.1")
+    assert set(pair["column"]) >= {"clean", "pgd:steps=3"}
+    assert pair["difference"].tolist() == [0.0] * len(pair)
 
 
 def test_an_own_model_is_checked_as_others_are():

@@ -86,9 +86,9 @@ def here(line, environment):
     """Run the command in this process; warnings go to stderr, as they do outside of pytest."""
     own, arguments = split(line)
     out, err, code = io.StringIO(), io.StringIO(), 0
-    on_open = logging.StreamHandler(err)
-    on_open.setLevel(logging.WARNING)
-    logging.getLogger().addHandler(on_open)
+    handler = logging.StreamHandler(err)
+    handler.setLevel(logging.WARNING)
+    logging.getLogger().addHandler(handler)
     try:
         with (
             mock.patch.dict(os.environ, {**environment, **own}),
@@ -100,7 +100,7 @@ def here(line, environment):
             except SystemExit as end:
                 code = int(end.code or 0)
     finally:
-        logging.getLogger().removeHandler(on_open)
+        logging.getLogger().removeHandler(handler)
     return Told(code, out.getvalue(), err.getvalue())
 
 

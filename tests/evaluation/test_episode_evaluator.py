@@ -1,4 +1,4 @@
-"""Trials: what poisoning, transfer and sweeps compute, against plain calls and finite differences."""
+"""Scenarios: what poisoning, transfer and sweeps compute, against plain calls and finite differences."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def episode_evaluator(registry, surrogates=None, learner="maml", backbone="mlp",
     return EpisodeEvaluator(AdaptableModel(engine, engine.theta(weights)), random_tasks(), surrogates or {}, CPU)
 
 
-def held(where, trial):
+def held(where, scenario):
     with torch.no_grad():
-        return where.hold(trial).correct
+        return where.hold(scenario).correct
 
 
 # -- poisoning through adaptation ------------------------------------------------------------------
@@ -191,14 +191,15 @@ def test_a_transductive_model_is_shown_whole_batches_only(registry):
 
 def test_plans_do_not_change_a_trial(registry):
     pgd = AttackAtEps(registry.make("attack", "pgd", {}), LINF)
-    trials = [
+    scenarios = [
         Scenario(query=pgd),
         Scenario(support=pgd),
         Scenario(support=pgd, poisons=True),
         Scenario(pgd, pgd, poisons=True),
     ]
-    for trial in trials:
+    for scenario in scenarios:
         first, second = (
-            held(episode_evaluator(registry, plan=plan), trial) for plan in (Plan("loop", "loop"), Plan("vmap", "vmap"))
+            held(episode_evaluator(registry, plan=plan), scenario)
+            for plan in (Plan("loop", "loop"), Plan("vmap", "vmap"))
         )
         assert torch.equal(first, second)

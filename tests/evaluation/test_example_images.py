@@ -26,7 +26,7 @@ from robustbench_meta.engine.training import make_engine
 from robustbench_meta.evaluation import evaluator
 from robustbench_meta.evaluation.episode_evaluator import AdaptableModel, EpisodeEvaluator
 from robustbench_meta.evaluation.evaluator import evaluate_cells
-from robustbench_meta.evaluation.example_images import can_be_shown, developed, example_of
+from robustbench_meta.evaluation.example_images import can_be_shown, encoded, example_of
 from robustbench_meta.evaluation.gallery import ExampleEpisode, gallery_of, pixels, png
 from robustbench_meta.experiment.grid import prepare
 from robustbench_meta.experiment.scenario import AttackAtEps, Scenario
@@ -184,8 +184,8 @@ def test_of_large_images_there_are_fewer_even_of_noise(registry, shape, queries,
     where = episode_evaluator(registry, shape, way=7)
     noise = registry.make("attack", "noise", {})
     with torch.no_grad():
-        gallery = developed(example_of(where, both(noise)))
-        one = developed(example_of(where, Scenario(query=both(noise).query)))
+        gallery = encoded(example_of(where, both(noise)))
+        one = encoded(example_of(where, Scenario(query=both(noise).query)))
     roles = [picture["role"] for picture in gallery["pictures"]]
     assert roles == queries * ["query"] + supports * ["support"]
     if shape != (3, 128, 128):
@@ -344,12 +344,14 @@ def test_a_picture_whose_pixels_are_damaged_is_told():
 # -- cost --------------------------------------------------------------------------------------------
 
 
-def effort(registry, name, options, eps=0.1, trial=None, **world):
+def effort(registry, name, options, eps=0.1, scenario=None, **world):
     """Of an attack on the 6 queries of 2 tasks each."""
     where = episode_evaluator(registry, **world)
     attack = registry.make("attack", name, options)
     with torch.no_grad():
-        return where.hold(trial(both(attack, eps).query) if trial else Scenario(query=both(attack, eps).query)).effort
+        return where.hold(
+            scenario(both(attack, eps).query) if scenario else Scenario(query=both(attack, eps).query)
+        ).effort
 
 
 @pytest.mark.parametrize(
@@ -375,19 +377,19 @@ def test_poisoning_takes_a_gradient_through_adaptation_a_step(registry, name):
     """Nothing counts as fooled there, so that Auto-PGD takes all its steps: as many gradients, the first included."""
     name, _, steps = name.partition(":steps=")
     options = {"steps": steps} if steps else {}
-    found = effort(registry, name, options, trial=lambda armed: Scenario(support=armed, poisons=True))
+    found = effort(registry, name, options, scenario=lambda armed: Scenario(support=armed, poisons=True))
     assert (found.attacked, found.gradients) == (12, 12 * int(steps or 1))
 
 
 def test_two_sides_that_are_attacked_cost_both(registry):
-    found = effort(registry, "pgd", {"steps": 3}, trial=lambda armed: Scenario(armed, armed))
+    found = effort(registry, "pgd", {"steps": 3}, scenario=lambda armed: Scenario(armed, armed))
     assert found == QueryCount(24, 72, 72)
     assert found.plain() == {"attacked_images": 24, "forward_per_image": 3.0, "gradients_per_image": 3.0}
 
 
 def test_an_eps_of_a_sweep_costs_what_it_takes_beyond_the_smaller_ones(registry):
     found = effort(
-        registry, "pgd", {"steps": 3}, trial=lambda armed: Scenario(query=replace(armed, sweep=(0.02, 0.05)))
+        registry, "pgd", {"steps": 3}, scenario=lambda armed: Scenario(query=replace(armed, sweep=(0.02, 0.05)))
     )
     assert found == QueryCount(12, 36, 36)
 

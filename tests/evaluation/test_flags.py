@@ -124,8 +124,8 @@ def test_probes_are_for_attacked_rows_with_room_to_attack(registry):
     probe_plan = prepare(RunSpec.read(profile="smoke", learners=("maml",)), registry, None).probe_plan
     shape = (1, 28, 28)
 
-    def names(trial):
-        return {probe.name for probe in probes(probe_plan, trial, shape)}
+    def names(scenario):
+        return {probe.name for probe in probes(probe_plan, scenario, shape)}
 
     pgd, none = armed(registry), Scenario()
     assert names(none) == set()
@@ -140,7 +140,7 @@ def test_probes_are_for_attacked_rows_with_room_to_attack(registry):
     assert names(Scenario(support=pgd, poisons=True)) == {"noise", "single step", "stronger"}
     full = next(p for p in probes(probe_plan, Scenario(query=armed(registry, "pgdl2", ThreatModel("l2", 1.0))), shape)
                 if p.name == "pgd, full range")  # fmt: skip
-    assert full.trial.query.threat.eps == pytest.approx(28.0)
+    assert full.scenario.query.threat.eps == pytest.approx(28.0)
 
 
 class Showing(nn.Module):

@@ -258,7 +258,7 @@ def test_a_surrogate_is_trained_as_the_learner_of_that_name_would_be_and_is_not_
     assert [(cell.learner, cell.seed) for cell in found.cells] == [("protonet", 0), ("protonet", 1)]
     own = {each.spec.seed: each.key for each in found.trainings if each.label == "maml"}
     assert [cell.surrogate.key for cell in found.cells] == [own[0], own[1]]
-    assert [cell.trial.surrogate for cell in found.cells] == [own[0], own[1]]
+    assert [cell.scenario.surrogate for cell in found.cells] == [own[0], own[1]]
     given = {"learners": ("protonet",), "attacks": ("fgsm",), "scenarios": ("clean/transfer",)}
     assert found.cells[0].key != grid(registry, surrogate="protonet:meta_lr=1", **given).cells[0].key
 

@@ -38,19 +38,19 @@ class Ears:
     """Hears all events."""
 
     def __init__(self):
-        self.on_open = []
+        self.events = []
 
     @hookimpl
     def training_progress(self, training, step, steps):
-        self.on_open.append((training, step, steps))
+        self.events.append((training, step, steps))
 
     @hookimpl
     def cell_finished(self, record):
-        self.on_open.append(record["key"])
+        self.events.append(record["key"])
 
     @hookimpl
     def cell_failed(self, training, reason):
-        self.on_open.append((training, reason))
+        self.events.append((training, reason))
 
 
 def run(folder, jobs, plugins=None, policy=None, **given):
@@ -58,7 +58,7 @@ def run(folder, jobs, plugins=None, policy=None, **given):
     registry.manager.register(ears)
     store, grid = Store(folder), prepare(RunSpec.read(**{**TINY, **given}), registry, None)
     summary = runner.run(grid, registry, store, CPU, policy or Policy(jobs=jobs), plugins=plugins)
-    return summary, store, ears.on_open
+    return summary, store, ears.events
 
 
 # -- the same rows ---------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_trouble_in_one_worker_costs_only_its_own_cells(tmp_path, caplog, capfd)
     (tmp_path / "plugins" / "trouble.py").write_text(TROUBLE)
     with warnings.catch_warnings(record=True) as warned, caplog.at_level(logging.WARNING):
         warnings.simplefilter("default")
-        summary, store, on_open = run(
+        summary, store, events = run(
             tmp_path / "r", 2, tmp_path / "plugins", dataset="toy",
             learners=("killed", "ends", "raises", "talks", "maml"),
         )  # fmt: skip
@@ -148,7 +148,7 @@ def test_trouble_in_one_worker_costs_only_its_own_cells(tmp_path, caplog, capfd)
     assert "use fewer --jobs" in reasons["killed", "none"]
     assert "ends (seed 0) ended itself with exit code 7" in reasons["ends", "fgsm"]
     assert reasons["raises", "none"].startswith("learner 'raises (seed 0)' failed: RuntimeError: out of ideas (line ")
-    assert ("ends (seed 0)", reasons["ends", "fgsm"]) in on_open
+    assert ("ends (seed 0)", reasons["ends", "fgsm"]) in events
     assert {record["labels"]["learner"] for record in store.records()} == {"talks", "maml"}
     assert summary.finished == 4
     # what it says is heard here, as if it had run here

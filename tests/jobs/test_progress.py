@@ -174,15 +174,15 @@ class Manager(pluggy.PluginManager):
 
 
 def test_progress_comes_through_the_public_events():
-    tape, clock, on_open = Tape(), Clock(), Manager()
+    tape, clock, manager = Tape(), Clock(), Manager()
     listener = Listener(tape, RunProgress(clock))
-    on_open.register(listener)
-    on_open.emit("run_started", run={}, cells=6, work=TWO)
-    on_open.emit("training_progress", training="maml (seed 0)", step=0, steps=2, metrics={})
+    manager.register(listener)
+    manager.emit("run_started", run={}, cells=6, work=TWO)
+    manager.emit("training_progress", training="maml (seed 0)", step=0, steps=2, metrics={})
     clock.now = 3.0
     metrics = {"loss": 0.512, "validation_accuracy": 0.831}
-    on_open.emit("training_progress", training="maml (seed 0)", step=2, steps=2, metrics=metrics)
-    on_open.emit("cell_finished", record={})
+    manager.emit("training_progress", training="maml (seed 0)", step=2, steps=2, metrics=metrics)
+    manager.emit("cell_finished", record={})
     assert tape.lines == ["train maml (seed 0): 2 in 0:00:03, loss 0.51, val 83.1 %"]
     assert listener.progress.cells_over == 1
 
@@ -206,18 +206,18 @@ def test_what_is_checked_no_more_does_not_go_on_from_somewhere():
 
 
 def test_a_tracker_of_a_stranger_hears_the_same():
-    on_open = []
+    finished = []
 
     class Tracker:
         @hookimpl
         def cell_finished(self, record):
-            on_open.append(record["key"])
+            finished.append(record["key"])
 
     ours = Manager()
     ours.register(Tracker())
     with showing_progress(ours, Console(file=io.StringIO())):
         ours.emit("cell_finished", record={"key": "abc"})
-    assert on_open == ["abc"]
+    assert finished == ["abc"]
     assert len(ours.get_plugins()) == 1, "nothing of ours stays"
 
 

@@ -154,12 +154,12 @@ def test_a_cell_that_fails_is_left_out_of_the_chunks_that_follow(opened, trained
 
 
 def test_listeners_are_told_which_cell_failed_as_the_leaderboard_would(opened, grid, registry, tmp_path):
-    on_open = []
+    events = []
 
     class Listener:
         @hookimpl
         def cell_failed(self, cell, labels, training, reason):
-            on_open.append((cell, labels, training, reason))
+            events.append((cell, labels, training, reason))
 
     queue, failed = opened(), grid.cells[-1]
     summary = Summary()
@@ -173,7 +173,7 @@ def test_listeners_are_told_which_cell_failed_as_the_leaderboard_would(opened, g
             reporter(event)
     finally:
         registry.manager.unregister(name="heard")
-    [(cell, labels, training, reason)] = on_open
+    [(cell, labels, training, reason)] = events
     assert summary.failed == [(failed, "no luck")]
     assert CellSpec.model_validate(cell).digest() == labels["spec_hash"] == failed.key
     named = {"learner": training.removesuffix(" (seed 0)"), "attack": failed.attack, "eps": failed.eps, "seed": 0}

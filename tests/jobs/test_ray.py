@@ -172,11 +172,11 @@ def test_a_node_that_dies_costs_nothing_and_the_rows_are_those_of_a_local_run(
         """Kills a node once both are at work."""
 
         def __init__(self):
-            self.on_open, self.at, self.killed = [], {}, False
+            self.events, self.at, self.killed = [], {}, False
 
         @hookimpl
         def training_progress(self, training, step, steps):
-            self.on_open.append((training, step))
+            self.events.append((training, step))
             self.at[training] = step
             under_way = [name for name, at in self.at.items() if "slow" in name and 10 <= at <= steps - 20]
             if not self.killed and len(under_way) == 2:
@@ -189,7 +189,7 @@ def test_a_node_that_dies_costs_nothing_and_the_rows_are_those_of_a_local_run(
         summary, there = run(tmp_path / "there", f"ray:address={cluster.address}", plugins, ears, **given)
     assert ears.killed
     assert "is lost with its node, or with Ray's process there; beginning again with what was saved" in caplog.text
-    assert sorted(name for name, step in ears.on_open if step == 0) == sorted(ears.at), "each went on where it was left"
+    assert sorted(name for name, step in ears.events if step == 0) == sorted(ears.at), "each went on where it was left"
     assert (summary.finished, summary.failed) == (8, [])
     assert "logged there" in caplog.messages
     _, here = run(tmp_path / "here", "local", plugins, **given)

@@ -313,21 +313,21 @@ def test_what_cannot_track_is_told(tmp_path, text, told):
 
 
 def test_a_tracker_given_as_a_class_hears_a_run_of_several_jobs(tmp_path):
-    on_open = []
+    events = []
 
     class Here:
         @hookimpl
         def cell_finished(self, record):
-            on_open.append((os.getpid(), record["labels"]["attack"]))
+            events.append((os.getpid(), record["labels"]["attack"]))
 
-    scope = {"Tracker": Tracker, "Here": Here, "heard": on_open}
+    scope = {"Tracker": Tracker, "Here": Here, "heard": events}
     source = "class Given(Tracker):\n    name = 'given'\n    def listener(self): return Here()\n"
     exec(source, scope)  # nobody can tell what its code is, and nobody needs to
     rbm.run(
         learner="protonet", attack=["none", "fgsm"], profile="smoke", meta_steps=2, episodes=2, checks=False,
         device="cpu", track=scope["Given"], jobs=2, results=tmp_path, local_plugins=False,
     )  # fmt: skip
-    assert sorted(on_open) == [(os.getpid(), "fgsm"), (os.getpid(), "none")]
+    assert sorted(events) == [(os.getpid(), "fgsm"), (os.getpid(), "none")]
 
 
 def test_one_tracker_that_is_asked_for_twice_hears_once(tmp_path):

@@ -692,11 +692,11 @@ class Tracker:
     """Hears, and raises if it shall."""
 
     def __init__(self, error=None):
-        self.on_open, self.error = [], error
+        self.events, self.error = [], error
 
     @hookimpl
     def cell_failed(self, cell, reason):
-        self.on_open.append((cell, reason))
+        self.events.append((cell, reason))
         if self.error is not None:
             raise self.error
 
@@ -715,7 +715,7 @@ def test_a_tracker_that_breaks_is_warned_about_once_and_stops_nobody(error, capl
     with caplog.at_level(logging.WARNING):
         for number in range(3):
             registry.emit("cell_failed", cell={"number": number}, labels={}, training="maml (seed 0)", reason="none")
-    assert [len(tracker.on_open) for tracker in trackers] == [3, 3, 3]
+    assert [len(tracker.events) for tracker in trackers] == [3, 3, 3]
     (warning,) = caplog.messages
     assert "local: tracker1.py" in warning
     assert "cell_failed" in warning

@@ -171,19 +171,19 @@ def test_learning_curves_are_the_histories(tmp_path):
 
 def test_comparisons_are_the_differences_with_their_intervals(tmp_path):
     store = planted(tmp_path)
-    found = [duel for duel in compare_learners(*read(store)) if duel.setting["eps"] in {"0", "0.1"}]
+    found = [pair for pair in compare_learners(*read(store)) if pair.setting["eps"] in {"0", "0.1"}]
     (figure,) = [each for each in drawn(store, "compare") if each.setting["eps"] == "0.1"]
     assert len(figure.figure.axes) == len(found) == 3
     by_title = {axes.get_title(loc="left"): axes for axes in figure.figure.axes}
-    for duel in found:
-        sides = "attacked" if duel.setting["support"] == "adv" else "clean"
-        title = "no attack" if duel.setting["threat_norm"] == "none" else f"{sides} support, attacked query"
-        for contrast, drawn_ in zip(duel.contrasts.values(), by_title[title].containers, strict=True):
+    for pair in found:
+        sides = "attacked" if pair.setting["support"] == "adv" else "clean"
+        title = "no attack" if pair.setting["threat_norm"] == "none" else f"{sides} support, attacked query"
+        for contrast, drawn_ in zip(pair.contrasts.values(), by_title[title].containers, strict=True):
             assert drawn_.lines[0].get_xdata()[0] == pytest.approx(100 * contrast.paired.difference)
             (low, high), = drawn_.lines[2][0].get_segments()  # fmt: skip
             assert (high[0] - low[0]) / 2 == pytest.approx(100 * contrast.paired.ci95)
             assert (drawn_.lines[0].get_markerfacecolor() == "white") == (contrast.ahead == 0)
-    every = [contrast for duel in compare_learners(*read(store)) for contrast in duel.contrasts.values()]
+    every = [contrast for pair in compare_learners(*read(store)) for contrast in pair.contrasts.values()]
     different = {(each.first.episodes.tobytes(), each.second.episodes.tobytes()) for each in every}
     assert f"{len(different)} different comparisons among {len(every)}" in figure.caption
 

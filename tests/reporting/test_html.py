@@ -18,7 +18,7 @@ from robustbench_meta.cli.results import read_results
 from robustbench_meta.evaluation.flags import FLAGS
 from robustbench_meta.evaluation.gallery import png
 from robustbench_meta.reporting.html import gallery, page
-from robustbench_meta.reporting.html.costs import bills
+from robustbench_meta.reporting.html.costs import cost_tables
 from robustbench_meta.reporting.html.provenance import joined
 from robustbench_meta.results.leaderboard import build
 from tests.helpers import chromium
@@ -305,7 +305,7 @@ def test_checks_cost_what_they_cost_on_average(tmp_path):
     made = [record(answers(0.5, seed=seed), attack=attack) for seed, attack in enumerate(("fgsm", "pgd"))]
     for each, milliseconds in zip(made, (100.0, 500.0), strict=True):
         each["timings"] = {**each["timings"], "check_ms_per_task": milliseconds}
-    (bill,) = bills(build(stored(tmp_path, *made)))
+    (bill,) = cost_tables(build(stored(tmp_path, *made)))
     assert [upkeep.check_ms for upkeep in bill.learners] == [300.0]
 
 

@@ -72,7 +72,7 @@ def test_attacks_at_eps_0_cost_no_correction(tmp_path):
         *(record(right & (answers(0.8, seed=at) | (eps == 0)), clean=right, learner=name, attack=attack, eps=eps)
           for name, right in clean.items() for at, attack in enumerate(("fgsm", "pgd", "bim")) for eps in (0.0, 0.1)),
     )  # fmt: skip
-    found = [contrast for duel in of(Store(tmp_path)) for contrast in duel.contrasts.values()]
+    found = [contrast for pair in of(Store(tmp_path)) for contrast in pair.contrasts.values()]
     p = sorted({contrast.paired.p for contrast in found})
     assert len(found) == 9
     assert len(p) == 5, "the planted numbers differ"
@@ -189,7 +189,7 @@ def test_all_that_both_have_is_compared(tmp_path):
         record(answers(0.5, seed=2), learner="a", attack="bim", eps=0.1),
         record(answers(0.5, seed=2), learner="b", support="adv"),
     )  # fmt: skip
-    found = {(duel.setting["threat_norm"], duel.setting["eps"]): list(duel.contrasts) for duel in of(store, "a", "b")}
+    found = {(pair.setting["threat_norm"], pair.setting["eps"]): list(pair.contrasts) for pair in of(store, "a", "b")}
     assert found == {
         ("none", "0"): ["clean"],
         ("linf", "0.1"): ["fgsm", "pgd"],
@@ -200,10 +200,10 @@ def test_all_that_both_have_is_compared(tmp_path):
 def test_all_pairs_are_corrected_together(tmp_path):
     store = two_of_a_kind(tmp_path)
     found = of(store)
-    assert [(duel.first, duel.second) for duel in found[::2]] == [("a", "b"), ("a", "c"), ("b", "c")]
-    p = {(duel.first, duel.second): duel.contrasts["pgd"] for duel in found[1::2]}
+    assert [(pair.first, pair.second) for pair in found[::2]] == [("a", "b"), ("a", "c"), ("b", "c")]
+    p = {(pair.first, pair.second): pair.contrasts["pgd"] for pair in found[1::2]}
     assert [contrast.ahead for contrast in p.values()] == [0, -1, -1]
-    (alone,) = (duel.contrasts["pgd"] for duel in of(store, "a", "c") if "pgd" in duel.contrasts)
+    (alone,) = (pair.contrasts["pgd"] for pair in of(store, "a", "c") if "pgd" in pair.contrasts)
     assert p["a", "c"].corrected > alone.corrected, "six comparisons, not two"
 
 
@@ -258,7 +258,7 @@ def test_results_on_changed_data_stand_apart_everywhere(tmp_path, kind, before, 
     found = [dict(rows[["learner", "rank"]].itertuples(index=False)) for _, rows in frame.groupby("dataset")]
     assert sorted(found, key=min) == [{"a": 2, "b": 1}, {"b": 2, "c": 1}]
     assert sorted(sorted(board.scores) for board in boards(frame)) == [["a", "b"], ["b", "c"]]
-    assert {(duel.first, duel.second) for duel in of(store)} == {("a", "b"), ("b", "c")}
+    assert {(pair.first, pair.second) for pair in of(store)} == {("a", "b"), ("b", "c")}
     with pytest.raises(BenchError, match=r"share no setting \(.* were changed in between; run both learners again\)"):
         of(store, "a", "c")
 

@@ -49,7 +49,7 @@ class CostTable:
     attacks: list[AttackCost]
 
 
-def bills(frame: pd.DataFrame) -> Iterator[CostTable]:
+def cost_tables(frame: pd.DataFrame) -> Iterator[CostTable]:
     """The costs of each place and device, in the order of the leaderboard."""
     for _, rows in frame.groupby(_PLACE, sort=False, dropna=False):
         named = learners_apart(rows)

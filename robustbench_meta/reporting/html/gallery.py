@@ -34,25 +34,25 @@ class ExampleGrid:
     attack: str
     heading: str
     shared: list[ExampleImage]
-    exhibits: list[LearnerExamples]
+    learners: list[LearnerExamples]
     size: tuple[int, int]
     """Width and height of an image on the page."""
 
     @property
     def fooled(self) -> int:
         """Of the queries that are shown, how many the attack turned from right to wrong, over all learners."""
-        return sum(bool(picture.fooled) for each in self.exhibits for picture in each.pictures)
+        return sum(bool(picture.fooled) for each in self.learners for picture in each.pictures)
 
     @property
     def shown(self) -> int:
         """How many queries are shown, over all learners."""
-        return sum(picture.fooled is not None for each in self.exhibits for picture in each.pictures)
+        return sum(picture.fooled is not None for each in self.learners for picture in each.pictures)
 
 
 class ExampleSection(NamedTuple):
-    """All walls, and what was left out for want of room."""
+    """All grids, and what was left out for want of room."""
 
-    walls: list[ExampleGrid]
+    grids: list[ExampleGrid]
     cells: int
     left_out: int
     cut: str
@@ -63,40 +63,40 @@ class ExampleSection(NamedTuple):
     @property
     def first(self) -> list[ExampleGrid]:
         """Those of the first scenario, at any ε."""
-        return [wall for wall in self.walls if _but_eps(wall.told) == _but_eps(self.walls[0].told)]
+        return [grid for grid in self.grids if _but_eps(grid.told) == _but_eps(self.grids[0].told)]
 
     @property
     def opened(self) -> ExampleGrid:
         """The one that is unfolded at first: of the first scenario's, the first attack at the greatest ε."""
-        return max(self.first, key=lambda wall: eps_of(wall.told))
+        return max(self.first, key=lambda grid: eps_of(grid.told))
 
 
-def exhibition(groups: Iterable[pd.DataFrame], records: Mapping[str, Mapping[str, Any]]) -> ExampleSection:
+def example_section(groups: Iterable[pd.DataFrame], records: Mapping[str, Mapping[str, Any]]) -> ExampleSection:
     """The pictures of the first seed of each cell, as far as there are any and they fit.
 
     Args:
         groups: the rows of each table of the leaderboard.
         records: by key.
     """
-    walls = [wall for rows in groups for wall in _walls(rows, records)]
-    cells = sum(len(wall.exhibits) for wall in walls)
+    grids = [grid for rows in groups for grid in _grids(rows, records)]
+    cells = sum(len(grid.learners) for grid in grids)
     cut = ""
-    if _bytes(walls) > ROOM:
-        walls, cut = _largest(walls), "of several ε the largest is shown"
-    if _bytes(walls) > ROOM:
-        walls, cut = [_fewer(wall, 3) for wall in walls], "of several ε the largest is shown, and three images of it"
-    if _bytes(walls) > ROOM:
+    if _bytes(grids) > ROOM:
+        grids, cut = _largest(grids), "of several ε the largest is shown"
+    if _bytes(grids) > ROOM:
+        grids, cut = [_fewer(grid, 3) for grid in grids], "of several ε the largest is shown, and three images of it"
+    if _bytes(grids) > ROOM:
         kept, used = [], 0
-        for wall in walls:
-            used += _bytes([wall])
-            kept += [wall] if used <= ROOM else []
-        walls, cut = kept, f"{cut}; later attacks are left out"
-    distances = [picture.linf for wall in walls for each in wall.exhibits for picture in each.pictures]
-    left_out = cells - sum(len(wall.exhibits) for wall in walls)
-    return ExampleSection(walls, cells, left_out, cut, max(distances, default=0.0))
+        for grid in grids:
+            used += _bytes([grid])
+            kept += [grid] if used <= ROOM else []
+        grids, cut = kept, f"{cut}; later attacks are left out"
+    distances = [picture.linf for grid in grids for each in grid.learners for picture in each.pictures]
+    left_out = cells - sum(len(grid.learners) for grid in grids)
+    return ExampleSection(grids, cells, left_out, cut, max(distances, default=0.0))
 
 
-def _walls(rows: pd.DataFrame, records: Mapping[str, Mapping[str, Any]]) -> Iterable[ExampleGrid]:
+def _grids(rows: pd.DataFrame, records: Mapping[str, Mapping[str, Any]]) -> Iterable[ExampleGrid]:
     for attack, part in rows.groupby("attack", sort=False):
         found: dict[str, tuple[LearnerExamples, ExampleEpisode]] = {}
         for row in part.sort_values("seed", kind="stable").to_dict("records"):
@@ -112,35 +112,35 @@ def _walls(rows: pd.DataFrame, records: Mapping[str, Mapping[str, Any]]) -> Iter
 def _hung(
     told: dict[str, Any], attack: str, found: Sequence[tuple[LearnerExamples, ExampleEpisode]]
 ) -> Iterable[ExampleGrid]:
-    """Learners whose clean images are the same share a wall; others, of other episodes, have walls of their own."""
+    """Learners whose clean images are the same share a grid; others, of other episodes, have grids of their own."""
     by_images: dict[tuple[str, ...], list[tuple[LearnerExamples, ExampleEpisode]]] = {}
-    for example_of, gallery in found:
-        by_images.setdefault(tuple(picture.clean for picture in example_of.pictures), []).append((example_of, gallery))
+    for example, gallery in found:
+        by_images.setdefault(tuple(picture.clean for picture in example.pictures), []).append((example, gallery))
     for group in by_images.values():
         _, height, width = group[0][1].shape
         size = _WIDTH, max(1, round(_WIDTH * height / width))
-        exhibits = [example_of for example_of, _ in group]
-        yield ExampleGrid(told, attack, f"{threat(told)} · {sides(told)}", exhibits[0].pictures, exhibits, size)
+        learners = [example for example, _ in group]
+        yield ExampleGrid(told, attack, f"{threat(told)} · {sides(told)}", learners[0].pictures, learners, size)
 
 
-def _bytes(walls: Iterable[ExampleGrid]) -> int:
+def _bytes(grids: Iterable[ExampleGrid]) -> int:
     return sum(
-        sum(len(picture.clean) for picture in wall.shared)
+        sum(len(picture.clean) for picture in grid.shared)
         + sum(
             len(picture.adversarial or "") + len(picture.difference or "")
-            for each in wall.exhibits for picture in each.pictures
+            for each in grid.learners for picture in each.pictures
         )
-        for wall in walls
+        for grid in grids
     )  # fmt: skip
 
 
-def _largest(walls: Sequence[ExampleGrid]) -> list[ExampleGrid]:
-    """Of walls that differ in ε alone, the one of the largest, as its images show."""
+def _largest(grids: Sequence[ExampleGrid]) -> list[ExampleGrid]:
+    """Of grids that differ in ε alone, the one of the largest, as its images show."""
     kept: dict[tuple[Any, ...], ExampleGrid] = {}
-    for wall in walls:
-        same = (*_but_eps(wall.told), wall.attack)
-        if same not in kept or _strength(wall) >= _strength(kept[same]):
-            kept[same] = wall
+    for grid in grids:
+        same = (*_but_eps(grid.told), grid.attack)
+        if same not in kept or _strength(grid) >= _strength(kept[same]):
+            kept[same] = grid
     return list(kept.values())
 
 
@@ -148,16 +148,16 @@ def _but_eps(told: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(told[name] for name in [*PLACE, *THREAT] if name != "eps")
 
 
-def _strength(wall: ExampleGrid) -> float:
-    """The largest change of a pixel on a wall, which grows with ε."""
-    return max(picture.linf for each in wall.exhibits for picture in each.pictures)
+def _strength(grid: ExampleGrid) -> float:
+    """The largest change of a pixel in a grid, which grows with ε."""
+    return max(picture.linf for each in grid.learners for picture in each.pictures)
 
 
-def _fewer(wall: ExampleGrid, most: int) -> ExampleGrid:
-    """A wall with its first images only, of queries and of support images each."""
+def _fewer(grid: ExampleGrid, most: int) -> ExampleGrid:
+    """A grid with its first images only, of queries and of support images each."""
     places = [
         place for role in ("query", "support")
-        for place in [place for place, picture in enumerate(wall.shared) if picture.role == role][:most]
+        for place in [place for place, picture in enumerate(grid.shared) if picture.role == role][:most]
     ]  # fmt: skip
-    exhibits = [each._replace(pictures=[each.pictures[place] for place in places]) for each in wall.exhibits]
-    return replace(wall, shared=[wall.shared[place] for place in places], exhibits=exhibits)
+    learners = [each._replace(pictures=[each.pictures[place] for place in places]) for each in grid.learners]
+    return replace(grid, shared=[grid.shared[place] for place in places], learners=learners)

@@ -54,7 +54,7 @@ class ComparableTables:
     distinguished: str
     """Its heading, with its facts where another place has the same."""
     caption: str
-    standings: list[RankTable]
+    tables: list[RankTable]
 
 
 def places(boards: Iterable[LeaderboardTable]) -> list[ComparableTables]:
@@ -67,13 +67,13 @@ def places(boards: Iterable[LeaderboardTable]) -> list[ComparableTables]:
     found = []
     for number, group in enumerate(groups.values(), 1):
         rows = _order(group)
-        standings = [_standing(board, count + place, rows) for place, board in enumerate(group, 1)]
+        tables = [_table(board, count + place, rows) for place, board in enumerate(group, 1)]
         count += len(group)
         told = group[0].setting
         name = heading(told)
         apart = ", ".join([name, *facts(told)]) if names.count(name) > 1 else name
         found.append(
-            ComparableTables(f"place-{number}", told, name, facts(told), apart, _caption_of_all(standings), standings)
+            ComparableTables(f"place-{number}", told, name, facts(told), apart, _caption_of_all(tables), tables)
         )
     return found
 
@@ -129,7 +129,7 @@ def _verdict(board: LeaderboardTable) -> str:
     return f"{', '.join(told[name] for name in first)}{apart}{rest}."
 
 
-def _standing(board: LeaderboardTable, number: int, rows: Sequence[str]) -> RankTable:
+def _table(board: LeaderboardTable, number: int, rows: Sequence[str]) -> RankTable:
     setting = board.setting
     attacked = setting["threat_norm"] != "none"
     return RankTable(
@@ -150,16 +150,16 @@ def _caption(board: LeaderboardTable) -> str:
     return told + (" * rests on fewer seeds." if any(map(board.fewer, scores)) else "")
 
 
-def _caption_of_all(standings: Sequence[RankTable]) -> str:
+def _caption_of_all(tables: Sequence[RankTable]) -> str:
     """What the columns of a place's tables are."""
-    found = [standing.board for standing in standings]
+    found = [table.board for table in tables]
     lines = []
     worst = [board for board in found if WORST in board.columns]
     if worst:
         clean = [board.setting["support"] == CLEAN for board in worst]
         told = worst_text({"support": CLEAN if all(clean) else ""}, "right under every attack of the table")
         lines.append(f"{told[:-1]}, and, with clean support, without any." if len(set(clean)) == 2 else told)
-    ranked = [standing.board for standing in standings if standing.ranked]
+    ranked = [table.board for table in tables if table.ranked]
     if ranked:
         lines.append("Rank: 1 + how many learners are significantly better in the shaded column; "
                      "equal ranks cannot be told apart.")  # fmt: skip

@@ -40,7 +40,9 @@ class LearningCurves:
     """Which learners were trained against an attack, and which."""
 
 
-def courses(frame: pd.DataFrame, records: Sequence[Mapping[str, Any]], drawings: Drawings) -> Iterator[LearningCurves]:
+def curve_sections(
+    frame: pd.DataFrame, records: Sequence[Mapping[str, Any]], drawings: Drawings
+) -> Iterator[LearningCurves]:
     """Of each setting in which something was trained."""
     curves = learning_curves(records)
     chosen = {str(record["training"]): record.get("chosen_step") for record in records}

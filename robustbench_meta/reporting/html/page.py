@@ -19,13 +19,13 @@ from robustbench_meta import __version__
 from robustbench_meta.errors import BenchError
 from robustbench_meta.evaluation.flags import FLAGS
 from robustbench_meta.evaluation.statistics import LEVEL
-from robustbench_meta.reporting.html.costs import bills
+from robustbench_meta.reporting.html.costs import cost_tables
 from robustbench_meta.reporting.html.curves import Sweep, sweeps
 from robustbench_meta.reporting.html.embedded_figures import Drawings
-from robustbench_meta.reporting.html.gallery import exhibition
+from robustbench_meta.reporting.html.gallery import example_section
 from robustbench_meta.reporting.html.leaderboard import ComparableTables, places
-from robustbench_meta.reporting.html.learning_curves import courses
-from robustbench_meta.reporting.html.pairwise import PairwiseSection, contests
+from robustbench_meta.reporting.html.learning_curves import curve_sections
+from robustbench_meta.reporting.html.pairwise import PairwiseSection, pairwise_section
 from robustbench_meta.reporting.html.provenance import commands, versions
 from robustbench_meta.reporting.html.scenarios import Order, threats
 from robustbench_meta.reporting.terminal.layout import norm_name
@@ -69,9 +69,11 @@ def page(store: Store, frame: pd.DataFrame, samples: Samples) -> str:
         style=style, script=script, policy=_policy(style, script), version=__version__,
         palette=drawings.palette, places=there, threats=threats(found, drawings),
         sweeps=_sweeps(frame, samples, drawings, order),
-        contests=_contests(frame, samples, order), exhibition=exhibition(tables, records), bills=list(bills(frame)),
-        courses=list(courses(frame, list(records.values()), drawings)), commands=commands(records.values()),
-        versions=versions(records.values()), failures=failures_in(store.root).to_dict("records"),
+        pairwise=_pairwise(frame, samples, order), gallery=example_section(tables, records),
+        cost_tables=list(cost_tables(frame)),
+        learning_curves=list(curve_sections(frame, list(records.values()), drawings)),
+        commands=commands(records.values()), versions=versions(records.values()),
+        failures=failures_in(store.root).to_dict("records"),
         summary=_summary(frame), flags=_flags(there, frame), several_places=len(there) > 1, level=LEVEL,
     )  # fmt: skip
 
@@ -81,10 +83,10 @@ def _sweeps(frame: pd.DataFrame, samples: Samples, drawings: Drawings, order: Or
     return sorted(found, key=lambda sweep: order({**sweep.told, "eps": "0"}))
 
 
-def _contests(frame: pd.DataFrame, samples: Samples, order: Order) -> PairwiseSection | str:
+def _pairwise(frame: pd.DataFrame, samples: Samples, order: Order) -> PairwiseSection | str:
     """All pairs, or why there are none."""
     try:
-        return contests(sorted(compare_learners(frame, samples), key=lambda duel: order(duel.setting)))
+        return pairwise_section(sorted(compare_learners(frame, samples), key=lambda pair: order(pair.setting)))
     except BenchError as error:
         return str(error)
 
@@ -112,7 +114,7 @@ def _flags(there: list[ComparableTables], frame: pd.DataFrame) -> list[tuple[str
     """The flags that rows have: what each means, of how many rows, and in how many tables it stands."""
     rows = frame["flags"].fillna("").str.split()
     counts = {flag: int(rows.map(lambda flags, flag=flag: flag in flags).sum()) for flag in FLAGS}
-    tables = [{doubt.flag for doubt in standing.doubts} for place in there for standing in place.standings]
+    tables = [{doubt.flag for doubt in table.doubts} for place in there for table in place.tables]
     return [(flag, FLAGS[flag], count, sum(flag in told for told in tables)) for flag, count in counts.items() if count]
 
 

@@ -42,7 +42,7 @@ class LearnerPair:
     told: dict[str, Any]
     a: str
     b: str
-    bouts: list[ComparisonRow]
+    rows: list[ComparisonRow]
     won: tuple[int, int, int]
     """How often A is ahead, B is, and neither."""
     reach: float
@@ -53,7 +53,7 @@ class LearnerPair:
 class PairwiseSection(NamedTuple):
     """All matches, and what they rest on."""
 
-    matches: list[LearnerPair]
+    learner_pairs: list[LearnerPair]
     contrasts: int
     tests: str
     """The comparisons for which p is corrected, in words."""
@@ -64,25 +64,25 @@ class PairwiseSection(NamedTuple):
     """Whether some contrast rests on a single training."""
 
 
-def contests(comparisons: Sequence[Comparison]) -> PairwiseSection:
+def pairwise_section(comparisons: Sequence[Comparison]) -> PairwiseSection:
     """The matches, in the order in which `bench compare` prints them."""
-    contrasts = [contrast for duel in comparisons for contrast in duel.contrasts.values()]
+    contrasts = [contrast for pair in comparisons for contrast in pair.contrasts.values()]
     whole = len(contrasts) <= MOST
     pairs: dict[tuple[Any, ...], list[Comparison]] = {}
-    for duel in comparisons:
-        pairs.setdefault((*(duel.setting[name] for name in PLACE), duel.first, duel.second), []).append(duel)
-    matches = [_match(group, whole) for group in pairs.values()]
+    for pair in comparisons:
+        pairs.setdefault((*(pair.setting[name] for name in PLACE), pair.first, pair.second), []).append(pair)
+    learner_pairs = [_pair(group, whole) for group in pairs.values()]
     return PairwiseSection(
-        matches, len(contrasts), tests_text(comparisons), sum(len(match.bouts) for match in matches),
+        learner_pairs, len(contrasts), tests_text(comparisons), sum(len(learners.rows) for learners in learner_pairs),
         any(not math.isnan(contrast.seeds_p) for contrast in contrasts),
         any(1 in {len(contrast.first.by_seed), len(contrast.second.by_seed)} for contrast in contrasts),
     )  # fmt: skip
 
 
-def _match(group: list[Comparison], whole: bool) -> LearnerPair:
+def _pair(group: list[Comparison], whole: bool) -> LearnerPair:
     chosen = [
-        (duel, column, contrast) for duel in group for column, contrast in duel.contrasts.items()
-        if whole or column == list(duel.contrasts)[-1]
+        (pair, column, contrast) for pair in group for column, contrast in pair.contrasts.items()
+        if whole or column == list(pair.contrasts)[-1]
     ]  # fmt: skip
     ends = [
         abs(contrast.paired.difference) + (0 if math.isnan(contrast.paired.ci95) else contrast.paired.ci95)
@@ -96,16 +96,16 @@ def _match(group: list[Comparison], whole: bool) -> LearnerPair:
     )  # fmt: skip
 
 
-def _bout(duel: Comparison, column: str, contrast: PairedTest, reach: float) -> ComparisonRow:
-    setting = duel.setting
+def _bout(pair: Comparison, column: str, contrast: PairedTest, reach: float) -> ComparisonRow:
+    setting = pair.setting
     points, half = 100 * contrast.paired.difference, 100 * contrast.paired.ci95
     known = 0.0 if math.isnan(half) else half
-    first, second = duel.scores[column]
+    first, second = pair.scores[column]
     return ComparisonRow(
         "no attack" if setting["threat_norm"] == "none" else f"{threat(setting)}, {sides(setting)}", column,
-        first.text() + _mark(duel, first.flags), second.text() + _mark(duel, second.flags),
+        first.text() + _mark(pair, first.flags), second.text() + _mark(pair, second.flags),
         _signed(points) + ("" if math.isnan(half) else f" ±{shown(half)}"), round(points, 4), round(known, 4),
-        _p(contrast.corrected), _p(contrast.seeds_p), {1: duel.first, -1: duel.second, 0: ""}[contrast.ahead],
+        _p(contrast.corrected), _p(contrast.seeds_p), {1: pair.first, -1: pair.second, 0: ""}[contrast.ahead],
         *(_across(each, reach) for each in (points, points - known, points + known)),
     )  # fmt: skip
 
@@ -115,8 +115,8 @@ def _across(points: float, reach: float) -> float:
     return round(WIDTH / 2 + points / reach * (WIDTH / 2 - 6), 1)
 
 
-def _mark(duel: Comparison, flags: frozenset[str]) -> str:
-    return "!" if flags - duel.board.shared else ""
+def _mark(pair: Comparison, flags: frozenset[str]) -> str:
+    return "!" if flags - pair.board.shared else ""
 
 
 def _signed(points: float) -> str:

@@ -17,34 +17,34 @@ from robustbench_meta.results.tables import WORST, LeaderboardTable, Score, show
 
 def comparison_tables(found: Sequence[Comparison], width: int = 80) -> list[RenderableType]:
     """A table for each two learners and threat, a row a column of the leaderboard; then what it all means."""
-    contrasts = [contrast for duel in found for contrast in duel.contrasts.values()]
+    contrasts = [contrast for pair in found for contrast in pair.contrasts.values()]
     spread = any(len(sample.by_seed) > 1 for contrast in contrasts for sample in (contrast.first, contrast.second))
     luck = any(not math.isnan(contrast.seeds_p) for contrast in contrasts)
-    drawn = [_comparison_table(duel, width, luck) for duel in found]
+    drawn = [_comparison_table(pair, width, luck) for pair in found]
     return [*drawn, Text(_comparison_caption(found, spread, luck), style="dim")]
 
 
-def _comparison_table(duel: Comparison, width: int, luck: bool) -> RenderableType:
-    rows = duel.contrasts
+def _comparison_table(pair: Comparison, width: int, luck: bool) -> RenderableType:
+    rows = pair.contrasts
     first = {"under": {column: folded(column, 14) for column in rows}}
     room = 12 if width < WIDE else 40
-    board = duel.board
+    board = pair.board
     cells = {
-        "A": _shares(board, {column: duel.scores[column][0] for column in rows}),
-        "B": _shares(board, {column: duel.scores[column][1] for column in rows}),
+        "A": _shares(board, {column: pair.scores[column][0] for column in rows}),
+        "B": _shares(board, {column: pair.scores[column][1] for column in rows}),
         "A − B": {column: _difference(contrast.paired) for column, contrast in rows.items()},
         "p": {column: Text(_p(contrast.corrected)) for column, contrast in rows.items()},
     }
     if luck:
         cells["p seeds"] = {column: Text(_p(contrast.seeds_p)) for column, contrast in rows.items()}
-    ahead = {column: _ahead(duel, contrast, room) for column, contrast in rows.items()}
+    ahead = {column: _ahead(pair, contrast, room) for column, contrast in rows.items()}
     cells["ahead"] = {column: Text(told) for column, told in ahead.items()}
     if len(list(portions(first, cells, width))) > 1:
         cells["ahead"] = {column: Text(folded(told, 12)) for column, told in ahead.items()}
-    parts: list[RenderableType] = [Text(line, style="bold") for line in title(duel.setting)]
+    parts: list[RenderableType] = [Text(line, style="bold") for line in title(pair.setting)]
     parts += [
         Text.assemble((f"{letter} ", "bold"), name)
-        for letter, name in zip("AB", (duel.first, duel.second), strict=True)
+        for letter, name in zip("AB", (pair.first, pair.second), strict=True)
     ]
     for chunk in portions(first, cells, width):
         parts += [draw_table(first, {column: cells[column] for column in chunk}), Text("")]
@@ -76,17 +76,17 @@ def _p(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _ahead(duel: Comparison, contrast: PairedTest, room: int) -> str:
+def _ahead(pair: Comparison, contrast: PairedTest, room: int) -> str:
     """The better learner by its name, or by its letter where names are long."""
     if not contrast.ahead:
         return "cannot be told apart"
-    letters = max(len(duel.first), len(duel.second)) > room
-    first, second = ("A", "B") if letters else (duel.first, duel.second)
+    letters = max(len(pair.first), len(pair.second)) > room
+    first, second = ("A", "B") if letters else (pair.first, pair.second)
     return first if contrast.ahead > 0 else second
 
 
 def _comparison_caption(found: Sequence[Comparison], spread: bool, luck: bool) -> str:
-    episodes = sorted({int(duel.setting["episodes"]) for duel in found})
+    episodes = sorted({int(pair.setting["episodes"]) for pair in found})
     lines = [
         "A, B: accuracy in %" + ("; ± standard deviation between seeds, where there are several." if spread else "."),
         "A − B: in points, mean over the same episodes; ± half of its 95 % interval over "
@@ -97,16 +97,16 @@ def _comparison_caption(found: Sequence[Comparison], spread: bool, luck: bool) -
         lines.append("p seeds: Welch's t-test over the means of the seeds; – where one learner has a single seed.")
     needs = "p is" if not luck else "p, and p seeds where there is one, are"
     lines.append(f"Ahead: the better one if {needs} below 0.05.")
-    worst = {worst_text(duel.setting, "right under every attack that the two were under"): None
-             for duel in found if WORST in duel.contrasts}  # fmt: skip
+    worst = {worst_text(pair.setting, "right under every attack that the two were under"): None
+             for pair in found if WORST in pair.contrasts}  # fmt: skip
     lines += worst if len(worst) < 2 else [
         "Worst case: right under every attack that the two were under, and, with clean support, without any."
     ]  # fmt: skip
     seeds = [min(len(contrast.first.by_seed), len(contrast.second.by_seed))
-             for duel in found for contrast in duel.contrasts.values()]  # fmt: skip
+             for pair in found for contrast in pair.contrasts.values()]  # fmt: skip
     if 1 in seeds:
         some = " where a learner has one seed" if spread else ""
         lines.append(f"Comparisons rest on one training each{some}: its luck is not in p.")
-    if any(doubts(duel.board) for duel in found):
+    if any(doubts(pair.board) for pair in found):
         lines.append(POINTER)
     return " ".join(lines)
