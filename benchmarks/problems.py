@@ -22,7 +22,7 @@ from robustbench_meta.engine.parallel import Cores
 from robustbench_meta.engine.training import make_engine
 from robustbench_meta.experiment.grid import Grid, Training, prepare
 from robustbench_meta.experiment.spec import RunSpec
-from robustbench_meta.jobs import worker as product
+from robustbench_meta.jobs import context as product
 from robustbench_meta.registry.registry import Registry, load_registry
 from robustbench_meta.results.store import Store
 from robustbench_meta.runtime.paths import data_root

@@ -157,7 +157,7 @@ class WarmBench(Bench):
         _SERVER.set_forkserver_preload(
             [
                 "robustbench_meta.cli.run_steps",
-                "robustbench_meta.jobs.worker",
+                "robustbench_meta.jobs.worker_process",
                 "robustbench_meta.results.leaderboard",
                 __name__,
             ]

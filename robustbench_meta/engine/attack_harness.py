@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import random as python_random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +14,7 @@ from robustbench_meta.contracts.threat_model import DeferredViolations, ThreatMo
 from robustbench_meta.engine.attacked_model import Perturbation, Target
 from robustbench_meta.engine.module_snapshot import Modules
 from robustbench_meta.errors import BenchError, ViolationError, located
+from robustbench_meta.runtime.seeds import restored, seed_all
 
 
 def arm(attack: Attack, threat: ThreatModel, deferred: DeferredViolations | None = None) -> Perturbation:
@@ -38,7 +36,7 @@ def arm(attack: Attack, threat: ThreatModel, deferred: DeferredViolations | None
             x.detach().clone(), y.clone()
         )  # what it is given is its own to spoil, and is looked at afterwards
         begin = None if start is None else start.detach().clone()
-        with _fenced(x.device), guard, torch.enable_grad():
+        with restored(x.device), guard, torch.enable_grad():
             x_adv = _run(attack, model, given, threat, random, begin)
             guard.compare([("its images", given.x, x), ("the labels", given.y, y)])
         threat.verify(attack.name, x_adv, x, model.event, deferred)
@@ -147,7 +145,8 @@ def _once(
     attack: Attack, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor | None
 ) -> Tensor:
     """One call of the attack, with the global generators seeded; it may draw from them, and may not reseed them."""
-    seed = _seed_all(random)
+    seed_all(random.seed())
+    seed = torch.initial_seed()
     if start is None:
         found = _tensor(attack, attack.perturb(model, x, y, threat, random))
     else:
@@ -167,24 +166,3 @@ def _tensor(attack: Attack, returned: object) -> Tensor:
         f"attack '{attack.name}' returned {type(returned).__name__}; expected a tensor of adversarial images"
         + (": is a `return` missing?" if returned is None else "")
     )
-
-
-def _seed_all(random: Random) -> int:
-    """Make even an attack that draws from the global generators reproducible; torch's seed."""
-    seed = random.seed()
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    python_random.seed(seed)
-    return torch.initial_seed()
-
-
-@contextmanager
-def _fenced(device: torch.device) -> Iterator[None]:
-    """Give the random states of torch, numpy and Python back as they were."""
-    python_state, numpy_state = python_random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            python_random.setstate(python_state)
-            np.random.set_state(numpy_state)

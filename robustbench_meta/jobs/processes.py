@@ -35,7 +35,7 @@ CODES = {"failed": 70, "stopped": 75, "device": 76}
 _STOPPED = {CODES["stopped"]: "was told to stop", CODES["device"]: "could not compute on its device any more"}
 _PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: which signal a process gets when its parent is gone."""
-_CODE = "import sys; from pathlib import Path; from robustbench_meta.jobs.worker import main; " + (
+_CODE = "import sys; from pathlib import Path; from robustbench_meta.jobs.worker_process import main; " + (
     "sys.exit(main(Path(sys.argv[1]), sys.argv[2]))"
 )
 
@@ -119,7 +119,7 @@ def _child(work: Callable[[], None], parent: int) -> None:
 
 
 class Spawned:
-    """A new Python that is a worker of a run, see `worker.main`.
+    """A new Python that is a worker of a run, see `worker_process.main`.
 
     Neither threads of torch nor CUDA survive a fork. Its standard input tells it how many cores it may use; it ends
     when that does, so never later than this process.

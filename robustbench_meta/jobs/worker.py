@@ -1,41 +1,37 @@
-"""A worker: claims jobs until there are none, and runs them; `main` is the whole life of a worker process."""
+"""A worker: claims jobs until there are none, and runs them."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import signal
 import socket
-import threading
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from robustbench_meta.contracts import Weights
-from robustbench_meta.engine.engine import Engine, Plan
-from robustbench_meta.engine.parallel import Cores
-from robustbench_meta.engine.plans import FEW, compiled, plan_for
-from robustbench_meta.engine.preflight import can_be_vmapped, check_declared, may_be_vmapped
-from robustbench_meta.engine.training import make_engine, meta_train
+from robustbench_meta.engine.training import meta_train
 from robustbench_meta.engine.training_snapshots import TrainingSnapshots
 from robustbench_meta.errors import BenchError, DeviceLostError, StorageError, located, traceback_of
 from robustbench_meta.evaluation.evaluator import Evaluator, outcome_of
 from robustbench_meta.evaluation.partial_results import PartialResult, part_bytes
 from robustbench_meta.experiment.checkpoints import (
-    Trained,
     checkpoint_bytes,
     checkpoint_name,
-    read_checkpoint,
-    read_file,
 )
-from robustbench_meta.experiment.grid import Grid, Surrogate, Training, prepare_all
-from robustbench_meta.experiment.surrogates import surrogate_key
+from robustbench_meta.experiment.grid import Training
+from robustbench_meta.jobs.context import (
+    WorkerContext,
+    checkpoint_of,
+    self_check,
+    surrogate_engine,
+    train_plan,
+    trained_engine,
+)
 from robustbench_meta.jobs.events import (
     CellEntered,
     CellFinished,
@@ -50,41 +46,22 @@ from robustbench_meta.jobs.events import (
     WorkerStarted,
 )
 from robustbench_meta.jobs.monitor import Monitor
-from robustbench_meta.jobs.output import as_events, muted
+from robustbench_meta.jobs.output import as_events
 from robustbench_meta.jobs.planner import Group
-from robustbench_meta.jobs.policy import RECIPE, Recipe
 from robustbench_meta.jobs.processes import CODES, Fork, ProcessGroup, exit_code
 from robustbench_meta.jobs.queue import Assemble, Evaluate, Job, Queue, Train
 from robustbench_meta.jobs.record import record_of
-from robustbench_meta.registry.registry import load_registry
-from robustbench_meta.results.store import Store
-from robustbench_meta.runtime.atomic_files import read_bytes, write_bytes
-from robustbench_meta.runtime.cpu import computing_alone
-from robustbench_meta.runtime.devices import choose_device, device_name, is_lost, peak_memory, reset_peak_memory
-from robustbench_meta.runtime.interrupts import Stop, Stopped
+from robustbench_meta.runtime.atomic_files import write_bytes
+from robustbench_meta.runtime.devices import device_name, is_lost, peak_memory, reset_peak_memory
+from robustbench_meta.runtime.interrupts import Stopped
 from robustbench_meta.runtime.precision import computing_in
 from robustbench_meta.runtime.seeds import seed_from, seeded
 
 _log = logging.getLogger(__name__)
 WAIT_SECONDS = 0.2
 """Between two looks at what others are at work on."""
-MOST_AT_ONCE = 16
-"""Episodes that a plan is made for: an attack's batch on a CPU."""
 _BROKEN = (Exception, SystemExit)
 """What a plugin may raise without costing other learners anything."""
-
-
-@dataclass
-class WorkerContext:
-    """Where jobs are run, and with what."""
-
-    store: Store
-    device: torch.device
-    cores: Cores = field(default_factory=Cores)
-    """How many cores this worker may use."""
-    stop: Stop = field(default_factory=Stop)
-    mappable: dict[str, bool] = field(default_factory=dict)
-    """What is known of trainings, by key: whether they may be vmapped."""
 
 
 class Worker:
@@ -304,11 +281,11 @@ class Worker:
             return self._evaluator[1]
         self._evaluator = None
         count = job.group.chunks[-1].stop
-        engine, trained = _trained(place, grid, training, count)
+        engine, trained = trained_engine(place, grid, training, count)
         models = {}
         for key, surrogate in surrogates.items():
             try:
-                models[key] = _surrogate(place, grid, surrogate, count)
+                models[key] = surrogate_engine(place, grid, surrogate, count)
             except (StorageError, Stopped):
                 raise
             except _BROKEN as error:  # as of a learner
@@ -322,7 +299,7 @@ class Worker:
     def _assemble(self, job: Assemble) -> None:
         """Write the records of cells from their parts."""
         grid, training = job.group.grid, job.group.training
-        trained = _checkpoint(self.place, training, None)
+        trained = checkpoint_of(self.place, training, None)
         for cell in job.cells:
             parts = self.queue.parts_of(job.group, cell)
             if parts is None:
@@ -349,141 +326,12 @@ class Worker:
 # -- models ----------------------------------------------------------------------------------------
 
 
-def _checkpoint(place: WorkerContext, training: Training, like: Weights | None) -> Trained:
-    name = checkpoint_name(training.key)
-    try:
-        return read_checkpoint(read_bytes(place.store.root / name) or b"", like, training.key)
-    except BenchError as error:
-        raise BenchError(
-            f"the checkpoint {name} of {training.title} cannot be used: {error}; "
-            "remove it and add --retry-failed, or use --fresh"
-        ) from error
-
-
-def _trained(place: WorkerContext, grid: Grid, training: Training, count: int) -> tuple[Engine, Trained]:
-    """The engine of a training that is to be tested on so many episodes, and its checkpoint."""
-    vmap = self_check(place, grid, training)
-    engine, like = make_engine(grid, training, place.device, Plan())
-    trained = _checkpoint(place, training, like)
-    engine.plan = test_plan(place, grid, count, vmap)
-    return engine, trained
-
-
-def _surrogate(place: WorkerContext, grid: Grid, surrogate: Surrogate, count: int) -> tuple[Engine, Weights]:
-    training = surrogate.training
-    if surrogate.path is None:
-        engine, trained = _trained(place, grid, training, count)
-        return engine, trained.weights
-    vmap = self_check(place, grid, training)
-    engine, like = make_engine(grid, training, place.device, Plan())
-    engine.plan = test_plan(place, grid, count, vmap)
-    data = read_file(surrogate.path)
-    if surrogate_key(data) != surrogate.key:
-        raise BenchError(f"{surrogate.path} changed since the run began; rerun the same command")
-    return engine, read_checkpoint(data, like).weights
-
-
-def self_check(place: WorkerContext, grid: Grid, training: Training) -> bool:
-    """Whether the learner may be vmapped on this backbone.
-
-    Raises:
-        BenchError: it is not what it declares.
-    """
-    key = training.key
-    if key not in place.mappable:
-        place.mappable[key] = _self_check(place, grid, training)
-    return place.mappable[key]
-
-
-def _self_check(place: WorkerContext, grid: Grid, training: Training) -> bool:
-    spec = training.spec
-    engine, weights = make_engine(grid, training, place.device, Plan(), place.cores)
-    tasks = grid.splits.train.to(place.device).sample([0], spec.way, spec.shot, spec.query, 2)
-    who = f"{training.label} on {training.spec.backbone.name}"
-    _, again = make_engine(grid, training, place.device, Plan())
-    if not all(torch.equal(weight, again[name]) for name, weight in weights.items()):
-        raise BenchError(
-            f"{who}: θ differs each time that it is made (build of the backbone, init of the learner), from the same "
-            "seed; draw from torch's, numpy's or Python's global generator, which are seeded"
-        )
-    engine.network.precision = "float32"  # what is computed is checked, not how it is rounded
-    with computing_in("float32", place.device):
-        check_declared(engine, weights, tasks, who)
-        if not weights:
-            return False
-        vmap = may_be_vmapped(engine, weights, tasks)
-    engine.network.precision = spec.precision
-    if vmap is None:
-        return False
-    if vmap and (spec.precision == "float32" or can_be_vmapped(engine, weights, tasks)):
-        return True
-    _log.warning(
-        "%s cannot be vmapped, or gets another gradient there (torch's batch and instance norm do): "
-        "mapping by a plain loop, which is right and slower", who,
-    )  # fmt: skip
-    return False
-
-
-def train_plan(place: WorkerContext, grid: Grid, training: Training, vmap: bool) -> Plan:
-    """How the tasks of a meta-step are mapped."""
-    device, spec = place.device, training.spec
-    engine, weights = make_engine(grid, training, device, Plan(), Cores())
-    plan = plan_for(device, spec.tasks_per_step, vmap=vmap, chunk=grid.run.chunk)
-    if grid.run.compile == "off" or not vmap:
-        return plan
-    tasks = grid.splits.train.to(device).sample([0], spec.way, spec.shot, spec.query, spec.tasks_per_step)
-
-    def gradient(plan: Plan) -> Tensor:
-        engine.plan = plan
-        updates = engine.meta_gradients(weights, tasks, list(range(spec.tasks_per_step)))
-        return torch.cat([gradient.flatten() for gradients, _ in updates for gradient in gradients.values()])
-
-    return compiled(plan, gradient)
-
-
-def test_plan(place: WorkerContext, grid: Grid, count: int, vmap: bool) -> Plan:
-    """How so many test episodes are mapped."""
-    most = min(count, MOST_AT_ONCE if place.device.type == "cpu" else 8 * MOST_AT_ONCE)
-    return plan_for(place.device, most, vmap=vmap, few=FEW, chunk=grid.run.chunk)
-
-
 def _reason(training: Training, error: BaseException) -> str:
     if isinstance(error, BenchError):
         return str(error)
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
         return f"{training.title} does not fit in the device's memory: lower --tasks-per-step, --query or the width"
     return f"learner '{training.title}' failed: {located(error)}"
-
-
-# -- a process of its own ----------------------------------------------------------------------------
-
-
-def main(folder: Path, name: str) -> int:
-    """The whole life of a worker process, which ends with its standard input; its exit code.
-
-    Args:
-        folder: of the run, with the recipe.
-        name: of the worker.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the process that was started, which ends its workers
-    stop, cores = Stop(), _Cores()
-    log = EventLog(folder / f"{name}.jsonl", stop)
-    threading.Thread(target=cores.read, name="read the number of cores", daemon=True).start()
-    try:
-        with reporting(log), stop.listening(signals=(signal.SIGTERM,)):
-            recipe = Recipe.model_validate_json((folder / RECIPE).read_bytes())
-            with muted(), stop.at_once():  # the process that was started has said what there is to say
-                grids = grids_of(recipe)
-                place = WorkerContext(
-                    Store(recipe.results), choose_device(cores.device or recipe.device), cores.cores, stop
-                )
-            with as_events(log, recipe.log_level), computing_alone(place.device):
-                queue = Queue(grids, place.store, recipe.cells, place.device.type, log)
-                monitor = Monitor(folder, recipe.cell_timeout)
-                Worker(place, queue, monitor, exit_when_waiting=recipe.exit_when_waiting).work()
-        return 0
-    except BaseException as error:
-        return exit_code(error)
 
 
 @contextlib.contextmanager
@@ -496,47 +344,3 @@ def reporting(log: EventLog) -> Iterator[None]:
             with contextlib.suppress(StorageError):  # the exit code tells
                 log.emit(WorkerFailed(type(error).__name__, str(error), traceback.format_exc()))
         raise
-
-
-def grids_of(recipe: Recipe) -> list[Grid]:
-    """The parts of a run, made again.
-
-    Raises:
-        BenchError: they cannot be made, or are not the same any more.
-    """
-    registry = load_registry(recipe.plugins, local=recipe.local_plugins)
-    grids = prepare_all(recipe.runs, registry, recipe.data_root)
-    if not set(recipe.cells) <= {cell.key for grid in grids for cell in grid.cells}:
-        raise BenchError(
-            "a worker makes other cells of this run: code, data or plugins changed while it was under way, or are not "
-            f"the same on {socket.gethostname()}; rerun the same command"
-        )
-    return grids
-
-
-class _Cores:
-    """How many cores a worker process may use at the moment: it is told on its standard input, by lines.
-
-    Not read through `sys.stdin`, whose lock a fork would inherit, and wait for.
-    """
-
-    def __init__(self) -> None:
-        self._rest = b""
-        count, self.device = (self._line() or "1 ").split(" ")
-        self._count = int(count)
-        self.cores = Cores(lambda: self._count)
-
-    def read(self) -> None:
-        """Read numbers; when there are no more, the process that started this one is gone: end at once."""
-        while (line := self._line()) is not None:
-            self._count = int(line)
-        os._exit(1)
-
-    def _line(self) -> str | None:
-        while b"\n" not in self._rest:
-            data = os.read(0, 4096)
-            if not data:
-                return None
-            self._rest += data
-        line, _, self._rest = self._rest.partition(b"\n")
-        return line.decode()

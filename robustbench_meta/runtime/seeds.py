@@ -25,13 +25,20 @@ def seed_all(seed: int) -> None:
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Run a plugin's code with every global generator seeded; afterwards the generators are as they were before."""
+def restored(device: torch.device | None = None) -> Iterator[None]:
+    """Inside, code may draw from the global generators and seed them; afterwards they are as they were."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
-        seed_all(seed)
         try:
             yield
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Run a plugin's code with every global generator seeded; afterwards the generators are as they were before."""
+    with restored(device):
+        seed_all(seed)
+        yield

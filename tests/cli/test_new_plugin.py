@@ -1,7 +1,6 @@
 """`bench plugins new`: what it writes works as it is, and nothing of the user's is touched."""
 
 import contextlib
-import io
 import shlex
 import subprocess
 import sys
@@ -10,25 +9,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from robustbench_meta.cli import main
 from robustbench_meta.cli.new_plugin import EXAMPLES, write_plugin
 from robustbench_meta.errors import BenchError
 from robustbench_meta.registry.registry import load_registry
 from robustbench_meta.testing import verify
+from tests.helpers.command_line import printed as bench
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("learner", "attack", "dataset", "backbone")
-
-
-def bench(*arguments):
-    out, code = io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COLUMNS", "80")
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-    return code, out.getvalue()
 
 
 @pytest.fixture(scope="module")

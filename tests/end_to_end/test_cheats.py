@@ -16,7 +16,7 @@ from robustbench_meta.evaluation.evaluator import evaluate_cells
 from robustbench_meta.evaluation.flags import FLAGS
 from robustbench_meta.experiment.grid import prepare
 from robustbench_meta.experiment.spec import RunSpec
-from robustbench_meta.jobs.worker import WorkerContext, self_check
+from robustbench_meta.jobs.context import WorkerContext, self_check
 from robustbench_meta.registry.registry import load_registry
 from robustbench_meta.results.store import Store
 

@@ -34,6 +34,12 @@ def bench(*arguments, width=80):
     return Result(code, out.getvalue(), err.getvalue())
 
 
+def printed(*arguments, width=80):
+    """The exit code, and all that is printed."""
+    shown = bench(*arguments, width=width)
+    return shown.code, shown.out + shown.err
+
+
 def told(text):
     return " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
 

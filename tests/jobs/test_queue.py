@@ -12,11 +12,12 @@ from robustbench_meta.experiment.checkpoints import Trained, checkpoint_bytes, c
 from robustbench_meta.experiment.grid import prepare
 from robustbench_meta.experiment.spec import CellSpec, RunSpec
 from robustbench_meta.hookspecs import hookimpl
+from robustbench_meta.jobs.context import WorkerContext
 from robustbench_meta.jobs.events import CellFailed, EventLog, EventReader
 from robustbench_meta.jobs.monitor import Monitor, Reporter, Summary
 from robustbench_meta.jobs.planner import WORTH_STARTING, groups_of, needed_of, work_of, workers_for
 from robustbench_meta.jobs.queue import Assemble, Evaluate, Queue
-from robustbench_meta.jobs.worker import Worker, WorkerContext
+from robustbench_meta.jobs.worker import Worker
 from robustbench_meta.results.store import Store
 
 CPU = torch.device("cpu")

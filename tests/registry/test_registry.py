@@ -1,7 +1,5 @@
 """Plugins of strangers: found wherever they are, and nobody else's problem when they are broken."""
 
-import contextlib
-import io
 import json
 import logging
 import os
@@ -16,10 +14,10 @@ import pandas as pd
 import pytest
 
 from robustbench_meta import hookimpl, hookspecs
-from robustbench_meta.cli import main
 from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.registry.import_graph import imports_of, source_in
 from robustbench_meta.registry.registry import KINDS, CollisionError, Origin, Registry, load_registry
+from tests.helpers.command_line import printed
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -59,15 +57,7 @@ def locals_of(registry):
     return {Path(found.origin.where).name: found for found in registry.found if found.origin.kind == "local"}
 
 
-def bench(*arguments):
-    out, code = io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COLUMNS", "300")
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-    return code, out.getvalue()
+bench = partial(printed, width=300)
 
 
 # -- where plugins are found -----------------------------------------------------------------------

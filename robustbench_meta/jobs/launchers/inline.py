@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from robustbench_meta.engine.parallel import Cores
 from robustbench_meta.errors import BenchError, DeviceLostError
+from robustbench_meta.jobs.context import WorkerContext
 from robustbench_meta.jobs.events import EventLog
 from robustbench_meta.jobs.launchers import Run
 from robustbench_meta.jobs.queue import Queue
-from robustbench_meta.jobs.worker import Worker, WorkerContext
+from robustbench_meta.jobs.worker import Worker
 from robustbench_meta.runtime.cpu import computing_alone
 
 

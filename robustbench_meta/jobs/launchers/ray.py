@@ -1,8 +1,8 @@
 """Workers as tasks of a Ray cluster. Its nodes see the results folder, as in Ray's own training on several nodes.
 
-A Ray task calls `ray_node.run_worker`, which starts `jobs/worker.py` as a process of its node (`ProcessGroup`), so that
-the death of a worker differs from that of its node, and a cell that takes too long is ended there. What a lost node was
-at is free again, and others do it.
+A Ray task calls `ray_node.run_worker`, which starts `jobs/worker_process.py` on its node (`ProcessGroup`), so that the
+death of a worker differs from that of its node, and a cell that takes too long is ended there. What a lost node was at
+is free again, and others do it.
 """
 
 from __future__ import annotations

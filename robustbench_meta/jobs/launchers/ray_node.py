@@ -15,7 +15,7 @@ from robustbench_meta.jobs.output import muted
 from robustbench_meta.jobs.policy import RECIPE, Recipe
 from robustbench_meta.jobs.processes import ProcessGroup, Spawned
 from robustbench_meta.jobs.queue import Queue
-from robustbench_meta.jobs.worker import grids_of
+from robustbench_meta.jobs.worker_process import grids_of
 from robustbench_meta.results.store import Store
 from robustbench_meta.runtime.devices import choose_device
 from robustbench_meta.runtime.interrupts import Stop, Stopped

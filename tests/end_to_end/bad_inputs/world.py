@@ -56,6 +56,7 @@ def plugins(root: Path) -> None:
     (root / "binary" / "binary.py").write_bytes(b"\0\1\2\xff")
     (root / "empty").mkdir()
     shutil.copytree(HERE / "misbehaving", root / "misbehaving", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(HERE.parent / "cheats" / "attacks.py", root / "misbehaving" / "cheats.py")
 
 
 def classes(root: Path, names: str, count: int = 6) -> None:

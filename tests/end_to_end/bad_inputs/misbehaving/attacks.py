@@ -6,15 +6,6 @@ from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Attack
 
 
-class Generous(Attack):
-    """Goes beyond ε."""
-
-    name = "generous"
-
-    def perturb(self, model, x, y, threat, random):
-        return torch.where(x > 0.5, x - 1.5 * threat.eps, x + 1.5 * threat.eps)
-
-
 class Bright(Attack):
     """Leaves the pixel range."""
 
@@ -22,25 +13,6 @@ class Bright(Attack):
 
     def perturb(self, model, x, y, threat, random):
         return x + threat.eps
-
-
-class NotANumber(Attack):
-    """Returns NaN."""
-
-    name = "nan"
-
-    def perturb(self, model, x, y, threat, random):
-        return x * float("nan")
-
-
-class Flipping(Attack):
-    """Changes the labels."""
-
-    name = "flipping"
-
-    def perturb(self, model, x, y, threat, random):
-        y.copy_((y + 1) % model.way)
-        return x.clone()
 
 
 class Poisoner(Attack):
@@ -82,16 +54,6 @@ class Raising(Attack):
         return x + self.momentum
 
 
-class Reseeding(Attack):
-    """Reseeds torch."""
-
-    name = "reseeding"
-
-    def perturb(self, model, x, y, threat, random):
-        torch.manual_seed(0)
-        return x.clone()
-
-
 class Normless(Attack):
     """Has a norm that there is not."""
 
@@ -107,7 +69,5 @@ class Normless(Attack):
 
 @hookimpl
 def register_attacks(register):
-    for attack in (
-        Generous, Bright, NotANumber, Flipping, Poisoner, Forgetful, Cropping, Raising, Reseeding, Normless,
-    ):  # fmt: skip
+    for attack in (Bright, Poisoner, Forgetful, Cropping, Raising, Normless):
         register(attack)
