@@ -100,19 +100,19 @@ def keep_traceback(error: BaseException) -> None:
     vars(error).update(_traceback=traceback_of(error), _place=place_of(error))
 
 
-def unknown(kind: str, given: str, known: Iterable[str]) -> str:
+def unknown(kind: str, given: str, known: Iterable[str], of: str = "") -> str:
     """Word the message for an unknown name: the nearest names, or all of them when none is near."""
-    names = sorted(known)
+    names, what = sorted(known), f"unknown {kind} '{given}'{of}"
     if given.lower() in names:
-        return f"unknown {kind} '{given}': did you mean '{given.lower()}'?"
+        return f"{what}: did you mean '{given.lower()}'?"
     near = difflib.get_close_matches(given.lower(), names, n=3, cutoff=0.6)
     near = near or [name for name in names if len(given) > 1 and given.lower() in name][:3]
     if near:
-        return f"unknown {kind} '{given}': did you mean {' or '.join(repr(name) for name in near)}?"
+        return f"{what}: did you mean {' or '.join(repr(name) for name in near)}?"
     if len(names) > _MOST_LISTED:
-        return f"unknown {kind} '{given}'; there are {len(names)}: see `bench list`"
+        return f"{what}; there are {len(names)}: see `bench list`"
     listed = ", ".join(names) if names else "none"
-    return f"unknown {kind} '{given}'; there is: {listed}"
+    return f"{what}; there is: {listed}"
 
 
 _BOUNDS = {
@@ -124,10 +124,10 @@ _BOUNDS = {
 
 def expected(message: str) -> str:
     """What pydantic says of a value, as what was expected: `expected 2 or more`."""
-    message = message.removeprefix("Value error, ")
     if not message.startswith("Input should be "):
+        message = message.removeprefix("Value error, ")
         return message[0].lower() + message[1:]
-    message = message.removeprefix("Input should be ")
+    message = message.removeprefix("Input should be ").partition(", unable to")[0]
     for said, bound in _BOUNDS.items():
         if message.startswith(said):
             message = bound.format(message.removeprefix(said))

@@ -8,6 +8,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from robustbench_meta.errors import expected
+
 UsageError: Any = typer.BadParameter.__mro__[1]  # typer keeps click's to itself
 
 _RUN = "`bench run` trains, adapts, attacks and ranks at once, as in bench run --learner maml --attack pgd"
@@ -43,6 +45,8 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except UsageError as error:
+            if error.message.startswith("Input should be "):  # pydantic's
+                error.message = expected(error.message)
             hint = _hint(error, words)
             if hint is not None:
                 error.message = f"{error.message.rstrip('.')}: {hint}."

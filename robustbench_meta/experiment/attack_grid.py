@@ -114,7 +114,7 @@ def _check_eps(kind: str, label: str, attack: Attack, eps: Epsilon) -> None:
     if reason is not None:
         meant = attack.norm == "linf" and 1 < eps.value <= 255
         hint = f"; did you mean {plain(eps.value)}/255?" if meant else ""
-        raise BenchError(f"eps {eps.text} for {kind} '{label}' cannot be: {reason}{hint}")
+        raise BenchError(f"invalid eps {eps.text} for {kind} '{label}': {reason}{hint}")
 
 
 def default_eps(dataset: Dataset, attack: Attack, label: str) -> Epsilon:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner, Plugin
-from robustbench_meta.errors import PluginError
+from robustbench_meta.errors import PluginError, expected
 
 
 def check_declarations(plugin: Plugin) -> None:
@@ -23,9 +23,9 @@ def check_declarations(plugin: Plugin) -> None:
             found = found() if inspect.ismethod(found) else found
             allowed.validate_python(found, strict=True)
         except ValidationError as error:
-            expected = error.errors()[0]["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+            wanted = "expected " + expected(error.errors()[0]["msg"]).removeprefix("expected ")
             raise PluginError(
-                f"{base.__name__.lower()} '{plugin.name}' declares {name} = {found!r}; expected {expected}"
+                f"{base.__name__.lower()} '{plugin.name}' declares {name} = {found!r}; {wanted}"
             ) from error
         except Exception as error:  # a property of a plugin may raise anything
             raise PluginError(

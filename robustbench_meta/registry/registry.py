@@ -395,8 +395,8 @@ def _reason(error: BaseException, origin: Origin) -> str:
 def _explain(kind: str, cls: type[Plugin], issue: Any) -> str:
     option = ".".join(str(part) for part in issue["loc"])
     if issue["type"] == "extra_forbidden":
-        return unknown(f"option of {kind} '{cls.name}'", option, cls.model_fields)
+        return unknown("option", option, cls.model_fields, f" of {kind} '{cls.name}'")
     message = expected(issue["msg"])
     if not option:  # options that do not go together
-        return f"{kind} '{Choice(cls.name, issue['input'])}' cannot be: {message}"
+        return f"invalid {kind} '{Choice(cls.name, issue['input'])}': {message}"
     return f"invalid {option}={issue['input']!r} of {kind} '{cls.name}': {message}"

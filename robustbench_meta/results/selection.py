@@ -60,5 +60,5 @@ def _known(kind: str, name: str, column: pd.Series[str]) -> str:
 
 def not_there(kind: str, name: str, there: set[str]) -> BenchError:
     """The error that results have nothing of that name."""
-    told = unknown(f"{kind} in these results,", name, there)
+    told = unknown(kind, name, there, " in these results")
     return BenchError(told if "did you mean" in told else f"{told}; `bench run --{kind} {name}` computes it")

@@ -64,7 +64,7 @@ def test_the_checkouts_cli_is_the_installed_command():
         (["run", "--learner", "mamll"], "unknown learner 'mamll': did you mean 'maml'"),
         (["run", "--learner", "MAML"], "unknown learner 'MAML': did you mean 'maml'"),
         (["run", "--attack", "fgms"], "unknown attack 'fgms': did you mean 'fgsm'"),
-        (["run", "--learner", "maml:alhpa=1"], "unknown option of learner 'maml' 'alhpa': did you mean 'alpha'"),
+        (["run", "--learner", "maml:alhpa=1"], "unknown option 'alhpa' of learner 'maml': did you mean 'alpha'"),
         (["run", "--learner", "maml:alpha=high"], "invalid alpha='high' of learner 'maml'"),
         (["run", "--attack", "pgd:steps"], "'steps' in 'pgd:steps' has no value"),
         (["run", "--dataset", "glyfs"], "unknown dataset 'glyfs': did you mean 'glyphs'"),

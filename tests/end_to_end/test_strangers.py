@@ -340,7 +340,7 @@ def declaring(base, **declared):
     ("kind", "cls", "told"),
     [
         ("dataset", declaring(Toy, loss="crossentropy"), r"loss = 'crossentropy'; expected 'cross_entropy' or"),
-        ("dataset", declaring(Toy, way=1), r"way = 1; expected greater than or equal to 2"),
+        ("dataset", declaring(Toy, way=1), r"way = 1; expected 2 or more"),
         ("dataset", declaring(Toy, eps={"l3": 0.1}), r"eps = .*; expected eps by norm, one of 'linf'"),
         ("dataset", declaring(Toy, eps={"linf": "much"}), r"eps = .*: eps 'much' is not a number"),
         ("attack", declaring(FGSM, method="single_step"), r"method = 'single_step'; expected 'random', 'single-step'"),

@@ -180,7 +180,7 @@ def expand(suite, registry):
     ("content", "told"),
     [
         ('attack = ["none",\n "fgsm",\n "pdg"]\n', "attack[2]: unknown attack 'pdg': did you mean"),
-        ('attack = ["none", "fgsm", "pgd:stepz=3"]\n', "attack[2]: unknown option of attack 'pgd' 'stepz'"),
+        ('attack = ["none", "fgsm", "pgd:stepz=3"]\n', "attack[2]: unknown option 'stepz' of attack 'pgd'"),
         ('[[parts]]\nattack = ["none", "pdg"]\n', "parts[0].attack[1]: unknown attack 'pdg'"),
         ('attack = ["none", "pdg"]\n[[parts]]\nshot = 1\n', "attack[1]: unknown attack 'pdg'"),
         ('attack = ["none", "fgsm:eps=-1"]\n[[parts]]\nshot = 1\n', "attack[1]: eps '-1' is negative"),
@@ -188,7 +188,7 @@ def expand(suite, registry):
         ('learner = "admll"\n', "learner: unknown learner 'admll'"),
         ('dataset = "omniglott"\n', "dataset: unknown dataset 'omniglott'"),
         ('backbone = "conv4:width=x"\n', "backbone: "),
-        ('eps = [0.1, 3]\n', "eps[1]: eps 3 for attack 'fgsm' cannot be"),
+        ('eps = [0.1, 3]\n', "eps[1]: invalid eps 3 for attack 'fgsm'"),
         ('dataset = "toy"\nway = 3\n', "way: --way 3: the data set 'toy' gives 2-way tasks only"),
         ('shot = 500\n', "shot: glyphs"),
         ('way = 9000\n', "way: glyphs"),

@@ -301,7 +301,7 @@ def test_what_is_missing_is_told_before_anything_is_done(tmp_path):
     ("text", "told"),
     [
         ("tensorbord", "unknown tracker 'tensorbord': did you mean 'tensorboard'?"),
-        ("tensorboard:folder=x", "unknown option of tracker 'tensorboard' 'folder'"),
+        ("tensorboard:folder=x", "unknown option 'folder' of tracker 'tensorboard'"),
         ("deaf", "it implements no hook of robustbench_meta"),
         ("lazy", "tracker 'lazy' failed to begin: ValueError: not today; leave --track lazy out"),
     ],

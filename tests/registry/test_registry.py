@@ -275,7 +275,7 @@ def test_options_that_do_not_go_together_are_shown_as_typed(registry):
     with pytest.raises(BenchError) as raised:
         registry.make("attack", "pgd", {"restarts": "3", "random_start": "false"})
     assert str(raised.value) == (
-        "attack 'pgd:restarts=3,random_start=false' cannot be: restarts without random_start would all be the same one"
+        "invalid attack 'pgd:restarts=3,random_start=false': restarts without random_start would all be the same one"
     )
 
 

@@ -547,7 +547,7 @@ def test_compare_draws_its_pair(tmp_path):
         (["DIR", "--font", "comic"], "unknown --font 'comic'"),
         (["DIR", "--font-size", "99"], "expected 4 to 24 points"),
         (["DIR", "--dpi", "9999"], "expected 50 to 1200"),
-        (["DIR", "--learner", "mamml"], "unknown learner in these results, 'mamml': did you mean 'maml'"),
+        (["DIR", "--learner", "mamml"], "unknown learner 'mamml' in these results: did you mean 'maml'"),
         (["DIR", "--eps", "0.7"], "nothing was attacked at eps 0.7; there is: 0.1"),
         (["curves", "DIR"], "nothing to draw for curves: it needs an attack at two eps or more"),
         (["nowhere/"], "the folder nowhere does not exist"),

@@ -217,10 +217,10 @@ def test_the_order_of_the_names_is_the_sign(tmp_path):
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        ("mamll", "adml", "unknown learner in these results, 'mamll': did you mean 'maml'"),
+        ("mamll", "adml", "unknown learner 'mamll' in these results: did you mean 'maml'"),
         ("adml", "adml", "'adml' and 'adml' are the same learner"),
         ("maml", "adml", r"'maml' stands for several versions.*maml#[0-9a-f]{4} or maml#[0-9a-f]{4}$"),
-        ("maml#zz", "adml", "unknown learner in these results, 'maml#zz'"),
+        ("maml#zz", "adml", "unknown learner 'maml#zz' in these results"),
         ("maml#00000000", "adml", "no recipe of 'maml' begins with 00000000; there is: maml#"),
         ("adml", "protonet", r"share no setting: adml is in d 2-way.*, and protonet is in other 2-way"),
     ],

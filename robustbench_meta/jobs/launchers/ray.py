@@ -74,7 +74,7 @@ class Request:
         """
         for name in options:
             if name not in OPTIONS:
-                raise BenchError(unknown("option of the executor 'ray'", name, OPTIONS))
+                raise BenchError(unknown("option", name, OPTIONS, " of the executor 'ray'"))
         gpus, cuda = options.get("gpus"), device.startswith("cuda")
         if gpus is not None and not cuda:
             raise BenchError(f"ray:gpus={gpus} is for --device cuda; this run is on {device}: leave it out")
