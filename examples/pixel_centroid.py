@@ -26,7 +26,7 @@ class PixelCentroid(Learner):
     # Options: typed as pixel-centroid:temperature=2, checked, and part of what identifies a result.
     temperature: float = Field(1.0, gt=0, description="factor on the distances, before it is learned")
 
-    def init(self, weights: Weights) -> Weights:
+    def init(self, weights: Weights, feature_shape: tuple[int, ...]) -> Weights:
         """θ: one number instead of the backbone's weights."""
         like = next(iter(weights.values()))
         return {"log_temperature": like.new_tensor(self.temperature).log()}

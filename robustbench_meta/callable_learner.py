@@ -138,7 +138,7 @@ def own_learner(models: OwnModels, called: str, *, is_transductive: bool) -> typ
         transductive: ClassVar[bool] = is_transductive
         theta_predicts: ClassVar[bool] = False
 
-        def init(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        def init(self, weights: Mapping[str, Tensor], feature_shape: tuple[int, ...]) -> dict[str, Tensor]:
             return {}
 
         def adapt(self, model: Model, state: Any, support: Batch, **_: Any) -> dict[str, Tensor]:

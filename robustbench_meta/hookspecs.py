@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import pluggy
 
 if TYPE_CHECKING:
-    from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner
+    from robustbench_meta.contracts import AnyLearner, Attack, Backbone, Dataset
     from robustbench_meta.contracts.tracker import Tracker
 
 PROJECT = "robustbench_meta"
@@ -30,7 +30,7 @@ class Register(Protocol[P_contra]):
 
 
 @hookspec
-def register_learners(register: Register[Learner]) -> None:
+def register_learners(register: Register[AnyLearner]) -> None:
     """Call `register(MyLearner)` once for each meta-learner that the plugin brings, or `register.later`."""
 
 

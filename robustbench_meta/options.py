@@ -31,9 +31,9 @@ ADML's four first. `adv` support is made on θ before adaptation, `adv` queries 
 is made through adaptation, to hurt the clean queries; `transfer` queries are made on another model, the surrogate.
 """
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*")
 """A plugin's."""
-NAMED = "lower-case letters, digits, '-', '_' or '.'"
+NAMED = "lower-case letters, digits, '-', '_', '.' or '+'"
 
 DEFAULT_LEARNERS = ("maml", "adml")
 DEFAULT_ATTACKS = ("none", "fgsm", "pgd")
@@ -47,9 +47,13 @@ class Choice:
     name: str
     options: dict[str, str] = field(default_factory=dict)
 
-    def __str__(self) -> str:
-        given = ",".join(f"{key}={value}" for key, value in self.options.items())
+    def text(self, separator: str = ",") -> str:
+        """As it is typed: `name:option=value,…`."""
+        given = separator.join(f"{key}={value}" for key, value in self.options.items())
         return f"{self.name}:{given}" if given else self.name
+
+    def __str__(self) -> str:
+        return self.text()
 
 
 def parse_choice(text: str, separator: str = ",") -> Choice:

@@ -7,7 +7,7 @@ from math import gcd
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from robustbench_meta import hookimpl
@@ -50,28 +50,58 @@ class SupportNormed(nn.Sequential):
         return outputs[len(outputs) - len(x) :]
 
 
+class Joined(nn.Module):
+    """The outputs of the first layers beside those of the last, flattened (R2-D2: of the last two blocks)."""
+
+    def __init__(self, first: nn.Module, last: nn.Module) -> None:
+        super().__init__()
+        self.first, self.last = first, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Both [n, features] of x [n, *shape]."""
+        middle = self.first(x)
+        return torch.cat([middle.flatten(1), self.last(middle).flatten(1)], 1)
+
+
 class Conv4(Backbone):
     """Four blocks of 3×3 convolution, norm, ReLU, each halving the picture; then a linear layer."""
 
     name: ClassVar[str] = "conv4"
     source: ClassVar[str] = "Vinyals et al. 2016 (max-pool); Finn et al. 2017 (strided, for Omniglot)"
 
-    width: int = Field(64, ge=1, description="filters of each block")
+    width: int | str = Field(64, description="filters of each block, or of the four as 96-192-384-512")
     pool: Literal["stride", "max"] = Field("stride", description="halve by strided convolution or by max-pooling")
     norm: Literal["group", "batch", "support", "layer", "none"] = Field(
         "group",
         description="normalisation; batch: by the statistics of the batch at hand, which makes the model transductive; "
         "support: by those of the support set, which does not",
     )
-    features: Literal["mean", "flat"] | None = Field(
+    features: Literal["mean", "flat", "last2"] | None = Field(
         None,
-        description="last block: its mean over places, or all of it; none: mean if strided with norm=batch or support",
+        description="last block: its mean over places, or all of it; last2: all of the last two; none: mean if strided "
+        "with norm=batch or support",
     )
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of a block's outputs that are dropped in meta-training")
     groups: int = Field(
         8,
         ge=1,
         description="groups of norm=group; lowered to a divisor of the width, and to two channels each on 1×1 maps",
     )
+
+    @field_validator("width", mode="before")
+    @classmethod
+    def _filters(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = int(value) if value.isdigit() else value
+        parts = [int(part) for part in value.split("-") if part.isdigit()] if isinstance(value, str) else [value]
+        if len(parts) not in (1, 4) or (isinstance(value, str) and len(parts) != 4) or not all(parts):
+            raise ValueError("expected a number of filters from 1, or four as 96-192-384-512")
+        return value
+
+    @property
+    def widths(self) -> list[int]:
+        """Filters of the four blocks."""
+        return [self.width] * 4 if isinstance(self.width, int) else [int(part) for part in self.width.split("-")]
 
     @property
     def norm_layer(self) -> str:
@@ -93,7 +123,9 @@ class Conv4(Backbone):
             return (
                 f"it max-pools four times, and {setting.shape[1:]} pixels are too few (16×16 at least): use pool=stride"
             )
-        if self.norm in {"group", "layer"} and self.width == 1 and 1 in self._places(setting.shape):
+        if self.features == "last2" and self.norm == "support":
+            return "features=last2 joins two blocks, which norm=support cannot take: use another norm"
+        if self.norm in {"group", "layer"} and min(self.widths) == 1 and 1 in self._places(setting.shape):
             return (
                 f"on {setting.shape[1:]} pixels its last map is one place, and norm={self.norm} of a single channel "
                 "there is the same for every image: use more width, or norm=none"
@@ -120,34 +152,48 @@ class Conv4(Backbone):
         """
         layers: list[nn.Module] = []
         channels, height, width = shape
-        for places in self._places(shape):
+        before = 0
+        for places, filters in zip(self._places(shape), self.widths, strict=True):
+            before, third = channels * height * width, len(layers)
             stride = 2 if self.pool == "stride" else 1
-            layers += [nn.Conv2d(channels, self.width, 3, stride, padding=1), *self._norm(places), nn.ReLU()]
-            channels = self.width
+            layers += [nn.Conv2d(channels, filters, 3, stride, padding=1), *self._norm(places, filters), nn.ReLU()]
+            channels = filters
             if self.pool == "max":
                 layers.append(nn.MaxPool2d(2))
                 height, width = height // 2, width // 2
             else:
                 height, width = (height + 1) // 2, (width + 1) // 2
+            if self.dropout:
+                layers.append(nn.Dropout(self.dropout))
+        if self.features == "last2":
+            units = before + channels * height * width
+            joined = Joined(nn.Sequential(*layers[:third]), nn.Sequential(*layers[third:]))
+            network = nn.Sequential(joined)
+            network.feature_shape = (units,)
+            if outputs is not None:
+                network.add_module("head", nn.Linear(units, outputs))
+            return network
         meant = "mean" if self.pool == "stride" and self.norm in {"batch", "support"} else "flat"
         if (self.features or meant) == "mean":
             layers.append(nn.AdaptiveAvgPool2d(1))
             height = width = 1
         layers.append(nn.Flatten())
+        network = SupportNormed(*layers) if self.norm == "support" else nn.Sequential(*layers)
+        network.feature_shape = (channels, height, width)
         if outputs is not None:
-            layers.append(nn.Linear(channels * height * width, outputs))
-        return SupportNormed(*layers) if self.norm == "support" else nn.Sequential(*layers)
+            network.add_module("head", nn.Linear(channels * height * width, outputs))
+        return network
 
-    def _norm(self, places: int) -> list[nn.Module]:
-        """The norm of a map of so many places; a group of a single number would be the same for every image."""
-        groups = gcd(self.groups, self.width)
-        if places == 1 and groups == self.width:
+    def _norm(self, places: int, width: int) -> list[nn.Module]:
+        """The norm of `width` maps of so many places; a group of one number would be the same for every image."""
+        groups = gcd(self.groups, width)
+        if places == 1 and groups == width:
             groups = max((n for n in range(1, groups) if groups % n == 0), default=1)
         make: dict[str, Callable[[], nn.Module]] = {
-            "group": lambda: nn.GroupNorm(groups, self.width),
-            "batch": lambda: BatchStatistics(self.width),
-            "support": lambda: BatchStatistics(self.width),
-            "layer": lambda: nn.GroupNorm(1, self.width),
+            "group": lambda: nn.GroupNorm(groups, width),
+            "batch": lambda: BatchStatistics(width),
+            "support": lambda: BatchStatistics(width),
+            "layer": lambda: nn.GroupNorm(1, width),
         }
         return [make[self.norm]()] if self.norm in make else []
 

@@ -22,10 +22,11 @@ class Linear(Backbone):
 
     def build(self, shape: tuple[int, ...], outputs: int | None) -> nn.Module:
         """The layer."""
-        layers: list[nn.Module] = [nn.Flatten()]
+        network = nn.Sequential(nn.Flatten())
+        network.feature_shape = (prod(shape),)
         if outputs is not None:
-            layers.append(nn.Linear(prod(shape), outputs, bias=self.bias))
-        return nn.Sequential(*layers)
+            network.add_module("head", nn.Linear(prod(shape), outputs, bias=self.bias))
+        return network
 
 
 @hookimpl

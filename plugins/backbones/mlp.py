@@ -28,9 +28,11 @@ class MLP(Backbone):
         for _ in range(self.depth):
             layers += [nn.Linear(units, self.width), nn.ReLU()]
             units = self.width
+        network = nn.Sequential(*layers)
+        network.feature_shape = (units,)
         if outputs is not None:
-            layers.append(nn.Linear(units, outputs))
-        return nn.Sequential(*layers)
+            network.add_module("head", nn.Linear(units, outputs))
+        return network
 
 
 @hookimpl

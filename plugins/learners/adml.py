@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from robustbench_meta import hookimpl
-from robustbench_meta.contracts import Learner, Operations, Update
+from robustbench_meta.contracts import Learner, Operations, Toward, Update
 from robustbench_meta.contracts.state import State
 from robustbench_meta.contracts.tasks import Batch, TaskBatch
 
@@ -43,7 +43,7 @@ class ADML(MAML):
         """The option `surrogate`, when it is attacked."""
         return self.surrogate if self.attack_on == "surrogate" else None
 
-    def objective(self, ops: Operations, theta: State, tasks: TaskBatch) -> list[Update]:
+    def objective(self, ops: Operations, theta: State, tasks: TaskBatch) -> list[Update | Toward]:
         """β₁·L(f_θ'clean, query_adv) and β₂·L(f_θ'adv, query_clean), of one meta-update or of two."""
         clean = ops.adapt(theta, tasks.support)
         adversarial = ops.adapt(theta, self._attacked(ops, theta, theta, tasks.support), alpha=self.alpha_adv)

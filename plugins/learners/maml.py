@@ -1,4 +1,4 @@
-"""Model-agnostic meta-learning."""
+"""Model-agnostic meta-learning, and what varies its inner step: FOMAML, ANIL, BOIL."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from robustbench_meta import hookimpl
-from robustbench_meta.contracts import Learner, Model, Operations, Update, Weights
-from robustbench_meta.contracts.inner_loop import gradient_step
-from robustbench_meta.contracts.state import State
-from robustbench_meta.contracts.tasks import Batch, TaskBatch
+from robustbench_meta.contracts import Learner, Model, Weights
+from robustbench_meta.contracts.inner_loop import Rate, gradient_step
+from robustbench_meta.contracts.tasks import Batch
 
 
 class MAML(Learner):
@@ -30,24 +29,55 @@ class MAML(Learner):
         """`steps` in meta-training, `test_steps` afterwards."""
         return self.steps if training or self.test_steps is None else self.test_steps
 
+    def rates(self, model: Model, theta: Weights, alpha: float) -> Rate:
+        """The rate of an inner step: one for all weights, or by the name of those that move."""
+        return alpha
+
     def adapt(self, model: Model, state: Weights, support: Batch, *, alpha: float | None = None, **_: Any) -> Weights:
         """θ' = θ − α∇L(f_θ, support)."""
-        rate = self.alpha if alpha is None else alpha
+        rates = self.rates(model, state, self.alpha if alpha is None else alpha)
         return gradient_step(
-            lambda weights: model.loss(model(weights, support.x), support.y), state, rate, first_order=self.first_order
+            lambda weights: model.loss(model(weights, support.x), support.y), state, rates, first_order=self.first_order
         )
 
     def logits(self, model: Model, state: Weights, x: Tensor) -> Tensor:
         """f_θ'(x)."""
         return model(state, x)
 
-    def objective(self, ops: Operations, theta: State, tasks: TaskBatch) -> list[Update]:
-        """L(f_θ', query)."""
-        adapted = ops.adapt(theta, tasks.support)
-        return [Update(ops.loss(adapted, tasks.query))]
+
+class FOMAML(MAML):
+    """MAML that takes the adapted weights' gradient for θ's: no second derivatives."""
+
+    name: ClassVar[str] = "fomaml"
+    source: ClassVar[str] = "Finn, Abbeel, Levine 2017, arXiv 1703.03400, section 5.2"
+
+    first_order: bool = Field(True, description="do not differentiate through the inner gradient")
+
+
+class ANIL(MAML):
+    """MAML whose inner steps move the head alone (almost no inner loop)."""
+
+    name: ClassVar[str] = "anil"
+    source: ClassVar[str] = "Raghu, Raghu, Bengio, Vinyals 2020, arXiv 1909.09157, section 4"
+
+    def rates(self, model: Model, theta: Weights, alpha: float) -> Rate:
+        """α for the head."""
+        return dict.fromkeys(model.head, alpha)
+
+
+class BOIL(MAML):
+    """MAML whose inner step moves everything but the head (body only update in the inner loop)."""
+
+    name: ClassVar[str] = "boil"
+    source: ClassVar[str] = "Oh, Yoo, Kim, Yun 2021, arXiv 2008.08882, section 3"
+
+    def rates(self, model: Model, theta: Weights, alpha: float) -> Rate:
+        """α for the body."""
+        return dict.fromkeys(model.body, alpha)
 
 
 @hookimpl
 def register_learners(register: Callable[[type[Learner]], None]) -> None:
-    """Bring maml."""
-    register(MAML)
+    """Bring maml, fomaml, anil and boil."""
+    for learner in (MAML, FOMAML, ANIL, BOIL):
+        register(learner)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from robustbench_meta import hookimpl
-from robustbench_meta.contracts import Learner, Model, Operations, Setting, Update, Weights
-from robustbench_meta.contracts.state import State
-from robustbench_meta.contracts.tasks import Batch, TaskBatch
+from robustbench_meta.contracts import Learner, Model, Setting, Weights
+from robustbench_meta.contracts.tasks import Batch
 
 
 class Prototypes(NamedTuple):
@@ -21,37 +20,47 @@ class Prototypes(NamedTuple):
     prototypes: Tensor
 
 
-class ProtoNet(Learner):
-    """Classify by squared distance to the mean embedding of each class's support images."""
+class OnFeatures(Learner):
+    """A learner that classifies by the features of the support set, without a gradient."""
 
-    name: ClassVar[str] = "protonet"
-    source: ClassVar[str] = "Snell, Swersky, Zemel 2017, arXiv 1703.05175, algorithm 1"
     theta_predicts: ClassVar[bool] = False
 
-    def outputs(self, way: int) -> int | None:
+    def outputs(self, setting: Setting) -> int | None:
         """It works on features."""
         return None
 
     def obstacle(self, setting: Setting) -> str | None:
-        """Its prototypes need every class in the support set."""
+        """Its logits need a softmax."""
         if setting.loss != "cross_entropy":
-            return f"its logits are negative distances, which fit cross-entropy, not the data set's {setting.loss} loss"
+            return f"its logits compare classes, which fits cross-entropy, not the data set's {setting.loss} loss"
         return None
+
+
+def class_means(features: Tensor, y: Tensor, way: int) -> Tensor:
+    """The mean of each class's rows [way, features]."""
+    member = one_hot(y, way, features).T
+    return member @ features / member.sum(1, keepdim=True)
+
+
+def one_hot(y: Tensor, way: int, like: Tensor) -> Tensor:
+    """Labels [n] as rows [n, way] of 0 and 1, in the dtype of `like`."""
+    return (y[:, None] == torch.arange(way, device=y.device)).to(like.dtype)
+
+
+class ProtoNet(OnFeatures):
+    """Classify by squared distance to the mean embedding of each class's support images."""
+
+    name: ClassVar[str] = "protonet"
+    source: ClassVar[str] = "Snell, Swersky, Zemel 2017, arXiv 1703.05175, algorithm 1"
 
     def adapt(self, model: Model, state: Weights, support: Batch, **settings: Any) -> Prototypes:
         """c_k = mean of the embeddings of class k (equation 1)."""
-        features = model(state, support.x)
-        member = (support.y == torch.arange(model.way, device=support.y.device)[:, None]).to(features.dtype)
-        return Prototypes(state, member @ features / member.sum(1, keepdim=True))
+        return Prototypes(state, class_means(model(state, support.x), support.y, model.way))
 
     def logits(self, model: Model, state: Prototypes, x: Tensor) -> Tensor:
         """−‖f(x) − c_k‖² (equation 2)."""
         difference = model(state.weights, x)[:, None, :] - state.prototypes
         return -difference.square().sum(-1)
-
-    def objective(self, ops: Operations, theta: State, tasks: TaskBatch) -> list[Update]:
-        """Cross-entropy on the queries."""
-        return [Update(ops.loss(ops.adapt(theta, tasks.support), tasks.query))]
 
 
 @hookimpl

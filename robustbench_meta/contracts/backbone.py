@@ -26,9 +26,11 @@ class Backbone(Plugin):
     def build(self, shape: tuple[int, ...], outputs: int | None) -> nn.Module:
         """A freshly initialised module [n, *shape] → [n, outputs], or → [n, features] when `outputs` is None.
 
-        It keeps no state between calls (no running statistics), and draws only from torch's global generator. A module
-        with `reads_support = True` is called as `module(x, support)` once a task is adapted: with the images that it
-        was adapted to.
+        The last layer, which gives the outputs, is its submodule `head` (`self.head = nn.Linear(…)`); what the head is
+        given are the features, whose shape for one image, such as (channels, height, width), is its attribute
+        `feature_shape`. It keeps no state between calls (no running statistics), and draws only from torch's global
+        generator. A module with `reads_support = True` is called as `module(x, support)` once a task is adapted: with
+        the images that it was adapted to.
         """
 
     def obstacle(self, setting: Setting) -> str | None:

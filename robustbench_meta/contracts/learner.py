@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
-from robustbench_meta.contracts.tasks import Batch, TaskBatch
-
-if TYPE_CHECKING:
-    from robustbench_meta.contracts.state import State
 from robustbench_meta.contracts.plugin import Plugin, Setting
 from robustbench_meta.contracts.state import State, Weights
+from robustbench_meta.contracts.tasks import Batch, TaskBatch
+
+Augmentation = Literal["none", "crop", "flip", "crop+flip", "crop+flip+jitter"]
 
 
 class Model(Protocol):
-    """A backbone as a pure function, for ONE task."""
+    """A backbone as a pure function, for ONE task.
+
+    It reads the network's weights and leaves the learner's own (`learner.…`) aside.
+    """
 
     way: int
+    feature_shape: tuple[int, ...]
+    """Of the features of one image, such as (channels, height, width); () where the backbone does not say."""
+
+    @property
+    def head(self) -> Sequence[str]:
+        """Names of the weights of the last layer.
+
+        Raises:
+            PluginError: the backbone names none.
+        """
+        ...
+
+    @property
+    def body(self) -> Sequence[str]:
+        """Names of all other weights of the network; raises as `head`."""
+        ...
 
     def __call__(self, weights: Weights, x: Tensor) -> Tensor:
         """Outputs [n, outputs] of the backbone with these weights on x [n, *shape]."""
+        ...
+
+    def features(self, weights: Weights, x: Tensor) -> Tensor:
+        """What the head is given [n, features]."""
         ...
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -37,11 +63,37 @@ class Update(NamedTuple):
     rate: float = 1.0
 
 
+class Toward(NamedTuple):
+    """One step of the meta-optimiser along θ − φ, averaged over tasks: with SGD, θ moves towards the adapted φ.
+
+    φ's tree is a dict of weights with the names of θ; names that it has besides are ignored, those it lacks stay.
+    """
+
+    adapted: State
+    rate: float = 1.0
+
+
+class BaseTraining(NamedTuple):
+    """Ordinary supervised training on all base classes (those of the training split)."""
+
+    steps: int
+    """So many of the meta-steps, the first ones."""
+    images: int
+    """In a batch."""
+
+
 class Operations(Protocol):
     """What an objective is written in: operations on ALL tasks of a batch at once. The engine maps them."""
 
+    progress: float
+    """The share of meta-training that is done, from 0 to below 1."""
+
     def adapt(self, theta: State, support: Batch, **settings: Any) -> State:
         """One adapted state a task: the learner's `adapt`, `inner_steps` times, settings passed on."""
+        ...
+
+    def trajectory(self, theta: State, support: Batch, **settings: Any) -> list[State]:
+        """The same, with the states after each inner step."""
         ...
 
     def logits(self, state: State, x: Tensor) -> Tensor:
@@ -60,8 +112,12 @@ class Operations(Protocol):
         """A separate model for the training attack to differentiate (see `Learner.surrogate_backbone`)."""
         ...
 
+    def base_classifier(self, theta: State) -> State:
+        """θ as a classifier of the base classes, whose logits are the learner's `base_logits`."""
+        ...
 
-class Learner(Plugin):
+
+class AnyLearner(Plugin):
     """A meta-learning method: how it adapts to ONE task, and its objective over ALL tasks of a meta-step.
 
     `adapt` and `logits` are pure functions of explicit state, written without a task axis. The
@@ -74,15 +130,20 @@ class Learner(Plugin):
     """False if θ alone gives no logits (a prototype head): then an attack on the support set is made
     on the state adapted to the clean support set, instead of on θ."""
 
-    meta_lr: float = Field(1e-3, gt=0, description="learning rate of the meta-update")
-    optimizer: Literal["adam", "sgd"] = Field("adam", description="meta-optimiser")
+    @property
+    def takes_step(self) -> bool:
+        """Whether `adapt` wants the number of the inner step."""
+        return "step" in inspect.signature(self.adapt).parameters
 
-    def outputs(self, way: int) -> int | None:
+    def outputs(self, setting: Setting) -> int | None:
         """How many outputs the backbone shall have; None for its features."""
-        return way
+        return setting.way
 
-    def init(self, weights: Weights) -> Weights:
-        """θ at the start of meta-training, from freshly initialised backbone weights."""
+    def init(self, weights: Weights, feature_shape: tuple[int, ...]) -> Weights:
+        """θ at the start of meta-training, from freshly initialised backbone weights and the shape of its features.
+
+        Meta-parameters of the learner's own are added under names that begin with `learner.`.
+        """
         return weights
 
     def inner_steps(self, training: bool) -> int:
@@ -91,15 +152,37 @@ class Learner(Plugin):
 
     @abstractmethod
     def adapt(self, model: Model, state: Any, support: Batch, **settings: Any) -> Any:
-        """One inner step on ONE task: support.x [way·shot, *shape], support.y [way·shot]."""
+        """One inner step on ONE task: support.x [way·shot, *shape], support.y [way·shot].
+
+        An `adapt` with a parameter `step` is given the number of the inner step, from 0.
+        """
 
     @abstractmethod
     def logits(self, model: Model, state: Any, x: Tensor) -> Tensor:
         """Logits [n, way] of ONE task's x [n, *shape]."""
 
-    @abstractmethod
-    def objective(self, ops: Operations, theta: State, tasks: TaskBatch) -> list[Update]:
-        """The losses whose gradients with respect to θ make the meta-updates, in order."""
+    def objective(self, ops: Operations, theta: State, tasks: TaskBatch) -> list[Update | Toward]:
+        """The meta-updates of a meta-step, in order: losses that are differentiated, or states to move towards."""
+        return [Update(self.query_loss(ops, ops.adapt(theta, tasks.support), tasks.query))]
+
+    def query_loss(self, ops: Operations, adapted: State, query: Batch) -> Tensor:
+        """The loss of adapted states on queries, a task each [tasks]; where it is another than the data set's."""
+        return ops.loss(adapted, query)
+
+    def base_training(self, meta_steps: int) -> BaseTraining | None:
+        """Supervised training on the base classes, before episodes or, if it takes all meta-steps, instead of them."""
+        return None
+
+    def base_logits(self, model: Model, weights: Weights, x: Tensor) -> Tensor:
+        """Logits [n, base classes] of x [n, *shape] in supervised training."""
+        return model(weights, x)
+
+    def base_objective(self, ops: Operations, theta: State, images: Batch) -> list[Update | Toward]:
+        """The meta-updates of a step of supervised training.
+
+        The batch comes in parts: x [parts, n, *shape], y [parts, n] of 0 … base classes−1.
+        """
+        return [Update(ops.loss(ops.base_classifier(theta), images))]
 
     def training_attack(self) -> tuple[str, float | None] | None:
         """The attack (as typed: 'pgd:steps=7') and ε that `ops.perturb` uses; ε None: the data set's default."""
@@ -109,6 +192,62 @@ class Learner(Plugin):
         """The backbone of `ops.surrogate`, as typed; None if there is no need of one."""
         return None
 
+    @abstractmethod
+    def make_optimizer(self, weights: list[Tensor]) -> torch.optim.Optimizer:
+        """The meta-optimiser of θ."""
+
+    def rate_factor(self, progress: float) -> float:
+        """A factor on the meta-optimiser's rates when this share of meta-training is done."""
+        return 1.0
+
+    def train_tasks(self, setting: Setting) -> tuple[int, int, int]:
+        """Way, shot and query of the tasks of meta-training."""
+        return setting.way, setting.shot, setting.query
+
+    def augmentation(self) -> Augmentation:
+        """How images are varied in meta-training."""
+        return "none"
+
     def obstacle(self, setting: Setting) -> str | None:
         """Why the learner cannot work in this setting; None if it can."""
         return None
+
+
+class Learner(AnyLearner):
+    """A meta-learning method with the options of meta-training: subclass this one."""
+
+    meta_lr: float = Field(1e-3, gt=0, description="learning rate of the meta-update")
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="meta-optimiser")
+    momentum: float = Field(0.0, ge=0, lt=1, description="Nesterov momentum of optimizer=sgd")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of the meta-optimiser")
+    schedule: Literal["constant", "linear", "cosine", "step"] = Field(
+        "constant", description="of meta_lr: constant, falling to 0, or step: times 0.1 after each third"
+    )
+    train_way: int | None = Field(None, ge=2, description="way of the tasks of meta-training; none: as in the test")
+    train_shot: int | None = Field(None, ge=1, description="their support images a class; none: as in the test")
+    train_query: int | None = Field(None, ge=1, description="their query images a class; none: as in the test")
+    augment: Augmentation = Field("none", description="how images are varied in meta-training")
+
+    def make_optimizer(self, weights: list[Tensor]) -> torch.optim.Optimizer:
+        """By the options `optimizer`, `meta_lr`, `momentum` and `weight_decay`."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam(weights, lr=self.meta_lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(
+            weights, lr=self.meta_lr, momentum=self.momentum, nesterov=self.momentum > 0, weight_decay=self.weight_decay
+        )
+
+    def rate_factor(self, progress: float) -> float:
+        """By the option `schedule`."""
+        if self.schedule == "linear":
+            return 1 - progress
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        return 0.1 ** int(3 * progress) if self.schedule == "step" else 1.0
+
+    def train_tasks(self, setting: Setting) -> tuple[int, int, int]:
+        """By the options `train_way`, `train_shot` and `train_query`."""
+        return self.train_way or setting.way, self.train_shot or setting.shot, self.train_query or setting.query
+
+    def augmentation(self) -> Augmentation:
+        """The option `augment`."""
+        return self.augment

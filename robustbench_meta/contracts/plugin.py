@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from robustbench_meta.contracts.threat_model import Norm
 from robustbench_meta.errors import BenchError, PluginError
-from robustbench_meta.options import parse_eps
+from robustbench_meta.options import Choice, exact, parse_choice, parse_eps
 
 LossName = Literal["cross_entropy", "squared"]
 
@@ -57,6 +59,11 @@ class Plugin(BaseModel, ABC):
     """Part of what identifies results; for classes given from Python whose source does not tell all."""
 
     @classmethod
+    def option_names(cls, options: Mapping[str, str]) -> Collection[str]:
+        """The options that it has, where these are given."""
+        return cls.model_fields
+
+    @classmethod
     def summary(cls) -> str:
         """The first line of the class's docstring."""
         return (cls.__doc__ or "").strip().split("\n")[0]
@@ -90,6 +97,51 @@ class Plugin(BaseModel, ABC):
         return value
 
 
+Make = Callable[[str, str, Mapping[str, Any]], Plugin]
+"""(kind, name, options) → a plugin."""
+_MAKE: ContextVar[Make] = ContextVar("make")
+
+
+@contextmanager
+def made_by(make: Make) -> Iterator[None]:
+    """Inside, options that name another plugin are made by this."""
+    token = _MAKE.set(make)
+    try:
+        yield
+    finally:
+        _MAKE.reset(token)
+
+
+def make_plugin(kind: str, text: str, more: Mapping[str, Any] | None = None) -> Plugin:
+    """The plugin that an option of another one names, as typed (`r2d2:scale=10;train_way=20`), with more options.
+
+    Raises:
+        ValueError: it cannot be read or made, or options of another plugin are read outside a registry.
+    """
+    try:
+        choice = parse_choice(text, ";")
+        return _MAKE.get()(kind, choice.name, {**choice.options, **(more or {})})
+    except LookupError:
+        raise ValueError(f"'{text}' names a {kind}, and outside a run there is none: give the {kind} itself") from None
+    except BenchError as error:
+        raise ValueError(str(error)) from error
+
+
+def typed(plugin: Plugin) -> str:
+    """The plugin as an option of another one names it, with what differs from its defaults; undone by `make_plugin`."""
+    fields = type(plugin).model_fields
+    given = {
+        option: str(value).lower()
+        if isinstance(value, bool)
+        else exact(value)
+        if isinstance(value, float)
+        else str(value)
+        for option, value in plugin.model_dump(mode="json").items()
+        if value != fields[option].get_default(call_default_factory=True)
+    }
+    return Choice(plugin.name, given).text(";")
+
+
 class Setting(NamedTuple):
     """What a plugin is asked to work in."""
 
@@ -99,3 +151,5 @@ class Setting(NamedTuple):
     query: int
     loss: LossName
     transductive: bool
+    base_classes: int = 0
+    """How many classes the training split has."""

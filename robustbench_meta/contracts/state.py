@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 Weights = dict[str, Tensor]
-"""θ: the meta-trained tensors by name."""
+"""θ: the meta-trained tensors by name: the network's, and the learner's own, whose names begin with `learner.`."""
+OWN = "learner."
+"""What the names of a learner's own meta-parameters begin with."""
 
 Forward = Callable[[Any, Tensor], Tensor]
 
@@ -88,6 +90,11 @@ class State:
 
 def _is_tensor(leaf: Any) -> bool:
     return isinstance(leaf, Tensor)
+
+
+def feature_shape(module: nn.Module) -> tuple[int, ...]:
+    """The shape of a module's features of one image, as it says in `feature_shape`; () if it does not."""
+    return tuple(getattr(module, "feature_shape", ()))
 
 
 def trainable(module: nn.Module) -> Weights:

@@ -65,6 +65,14 @@ class TaskSource(ABC):
         labels are given.
         """
 
+    def examples(self, seed: int, count: int) -> Batch:
+        """So many examples of all classes, x [count, *shape], y [count] of 0 … classes−1, for supervised training.
+
+        Raises:
+            DataError: the split has no fixed classes.
+        """
+        raise DataError(f"{self.name} gives tasks only, and no batches of its classes, as supervised training needs")
+
 
 class Splits(NamedTuple):
     """The three splits of a data set, disjoint in class."""

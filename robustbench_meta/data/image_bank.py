@@ -109,6 +109,14 @@ class ImageBank(TaskSource):
             Batch(self._gather(sent[:, cut : cut + order.shape[1]]), sent[:, cut + order.shape[1] :]),
         )
 
+    def examples(self, seed: int, count: int) -> Batch:
+        """Draw images with equal chances, without replacement where there are enough."""
+        rng = np.random.Generator(np.random.Philox(seed))
+        index = rng.choice(len(self.images), count, replace=count > len(self.images))
+        labels = np.searchsorted(self.starts, index, side="right") - 1
+        sent = send(np.stack([index, labels]), self.images.device)
+        return Batch(self._gather(sent[:1])[0], sent[1])
+
     def _gather(self, index: Int64[Tensor, "tasks n"]) -> Float[Tensor, "tasks n c h w"]:
         return self.images.index_select(0, index.reshape(-1)).float().div_(255).view(*index.shape, *self.shape)
 

@@ -76,9 +76,9 @@ class AttackedModel:
         whole: how many examples a task has; a transductive model answers no other number.
     """
 
-    def __init__(self, engine: Mapper, state: State, whole: int | None = None) -> None:
+    def __init__(self, engine: Mapper, state: State, whole: int | None = None, way: int | None = None) -> None:
         self._engine, self._state, self._whole = engine, state.detach(), whole
-        self.way, self.event = engine.network.way, engine.event
+        self.way, self.event = way or engine.network.way, engine.event
         self.transductive = engine.transductive
 
     def __call__(self, x: Tensor) -> Tensor:

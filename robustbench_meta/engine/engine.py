@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from robustbench_meta.contracts import Learner, Random, Update, Weights
+from robustbench_meta.contracts import AnyLearner, Random, Toward, Update, Weights
 from robustbench_meta.contracts.state import Forward, State, WithSupport
 from robustbench_meta.contracts.tasks import Batch, TaskBatch
 from robustbench_meta.contracts.threat_model import DeferredViolations
@@ -77,7 +77,7 @@ class Engine:
     order chunks are added up, so that no number depends on how many cores there are.
     """
 
-    learner: Learner
+    learner: AnyLearner
     network: Network
     event: int
     """How many axes one example has."""
@@ -85,6 +85,11 @@ class Engine:
     plan: Plan = field(default_factory=Plan)
     training: bool = False
     """Whether `adapt` takes the inner steps of meta-training or those of the test."""
+    ways: tuple[int, int] = (0, 0)
+    """Of tasks at the test and in meta-training; 0: as the network says."""
+    base_classes: int = 0
+    progress: float = 0.0
+    """The share of meta-training that is done."""
     attack: Perturbation | None = None
     """The learner's training attack, for `perturb`."""
     deferred: DeferredViolations | None = None
@@ -106,6 +111,7 @@ class Engine:
         """Say whether tasks are for meta-training: inner steps, and the mode of modules such as dropout."""
         self.training = training
         self.network.module.train(training)
+        self.network.way = self.ways[training] or self.network.way
 
     def batch_seeds(self, seeds: Sequence[int]) -> None:
         """One seed a task of the next batch of tasks; each attack on it draws from seeds of its own."""
@@ -124,12 +130,28 @@ class Engine:
 
         A network that reads the support set is given it from then on: its images go beside the learner's tree.
         """
+        state = theta.without_support()
+        for state in self._states(theta, support, settings):  # noqa: B007  # the last one
+            pass
+        return state.with_support(support.x) if self.network.reads_support else state
+
+    def trajectory(self, theta: State, support: Batch, **settings: Any) -> list[State]:
+        """The states after each application of the learner's `adapt`."""
+        reads = self.network.reads_support
+        return [state.with_support(support.x) if reads else state for state in self._states(theta, support, settings)]
+
+    def _states(self, theta: State, support: Batch, settings: dict[str, Any]) -> Iterator[State]:
         self._check_whole(support.x)
         state = theta.without_support()
-        with self._explaining("adapt"):
-            for _ in range(self.learner.inner_steps(self.training)):
-                state = self._adapt_once(state, support, settings)
-        return state.with_support(support.x) if self.network.reads_support else state
+        for step in range(self.learner.inner_steps(self.training)):
+            given = {**settings, "step": step} if self.learner.takes_step else settings
+            with self._explaining("adapt"):
+                state = self._adapt_once(state, support, given)
+            yield state
+
+    def base_classifier(self, theta: State) -> State:
+        """θ as a classifier of the base classes."""
+        return State.shared(theta.tree, self._base_forward)
 
     def logits(self, state: State, x: Tensor) -> Tensor:
         """Logits [tasks, n, way]."""
@@ -162,7 +184,8 @@ class Engine:
                 "for example returning ('fgsm', None)"
             )
         self._attacks += 1
-        return self.attacked(AttackedModel(self, state, batch.y.shape[1]), batch, chosen, self._attacks)
+        way = self.base_classes if state.forward == self._base_forward else self.network.way
+        return self.attacked(AttackedModel(self, state, batch.y.shape[1], way), batch, chosen, self._attacks)
 
     def attacked(
         self, victim: Target, batch: Batch, attack: Perturbation, role: str | int, start: Tensor | None = None
@@ -181,7 +204,7 @@ class Engine:
         return State.shared(self.surrogate_weights, self.surrogate_network)
 
     def meta_gradients(
-        self, weights: Weights, tasks: TaskBatch, seeds: Sequence[int] = ()
+        self, weights: Weights, tasks: TaskBatch, seeds: Sequence[int] = (), *, base: bool = False
     ) -> list[tuple[Weights, float]]:
         """One (gradient of the mean loss over tasks, rate) a meta-update; memory is bounded by the plan's chunk.
 
@@ -189,13 +212,14 @@ class Engine:
             weights: θ, leaves that require a gradient.
             tasks: the tasks of one meta-step.
             seeds: one seed a task for the training attack.
+            base: the queries are parts of a batch of the base classes, for supervised training.
         """
 
         def part(engine: Engine, which: slice) -> ChunkGradients:
-            return engine.part(weights, tasks.part(which), tasks.tasks, seeds[which])
+            return engine.part(weights, tasks.part(which), tasks.tasks, seeds[which], base=base)
 
         def by_pool(slices: Sequence[slice], count: int) -> list[ChunkGradients]:
-            items = [(which, list(seeds[which])) for which in slices]
+            items = [(which, list(seeds[which]), self.progress, base) for which in slices]
             return self._step_pool(weights, tasks, count).run(weights, tasks, items)
 
         total: list[tuple[list[Tensor], float]] = []
@@ -210,15 +234,23 @@ class Engine:
                 ]
         return [(dict(zip(weights, grads, strict=True)), rate) for grads, rate in total]
 
-    def part(self, weights: Weights, tasks: TaskBatch, of: int, seeds: Sequence[int]) -> ChunkGradients:
+    def part(
+        self, weights: Weights, tasks: TaskBatch, of: int, seeds: Sequence[int], *, base: bool = False
+    ) -> ChunkGradients:
         """The share of these tasks, of so many in all, in the meta-gradients; on an engine with `judged` empty."""
         self.batch_seeds(seeds)
         leaves = list(weights.values())
         with self.drawing("objective", tasks.support.x.device):
-            updates = self.learner.objective(self, self.theta(weights), tasks)
+            theta = self.theta(weights)
+            if base:
+                updates = self.learner.base_objective(self, theta, tasks.query)
+            else:
+                updates = self.learner.objective(self, theta, tasks)
         _check_updates(self.learner.name, updates, tasks.tasks)
         gradients = [
-            torch.autograd.grad(
+            _steps_away(update.adapted, weights, tasks.tasks, of)
+            if isinstance(update, Toward)
+            else torch.autograd.grad(
                 update.loss.sum() / of, leaves, retain_graph=update is not updates[-1], materialize_grads=True
             )
             for update in updates
@@ -334,6 +366,9 @@ class Engine:
                 raise
             raise PluginError(f"learner '{self.learner.name}': {what} {told}{place_of(error)}") from error
 
+    def _base_forward(self, tree: Any, x: Tensor) -> Tensor:
+        return self.learner.base_logits(self.network, tree, x)
+
     def _forward(self, tree: Any, x: Tensor) -> Tensor:
         if isinstance(tree, WithSupport):
             return self.learner.logits(self.network.with_support(tree.support), tree.tree, x)
@@ -427,8 +462,10 @@ class _StepPool:
         same = all(now is then for now, then in zip(frozen, self._frozen, strict=True))
         return count == self.pool.count and same and _kinds(weights, tasks) == _kinds(self._weights, self._tasks)
 
-    def run(self, weights: Weights, tasks: TaskBatch, items: list[tuple[slice, list[int]]]) -> list[ChunkGradients]:
-        """What chunks of the tasks give, each with its seeds; after an error, the pool is of no use any more."""
+    def run(
+        self, weights: Weights, tasks: TaskBatch, items: list[tuple[slice, list[int], float, bool]]
+    ) -> list[ChunkGradients]:
+        """What chunks of the tasks give, each with its seeds and the progress; after an error, nothing."""
         with torch.no_grad():
             for ours, theirs in zip(_tensors(self._weights, self._tasks), _tensors(weights, tasks), strict=True):
                 ours.copy_(theirs)
@@ -442,11 +479,12 @@ class _StepPool:
             for updates, judged in found
         ]
 
-    def _part(self, item: tuple[slice, list[int]]) -> tuple[list[Any], QueryMetrics]:
+    def _part(self, item: tuple[slice, list[int], float, bool]) -> tuple[list[Any], QueryMetrics]:
         """One chunk, in one of the processes; gradients as arrays, which are quick to pickle."""
-        which, seeds = item
+        which, seeds, progress, base = item
         engine = self._engine.fresh()
-        updates, judged = engine.part(self._weights, self._tasks.part(which), self._tasks.tasks, seeds)
+        engine.progress = progress
+        updates, judged = engine.part(self._weights, self._tasks.part(which), self._tasks.tasks, seeds, base=base)
         return [([gradient.numpy() for gradient in gradients], rate) for gradients, rate in updates], judged
 
 
@@ -458,14 +496,31 @@ def _kinds(weights: Weights, tasks: TaskBatch) -> list[object]:
     return [*weights, *((tensor.shape, tensor.dtype) for tensor in _tensors(weights, tasks))]
 
 
+def _steps_away(adapted: State, weights: Weights, tasks: int, of: int) -> list[Tensor]:
+    """θ − φ of each weight, summed over these tasks, as a share of all."""
+    tree, dims = adapted.tree, adapted.dims
+    return [
+        torch.zeros_like(theta)
+        if name not in tree
+        else (theta - tree[name] if dims[name] == 0 else (theta - tree[name])[None].expand(tasks, *theta.shape))
+        .detach().sum(0) / of
+        for name, theta in weights.items()
+    ]  # fmt: skip
+
+
 def _check_updates(learner: str, updates: Any, tasks: int) -> None:
     """Raise PluginError unless an objective gave updates, each with a loss a task that depends on θ."""
     who = f"the objective of learner '{learner}'"
-    listed = isinstance(updates, list) and bool(updates) and all(isinstance(update, Update) for update in updates)
+    kinds = (Update, Toward)
+    listed = isinstance(updates, list) and bool(updates) and all(isinstance(update, kinds) for update in updates)
     if not listed:
         hint = ": is a `return` missing?" if updates is None else ""
         raise PluginError(f"{who} returned {type(updates).__name__}; expected a list of Update(loss){hint}")
     for update in updates:
+        if isinstance(update, Toward):
+            if not isinstance(update.adapted, State) or not isinstance(update.adapted.tree, dict):
+                raise PluginError(f"{who} gave Toward something else than an adapted state that is a dict of weights")
+            continue
         loss = update.loss
         if not isinstance(loss, Tensor) or loss.shape != (tasks,):
             what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__

@@ -13,11 +13,12 @@ from functools import cache
 import torch
 from torch import nn
 
-from robustbench_meta.contracts import Plugin, Weights
-from robustbench_meta.contracts.state import trainable
-from robustbench_meta.contracts.tasks import TaskSource
+from robustbench_meta.contracts import Plugin, Setting, Weights
+from robustbench_meta.contracts.state import feature_shape, trainable
+from robustbench_meta.contracts.tasks import Batch, TaskBatch, TaskSource
 from robustbench_meta.contracts.threat_model import DeferredViolations
 from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.augmentation import augmented
 from robustbench_meta.engine.engine import Engine, Plan
 from robustbench_meta.engine.metrics import QueryMetrics
 from robustbench_meta.engine.network import Network
@@ -45,14 +46,16 @@ def make_engine(
     setting, seed = grid.setting, training.spec.seed
     with _reading(training.backbone):
         module = _build(
-            training.backbone, setting.shape, training.learner.outputs(setting.way), seed_from(seed, "init"), device
+            training.backbone, setting.shape, training.learner.outputs(setting), seed_from(seed, "init"), device
         )
     network = Network(module, setting.loss, setting.way, training.spec.precision)
     engine = Engine(
         training.learner, network, event=len(setting.shape),
-        transductive=training.transductive, plan=plan, training=True,
+        transductive=training.transductive, plan=plan, ways=(setting.way, training.learner.train_tasks(setting)[0]),
+        base_classes=setting.base_classes,
         cores=cores if cores is not None and device.type == "cpu" else Cores(),
     )  # fmt: skip
+    engine.set_mode(training=True)
     if training.attack is not None:
         threat = training.attack
         engine.deferred = DeferredViolations() if device.type == "cuda" else None  # a CPU need not wait
@@ -63,7 +66,7 @@ def make_engine(
         engine.surrogate_network = Network(separate, setting.loss, setting.way, training.spec.precision)
         engine.surrogate_weights = {name: weight.detach() for name, weight in separate.named_parameters()}
     with seeded(seed_from(seed, "init of the learner"), device), _reading(training.learner):
-        weights = training.learner.init(trainable(module))
+        weights = training.learner.init(trainable(module), feature_shape(module))
     return engine, {name: weight.requires_grad_() for name, weight in weights.items()}
 
 
@@ -167,7 +170,7 @@ def _steps(
     keeper: TrainingSnapshots | None, state: TrainingState | None,
 ) -> Trained:  # fmt: skip
     spec = training.spec
-    optimizer = _optimizer(training, weights)
+    optimizer = training.learner.make_optimizer(list(weights.values()))
     rates = [group["lr"] for group in optimizer.param_groups]
     trained, done = Trained(weights), 0
     if state is not None:
@@ -177,14 +180,16 @@ def _steps(
                 weight.copy_(state.weights[name])
         optimizer.load_state_dict(state.optimizer)
     started = time.perf_counter() - trained.seconds
+    base = training.learner.base_training(spec.meta_steps)
     source, validation = grid.splits.train.to(device), grid.splits.validation.to(device)
     for step in range(done + 1, spec.meta_steps + 1):
-        tasks = source.sample(
-            [seed_from(spec.seed, "train", step)], spec.way, spec.shot, spec.query, spec.tasks_per_step
-        )
-        seeds = [seed_from(spec.seed, "training attack", step, task) for task in range(spec.tasks_per_step)]
-        for gradients, rate in engine.meta_gradients(weights, tasks, seeds):
-            _step(optimizer, weights, gradients, [base * rate for base in rates])
+        engine.progress = (step - 1) / spec.meta_steps
+        supervised = base is not None and step <= base.steps
+        tasks = training_tasks(source, training, grid.setting, step, base.images if base and supervised else 0)
+        seeds = [seed_from(spec.seed, "training attack", step, task) for task in range(tasks.tasks)]
+        factor = training.learner.rate_factor(engine.progress)
+        for gradients, rate in engine.meta_gradients(weights, tasks, seeds, base=supervised):
+            _step(optimizer, weights, gradients, [each * rate * factor for each in rates])
         if validates_at(step, spec.meta_steps, spec.validations):
             if engine.deferred is not None:
                 engine.deferred.settle()
@@ -233,10 +238,24 @@ def validates_at(step: int, steps: int, times: int) -> bool:
     return step * times // steps > (step - 1) * times // steps
 
 
-def _optimizer(training: Training, weights: Weights) -> torch.optim.Optimizer:
-    learner = training.learner
-    make = torch.optim.Adam if learner.optimizer == "adam" else torch.optim.SGD
-    return make(list(weights.values()), lr=learner.meta_lr)
+def training_tasks(source: TaskSource, training: Training, setting: Setting, step: int, images: int = 0) -> TaskBatch:
+    """The tasks of a meta-step, or so many images of the base classes in parts, as queries of tasks without support."""
+    spec, augment = training.spec, training.learner.augmentation()
+    seed = seed_from(spec.seed, "train", step)
+    if images:
+        parts = min(spec.tasks_per_step, images)
+        x, y = source.examples(seed, parts * (images // parts))
+        batch = Batch(x.view(parts, -1, *x.shape[1:]), y.view(parts, -1))
+        tasks = TaskBatch(Batch(batch.x[:, :0], batch.y[:, :0]), batch)
+    else:
+        tasks = source.sample([seed], *training.learner.train_tasks(setting), spec.tasks_per_step)
+    if augment == "none":
+        return tasks
+    support, query = (
+        Batch(augmented(x, augment, seed_from(seed, what)), y)
+        for what, (x, y) in zip(("support", "query"), tasks, strict=True)
+    )
+    return TaskBatch(support, query)
 
 
 def _step(optimizer: torch.optim.Optimizer, weights: Weights, gradients: Weights, rates: list[float]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robustbench_meta.contracts import Attack, Dataset, Learner, Plugin
+from robustbench_meta.contracts import AnyLearner, Attack, Dataset, Plugin
 from robustbench_meta.contracts.threat_model import ThreatModel
 from robustbench_meta.errors import BenchError, about
 from robustbench_meta.experiment.profiles import get_profile
@@ -41,7 +41,8 @@ def resolve_plugin(
     options: dict[str, str] = {}
     if profile is not None:
         defaults = getattr(get_profile(profile), kind)
-        options = {key: value for key, value in defaults.items() if key in cls.model_fields}
+        known = registry.option_names(kind, choice)
+        options = {key: value for key, value in defaults.items() if key in known}
     plugin = registry.make(kind, choice.name, {**options, **choice.options})
     dumped = (plugin.placed(data_root) if isinstance(plugin, Dataset) else plugin).model_dump(mode="json")
     spec = PluginSpec(name=choice.name, options=dumped, code=registry.code(kind, plugin))
@@ -132,7 +133,7 @@ def default_eps(dataset: Dataset, attack: Attack, label: str) -> Epsilon:
     return parse_eps(found)
 
 
-def training_threat(registry: Registry, dataset: Dataset, learner: Learner, text: str, eps: float | None) -> Threat:
+def training_threat(registry: Registry, dataset: Dataset, learner: AnyLearner, text: str, eps: float | None) -> Threat:
     """A learner's training attack, from how it names it and its ε (None: the one in the text, or by default)."""
     choice, own = split_eps(parse_choice(text, ";"))
     attack, spec, label = resolve_plugin(registry, "attack", choice)

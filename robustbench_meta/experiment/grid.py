@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner, Setting
+from robustbench_meta.contracts import AnyLearner, Attack, Backbone, Dataset, Setting
 from robustbench_meta.contracts.tasks import Splits, TaskSource, check_disjoint_classes, check_images
 from robustbench_meta.errors import BenchError, DataError, PluginError, about, located
 from robustbench_meta.experiment.attack_grid import (
@@ -33,7 +33,7 @@ class Training:
     """A learner to be meta-trained once, for all cells that need it."""
 
     spec: TrainingSpec
-    learner: Learner
+    learner: AnyLearner
     label: str
     backbone: Backbone
     attack: Threat | None = None
@@ -218,7 +218,9 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None, splits: Sp
     for source in splits:
         with about("way" if way > len(source.classes) else "query" if run.shot is None else "shot"):
             _check_tasks(dataset_label, source, way, shot, query)
-    setting = Setting(splits.test.shape, way, shot, query, dataset.loss, backbone.transductive)
+    setting = Setting(
+        splits.test.shape, way, shot, query, dataset.loss, backbone.transductive, len(splits.train.classes)
+    )  # fmt: skip
     copies = ", ".join(f"{source.copies} from {part}".replace("kept from", "kept in")
                        for part, source in splits._asdict().items() if source.copies)  # fmt: skip
     labels = {"dataset": dataset_label, "backbone": backbone_label, "copies": copies}
@@ -241,6 +243,7 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None, splits: Sp
         moved = setting._replace(transductive=setting.transductive or learner.transductive)
         with about("learners", text):
             _refuse("learner", label, learner, moved)
+            _check_training_tasks(label, learner, setting, splits.train)
         for threat in threats:
             with about("attacks", attacks_typed[threat.label]):
                 _refuse("attack", threat.label, threat.attack, moved)
@@ -315,6 +318,17 @@ def _check_tasks(label: str, source: TaskSource, way: int, shot: int, query: int
     check_images(who, tasks, way)
 
 
+def _check_training_tasks(label: str, learner: AnyLearner, setting: Setting, source: TaskSource) -> None:
+    """Raise BenchError unless tasks of meta-training of the shape that the learner wants can be drawn."""
+    tasks = learner.train_tasks(setting)
+    if tasks[0] != setting.way and learner.outputs(setting) == setting.way:
+        raise BenchError(
+            f"learner '{label}' cannot train on {tasks[0]}-way tasks here: its network has an output for each of the "
+            f"test's {setting.way} classes; learners on features (protonet) can"
+        )
+    source.check(*tasks)
+
+
 def _loaded(dataset: Dataset, label: str, data_root: Path | None) -> Splits:
     """What the data set gives.
 
@@ -381,7 +395,7 @@ def _refuse(kind: str, label: str, plugin: Any, setting: Setting) -> None:
 
 
 def _trainings(
-    registry: Registry, grid: Grid, learner: Learner, spec: PluginSpec, label: str, base: dict[str, Any],
+    registry: Registry, grid: Grid, learner: AnyLearner, spec: PluginSpec, label: str, base: dict[str, Any],
     setting: Setting,
 ) -> Iterator[Training]:  # fmt: skip
     """The learner at each seed of the run, checked."""

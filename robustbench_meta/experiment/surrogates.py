@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from robustbench_meta.contracts import Backbone, Learner, Setting
-from robustbench_meta.contracts.state import trainable
+from robustbench_meta.contracts import AnyLearner, Backbone, Setting
+from robustbench_meta.contracts.state import feature_shape, trainable
 from robustbench_meta.errors import BenchError, StorageError, brief
 from robustbench_meta.experiment.checkpoints import weights_of
 from robustbench_meta.experiment.spec import PluginSpec, SurrogateSpec, TrainingSpec
@@ -26,7 +26,7 @@ class NamedModel:
     """A checkpoint's file and what it says of itself."""
 
     path: Path
-    learner: Learner
+    learner: AnyLearner
     backbone: Backbone
     spec: SurrogateSpec
     label: str
@@ -45,9 +45,8 @@ class NamedModel:
         if reason is not None:
             return reason
         with seeded(0):
-            weights = self.learner.init(
-                trainable(self.backbone.build(setting.shape, self.learner.outputs(setting.way)))
-            )
+            module = self.backbone.build(setting.shape, self.learner.outputs(setting))
+            weights = self.learner.init(trainable(module), feature_shape(module))
         if {name: tuple(weight.shape) for name, weight in weights.items()} == self.shapes:
             return None
         return f"its weights are for other tasks (it was trained {self.way}-way) or other images than these"

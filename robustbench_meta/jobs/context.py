@@ -99,7 +99,8 @@ def self_check(place: WorkerContext, grid: Grid, training: Training) -> bool:
 def _self_check(place: WorkerContext, grid: Grid, training: Training) -> bool:
     spec = training.spec
     engine, weights = make_engine(grid, training, place.device, Plan(), place.cores)
-    tasks = grid.splits.train.to(place.device).sample([0], spec.way, spec.shot, spec.query, 2)
+    shown = grid.splits.train.to(place.device).sample([0], spec.way, spec.shot, spec.query, 2)
+    tasks = grid.splits.train.to(place.device).sample([0], *training.learner.train_tasks(grid.setting), 2)
     who = f"{training.label} on {training.spec.backbone.name}"
     _, again = make_engine(grid, training, place.device, Plan())
     if not all(torch.equal(weight, again[name]) for name, weight in weights.items()):
@@ -109,7 +110,7 @@ def _self_check(place: WorkerContext, grid: Grid, training: Training) -> bool:
         )
     engine.network.precision = "float32"  # what is computed is checked, not how it is rounded
     with computing_in("float32", place.device):
-        check_declared(engine, weights, tasks, who)
+        check_declared(engine, weights, shown, who)
         if not weights:
             return False
         vmap = may_be_vmapped(engine, weights, tasks)
@@ -132,7 +133,7 @@ def train_plan(place: WorkerContext, grid: Grid, training: Training, vmap: bool)
     plan = plan_for(device, spec.tasks_per_step, vmap=vmap, chunk=grid.run.chunk)
     if grid.run.compile == "off" or not vmap:
         return plan
-    tasks = grid.splits.train.to(device).sample([0], spec.way, spec.shot, spec.query, spec.tasks_per_step)
+    tasks = grid.splits.train.to(device).sample([0], *training.learner.train_tasks(grid.setting), spec.tasks_per_step)
 
     def gradient(plan: Plan) -> Tensor:
         engine.plan = plan

@@ -9,13 +9,14 @@ from typing import Annotated, Any, ClassVar, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
-from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner, Plugin
+from robustbench_meta.contracts import AnyLearner, Attack, Backbone, Dataset, Learner, Plugin
 from robustbench_meta.errors import PluginError, expected
 
 
 def check_declarations(plugin: Plugin) -> None:
     """Raise PluginError unless everything that a plugin declares is of the words and types that its contract allows."""
-    base = next((base for base in (Attack, Backbone, Dataset, Learner) if isinstance(plugin, base)), Plugin)
+    base = next((base for base in (Attack, Backbone, Dataset, Learner, AnyLearner) if isinstance(plugin, base)), Plugin)
+    kind = base.__name__.lower().removeprefix("any")
     for name, allowed in _allowed(base).items():
         found: Any = None
         try:
@@ -24,18 +25,16 @@ def check_declarations(plugin: Plugin) -> None:
             allowed.validate_python(found, strict=True)
         except ValidationError as error:
             wanted = "expected " + expected(error.errors()[0]["msg"]).removeprefix("expected ")
-            raise PluginError(
-                f"{base.__name__.lower()} '{plugin.name}' declares {name} = {found!r}; {wanted}"
-            ) from error
+            raise PluginError(f"{kind} '{plugin.name}' declares {name} = {found!r}; {wanted}") from error
         except Exception as error:  # a property of a plugin may raise anything
             raise PluginError(
-                f"{base.__name__.lower()} '{plugin.name}' cannot say its {name}: {type(error).__name__}: {error}"
+                f"{kind} '{plugin.name}' cannot say its {name}: {type(error).__name__}: {error}"
             ) from error
 
 
 @cache
 def _allowed(base: type[Plugin]) -> Mapping[str, TypeAdapter[Any]]:
-    return {name: TypeAdapter(kind) for cls in (Plugin, base) for name, kind in _declared(cls)}
+    return {name: TypeAdapter(kind) for cls in base.__mro__ if issubclass(cls, Plugin) for name, kind in _declared(cls)}
 
 
 def _declared(cls: type[Plugin]) -> Iterator[tuple[str, Any]]:

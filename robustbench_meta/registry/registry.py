@@ -7,7 +7,7 @@ import inspect
 import logging
 import re
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,8 @@ import pluggy
 from pydantic import PydanticUserError, ValidationError
 
 from robustbench_meta import hookspecs
-from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner, Plugin
+from robustbench_meta.contracts import AnyLearner, Attack, Backbone, Dataset, Plugin
+from robustbench_meta.contracts.plugin import made_by
 from robustbench_meta.contracts.tracker import Tracker
 from robustbench_meta.errors import BenchError, PluginError, expected, unknown
 from robustbench_meta.options import NAME, NAMED, Choice
@@ -27,7 +28,7 @@ from robustbench_meta.registry.discovery import Origin, Source, code_digest, rel
 __all__ = ["KINDS", "CollisionError", "LoadedModule", "Origin", "Registry", "core_code", "load_registry"]
 
 KINDS: dict[str, type[Plugin]] = {
-    "learner": Learner, "attack": Attack, "dataset": Dataset, "backbone": Backbone, "tracker": Tracker,
+    "learner": AnyLearner, "attack": Attack, "dataset": Dataset, "backbone": Backbone, "tracker": Tracker,
 }  # fmt: skip
 _log = logging.getLogger(__name__)
 _CORE = {
@@ -176,6 +177,8 @@ class Registry:
         if kind == "dataset":  # identified by its images
             return identity
         for option, path in plugin:
+            if isinstance(path, Plugin):
+                identity += f" {option} {self.code(kind, path)}"
             if isinstance(path, Path) and not path.is_dir():
                 try:
                     with path.open("rb") as file:
@@ -186,7 +189,17 @@ class Registry:
                     ) from error
         return identity
 
-    def make(self, kind: str, name: str, options: dict[str, Any]) -> Any:
+    def option_names(self, kind: str, choice: Choice) -> Collection[str]:
+        """The options of a plugin, and of the one that it is around."""
+        cls = self.get(kind, choice.name)
+        try:
+            with made_by(self.make):
+                names: Collection[str] = cls.option_names(choice.options)
+        except ValueError:  # `make` says what is wrong
+            return []
+        return names
+
+    def make(self, kind: str, name: str, options: Mapping[str, Any]) -> Any:
         """The plugin with its options set.
 
         Raises:
@@ -194,7 +207,8 @@ class Registry:
         """
         cls = self.get(kind, name)
         try:
-            made = cls(**options)
+            with made_by(self.make):
+                made = cls(**options)
         except ValidationError as error:
             raise BenchError("; ".join(_explain(kind, cls, issue) for issue in error.errors())) from error
         check_declarations(made)

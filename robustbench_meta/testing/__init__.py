@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from robustbench_meta.contracts import Attack, Backbone, Dataset, Learner, Plugin
+from robustbench_meta.contracts import AnyLearner, Attack, Backbone, Dataset, Plugin
 from robustbench_meta.errors import BenchError, unknown
 from robustbench_meta.registry.registry import Registry, load_registry
 from robustbench_meta.testing.attacks import AttackContract
@@ -17,7 +17,7 @@ from robustbench_meta.testing.learners import LearnerContract
 __all__ = ["Check", "ContractError", "checks_of", "verify"]
 
 _CONTRACTS: dict[type[Plugin], type[Contract]] = {
-    Attack: AttackContract, Learner: LearnerContract, Backbone: BackboneContract, Dataset: DatasetContract,
+    Attack: AttackContract, AnyLearner: LearnerContract, Backbone: BackboneContract, Dataset: DatasetContract,
 }  # fmt: skip
 
 

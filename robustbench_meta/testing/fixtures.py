@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from robustbench_meta.contracts import Learner, LossName, Setting, Weights
-from robustbench_meta.contracts.state import trainable
+from robustbench_meta.contracts import AnyLearner, LossName, Setting, Weights
+from robustbench_meta.contracts.state import feature_shape, trainable
 from robustbench_meta.contracts.tasks import Batch, TaskBatch
 from robustbench_meta.contracts.threat_model import Norm, ThreatModel
 from robustbench_meta.engine.attack_harness import arm
@@ -22,6 +22,7 @@ from robustbench_meta.runtime.seeds import seeded
 LOOP = Plan("loop", "loop", 4)
 VMAP = Plan("vmap", "vmap", 4)
 TASKS, SHOT, QUERY = 3, 2, 2
+BASE_CLASSES = 12
 _SHAPES: tuple[tuple[int, ...], ...] = ((1, 8, 8), (3, 8, 8), (1, 28, 28), (3, 32, 32), (16,))
 TRAINING_EPS: dict[Norm, float] = {"linf": 0.05, "l2": 0.5, "l1": 4.0, "l0": 4.0}
 
@@ -32,7 +33,7 @@ def settings(*, transductive: bool = False) -> Iterator[Setting]:
     for loss in losses:
         for shape in _SHAPES:
             for way in (5, 2):
-                yield Setting(shape, way, SHOT, QUERY, loss, transductive)
+                yield Setting(shape, way, SHOT, QUERY, loss, transductive, BASE_CLASSES)
 
 
 def tasks_of(
@@ -61,7 +62,7 @@ def tasks_of(
 
 
 def engine_of(
-    learner: Learner, setting: Setting, registry: Registry, *, backbone: str = "linear", plan: Plan = LOOP,
+    learner: AnyLearner, setting: Setting, registry: Registry, *, backbone: str = "linear", plan: Plan = LOOP,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Engine, Weights]:  # fmt: skip
     """The engine of a learner in evaluation mode, with its training attack and surrogate, and θ freshly initialised.
@@ -72,7 +73,7 @@ def engine_of(
     choice = parse_choice(backbone, ";" if ";" in backbone else ",")
     net = registry.make("backbone", choice.name, dict(choice.options))
     with seeded(1):
-        module = net.build(setting.shape, learner.outputs(setting.way)).to(dtype)
+        module = net.build(setting.shape, learner.outputs(setting)).to(dtype)
     engine = Engine(
         learner, Network(module, setting.loss, setting.way), event=len(setting.shape),
         transductive=net.transductive or learner.transductive, plan=plan,
@@ -95,7 +96,7 @@ def engine_of(
         engine.surrogate_weights = {name: weight.detach() for name, weight in separate.named_parameters()}
     engine.set_mode(training=False)
     with seeded(3):
-        weights = learner.init(trainable(module))
+        weights = learner.init(trainable(module), feature_shape(module))
     return engine, {name: weight.detach().to(dtype).requires_grad_() for name, weight in weights.items()}
 
 

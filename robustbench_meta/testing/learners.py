@@ -160,8 +160,7 @@ class LearnerContract(AdaptationContract):
             return
         engine.set_mode(training=True)
         before = vector(weights)
-        make = torch.optim.Adam if self.plugin.optimizer == "adam" else torch.optim.SGD
-        optimizer = make(list(weights.values()), lr=self.plugin.meta_lr)
+        optimizer = self.plugin.make_optimizer(list(weights.values()))
         for _ in range(STEPS):
             engine.judged = QueryMetrics()
             for gradients, _ in engine.meta_gradients(weights, tasks, range(tasks.tasks)):

@@ -191,7 +191,7 @@ class OwnEntropy(MAML):
 class InitByTheClock(MAML):
     """θ is another one each time."""
 
-    def init(self, weights):
+    def init(self, weights, feature_shape):
         draw = torch.Generator()
         draw.seed()
         return {name: torch.randn(weight.shape, generator=draw) for name, weight in weights.items()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from robustbench_meta.contracts import Setting
+from robustbench_meta.contracts.state import feature_shape, trainable
 from robustbench_meta.contracts.tasks import Batch, TaskBatch
 from robustbench_meta.contracts.threat_model import ThreatModel
 from robustbench_meta.engine.attack_harness import arm
@@ -36,7 +38,7 @@ def make_world(
     net = registry.make("backbone", name, given)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        module = net.build(shape, plugin.outputs(way)).double()
+        module = net.build(shape, plugin.outputs(Setting(shape, way, 1, 1, loss, False, 9))).double()
         other = registry.make("backbone", "linear", {}).build(shape, way).double()
     engine = Engine(
         plugin,
@@ -49,7 +51,7 @@ def make_world(
         surrogate_network=Network(other, loss, way),
         surrogate_weights={key: value.detach() for key, value in other.named_parameters()},
     )
-    weights = plugin.init({key: value.detach().clone() for key, value in module.named_parameters()})
+    weights = plugin.init(trainable(module), feature_shape(module))
     return engine, {key: value.requires_grad_() for key, value in weights.items()}
 
 

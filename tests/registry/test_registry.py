@@ -389,7 +389,7 @@ class Reader(MAML):
     name = "reader"
     weights: {option} | None = Field(None, description="a file with a tensor")
 
-    def init(self, weights):
+    def init(self, weights, feature_shape):
         scale = torch.load(self.weights) if self.weights else torch.tensor(1.0)
         return {{name: weight * scale for name, weight in weights.items()}}
 

@@ -498,7 +498,7 @@ class SeesVmap(MAML):
 class InitByTheClock(MAML):
     """θ begins elsewhere each time."""
 
-    def init(self, weights):
+    def init(self, weights, feature_shape):
         draw = torch.Generator()
         draw.seed()
         return {name: weight + 0.01 * torch.randn(weight.shape, generator=draw) for name, weight in weights.items()}

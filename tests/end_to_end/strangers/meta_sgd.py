@@ -19,7 +19,7 @@ class MetaSGD(Learner):
 
     largest: float = Field(0.5, gt=0, description="rates begin uniformly in [0, largest)")
 
-    def init(self, weights):
+    def init(self, weights, feature_shape):
         return {**weights, **{f"rate of {name}": self.largest * torch.rand_like(w) for name, w in weights.items()}}
 
     def adapt(self, model, state, support, **_):

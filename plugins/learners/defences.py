@@ -1,0 +1,109 @@
+"""Defences of any learner by attacks in meta-training: AQ, adversarial training, TRADES, R-MAML."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from robustbench_meta import hookimpl
+from robustbench_meta.contracts import AnyLearner, Defence, Operations, Toward, Update
+from robustbench_meta.contracts.state import State
+from robustbench_meta.contracts.tasks import Batch, TaskBatch
+
+
+class AdversarialQuerying(Defence):
+    """Judge adapted models on attacked queries only; adapt on clean support sets."""
+
+    name: ClassVar[str] = "aq"
+    source: ClassVar[str] = "Goldblum, Fowl, Goldstein 2020, arXiv 1910.00982, algorithm 2 (theirs trains with PGD-7)"
+
+    def query_loss(self, ops: Operations, adapted: State, query: Batch) -> Tensor:
+        """L(f_θ', query_adv), the attack made on θ'."""
+        loss: Tensor = self.base.query_loss(ops, adapted, ops.perturb(adapted, query))
+        return loss
+
+    def objective(self, ops: Operations, theta: State, tasks: TaskBatch) -> list[Update | Toward]:
+        """L(f_θ', query_adv)."""
+        return AnyLearner.objective(self, ops, theta, tasks)
+
+    def base_objective(self, ops: Operations, theta: State, images: Batch) -> list[Update | Toward]:
+        """On attacked images of the base classes."""
+        return attacked_base(self, ops, theta, images)
+
+
+class AdversarialTraining(Defence):
+    """Train on attacked images in place of clean ones: support and query, or batches of the base classes."""
+
+    name: ClassVar[str] = "at"
+    source: ClassVar[str] = "Madry et al. 2018, arXiv 1706.06083, for episodes as in Goldblum, Fowl, Goldstein 2020"
+
+    def objective(self, ops: Operations, theta: State, tasks: TaskBatch) -> list[Update | Toward]:
+        """The base's objective on attacked tasks: queries through the adapted model, support through θ."""
+        adapted = ops.adapt(theta, tasks.support)
+        support = ops.perturb(theta if self.theta_predicts else adapted, tasks.support)
+        query = ops.perturb(ops.adapt(theta, support), tasks.query)
+        return self.base.objective(ops, theta, TaskBatch(support, query))
+
+    def base_objective(self, ops: Operations, theta: State, images: Batch) -> list[Update | Toward]:
+        """On attacked images of the base classes."""
+        return attacked_base(self, ops, theta, images)
+
+
+class Trades(Defence):
+    """Judge adapted models on clean queries, and hold their predictions on attacked ones to those on clean ones."""
+
+    name: ClassVar[str] = "trades"
+    source: ClassVar[str] = "Zhang et al. 2019, arXiv 1901.08573, on the queries as in Goldblum, Fowl, Goldstein 2020"
+
+    c: float = Field(6.0, ge=0, description="weight of the divergence between clean and attacked predictions")
+
+    def query_loss(self, ops: Operations, adapted: State, query: Batch) -> Tensor:
+        """L(f_θ', query) + c·KL(f_θ'(query) ‖ f_θ'(query_adv)); the attack raises the loss, not the divergence."""
+        divergence = kl(ops.logits(adapted, query.x), ops.logits(adapted, ops.perturb(adapted, query).x))
+        clean: Tensor = self.base.query_loss(ops, adapted, query)
+        return clean + self.c * divergence
+
+    def objective(self, ops: Operations, theta: State, tasks: TaskBatch) -> list[Update | Toward]:
+        """By `query_loss`."""
+        return AnyLearner.objective(self, ops, theta, tasks)
+
+
+class RMAML(Defence):
+    """MAML with a second, smaller meta-update on queries that are attacked through the adapted weights."""
+
+    name: ClassVar[str] = "r-maml"
+    source: ClassVar[str] = "Wang et al. 2021, arXiv 2102.10454, and its code (one Adam for both updates, theirs two)"
+
+    base: AnyLearner = Field("maml", description="the learner that is defended")
+    train_attack: str = Field("pgd:steps=1", description="attack in meta-training (FGSM from a random start)")
+    rate: float = Field(0.2, gt=0, description="of the update on attacked queries, as a factor on meta_lr")
+
+    def objective(self, ops: Operations, theta: State, tasks: TaskBatch) -> list[Update | Toward]:
+        """L(f_θ', query), then rate·L(f_θ', query_adv)."""
+        adapted = ops.adapt(theta, tasks.support)
+        clean: Tensor = self.base.query_loss(ops, adapted, tasks.query)
+        attacked: Tensor = self.base.query_loss(ops, adapted, ops.perturb(adapted, tasks.query))
+        return [Update(clean), Update(attacked, self.rate)]
+
+
+def attacked_base(learner: Defence, ops: Operations, theta: State, images: Batch) -> list[Update | Toward]:
+    """The base's loss on the images of base classes, attacked through the classifier."""
+    attacked = ops.perturb(ops.base_classifier(theta), images)
+    updates: list[Update | Toward] = learner.base.base_objective(ops, theta, attacked)
+    return updates
+
+
+def kl(clean: Tensor, attacked: Tensor) -> Tensor:
+    """KL(softmax(clean) ‖ softmax(attacked)), averaged over a task's queries [tasks], for logits [tasks, n, way]."""
+    log_clean = clean.log_softmax(-1)
+    return (log_clean.exp() * (log_clean - attacked.log_softmax(-1))).sum(-1).mean(-1)
+
+
+@hookimpl
+def register_learners(register: Callable[[type[AnyLearner]], None]) -> None:
+    """Bring aq, at, trades and r-maml."""
+    for learner in (AdversarialQuerying, AdversarialTraining, Trades, RMAML):
+        register(learner)

@@ -1,0 +1,69 @@
+"""Meta-learning with differentiable closed-form solvers: ridge regression."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import log
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from robustbench_meta import hookimpl
+from robustbench_meta.contracts import Learner, Model, Weights
+from robustbench_meta.contracts.tasks import Batch
+
+from .protonet import OnFeatures, one_hot
+
+
+class Ridge(NamedTuple):
+    """The adapted state: θ and the regression's weights [features + 1, way], the last row for the bias."""
+
+    theta: Weights
+    weights: Tensor
+
+
+class R2D2(OnFeatures):
+    """A head by ridge regression on the support features; λ and the scale of the logits are meta-learned."""
+
+    name: ClassVar[str] = "r2d2"
+    source: ClassVar[str] = "Bertinetto, Henriques, Torr, Vedaldi 2019, arXiv 1805.08136, equations 4 to 6"
+
+    ridge: float = Field(1.0, gt=0, description="λ, before it is learned")
+    scale: float = Field(10.0, gt=0, description="factor on the logits, before it is learned")
+
+    def init(self, weights: Weights, feature_shape: tuple[int, ...]) -> Weights:
+        """θ, log λ, and scale and shift of the logits."""
+        first = next(iter(weights.values()))
+        own = {"log_ridge": log(self.ridge), "scale": self.scale, "shift": 0.0}
+        return weights | {f"learner.{name}": first.new_tensor(value) for name, value in own.items()}
+
+    def adapt(self, model: Model, state: Weights, support: Batch, **settings: Any) -> Ridge:
+        """W = argmin ‖XW − Y‖²/n + λ‖W‖², X the support features beside a column of ones."""
+        x = with_ones(model(state, support.x))
+        return Ridge(state, ridge_regression(x, one_hot(support.y, model.way, x), state["learner.log_ridge"].exp()))
+
+    def logits(self, model: Model, state: Ridge, x: Tensor) -> Tensor:
+        """s·f(x)W + b (equation 6)."""
+        fitted = with_ones(model(state.theta, x)) @ state.weights
+        return state.theta["learner.scale"] * fitted + state.theta["learner.shift"]
+
+
+def with_ones(features: Tensor) -> Tensor:
+    """The features [n, d] beside a column of ones [n, d + 1]."""
+    return torch.cat([features, torch.ones_like(features[:, :1])], 1)
+
+
+def ridge_regression(x: Tensor, y: Tensor, ridge: Tensor) -> Tensor:
+    """Argmin over W of ‖XW − Y‖²/n + λ‖W‖², for x [n, d], y [n, way]: by the smaller of the two systems (Woodbury)."""
+    x, y = x / len(x) ** 0.5, y / len(x) ** 0.5
+    if len(x) <= x.shape[1]:
+        return x.T @ torch.linalg.solve(x @ x.T + ridge * torch.eye(len(x)).to(x), y)
+    return torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1]).to(x), x.T @ y)
+
+
+@hookimpl
+def register_learners(register: Callable[[type[Learner]], None]) -> None:
+    """Bring r2d2."""
+    register(R2D2)

@@ -1,0 +1,84 @@
+"""A learner around another one: it adapts and predicts as that one does, and trains it otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pydantic import Field, field_serializer, field_validator, model_validator
+
+from robustbench_meta.contracts.learner import AnyLearner
+from robustbench_meta.contracts.plugin import Plugin, make_plugin, typed
+
+
+def _as_the_base(method: str) -> Any:
+    def delegate(self: Any, *args: Any, **settings: Any) -> Any:
+        return getattr(self.base, method)(*args, **settings)
+
+    delegate.__name__, delegate.__doc__ = method, f"As `{method}` of the base."
+    return delegate
+
+
+class Defence(AnyLearner):
+    """A defence of any learner, its option `base`: override what the defence changes, such as `objective`.
+
+    Options that the defence does not have are the base's: `aq:alpha=0.1` is `aq:base=maml:alpha=0.1`.
+    """
+
+    base: AnyLearner = Field(
+        "maml", description="the learner defended, with options as 'r2d2:train_shot=5;augment=flip'"
+    )
+    train_attack: str = Field("fgsm", description="attack in meta-training, with options as 'pgd:steps=7;alpha=0.02'")
+    train_eps: float | None = Field(None, ge=0, description="its ε; none: the data set's default")
+
+    def training_attack(self) -> tuple[str, float | None] | None:
+        """The options `train_attack` and `train_eps`."""
+        return self.train_attack, self.train_eps
+
+    transductive = property(lambda self: self.base.transductive)
+    theta_predicts = property(lambda self: self.base.theta_predicts)
+    takes_step = property(lambda self: self.base.takes_step)
+    outputs = _as_the_base("outputs")
+    init = _as_the_base("init")
+    inner_steps = _as_the_base("inner_steps")
+    adapt = _as_the_base("adapt")
+    logits = _as_the_base("logits")
+    query_loss = _as_the_base("query_loss")
+    objective = _as_the_base("objective")
+    base_training = _as_the_base("base_training")
+    base_logits = _as_the_base("base_logits")
+    base_objective = _as_the_base("base_objective")
+    surrogate_backbone = _as_the_base("surrogate_backbone")
+    make_optimizer = _as_the_base("make_optimizer")
+    rate_factor = _as_the_base("rate_factor")
+    train_tasks = _as_the_base("train_tasks")
+    augmentation = _as_the_base("augmentation")
+    obstacle = _as_the_base("obstacle")
+
+    @classmethod
+    def option_names(cls, options: Mapping[str, str]) -> Collection[str]:
+        """Its own and those of the base."""
+        base = make_plugin("learner", options.get("base", cls.model_fields["base"].default))
+        return {*cls.model_fields, *base.option_names({})}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hand_on(cls, options: Any) -> Any:
+        """Give the base the options that the defence does not have."""
+        own = {name: value for name, value in options.items() if name in cls.model_fields}
+        more = {name: value for name, value in options.items() if name not in own}
+        base = own.get("base", cls.model_fields["base"].default)
+        if isinstance(base, str):
+            return own | {"base": make_plugin("learner", base, more)}
+        if more:
+            raise ValueError(f"{', '.join(more)}: set options of a base that is made already in the base itself")
+        return options
+
+    @field_validator("base", mode="before")
+    @classmethod
+    def _made(cls, base: Any) -> Any:
+        return make_plugin("learner", base) if isinstance(base, str) else base
+
+    @field_serializer("base")
+    def _typed_base(self, base: Plugin) -> str:
+        return typed(base)
