@@ -150,7 +150,7 @@ PLUGINS = [
     *("dataset toy", "backbone conv4", "backbone linear"),
 ]
 EDITS = {
-    "plugins/learners/maml.py": {"learner maml", "learner adml", "learner aq", "learner own"},
+    "plugins/learners/maml.py": {"learner maml", "learner adml", "learner own"},
     "plugins/learners/adml.py": {"learner adml"},
     "plugins/learners/another.py": set(),
     "plugins/attacks/fgsm.py": {"attack fgsm"},
