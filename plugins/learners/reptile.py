@@ -32,14 +32,14 @@ class Reptile(Learner):
     train_shot: int | None = Field(10, ge=1, description="support images a class in meta-training")
     train_query: int | None = Field(1, ge=1, description="not used")
     alpha: float = Field(1e-3, gt=0, description="rate of the inner Adam (β₁ = 0)")
-    steps: int = Field(5, ge=1, description="inner steps in meta-training")
-    test_steps: int = Field(50, ge=1, description="inner steps at validation and test")
+    updates: int = Field(5, ge=1, description="inner steps in meta-training")
+    test_updates: int = Field(50, ge=1, description="inner steps at validation and test")
     batch: int = Field(10, ge=1, description="images of an inner step in meta-training")
     test_batch: int = Field(5, ge=1, description="images of an inner step at validation and test")
 
     def inner_steps(self, training: bool) -> int:
-        """`steps` or `test_steps`."""
-        return self.steps if training else self.test_steps
+        """`updates` or `test_updates`."""
+        return self.updates if training else self.test_updates
 
     def adapt(
         self, model: Model, state: Weights, support: Batch, *, step: int = 0, batch: int | None = None, **_: Any

@@ -300,7 +300,9 @@ def _checked_name(kind: str, cls: Any) -> str:
     """The name of a class that was given to `register`, or PluginError with what is wrong with it."""
     base = KINDS[kind]
     if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise PluginError(f"register_{kind}s: invalid {cls!r}: expected a subclass of {base.__name__.removeprefix('Any')}")
+        raise PluginError(
+            f"register_{kind}s: invalid {cls!r}: expected a subclass of {base.__name__.removeprefix('Any')}"
+        )
     if inspect.isabstract(cls):
         missing = ", ".join(sorted(cls.__abstractmethods__))
         raise PluginError(f"{kind} {cls.__name__} does not define {missing}")
