@@ -10,9 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from robustbench_meta import hookimpl
-from robustbench_meta.contracts import Learner, Model, Operations, Setting, Update, Weights
-from robustbench_meta.contracts.state import State
-from robustbench_meta.contracts.tasks import Batch, TaskBatch
+from robustbench_meta.contracts import Learner, Model, Setting, Weights
+from robustbench_meta.contracts.tasks import Batch
 
 
 class PixelCentroid(Learner):
@@ -45,10 +44,6 @@ class PixelCentroid(Learner):
         distance = (x.flatten(1)[:, None, :] - state["centroids"]).square().mean(-1)
         logits: Tensor = -state["log_temperature"].exp() * distance
         return logits
-
-    def objective(self, ops: Operations, theta: State, tasks: TaskBatch) -> list[Update]:
-        """Cross-entropy on the queries, for ALL tasks of a meta-step."""
-        return [Update(ops.loss(ops.adapt(theta, tasks.support), tasks.query))]
 
 
 @hookimpl
