@@ -28,7 +28,7 @@ class PixelCentroid(Learner):
     def init(self, weights: Weights, feature_shape: tuple[int, ...]) -> Weights:
         """θ: one number instead of the backbone's weights."""
         like = next(iter(weights.values()))
-        return {"log_temperature": like.new_tensor(self.temperature).log()}
+        return {"learner.log_temperature": like.new_tensor(self.temperature).log()}
 
     def obstacle(self, setting: Setting) -> str | None:
         """Its logits are distances."""
@@ -42,7 +42,7 @@ class PixelCentroid(Learner):
     def logits(self, model: Model, state: Any, x: Tensor) -> Tensor:
         """−t·‖x − c_k‖², averaged over pixels [n, way]."""
         distance = (x.flatten(1)[:, None, :] - state["centroids"]).square().mean(-1)
-        logits: Tensor = -state["log_temperature"].exp() * distance
+        logits: Tensor = -state["learner.log_temperature"].exp() * distance
         return logits
 
 

@@ -35,18 +35,21 @@ def gradient_step(
     learner's own.
     """
     moved = {name: weight for name, weight in weights.items() if _moves(name, rate)}
-    gradients = gradient_of(loss, weights, moved)
-    if first_order and not _THROUGHOUT.get():
-        gradients = {name: gradient.detach() for name, gradient in gradients.items()}
+    gradients = gradient_of(loss, weights, moved, first_order=first_order)
     return weights | {
         name: _less(weight, gradients[name], rate[name] if isinstance(rate, Mapping) else rate)
         for name, weight in moved.items()
     }
 
 
-def gradient_of(loss: Callable[[Weights], torch.Tensor], weights: Weights, moved: Iterable[str]) -> Weights:
-    """∇loss with respect to the weights of these names, on ONE task."""
-    return torch.func.grad(lambda chosen: loss(weights | chosen))({name: weights[name] for name in moved})
+def gradient_of(
+    loss: Callable[[Weights], torch.Tensor], weights: Weights, names: Iterable[str], *, first_order: bool = False
+) -> Weights:
+    """∇loss with respect to the weights of these names, on ONE task; itself differentiable unless `first_order`."""
+    gradients = torch.func.grad(lambda chosen: loss(weights | chosen))({name: weights[name] for name in names})
+    if first_order and not _THROUGHOUT.get():
+        return {name: gradient.detach() for name, gradient in gradients.items()}
+    return gradients
 
 
 def _moves(name: str, rate: Rate) -> bool:

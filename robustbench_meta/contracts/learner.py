@@ -166,7 +166,7 @@ class AnyLearner(Plugin):
         return [Update(self.query_loss(ops, ops.adapt(theta, tasks.support), tasks.query))]
 
     def query_loss(self, ops: Operations, adapted: State, query: Batch) -> Tensor:
-        """The loss of adapted states on queries, a task each [tasks]; where it is another than the data set's."""
+        """The loss of adapted states on queries, a task each [tasks], regularisers and all: what defences call."""
         return ops.loss(adapted, query)
 
     def base_training(self, meta_steps: int) -> BaseTraining | None:
@@ -193,7 +193,7 @@ class AnyLearner(Plugin):
         return None
 
     @abstractmethod
-    def make_optimizer(self, weights: list[Tensor]) -> torch.optim.Optimizer:
+    def make_optimizer(self, theta: Weights) -> torch.optim.Optimizer:
         """The meta-optimiser of θ."""
 
     def rate_factor(self, progress: float) -> float:
@@ -228,8 +228,9 @@ class Learner(AnyLearner):
     train_query: int | None = Field(None, ge=1, description="their query images a class; none: as in the test")
     augment: Augmentation = Field("none", description="how images are varied in meta-training")
 
-    def make_optimizer(self, weights: list[Tensor]) -> torch.optim.Optimizer:
+    def make_optimizer(self, theta: Weights) -> torch.optim.Optimizer:
         """By the options `optimizer`, `meta_lr`, `momentum` and `weight_decay`."""
+        weights = list(theta.values())
         if self.optimizer == "adam":
             return torch.optim.Adam(weights, lr=self.meta_lr, weight_decay=self.weight_decay)
         return torch.optim.SGD(

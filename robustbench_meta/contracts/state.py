@@ -54,6 +54,11 @@ class State:
         return leaves, dims
 
     @property
+    def adapted(self) -> Any:
+        """What the learner's `adapt` returned, with a task axis in front of leaves that differ by task."""
+        return self.without_support().tree
+
+    @property
     def kind(self) -> Literal["shared", "own"]:
         """Whether tasks share at least part of it: what decides how to map."""
         return "shared" if None in self.leaves[1] else "own"

@@ -498,7 +498,8 @@ def _kinds(weights: Weights, tasks: TaskBatch) -> list[object]:
 
 def _steps_away(adapted: State, weights: Weights, tasks: int, of: int) -> list[Tensor]:
     """θ − φ of each weight, summed over these tasks, as a share of all."""
-    tree, dims = adapted.tree, adapted.dims
+    bare = adapted.without_support()
+    tree, dims = bare.tree, bare.dims
     return [
         torch.zeros_like(theta)
         if name not in tree
@@ -518,7 +519,7 @@ def _check_updates(learner: str, updates: Any, tasks: int) -> None:
         raise PluginError(f"{who} returned {type(updates).__name__}; expected a list of Update(loss){hint}")
     for update in updates:
         if isinstance(update, Toward):
-            if not isinstance(update.adapted, State) or not isinstance(update.adapted.tree, dict):
+            if not isinstance(update.adapted, State) or not isinstance(update.adapted.adapted, dict):
                 raise PluginError(f"{who} gave Toward something else than an adapted state that is a dict of weights")
             continue
         loss = update.loss

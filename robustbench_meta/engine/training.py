@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from robustbench_meta.contracts import Plugin, Setting, Weights
-from robustbench_meta.contracts.state import feature_shape, trainable
+from robustbench_meta.contracts.state import OWN, feature_shape, trainable
 from robustbench_meta.contracts.tasks import Batch, TaskBatch, TaskSource
 from robustbench_meta.contracts.threat_model import DeferredViolations
 from robustbench_meta.engine.attack_harness import arm
@@ -66,7 +66,14 @@ def make_engine(
         engine.surrogate_network = Network(separate, setting.loss, setting.way, training.spec.precision)
         engine.surrogate_weights = {name: weight.detach() for name, weight in separate.named_parameters()}
     with seeded(seed_from(seed, "init of the learner"), device), _reading(training.learner):
-        weights = training.learner.init(trainable(module), feature_shape(module))
+        network_weights = trainable(module)
+        weights = training.learner.init(network_weights, feature_shape(module))
+    unknown_names = [name for name in weights if name not in network_weights and not name.startswith(OWN)]
+    if unknown_names:
+        raise PluginError(
+            f"learner '{training.learner.name}': init returned {', '.join(unknown_names[:3])}, which the network does "
+            f"not have; names of meta-parameters of your own begin with '{OWN}'"
+        )
     return engine, {name: weight.requires_grad_() for name, weight in weights.items()}
 
 
@@ -170,7 +177,7 @@ def _steps(
     keeper: TrainingSnapshots | None, state: TrainingState | None,
 ) -> Trained:  # fmt: skip
     spec = training.spec
-    optimizer = training.learner.make_optimizer(list(weights.values()))
+    optimizer = training.learner.make_optimizer(weights)
     rates = [group["lr"] for group in optimizer.param_groups]
     trained, done = Trained(weights), 0
     if state is not None:

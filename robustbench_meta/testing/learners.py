@@ -160,7 +160,7 @@ class LearnerContract(AdaptationContract):
             return
         engine.set_mode(training=True)
         before = vector(weights)
-        optimizer = self.plugin.make_optimizer(list(weights.values()))
+        optimizer = self.plugin.make_optimizer(weights)
         for _ in range(STEPS):
             engine.judged = QueryMetrics()
             for gradients, _ in engine.meta_gradients(weights, tasks, range(tasks.tasks)):

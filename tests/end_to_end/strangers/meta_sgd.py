@@ -20,15 +20,15 @@ class MetaSGD(Learner):
     largest: float = Field(0.5, gt=0, description="rates begin uniformly in [0, largest)")
 
     def init(self, weights, feature_shape):
-        return {**weights, **{f"rate of {name}": self.largest * torch.rand_like(w) for name, w in weights.items()}}
+        return {**weights, **{f"learner.rate.{name}": self.largest * torch.rand_like(w) for name, w in weights.items()}}
 
     def adapt(self, model, state, support, **_):
-        weights = {name: weight for name, weight in state.items() if not name.startswith("rate of ")}
+        weights = {name: weight for name, weight in state.items() if not name.startswith("learner.rate.")}
         gradients = torch.func.grad(lambda w: model.loss(model(w, support.x), support.y))(weights)
-        return {name: weight - state[f"rate of {name}"] * gradients[name] for name, weight in weights.items()}
+        return {name: weight - state[f"learner.rate.{name}"] * gradients[name] for name, weight in weights.items()}
 
     def logits(self, model, state, x):
-        return model({name: weight for name, weight in state.items() if not name.startswith("rate of ")}, x)
+        return model({name: weight for name, weight in state.items() if not name.startswith("learner.rate.")}, x)
 
     def objective(self, ops, theta, tasks):
         return [Update(ops.loss(ops.adapt(theta, tasks.support), tasks.query))]
