@@ -124,7 +124,7 @@ class MetaBaseline(Transfer):
 
     def init(self, weights: Weights, feature_shape: tuple[int, ...]) -> Weights:
         """θ and τ."""
-        return weights | {"learner.scale": next(iter(weights.values())).new_tensor(self.scale)}
+        return weights | {"learner.scale": torch.tensor(self.scale)}
 
     def base_training(self, meta_steps: int) -> BaseTraining | None:
         """The first share."""

@@ -70,6 +70,13 @@ class Trades(Defence):
         """By `query_loss`."""
         return AnyLearner.objective(self, ops, theta, tasks)
 
+    def base_objective(self, ops: Operations, theta: State, images: Batch) -> list[Update | Toward]:
+        """The same on images of the base classes."""
+        classifier = ops.base_classifier(theta)
+        attacked = ops.perturb(classifier, images)
+        divergence = kl(ops.logits(classifier, images.x), ops.logits(classifier, attacked.x))
+        return [Update(ops.loss(classifier, images) + self.c * divergence)]
+
 
 class RMAML(Defence):
     """MAML with a second, smaller meta-update on queries that are attacked through the adapted weights."""
@@ -87,6 +94,11 @@ class RMAML(Defence):
         clean: Tensor = self.base.query_loss(ops, adapted, tasks.query)
         attacked: Tensor = self.base.query_loss(ops, adapted, ops.perturb(adapted, tasks.query))
         return [Update(clean), Update(attacked, self.rate)]
+
+    def base_objective(self, ops: Operations, theta: State, images: Batch) -> list[Update | Toward]:
+        """The same on images of the base classes."""
+        return [*self.base.base_objective(ops, theta, images),
+                *(Update(update.loss, self.rate) for update in attacked_base(self, ops, theta, images))]  # fmt: skip
 
 
 def attacked_base(learner: Defence, ops: Operations, theta: State, images: Batch) -> list[Update | Toward]:

@@ -12,6 +12,7 @@ from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Learner, Model, Weights
 from robustbench_meta.contracts.inner_loop import Rate, gradient_step
 from robustbench_meta.contracts.tasks import Batch
+from robustbench_meta.errors import PluginError
 
 
 class MAML(Learner):
@@ -73,6 +74,8 @@ class BOIL(MAML):
 
     def rates(self, model: Model, theta: Weights, alpha: float) -> Rate:
         """α for the body."""
+        if not model.body:
+            raise PluginError("learner 'boil' adapts the body alone, and this backbone is all head: use conv4 or mlp")
         return dict.fromkeys(model.body, alpha)
 
 

@@ -33,8 +33,7 @@ class MAMLPlusPlus(MAML):
 
     def init(self, weights: Weights, feature_shape: tuple[int, ...]) -> Weights:
         """θ, and a rate for each of its tensors and each inner step [steps]."""
-        first = next(iter(weights.values()))
-        return weights | {RATE + name: first.new_full((self.steps,), self.alpha) for name in weights}
+        return weights | {RATE + name: torch.full((self.steps,), self.alpha) for name in weights}
 
     def adapt(
         self, model: Model, state: Weights, support: Batch, *, step: int = 0, first_order: bool = False, **_: Any

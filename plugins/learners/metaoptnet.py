@@ -31,11 +31,11 @@ class MetaOptNet(OnFeatures):
 
     c: float = Field(0.1, gt=0, description="C, the price of slack")
     scale: float = Field(1.0, gt=0, description="factor on the logits, before it is learned")
-    iterations: int = Field(30, ge=1, description="steps of the solver (theirs: an interior point, 15)")
+    iterations: int = Field(100, ge=1, description="steps of the solver (theirs, an interior point, takes 15)")
 
     def init(self, weights: Weights, feature_shape: tuple[int, ...]) -> Weights:
         """θ and the scale."""
-        return weights | {"learner.scale": next(iter(weights.values())).new_tensor(self.scale)}
+        return weights | {"learner.scale": torch.tensor(self.scale)}
 
     def adapt(self, model: Model, state: Weights, support: Batch, **settings: Any) -> Machine:
         """w_k = Σ_n α_nk f(x_n), α from the dual problem."""
@@ -57,14 +57,15 @@ def crammer_singer(kernel: Tensor, y: Tensor, c: float, iterations: int) -> Tens
     By the alternating direction method of multipliers (Boyd et al. 2011): a fixed number of steps, each differentiable
     and the same for all tasks.
     """
-    size = kernel.diagonal().mean().detach().clamp_min(1e-6)
+    size = kernel.diagonal().mean().clamp_min(1e-6)
     inverse = torch.linalg.inv(kernel + size * torch.eye(len(kernel)).to(kernel))
     bounded, price = torch.zeros_like(y), torch.zeros_like(y)
     for _ in range(iterations):
         free = inverse @ (y + size * (bounded - price))
         free = free - free.mean(1, keepdim=True)
-        bounded = torch.minimum(free + price, c * y)
-        price = price + free - bounded
+        further = 1.6 * free - 0.6 * bounded  # over-relaxation, section 3.4.3
+        bounded = torch.minimum(further + price, c * y)
+        price = price + further - bounded
     return bounded
 
 

@@ -34,10 +34,8 @@ class R2D2(OnFeatures):
     scale: float = Field(10.0, gt=0, description="factor on the logits, before it is learned")
 
     def init(self, weights: Weights, feature_shape: tuple[int, ...]) -> Weights:
-        """θ, log λ, and scale and shift of the logits."""
-        first = next(iter(weights.values()))
-        own = {"log_ridge": log(self.ridge), "scale": self.scale, "shift": 0.0}
-        return weights | {f"learner.{name}": first.new_tensor(value) for name, value in own.items()}
+        """θ, log λ, and the scale of the logits."""
+        return weights | {"learner.log_ridge": torch.tensor(log(self.ridge)), "learner.scale": torch.tensor(self.scale)}
 
     def adapt(self, model: Model, state: Weights, support: Batch, **settings: Any) -> Ridge:
         """W = argmin ‖XW − Y‖²/n + λ‖W‖², X the support features beside a column of ones."""
@@ -45,9 +43,8 @@ class R2D2(OnFeatures):
         return Ridge(state, ridge_regression(x, one_hot(support.y, model.way, x), state["learner.log_ridge"].exp()))
 
     def logits(self, model: Model, state: Ridge, x: Tensor) -> Tensor:
-        """s·f(x)W + b (equation 6)."""
-        fitted = with_ones(model(state.theta, x)) @ state.weights
-        return state.theta["learner.scale"] * fitted + state.theta["learner.shift"]
+        """s·f(x)W (equation 6, without its shift of all logits, which changes no prediction)."""
+        return state.theta["learner.scale"] * (with_ones(model(state.theta, x)) @ state.weights)
 
 
 def with_ones(features: Tensor) -> Tensor:

@@ -40,8 +40,7 @@ class RelationNet(OnFeatures):
             "conv2": nn.Conv2d(channels, channels, 3, padding=1),
             "fc1": nn.Linear(channels, self.hidden), "fc2": nn.Linear(self.hidden, 1),
         })  # fmt: skip
-        own = {f"learner.{name}": weight.detach() for name, weight in comparison.named_parameters()}
-        return weights | {name: weight.to(next(iter(weights.values()))) for name, weight in own.items()}
+        return weights | {f"learner.{name}": weight.detach() for name, weight in comparison.named_parameters()}
 
     def adapt(self, model: Model, state: Weights, support: Batch, **settings: Any) -> Prototypes:
         """The mean map of each class [way, features]."""

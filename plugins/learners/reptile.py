@@ -14,6 +14,7 @@ from robustbench_meta.contracts import Learner, Model, Operations, Toward, Updat
 from robustbench_meta.contracts.inner_loop import gradient_of
 from robustbench_meta.contracts.state import OWN, State
 from robustbench_meta.contracts.tasks import Batch, TaskBatch
+from robustbench_meta.errors import PluginError
 
 SQUARE = "learner.square."
 """Adam's second moment, while a task is adapted to."""
@@ -65,6 +66,13 @@ class Reptile(Learner):
     def objective(self, ops: Operations, theta: State, tasks: TaskBatch) -> list[Update | Toward]:
         """θ ← θ + ε·mean(φ − θ)."""
         return [Toward(ops.adapt(theta.detach(), tasks.support, batch=self.batch))]
+
+    def query_loss(self, ops: Operations, adapted: State, query: Batch) -> Tensor:
+        """There is none."""
+        raise PluginError(
+            "learner 'reptile' has no loss of queries, so a defence by attacked queries (aq, trades, r-maml) cannot train "
+            "it; at:base=reptile can"
+        )
 
 
 def minibatch(y: Tensor, way: int, step: int, size: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
@@ -78,6 +78,12 @@ class Defence(AnyLearner):
     @classmethod
     def _made(cls, base: Any) -> Any:
         return make_plugin("learner", base) if isinstance(base, str) else base
+
+    @model_validator(mode="after")
+    def _one_attack(self) -> Self:
+        if self.training_attack() is not None and self.base.training_attack() is not None:
+            raise ValueError(f"base '{self.base.name}' is trained against an attack already: defend another learner")
+        return self
 
     @field_serializer("base")
     def _typed_base(self, base: Plugin) -> str:

@@ -85,7 +85,7 @@ class Plugin(BaseModel, ABC):
     def _typed(cls, value: object, info: ValidationInfo) -> object:
         """Read '8/255' as the number it is where one is wanted, and 'none' as None where that is the default."""
         option = cls.model_fields[str(info.field_name)]
-        if value == "none" and option.default is None:
+        if value == "none" and (option.default is None or type(None) in get_args(option.annotation)):
             return None
         number = float in (option.annotation, *get_args(option.annotation))
         if number and isinstance(value, str) and value.count("/") == 1:
@@ -127,15 +127,18 @@ def make_plugin(kind: str, text: str, more: Mapping[str, Any] | None = None) -> 
         raise ValueError(str(error)) from error
 
 
+def as_typed(value: object) -> str:
+    """An option's value as one types it."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return exact(value) if isinstance(value, float) else str(value)
+
+
 def typed(plugin: Plugin) -> str:
     """The plugin as an option of another one names it, with what differs from its defaults; undone by `make_plugin`."""
     fields = type(plugin).model_fields
     given = {
-        option: str(value).lower()
-        if isinstance(value, bool)
-        else exact(value)
-        if isinstance(value, float)
-        else str(value)
+        option: as_typed(value)
         for option, value in plugin.model_dump(mode="json").items()
         if value != fields[option].get_default(call_default_factory=True)
     }

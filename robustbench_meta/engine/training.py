@@ -74,7 +74,7 @@ def make_engine(
             f"learner '{training.learner.name}': init returned {', '.join(unknown_names[:3])}, which the network does "
             f"not have; names of meta-parameters of your own begin with '{OWN}'"
         )
-    return engine, {name: weight.requires_grad_() for name, weight in weights.items()}
+    return engine, {name: weight.to(device).requires_grad_() for name, weight in weights.items()}
 
 
 @contextmanager

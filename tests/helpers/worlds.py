@@ -52,7 +52,7 @@ def make_world(
         surrogate_weights={key: value.detach() for key, value in other.named_parameters()},
     )
     weights = plugin.init(trainable(module), feature_shape(module))
-    return engine, {key: value.requires_grad_() for key, value in weights.items()}
+    return engine, {key: value.double().requires_grad_() for key, value in weights.items()}
 
 
 def flat(gradients) -> torch.Tensor:

@@ -295,7 +295,7 @@ def test_reptile_adapts_by_torchs_adam_and_moves_towards_the_mean(backbone, size
     mean = {name: torch.stack([each[name] for each in phi]).mean(0) for name in weights}
     [(found, rate)] = engine.meta_gradients(weights, tasks)
     close(found, {name: before[name].detach() - mean[name] for name in weights})
-    optimizer = engine.learner.make_optimizer(list(weights.values()))
+    optimizer = engine.learner.make_optimizer(weights)
     _step(optimizer, weights, found, [0.25 * rate])
     moved = {name: weight.detach() for name, weight in weights.items()}
     close(moved, {name: (w + 0.25 * (mean[name] - w)).detach() for name, w in before.items()})
@@ -312,7 +312,7 @@ def test_reptile_adapts_by_torchs_adam_and_moves_towards_the_mean(backbone, size
 def test_reptiles_rate_falls_linearly_from_one():
     learner = REGISTRY.make("learner", "reptile", {})
     (weight,) = [torch.zeros(2, requires_grad=True)]
-    [group] = learner.make_optimizer([weight]).param_groups
+    [group] = learner.make_optimizer({"w": weight}).param_groups
     assert [group["lr"] * learner.rate_factor(done) for done in (0.0, 0.25, 0.5, 1.0)] == [1.0, 0.75, 0.5, 0.0]
     assert group["momentum"] == group["weight_decay"] == 0
 
