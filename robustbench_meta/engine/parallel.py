@@ -26,7 +26,7 @@ from torch import Tensor
 
 from robustbench_meta.errors import BenchError, keep_traceback, located
 from robustbench_meta.runtime.devices import peak_resident
-from robustbench_meta.runtime.exit_status import how_it_ended
+from robustbench_meta.runtime.interrupts import how_it_ended
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -93,3 +93,19 @@ class Stop:
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self.ask(number)
+
+
+def how_it_ended(code: int | None) -> str:
+    """What a process did, to follow its name in a message.
+
+    Args:
+        code: its exit code, or minus the signal that ended it; None if it is not known.
+    """
+    if code is None:
+        return "does not answer any more"
+    if code >= 0:
+        return f"ended itself with exit code {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:  # most real-time signals have no name
+        return f"was ended by signal {-code}"

@@ -27,8 +27,7 @@ from robustbench_meta.options import parse_jobs
 from robustbench_meta.registry.registry import load_registry
 from robustbench_meta.results import leaderboard
 from robustbench_meta.results.store import Store
-from robustbench_meta.runtime.exit_status import how_it_ended
-from robustbench_meta.runtime.interrupts import Stop
+from robustbench_meta.runtime.interrupts import Stop, how_it_ended
 
 CPU = torch.device("cpu")
 TINY = {"profile": "smoke", "meta_steps": 4, "episodes": 6, "attacks": ("none", "fgsm")}

@@ -63,26 +63,26 @@ def failures(tmp_path):
 def test_the_costliest_training_first_then_what_the_worker_has_trained(opened):
     one, two = opened(), opened()
     first, second = one.claim(), two.claim()
-    assert (first.needed.title, second.needed.title) == ("adml (seed 0)", "maml (seed 0)"), "adml attacks its tasks"
+    assert (first.target.title, second.target.title) == ("adml (seed 0)", "maml (seed 0)"), "adml attacks its tasks"
     assert opened().claim() is None, "evaluations wait for their checkpoints"
     run(two, second)
     run(one, first)
-    assert (two.claim().group.title, one.claim().group.title) == ("maml (seed 0)", "adml (seed 0)")
+    assert (two.claim().target.title, one.claim().target.title) == ("maml (seed 0)", "adml (seed 0)")
 
 
 def test_chunks_of_one_training_are_shared_out_and_then_assembled(opened, trained):
     one, two = opened(), opened()
     jobs = [one.claim(), two.claim(), one.claim()]
     assert [job.places for job in jobs] == [range(8), range(8, 16), range(16, 20)]
-    assert len({job.key for job in jobs}) == 1
+    assert len({job.target.key for job in jobs}) == 1
     for queue, job in zip((one, two, one), jobs, strict=True):
-        assert [cell.training.key for cell in job.cells] == 2 * [job.key]
+        assert [cell.training.key for cell in job.cells] == 2 * [job.target.key]
         run(queue, job)
     last = one.claim()
     assert isinstance(last, Assemble)
     run(one, last)
-    assert {record["training"] for record in Store(one.store.root).records()} == {last.key}
-    assert one.store.parts(last.key) == []
+    assert {record["training"] for record in Store(one.store.root).records()} == {last.target.key}
+    assert one.store.parts(last.target.key) == []
     assert not list((one.store.root / ".locks").glob("evaluate-*"))
 
 
@@ -92,7 +92,7 @@ def test_a_job_whose_worker_is_gone_is_free_again(opened):
     one.claim()
     assert two.claim() is None
     one.release(job)
-    assert two.claim().key == job.key
+    assert two.claim().target.key == job.target.key
 
 
 def test_a_larger_grid_evaluates_only_what_is_new(opened, trained, registry):
@@ -111,37 +111,37 @@ def test_parts_of_other_weights_are_not_put_together(opened, trained):
     job = queue.claim()
     run(queue, job)
     assert queue.claim().places == range(8, 16)
-    path = queue.store.root / checkpoint_name(job.key)
-    spec = job.group.training.spec.model_dump(mode="json")
+    path = queue.store.root / checkpoint_name(job.target.key)
+    spec = job.target.training.spec.model_dump(mode="json")
     path.write_bytes(checkpoint_bytes(Trained({"other": torch.ones(1)}), spec))
-    assert opened().claim(job.key).places == range(8)
+    assert opened().claim(job.target.key).places == range(8)
 
 
 def test_a_damaged_part_is_told_and_its_episodes_are_evaluated_again(opened, trained, caplog):
     queue = opened()
     while isinstance(job := queue.claim(), Evaluate):
         run(queue, job)
-    path = queue.store.parts(job.key)[1]
+    path = queue.store.parts(job.target.key)[1]
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
     run(queue, job)
     assert "these episodes are evaluated again" in caplog.text
     again = queue.claim()
-    assert (again.kind, again.key) == ("evaluate", job.key)
+    assert (again.kind, again.target.key) == ("evaluate", job.target.key)
 
 
 def test_a_training_that_fails_costs_its_own_cells(opened, tmp_path):
     queue = opened()
     adml = queue.claim()
-    queue.fail_training(adml.key, "it diverged")
+    queue.fail_training(adml.target.key, "it diverged")
     assert set(failures(tmp_path).values()) == {"it diverged"}
     assert len(failures(tmp_path)) == 2
     queue.release(adml)
     maml = queue.claim()
-    assert maml.needed.title == "maml (seed 0)"
+    assert maml.target.title == "maml (seed 0)"
     run(queue, maml)
-    assert queue.claim().group.title == "maml (seed 0)"
+    assert queue.claim().target.title == "maml (seed 0)"
 
 
 def test_a_cell_that_fails_is_left_out_of_the_chunks_that_follow(opened, trained, tmp_path):

@@ -224,7 +224,7 @@ def test_a_node_that_does_not_see_the_results_folder_is_named_and_told_why(tmp_p
 
     def elsewhere(self, request, run):
         real(self, request, run)
-        self._given = (str(tmp_path / "not shared"), *self._given[1:])
+        self._arguments = (str(tmp_path / "not shared"), *self._arguments[1:])
 
     monkeypatch.setattr(on_ray._RayTasks, "__init__", elsewhere)
     with pytest.raises(BenchError, match=r"node \w+ \(\S+\): it does not see the results folder .* file system"):

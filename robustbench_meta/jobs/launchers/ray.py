@@ -46,8 +46,6 @@ CONNECT_SECONDS = 5.0
 """How long a cluster's address is given to answer."""
 PATIENCE_SECONDS = 30.0
 """How long nothing is said of waiting for room in the cluster."""
-DISTRIBUTIONS = ("robustbench_meta", "torch")
-"""Those that must be the same on all nodes."""
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})", re.ASCII)
 _LESS_MEMORY = "give a worker more of the node (ray:cpus=N), or lower --tasks-per-step, --query or the width"
 
@@ -123,7 +121,7 @@ class RayCluster:
             raise BenchError(f"no node of the Ray cluster has {self._request} for a worker; its nodes have: {nodes}")
 
     def launch(self, run: Run) -> None:
-        """See `Launcher.launch`."""
+        """Run tasks until nothing is left to do, see `Launcher`."""
         try:
             tasks = _RayTasks(self._request, run)
             try:
@@ -149,13 +147,13 @@ class _RayTasks:
         self._unfit: dict[str, str] = {}
         """By node, why nothing can be done there."""
         self._exited = ExitHandler(lambda: run.queue, run.monitor)
-        self._room, self._looked, self._started = 0, -math.inf, 0
-        self._quiet, self._grumbled = time.monotonic(), False
+        self._looked, self._started = -math.inf, 0
+        self._heard, self._warned = time.monotonic(), False
         device = "cuda" if str(run.device).startswith("cuda") else str(run.device)
         self._task = ray.remote(_node_task()).options(
             num_cpus=request.cpus, num_gpus=request.gpus, max_retries=0, scheduling_strategy="SPREAD"
         )
-        self._given = (str(run.folder.resolve()), request.cpus, device, _installed())
+        self._arguments = (str(run.folder.resolve()), request.cpus, device, _installed())
 
     def work(self) -> None:
         """Start tasks, and return when nothing is left to do."""
@@ -167,17 +165,17 @@ class _RayTasks:
             ready, _ = ray.wait(list(self._names), num_returns=1, timeout=POLL_SECONDS)
             self._run.monitor.poll()
             for task in ready:
-                self._answered(task)
+                self._on_result(task)
             if any(name.startswith("ray.") for name in self._run.monitor.workers):
-                self._quiet = time.monotonic()
-            if not self._grumbled and time.monotonic() > self._quiet + PATIENCE_SECONDS:
-                self._grumbled = True
+                self._heard = time.monotonic()
+            if not self._warned and time.monotonic() > self._heard + PATIENCE_SECONDS:
+                self._warned = True
                 _log.warning(
                     "waiting for %s for a worker: the nodes of the Ray cluster are taken, or gone", self._request
                 )
 
     def end(self) -> None:
-        """End all tasks; workers have a moment to save what they are at."""
+        """End all tasks; workers have a moment to save their work."""
         if not self._names:
             return
         (self._run.folder / STOP).touch()
@@ -201,14 +199,14 @@ class _RayTasks:
         for _ in range(room - len(self._names)):
             name = f"ray.{self._started}"
             self._started += 1
-            self._names[self._task.remote(name, *self._given, list(self._unfit))] = name
+            self._names[self._task.remote(name, *self._arguments, list(self._unfit))] = name
 
-    def _answered(self, task: Any) -> None:
+    def _on_result(self, task: Any) -> None:
         name = self._names.pop(task)
         try:
             answer = ray.get(task)
         except ray_errors.RayError as error:
-            self._lost(name, error)
+            self._on_loss(name, error)
             return
         if "unfit" in answer:
             node = answer["node"]
@@ -219,8 +217,8 @@ class _RayTasks:
         elif "failed" in answer:
             raise as_exception(WorkerFailed(**answer["failed"]))
 
-    def _lost(self, name: str, error: ray_errors.RayError) -> None:
-        """A worker is gone with its node, or Ray's process there is."""
+    def _on_loss(self, name: str, error: ray_errors.RayError) -> None:
+        """A worker is lost with its node, or with Ray's process there."""
         workers = self._run.monitor.workers
         for worker in [each for each in workers if each.startswith(f"{name}.")] or [name]:
             if worker != name and worker not in workers:
@@ -271,9 +269,9 @@ def _node_task() -> Callable[..., dict[str, Any]]:
 
 
 def _installed() -> dict[str, str]:
-    """Python, and the distributions that must be the same on all nodes."""
-    found = {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
-    return found | {name: importlib.metadata.version(name).partition("+")[0] for name in DISTRIBUTIONS}
+    """The versions that must be the same on all nodes."""
+    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in ("robustbench_meta", "torch")}
+    return versions | {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
 
 
 def _connect(request: Request) -> bool:
@@ -293,9 +291,9 @@ def _connect(request: Request) -> bool:
         with _signals_kept():
             ray.init(address=request.address, **quiet)
     except (Exception, SystemExit) as error:  # Ray ends the process where it cannot connect
-        told = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         advice = "" if request.address == "local" else "; see `ray status` there, or start one by `ray start --head`"
-        raise BenchError(f"the Ray cluster ray:address={request.address} cannot be used: {told}{advice}") from error
+        raise BenchError(f"the Ray cluster ray:address={request.address} cannot be used: {reason}{advice}") from error
     return True
 
 

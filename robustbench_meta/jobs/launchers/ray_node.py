@@ -27,7 +27,7 @@ STOP = "stop"
 
 
 def run_worker(name: str, folder: str, cpus: int, device: str) -> dict[str, Any]:
-    """Have a worker at a run until nothing is left for it.
+    """Run a worker until nothing is left for it.
 
     Args:
         name: of the task.
