@@ -172,16 +172,10 @@ _KINDS = {kind.__name__: kind for kind in Event.__subclasses__()}
 
 
 class EventLog:
-    """The events of one worker; its forks may append, too.
-
-    Args:
-        path: of the file; made.
-        stop: a signal that ends work at once waits until an event is written.
-        after: called after each event.
-        clock: gives seconds.
+    """The events of one worker; its forks may append, too. `after` is called after each event.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the file cannot be written.
     """
 
     def __init__(
@@ -210,7 +204,7 @@ class EventLog:
         if not due:
             return
         line = json.dumps({"event": type(event).__name__, **asdict(event)}) + "\n"
-        with self._stop.shielded():
+        with self._stop.shielded():  # a signal that ends work at once waits until the line is written
             try:
                 os.write(self._file, line.encode())
             except OSError as error:

@@ -41,14 +41,7 @@ class WorkerState:
 
 
 class Monitor:
-    """The state of all workers of a run.
-
-    Args:
-        folder: of the run's events.
-        cell_timeout: the seconds that a cell's evaluation may take, or a meta-step; None: any.
-        on_event: called with each event.
-        clock: gives seconds.
-    """
+    """The state of all workers of a run, from the events in its folder; `on_event` is called with each of them."""
 
     def __init__(
         self, folder: Path, cell_timeout: float | None = None, on_event: Callable[[Event], None] | None = None,
@@ -135,14 +128,7 @@ class Summary:
 
 
 class Reporter:
-    """Calls the hooks with what workers do, repeats what they print, and counts.
-
-    Args:
-        registry: the plugins whose hooks are called.
-        store: with the records.
-        cells: of the run, by key.
-        summary: is added to.
-    """
+    """Calls the plugins' hooks with what workers do, repeats what they print, and counts in `summary`."""
 
     def __init__(self, registry: Registry, store: Store, cells: Mapping[str, Cell], summary: Summary) -> None:
         self._registry, self._store, self._cells, self._summary = registry, store, cells, summary

@@ -77,12 +77,7 @@ def muted() -> Iterator[None]:
 
 
 def repeat(event: Event, shown: dict[str, dict[Any, Any]]) -> None:
-    """Log, warn or print here what a worker did, as if it had run here.
-
-    Args:
-        event: of a worker.
-        shown: the warnings that were shown before, by file: the same one of several workers is shown once.
-    """
+    """Log, warn or print here what a worker did; a warning that another worker gave was `shown`, and is not again."""
     if isinstance(event, Logged):
         logger = logging.getLogger(event.name)
         if logger.isEnabledFor(event.level):

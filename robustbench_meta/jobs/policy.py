@@ -12,6 +12,8 @@ from robustbench_meta.options import Jobs
 
 RECIPE = "recipe.json"
 """In the folder of a run: how its workers make the grids again."""
+STOP = "stop"
+"""The same: workers on other machines are to stop."""
 
 
 @dataclass(frozen=True)

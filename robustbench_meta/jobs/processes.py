@@ -136,24 +136,14 @@ Process = Fork | Spawned
 
 
 class ExitHandler:
-    """When a worker ends before its time, the cell that it was computing fails, or its job is done again.
-
-    Args:
-        queue: gives that of the run.
-        monitor: of its events.
-    """
+    """When a worker ends before its time, the cell that it was computing fails, or its job is done again."""
 
     def __init__(self, queue: Callable[[], Queue], monitor: Monitor) -> None:
         self._queue, self._monitor = queue, monitor
         self._losses: dict[object, int] = {}
 
     def __call__(self, worker: str, how: str, *, guilty: bool = True) -> None:
-        """A worker has ended.
-
-        Args:
-            worker: its name.
-            how: it ended, to follow the name of its job.
-            guilty: False if its work is not to blame, as when a machine is lost.
+        """Handle a worker that ended; `guilty`: its work is to blame, and not a machine that was lost.
 
         Raises:
             BenchError: workers without a job end again and again.
@@ -188,16 +178,7 @@ class ExitHandler:
 
 
 class ProcessGroup:
-    """Some workers of a run.
-
-    Args:
-        start: starts the process of a worker, by its name.
-        name: the first part of the names of all.
-        queue: gives that of the run, when a cell has failed.
-        monitor: of its events.
-        stop: whether to stop.
-        stopped: asked as well.
-    """
+    """Some workers of a run, with names that begin alike; `start` starts one, `queue` is called when a cell failed."""
 
     def __init__(
         self, start: Callable[[str], Process], name: str, queue: Callable[[], Queue], monitor: Monitor, stop: Stop,
@@ -217,7 +198,7 @@ class ProcessGroup:
         Args:
             count: how many.
             cores: to be shared by those that have a job; None: each keeps those that it has.
-            grace: the seconds that workers have to save their work when this is asked to stop.
+            grace: the seconds that workers have to save their work on a stop.
             pause: the seconds between two looks at them.
 
         Raises:

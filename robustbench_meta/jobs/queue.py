@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -61,6 +62,11 @@ class Assemble:
 Job = Train | Evaluate | Assemble
 
 
+@cache
+def _checksum(path: Path, _mtime: int, _size: int) -> str:
+    return tensor_files.read_metadata(path)["checksum"]
+
+
 def _lock(job: Job) -> str:
     if isinstance(job, Train):
         return training_lock(job.target.key)
@@ -68,15 +74,7 @@ def _lock(job: Job) -> str:
 
 
 class Queue:
-    """The jobs of a run, as one worker sees them.
-
-    Args:
-        grids: the parts of the run.
-        store: the results folder.
-        cells: the keys of the pending cells.
-        device: what kind of device computes: cpu or cuda.
-        log: gets an event for each cell that fails.
-    """
+    """The jobs of a run for its pending cells, as one worker sees them; `device`: what kind computes, cpu or cuda."""
 
     def __init__(
         self, grids: Sequence[Grid], store: Store, cells: Collection[str], device: str, log: EventLog
@@ -90,8 +88,6 @@ class Queue:
         """The key of the training of the last job that this worker claimed."""
         self._headers: dict[Path, frozenset[str]] = {}
         """The cells of each part whose header was read."""
-        self._checksums: dict[str, tuple[tuple[int, int], str]] = {}
-        """By training, the time and size of its checkpoint, and its checksum."""
 
     def claim(self, only: str | None = None) -> Job | None:
         """The next free job, locked until it is released; None: there is none at the moment.
@@ -245,19 +241,14 @@ class Queue:
 
     def identity(self, group: Group) -> str:
         """What parts must have been computed with to be put together: these checkpoints, on that kind of device."""
-        return digest_of([self._device, *(self._checksum(key) for key in sorted(group.needs))])[:8]
-
-    def _checksum(self, training: str) -> str:
-        path = self.store.root / checkpoint_name(training)
-        try:
-            stat = path.stat()
-            version, checksum = self._checksums.get(training, (None, ""))
-            if version != (stat.st_mtime_ns, stat.st_size):
-                checksum = tensor_files.read_metadata(path)["checksum"]
-                self._checksums[training] = (stat.st_mtime_ns, stat.st_size), checksum
-            return checksum
-        except _DAMAGED:
-            return ""
+        checksums = []
+        for key in sorted(group.needs):
+            path = self.store.root / checkpoint_name(key)
+            try:
+                checksums.append(_checksum(path, path.stat().st_mtime_ns, path.stat().st_size))
+            except _DAMAGED:
+                checksums.append("")
+        return digest_of([self._device, *checksums])[:8]
 
     def _cells(self, path: Path) -> frozenset[str]:
         """The cells of a part; none if it is damaged, and then it is removed."""

@@ -74,9 +74,6 @@ def make_ready(
         policy: how it is done.
         track: trackers, as typed.
         bring: adds plugins that were found in no other way.
-
-    Raises:
-        BenchError: something of it cannot be, and what to do.
     """
     specs = [part.spec() for part in suite.parts]
     keep_seconds()
@@ -113,12 +110,6 @@ def compute(ready: PreparedRun, store: Store, policy: Policy, stop: Stop) -> Sum
     """Compute the cells that the store has no record of; a cell that fails costs no other.
 
     A training that several parts need is done once.
-
-    Args:
-        ready: what is to be run.
-        store: where records and checkpoints go.
-        policy: how.
-        stop: whether to stop.
 
     Raises:
         Stopped: `stop` was asked; finished cells, and most of the unfinished work, are saved.

@@ -43,14 +43,7 @@ _PLUGIN_ERRORS = (Exception, SystemExit)
 
 
 class Worker:
-    """Runs the jobs of a queue.
-
-    Args:
-        context: what it computes with.
-        queue: of the run.
-        monitor: of the run's events, for the copies of itself that it forks.
-        exit_when_waiting: whether it ends when others work on all that is left.
-    """
+    """Runs the jobs of a queue; `exit_when_waiting`: it ends when others work on all that is left."""
 
     def __init__(
         self, context: WorkerContext, queue: Queue, monitor: Monitor, *, exit_when_waiting: bool = False

@@ -6,7 +6,6 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -16,10 +15,10 @@ class Stopped(BaseException):  # no error, and nothing that a plugin should catc
 
 
 class Stop:
-    """Whether the work was told to stop.
+    """Whether the work was asked to stop.
 
-    Told once, work that can go on from any of its steps comes to its next one; other work ends at once. Told twice,
-    all of it ends at once, by KeyboardInterrupt.
+    Asked once, work that can be resumed from any of its steps finishes the current one; other work ends at once. Asked
+    twice, all of it ends at once, by KeyboardInterrupt.
     """
 
     def __init__(self) -> None:
@@ -74,25 +73,17 @@ class Stop:
 
     @contextlib.contextmanager
     def listening(self, told: Callable[[], None] | None = None, signals: tuple[int, ...] = SIGNALS) -> Iterator[Stop]:
-        """Inside, the signals tell the work to stop; outside the main thread nothing listens.
-
-        Args:
-            told: called when they do, to say so.
-            signals: which.
-        """
+        """Inside, the signals ask the work to stop, and `told` says so; outside the main thread nothing listens."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
         self._told = told
-        before = {number: signal.signal(number, self._on_signal) for number in signals}
+        before = {number: signal.signal(number, lambda number, _: self.ask(number)) for number in signals}
         try:
             yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
-
-    def _on_signal(self, number: int, _: FrameType | None) -> None:
-        self.ask(number)
 
 
 def how_it_ended(code: int | None) -> str:

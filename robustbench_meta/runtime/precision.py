@@ -28,11 +28,7 @@ _NEWER = ("", ".cuda.matmul", ".cudnn.conv", ".cudnn.rnn", ".mkldnn.matmul", ".m
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:
-    """Say so if a device cannot compute in a precision; of a CUDA device of another machine nothing is known here.
-
-    Raises:
-        BenchError: tf32 without CUDA, or a GPU too old for tf32 or bf16.
-    """
+    """Raise BenchError for tf32 without CUDA, or a GPU of this machine that is too old for tf32 or bf16."""
     if precision == "tf32" and device.type != "cuda":
         raise BenchError(
             f"--precision tf32 was given, and the device is {device}; tf32 needs a CUDA device of compute capability "
@@ -123,20 +119,20 @@ def _newer() -> list[Any]:
 
 def _remembered() -> Callable[[], None]:
     """What gives torch's switches back as they are now."""
-    found: list[tuple[Any, str, Any]] = [
+    switches: list[tuple[Any, str, Any]] = [
         (torch.backends.cudnn, name, getattr(torch.backends.cudnn, name)) for name in ("deterministic", "benchmark")
     ]
     with suppress(RuntimeError):  # torch refuses to tell where its older and newer names are at odds
-        found.append((torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32))
+        switches.append((torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32))
     products = None
     with suppress(RuntimeError):
         products = torch.get_float32_matmul_precision()
-    found += [(place, "fp32_precision", place.fp32_precision) for place in _newer()]
+    switches += [(place, "fp32_precision", place.fp32_precision) for place in _newer()]
 
     def restore() -> None:
         if products is not None:
             torch.set_float32_matmul_precision(products)
-        for place, name, value in found:
+        for place, name, value in switches:
             setattr(place, name, value)
 
     return restore

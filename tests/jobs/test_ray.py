@@ -15,9 +15,8 @@ from robustbench_meta import hookimpl  # noqa: E402
 from robustbench_meta.errors import BenchError  # noqa: E402
 from robustbench_meta.experiment.grid import prepare  # noqa: E402
 from robustbench_meta.experiment.spec import RunSpec  # noqa: E402
-from robustbench_meta.jobs import runner  # noqa: E402
+from robustbench_meta.jobs import runner, worker_process  # noqa: E402
 from robustbench_meta.jobs.launchers import ray as on_ray  # noqa: E402
-from robustbench_meta.jobs.launchers import ray_node  # noqa: E402
 from robustbench_meta.jobs.launchers.ray import RayCluster, Request  # noqa: E402
 from robustbench_meta.jobs.policy import Policy  # noqa: E402
 from robustbench_meta.registry.registry import load_registry  # noqa: E402
@@ -238,7 +237,7 @@ def test_a_node_with_other_code_is_named_and_told_why(tmp_path, plugins, monkeyp
 
     def launch(self, given):
         (plugins / "mine" / "gate.py").write_text("GATE = 'elsewhere'\n")
-        made.append(ray_node.run_worker("ray.0", str(given.folder), 1, "cpu"))
+        made.append(worker_process.run_on_node("ray.0", str(given.folder), 1, "cpu"))
 
     monkeypatch.setattr(RayCluster, "launch", launch)
     run(tmp_path / "r", "ray", plugins, dataset="toy", learners=("slow",))

@@ -83,12 +83,7 @@ def computes_here(text: str) -> bool:
 
 
 def launcher_for(policy: Policy, workers: int, device: torch.device) -> Launcher:
-    """The launcher of a run.
-
-    Args:
-        policy: with its name.
-        workers: how many there are to be on this machine.
-        device: of the run.
+    """The launcher of a run, with so many workers if they are on this machine.
 
     Raises:
         BenchError: what it needs is not installed, or does not answer.

@@ -1,8 +1,6 @@
 """Workers as tasks of a Ray cluster. Its nodes see the results folder, as in Ray's own training on several nodes.
 
-A Ray task calls `ray_node.run_worker`, which starts `jobs/worker_process.py` on its node (`ProcessGroup`), so that the
-death of a worker differs from that of its node, and a cell that takes too long is ended there. What a lost node was at
-is free again, and others do it.
+A Ray task calls `worker_process.run_on_node`. The jobs of a lost node are free again, and others do them.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from typing import Any
 from robustbench_meta.errors import BenchError, unknown
 from robustbench_meta.jobs.events import WorkerFailed
 from robustbench_meta.jobs.launchers import Run
-from robustbench_meta.jobs.launchers.ray_node import STOP
+from robustbench_meta.jobs.policy import STOP
 from robustbench_meta.jobs.processes import GRACE_SECONDS, ExitHandler, as_exception
 from robustbench_meta.runtime.cpu import available_cores
 
@@ -261,9 +259,9 @@ def _node_task() -> Callable[..., dict[str, Any]]:
                 "unfit": f"it does not see the results folder ({folder}): put --results on a file system that all "
                 "nodes share, under the same path", **answer,
             }  # fmt: skip
-        from robustbench_meta.jobs.launchers.ray_node import run_worker  # noqa: PLC0415
+        from robustbench_meta.jobs.worker_process import run_on_node  # noqa: PLC0415
 
-        return {**run_worker(name, folder, cpus, device), **answer}
+        return {**run_on_node(name, folder, cpus, device), **answer}
 
     return work_on_node
 
