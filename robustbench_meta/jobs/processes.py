@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -19,7 +18,7 @@ from robustbench_meta.errors import BenchError, DeviceLostError, StorageError
 from robustbench_meta.jobs.events import WorkerFailed
 from robustbench_meta.jobs.monitor import Monitor, WorkerState
 from robustbench_meta.jobs.queue import Queue
-from robustbench_meta.runtime.interrupts import Stop, Stopped, how_it_ended
+from robustbench_meta.runtime.interrupts import Stop, Stopped, begin_fork, how_it_ended
 
 _log = logging.getLogger(__name__)
 GRACE_SECONDS = 10.0
@@ -31,8 +30,6 @@ MOST_LOSSES = 5
 CODES = {"failed": 70, "stopped": 75, "device": 76}
 """The exit codes of a worker: an error that is no cell's; it was asked to stop; its device is lost."""
 _STOPPED = {CODES["stopped"]: "was told to stop", CODES["device"]: "could not compute on its device any more"}
-_PR_SET_PDEATHSIG = 1
-"""Of Linux's prctl: which signal a process gets when its parent is gone."""
 _CODE = "import sys; from pathlib import Path; from robustbench_meta.jobs.worker_process import main; " + (
     "sys.exit(main(Path(sys.argv[1]), sys.argv[2]))"
 )
@@ -81,12 +78,8 @@ class Fork:
 def _child(work: Callable[[], None], parent: int) -> None:
     code = 1
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == parent:
-            work()
+        begin_fork(parent)
+        work()
         code = 0
     except BaseException as error:
         code = exit_code(error)

@@ -65,6 +65,9 @@ def test_the_costliest_training_first_then_what_the_worker_has_trained(opened):
     first, second = one.claim(), two.claim()
     assert (first.target.title, second.target.title) == ("adml (seed 0)", "maml (seed 0)"), "adml attacks its tasks"
     assert opened().claim() is None, "evaluations wait for their checkpoints"
+    one.release(first)
+    first = one.claim()
+    assert first.target.title == "adml (seed 0)", "free again"
     run(two, second)
     run(one, first)
     assert (two.claim().target.title, one.claim().target.title) == ("maml (seed 0)", "adml (seed 0)")
@@ -84,15 +87,6 @@ def test_chunks_of_one_training_are_shared_out_and_then_assembled(opened, traine
     assert {record["training"] for record in Store(one.store.root).records()} == {last.target.key}
     assert one.store.parts(last.target.key) == []
     assert not list((one.store.root / ".locks").glob("evaluate-*"))
-
-
-def test_a_job_whose_worker_is_gone_is_free_again(opened):
-    one, two = opened(), opened()
-    job = one.claim()
-    one.claim()
-    assert two.claim() is None
-    one.release(job)
-    assert two.claim().target.key == job.target.key
 
 
 def test_a_larger_grid_evaluates_only_what_is_new(opened, trained, registry):
@@ -202,16 +196,13 @@ def test_work_counts_what_is_not_there_yet(grid):
         ("auto", "cpu", WORTH_STARTING, 4, 8, 4),
         ("auto", "cpu", WORTH_STARTING, 4, 2, 2),
         ("auto", "cuda:0", 10**6, 4, 8, 1),
+        ("auto", "cuda", 1, 4, 8, 3),
     ],
 )
-def test_as_many_workers_as_pay(wanted, device, cost, trainings, cores, expected):
+def test_as_many_workers_as_pay(wanted, device, cost, trainings, cores, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     work = [{"train": cost if each == 0 else 0, "test": 0} for each in range(trainings)]
     assert workers_for(wanted, work, torch.device(device), cores) == expected
-
-
-def test_auto_is_a_worker_for_each_cuda_device(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert workers_for("auto", 4 * [{"train": 1, "test": 1}], torch.device("cuda"), 8) == 3
 
 
 def test_a_worker_that_is_not_to_wait_ends_when_others_are_at_all_that_is_left(opened):

@@ -10,15 +10,14 @@ import importlib.metadata
 import logging
 import math
 import os
+import platform
 import re
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from robustbench_meta.errors import BenchError, unknown
 from robustbench_meta.jobs.events import WorkerFailed
@@ -39,7 +38,7 @@ _log = logging.getLogger(__name__)
 OPTIONS = ("address", "gpus", "cpus", "workers")
 POLL_SECONDS = 0.5
 LOOK_SECONDS = 2.0
-"""How often it is looked at which nodes there are."""
+"""Between two looks at the nodes."""
 CONNECT_SECONDS = 5.0
 """How long a cluster's address is given to answer."""
 PATIENCE_SECONDS = 30.0
@@ -48,26 +47,17 @@ _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(?P<port>\d{1,
 _LESS_MEMORY = "give a worker more of the node (ray:cpus=N), or lower --tasks-per-step, --query or the width"
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is asked of a cluster."""
+class Request(NamedTuple):
+    """What a run asks of a cluster: its address, cores and GPUs of a worker, and the most workers (None: any)."""
 
     address: str
-    """`local`: one that is started for this run; `auto`, HOST:PORT: one that is there."""
     cpus: int
-    """Of a worker."""
     gpus: float
-    """Of a worker."""
     workers: int | None
-    """At most so many; None: as many as there is room for."""
 
     @classmethod
     def read(cls, options: Mapping[str, str], device: str) -> Request:
-        """Make one from options as typed.
-
-        Raises:
-            BenchError: there is no such option, or it cannot have this value.
-        """
+        """Make one from options as typed; BenchError if there is no such option, or it cannot have this value."""
         for name in options:
             if name not in OPTIONS:
                 raise BenchError(unknown("option", name, OPTIONS, " of the executor 'ray'"))
@@ -100,15 +90,7 @@ class Request:
 
 
 class RayCluster:
-    """Workers on the nodes of a Ray cluster.
-
-    Args:
-        options: as typed: address, gpus, cpus, workers.
-        device: of the run.
-
-    Raises:
-        BenchError: an option is unknown or has a bad value, no cluster answers, or it has no room for a worker.
-    """
+    """Workers on the nodes of a Ray cluster; BenchError if none answers, or it has no room for a worker."""
 
     def __init__(self, options: Mapping[str, str], device: str) -> None:
         self._request = Request.read(options, device)
@@ -121,11 +103,8 @@ class RayCluster:
     def launch(self, run: Run) -> None:
         """Run tasks until nothing is left to do, see `Launcher`."""
         try:
-            tasks = _RayTasks(self._request, run)
-            try:
+            with contextlib.closing(_RayTasks(self._request, run)) as tasks:
                 tasks.work()
-            finally:
-                tasks.end()
         finally:
             self._leave()
 
@@ -172,7 +151,7 @@ class _RayTasks:
                     "waiting for %s for a worker: the nodes of the Ray cluster are taken, or gone", self._request
                 )
 
-    def end(self) -> None:
+    def close(self) -> None:
         """End all tasks; workers have a moment to save their work."""
         if not self._names:
             return
@@ -236,7 +215,7 @@ def _node_task() -> Callable[..., dict[str, Any]]:
     ) -> dict[str, Any]:
         import importlib.metadata  # noqa: PLC0415  # sent by value: imports are made where it runs
         import os  # noqa: PLC0415
-        import sys  # noqa: PLC0415
+        import platform  # noqa: PLC0415
 
         import ray  # noqa: PLC0415
 
@@ -244,14 +223,16 @@ def _node_task() -> Callable[..., dict[str, Any]]:
         answer = {"node": node, "address": ray.util.get_node_ip_address()}  # type: ignore[no-untyped-call]  # of Ray
         if node in unfit:
             return {"done": True}
-        other = [] if sys.version_info[:2] == tuple(map(int, expected["python"].split("."))) else ["another Python"]
-        for distribution in set(expected) - {"python"}:
-            try:
-                found = importlib.metadata.version(distribution).partition("+")[0]
-            except importlib.metadata.PackageNotFoundError:
-                found = "not installed"
-            if found != expected[distribution]:
-                other.append(f"{distribution}: {found} there, {expected[distribution]} here")
+        other = []
+        for what, version in expected.items():
+            there = ".".join(platform.python_version_tuple()[:2])
+            if what != "python":
+                try:
+                    there = importlib.metadata.version(what).partition("+")[0]
+                except importlib.metadata.PackageNotFoundError:
+                    there = "not installed"
+            if there != version:
+                other.append(f"{what}: {there} there, {version} here")
         if other:
             return {"unfit": f"{'; '.join(other)}: install the same on all nodes", **answer}
         if not os.path.isfile(os.path.join(folder, "recipe.json")):
@@ -269,15 +250,11 @@ def _node_task() -> Callable[..., dict[str, Any]]:
 def _installed() -> dict[str, str]:
     """The versions that must be the same on all nodes."""
     versions = {name: importlib.metadata.version(name).partition("+")[0] for name in ("robustbench_meta", "torch")}
-    return versions | {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
+    return {"python": ".".join(platform.python_version_tuple()[:2]), **versions}
 
 
 def _connect(request: Request) -> bool:
-    """Connect to the cluster, or start one; whether it is ours to leave.
-
-    Raises:
-        BenchError: there is none, or it is of another version.
-    """
+    """Connect to the cluster, or start one; whether it is ours to leave."""
     if ray.is_initialized():
         return False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
