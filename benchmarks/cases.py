@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from benchmarks import endtoend, evaluation, gradients, scaling
 from robustbench_meta.errors import BenchError
 
-Case = gradients.Gradient | evaluation.Evaluation | endtoend.FromDisk | endtoend.DefaultGrid | (
-    scaling.Scaling | scaling.SecondAttack
-)  # fmt: skip
+Case = gradients.Gradient | evaluation.Evaluation | endtoend.FromDisk | endtoend.DefaultGrid | scaling.Scaling
 CASES: tuple[Case, ...] = (*gradients.CASES, *evaluation.CASES, *endtoend.CASES, *scaling.CASES)
 GROUPS = tuple(dict.fromkeys(case.group for case in CASES))
 

@@ -36,16 +36,11 @@ class RunStarted(Event):
     work: list[dict[str, Any]]
     results: str
     trainings: dict[str, Any]
-    host: str = ""
-    pid: int = 0
 
 
 @dataclass(frozen=True)
 class RunFinished(Event):
-    """With how many cells it finished, and how many failed."""
-
-    finished: int
-    failed: int
+    """A run is over, or was interrupted in good order."""
 
 
 @dataclass(frozen=True)

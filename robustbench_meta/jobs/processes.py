@@ -8,9 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from robustbench_meta import errors
@@ -18,7 +17,7 @@ from robustbench_meta.errors import BenchError, DeviceLostError, StorageError
 from robustbench_meta.jobs.events import WorkerFailed
 from robustbench_meta.jobs.monitor import Monitor, WorkerState
 from robustbench_meta.jobs.queue import Queue
-from robustbench_meta.runtime.interrupts import Stop, Stopped, begin_fork, how_it_ended
+from robustbench_meta.runtime.interrupts import Stop, Stopped, begin_fork, handling, how_it_ended
 
 _log = logging.getLogger(__name__)
 GRACE_SECONDS = 10.0
@@ -96,7 +95,7 @@ class Spawned:
     def __init__(self, folder: Path, name: str, cores: int, device: str) -> None:
         paths = os.pathsep.join(os.getcwd() if path == "" else path for path in sys.path)
         command = [sys.executable, "-P", "-c", _CODE, str(folder), name]
-        with _ignoring_interrupts():
+        with handling({signal.SIGINT: signal.SIG_IGN}):  # the new process inherits this, before it runs code of ours
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths}
             )
@@ -157,7 +156,7 @@ class ExitHandler:
         if job.kind == "train":
             self._queue().fail_training(job.key, reason)
         else:
-            self._queue().fail(job.cells or self._queue().cells_of(job.key), reason)
+            self._queue().fail(job.cells, reason)
 
     def blame(self, state: WorkerState, reason: str) -> bool:
         """Fail the cell or training that a worker was computing; False: that is not known."""
@@ -238,13 +237,10 @@ class ProcessGroup:
         if code == 0:
             self._monitor.gone(name)
         elif code == CODES["failed"]:
-            failure = self._monitor.failures.get(name)
-            raise (
-                as_exception(failure)
-                if failure is not None
-                else StorageError(
-                    f"a worker process could not write to {self._monitor.folder}: free some space, and see its output"
-                )
+            if name in self._monitor.failures:
+                raise as_exception(self._monitor.failures[name])
+            raise StorageError(
+                f"a worker process could not write to {self._monitor.folder}: free some space, and see its output"
             )
         elif code in _STOPPED:
             self._exited(name, _STOPPED[code], guilty=False)
@@ -291,19 +287,6 @@ def as_exception(failure: WorkerFailed) -> Exception:
         error = ours(failure.message)
     error.add_note(f"In a worker:\n{failure.trace}")
     return error
-
-
-@contextlib.contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    """A process that is started inside ignores Ctrl-C from its first moment, even before it runs code of ours."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _advice(code: int) -> str:

@@ -117,10 +117,6 @@ class Queue:
         self._refresh()
         return not self.groups
 
-    def cells_of(self, training: str) -> list[str]:
-        """The keys of the pending cells of a training."""
-        return [key for group in self.groups if group.key == training for key in group.cells]
-
     def fail(self, cells: Iterable[str], reason: str, traceback: str = "") -> None:
         """Write down that these cells failed, and why; not of those that are over already."""
         over = self.store.over()

@@ -137,7 +137,7 @@ def compute(ready: PreparedRun, store: Store, policy: Policy, stop: Stop) -> Sum
     }  # fmt: skip
     facts: dict[str, Any] = {"cells": len(pending), "work": work, "results": str(store.root), "trainings": trainings}
     try:
-        log.emit(RunStarted(dict(about), host=socket.gethostname(), pid=os.getpid(), **facts))
+        log.emit(RunStarted(dict(about), **facts))
         registry.emit("run_started", run=about, **facts)
         if pending:
             cores = available_cores()
@@ -155,7 +155,7 @@ def compute(ready: PreparedRun, store: Store, policy: Policy, stop: Stop) -> Sum
             queue.tidy(key)
     finally:
         with contextlib.suppress(StorageError):  # the error that ended the run is raised
-            log.emit(RunFinished(summary.finished, len(summary.failed)))
+            log.emit(RunFinished())
         log.close()
         store.locks.give_back_all()
         registry.emit("run_finished", run=about, finished=summary.finished, failed=len(summary.failed))

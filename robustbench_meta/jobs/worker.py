@@ -95,8 +95,8 @@ class Worker:
         grid, training = job.target.grid, job.target.training
         try:
             self.stop.check()
-            places, cells = (job.places, job.cells) if isinstance(job, Evaluate) else (range(0), ())
-            self._begin(job, places, (cell.key for cell in cells))
+            places = job.places if isinstance(job, Evaluate) else range(0)
+            self._begin(job, places, [] if isinstance(job, Train) else [cell.key for cell in job.cells])
             drawing = seeded(seed_from(training.spec.seed, "job", training.key), self.device)
             with self._failing_cells_of(job), computing_in(grid.run.precision, self.device), drawing:
                 if isinstance(job, Train):

@@ -7,8 +7,11 @@ import ctypes
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any
 
+Handler = Callable[[int, FrameType | None], Any] | int
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -76,16 +79,23 @@ class Stop:
     @contextlib.contextmanager
     def listening(self, told: Callable[[], None] | None = None, signals: tuple[int, ...] = SIGNALS) -> Iterator[Stop]:
         """Inside, the signals ask the work to stop, and `told` says so; outside the main thread nothing listens."""
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
         self._told = told
-        before = {number: signal.signal(number, lambda number, _: self.ask(number)) for number in signals}
-        try:
+        with handling({number: lambda number, _: self.ask(number) for number in signals}):
             yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
+
+
+@contextlib.contextmanager
+def handling(handlers: Mapping[int, Handler]) -> Iterator[None]:
+    """Inside, these signals have these handlers, and afterwards those of before; only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
 
 
 def begin_fork(parent: int) -> None:

@@ -43,9 +43,6 @@ class Failing:
     def fail_training(self, key, reason):
         self.failed[key] = reason
 
-    def cells_of(self, training):
-        return [f"{training}'s"]
-
 
 @pytest.fixture
 def watched(tmp_path):

@@ -7,13 +7,14 @@ import json
 import pytest
 import torch
 
+from robustbench_meta.engine.engine import Engine
 from robustbench_meta.engine.parallel import Cores
 from robustbench_meta.experiment.checkpoints import Trained, checkpoint_bytes, checkpoint_name
 from robustbench_meta.experiment.grid import prepare
 from robustbench_meta.experiment.spec import CellSpec, RunSpec
 from robustbench_meta.hookspecs import hookimpl
 from robustbench_meta.jobs.context import WorkerContext
-from robustbench_meta.jobs.events import CellFailed, EventLog, EventReader
+from robustbench_meta.jobs.events import CellFailed, EventLog, EventReader, JobStarted
 from robustbench_meta.jobs.monitor import Monitor, Reporter, Summary
 from robustbench_meta.jobs.planner import WORTH_STARTING, groups_of, needed_of, work_of, workers_for
 from robustbench_meta.jobs.queue import Assemble, Evaluate, Queue
@@ -97,6 +98,31 @@ def test_a_larger_grid_evaluates_only_what_is_new(opened, trained, registry):
     job = opened(of=prepare(RunSpec.read(**spec), registry, None)).claim()
     assert isinstance(job, Evaluate)
     assert [cell.attack for cell in job.cells] == ["pgd:steps=2"]
+
+
+def test_a_second_attack_costs_no_meta_step_and_no_adaptation(opened, registry, tmp_path, monkeypatch):
+    adapted, real = [], Engine.adapt
+
+    def adapt(engine, theta, support, **settings):
+        if not engine.training:
+            adapted.append(support.x.shape[0])
+        return real(engine, theta, support, **settings)
+
+    def work(*attacks):
+        adapted.clear()
+        queue = opened(of=prepare(RunSpec.read(**{**SPEC, "attacks": attacks}), registry, None))
+        Worker(WorkerContext(queue.store, CPU), queue, Monitor(tmp_path / "events")).work()
+        new = [event.kind for _, event in reader.new() if isinstance(event, JobStarted)]
+        return sum(adapted), new.count("train")
+
+    monkeypatch.setattr(Engine, "adapt", adapt)
+    reader = EventReader(tmp_path / "events")
+    alone, trained = work("fgsm")
+    assert trained == 2
+    assert work("fgsm", "pgd:steps=2")[1] == 0
+    for path in (*tmp_path.glob("*/*.json"), *tmp_path.glob("checkpoints/*")):
+        path.unlink()
+    assert work("fgsm", "pgd:steps=2") == (alone, 2), "one adaptation serves both"
 
 
 def test_parts_of_other_weights_are_not_put_together(opened, trained):

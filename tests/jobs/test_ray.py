@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -219,13 +220,10 @@ def test_no_node_with_room_for_a_worker_is_told_with_what_there_is(tmp_path, plu
 
 
 def test_a_node_that_does_not_see_the_results_folder_is_named_and_told_why(tmp_path, plugins, cluster, monkeypatch):
-    real = on_ray._RayTasks.__init__
-
-    def elsewhere(self, request, run):
-        real(self, request, run)
-        self._arguments = (str(tmp_path / "not shared"), *self._arguments[1:])
-
-    monkeypatch.setattr(on_ray._RayTasks, "__init__", elsewhere)
+    real = RayCluster.launch
+    monkeypatch.setattr(
+        RayCluster, "launch", lambda self, run: real(self, replace(run, folder=tmp_path / "not shared"))
+    )
     with pytest.raises(BenchError, match=r"node \w+ \(\S+\): it does not see the results folder .* file system"):
         run(tmp_path / "r", f"ray:address={cluster.address}", plugins, dataset="toy", learners=("maml",))
 

@@ -14,9 +14,8 @@ import platform
 import re
 import signal
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from robustbench_meta.errors import BenchError, unknown
@@ -25,6 +24,7 @@ from robustbench_meta.jobs.launchers import Run
 from robustbench_meta.jobs.policy import STOP
 from robustbench_meta.jobs.processes import GRACE_SECONDS, ExitHandler, as_exception
 from robustbench_meta.runtime.cpu import available_cores
+from robustbench_meta.runtime.interrupts import SIGNALS, handling
 
 try:
     import ray
@@ -93,47 +93,37 @@ class RayCluster:
     """Workers on the nodes of a Ray cluster; BenchError if none answers, or it has no room for a worker."""
 
     def __init__(self, options: Mapping[str, str], device: str) -> None:
-        self._request = Request.read(options, device)
-        self._ours = _connect(self._request)
-        if not _room(self._request):
+        self._request = request = Request.read(options, device)
+        self._ours = _connect(request)
+        self._names: dict[Any, str] = {}
+        """By task, the name of its worker."""
+        self._unfit: dict[str, str] = {}
+        """By node, why nothing can be done there."""
+        self._looked, self._started = -math.inf, 0
+        if not self._room():
             nodes = "; ".join(_resources(node) for node in _nodes()) or "none"
             self._leave()
-            raise BenchError(f"no node of the Ray cluster has {self._request} for a worker; its nodes have: {nodes}")
+            raise BenchError(f"no node of the Ray cluster has {request} for a worker; its nodes have: {nodes}")
 
     def launch(self, run: Run) -> None:
         """Run tasks until nothing is left to do, see `Launcher`."""
-        try:
-            with contextlib.closing(_RayTasks(self._request, run)) as tasks:
-                tasks.work()
-        finally:
-            self._leave()
+        self._run, self._exited = run, ExitHandler(lambda: run.queue, run.monitor)
+        self._task = ray.remote(_node_task()).options(
+            num_cpus=self._request.cpus, num_gpus=self._request.gpus, max_retries=0, scheduling_strategy="SPREAD"
+        )
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._leave)
+            stack.callback(self._end_tasks)
+            self._work()
 
     def _leave(self) -> None:
         if self._ours:
             with _signals_kept():
                 ray.shutdown()
 
-
-class _RayTasks:
-    """The tasks of one run."""
-
-    def __init__(self, request: Request, run: Run) -> None:
-        self._request, self._run = request, run
-        self._names: dict[Any, str] = {}
-        """By task, the name of its worker."""
-        self._unfit: dict[str, str] = {}
-        """By node, why nothing can be done there."""
-        self._exited = ExitHandler(lambda: run.queue, run.monitor)
-        self._looked, self._started = -math.inf, 0
-        self._heard, self._warned = time.monotonic(), False
-        device = "cuda" if str(run.device).startswith("cuda") else str(run.device)
-        self._task = ray.remote(_node_task()).options(
-            num_cpus=request.cpus, num_gpus=request.gpus, max_retries=0, scheduling_strategy="SPREAD"
-        )
-        self._arguments = (str(run.folder.resolve()), request.cpus, device, _installed())
-
-    def work(self) -> None:
+    def _work(self) -> None:
         """Start tasks, and return when nothing is left to do."""
+        heard, warned = time.monotonic(), False
         while True:
             self._run.stop.check()
             self._submit()
@@ -144,15 +134,21 @@ class _RayTasks:
             for task in ready:
                 self._on_result(task)
             if any(name.startswith("ray.") for name in self._run.monitor.workers):
-                self._heard = time.monotonic()
-            if not self._warned and time.monotonic() > self._heard + PATIENCE_SECONDS:
-                self._warned = True
+                heard = time.monotonic()
+            if not warned and time.monotonic() > heard + PATIENCE_SECONDS:
+                warned = True
                 _log.warning(
                     "waiting for %s for a worker: the nodes of the Ray cluster are taken, or gone", self._request
                 )
 
-    def close(self) -> None:
-        """End all tasks; workers have a moment to save their work."""
+    def _room(self) -> int:
+        """How many workers the cluster would have room for if nobody else used it, or as many as are wanted."""
+        nodes = [node for node in _nodes() if node["NodeID"] not in self._unfit]
+        room = sum(self._request.fits(node["Resources"]) for node in nodes)
+        return room if self._request.workers is None else min(room, self._request.workers)
+
+    def _end_tasks(self) -> None:
+        """Workers have a moment to save their work."""
         if not self._names:
             return
         (self._run.folder / STOP).touch()
@@ -168,15 +164,17 @@ class _RayTasks:
         if now < self._looked + LOOK_SECONDS:
             return
         self._looked = now
-        room = _room(self._request, self._unfit)
+        room = self._room()
         if not room and self._unfit:
             raise BenchError(f"no node of the Ray cluster can do this run: {'; '.join(self._unfit.values())}")
         if self._run.queue.over():
             return
+        kind = "cuda" if self._run.device.type == "cuda" else str(self._run.device)
+        arguments = (str(self._run.folder.resolve()), self._request.cpus, kind, _installed(), list(self._unfit))
         for _ in range(room - len(self._names)):
             name = f"ray.{self._started}"
             self._started += 1
-            self._names[self._task.remote(name, *self._arguments, list(self._unfit))] = name
+            self._names[self._task.remote(name, *arguments)] = name
 
     def _on_result(self, task: Any) -> None:
         name = self._names.pop(task)
@@ -286,34 +284,18 @@ def check_address(address: str) -> None:
         ) from error
 
 
-@contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
+def _signals_kept() -> contextlib.AbstractContextManager[None]:
     """Ray puts handlers of its own in place of ours."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return handling({number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS})
 
 
 def _nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # of Ray
 
 
-def _room(request: Request, unfit: Mapping[str, str] | None = None) -> int:
-    """How many workers the cluster would have room for if nobody else used it, or as many as are wanted."""
-    nodes = [node for node in _nodes() if node["NodeID"] not in (unfit or {})]
-    room = sum(request.fits(node["Resources"]) for node in nodes)
-    return room if request.workers is None else min(room, request.workers)
-
-
 def _resources(node: Mapping[str, Any]) -> str:
-    held = ", ".join(f"{node['Resources'].get(name, 0):g} {name}" for name in ("CPU", "GPU"))
-    return f"{node['NodeManagerAddress']} {held}"
+    resources = ", ".join(f"{node['Resources'].get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+    return f"{node['NodeManagerAddress']} {resources}"
 
 
 def _count(option: str, text: str) -> int:
