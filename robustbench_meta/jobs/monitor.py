@@ -1,4 +1,4 @@
-"""Follows the events of a run's workers: what each is doing, what takes too long, and what hooks and users are told."""
+"""Follows the events of a run's workers: what each is doing, what takes too long, and what hooks and users learn."""
 
 from __future__ import annotations
 

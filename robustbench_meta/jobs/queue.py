@@ -44,8 +44,7 @@ class Evaluate:
 
     kind: ClassVar[str] = "evaluate"
     target: Group
-    places: range
-    """The episodes."""
+    episodes: range
     cells: tuple[Cell, ...]
     path: Path
 
@@ -70,7 +69,7 @@ def _checksum(path: Path, _mtime: int, _size: int) -> str:
 def _lock(job: Job) -> str:
     if isinstance(job, Train):
         return training_lock(job.target.key)
-    return f"{job.kind}-{job.target.key}" + (f"-{job.places.start}" if isinstance(job, Evaluate) else "")
+    return f"{job.kind}-{job.target.key}" + (f"-{job.episodes.start}" if isinstance(job, Evaluate) else "")
 
 
 class Queue:
@@ -135,7 +134,7 @@ class Queue:
 
     def done(self, group: Group) -> tuple[int, int]:
         """How many (episode, attack) pairs of a group are evaluated, and how many there are."""
-        missing = sum(len(cells) * len(places) for places, cells in self._missing(group))
+        missing = sum(len(cells) * len(episodes) for episodes, cells in self._missing(group))
         return group.pairs - missing, group.pairs
 
     def parts_of(self, group: Group, cell: Cell) -> list[PartialResult] | None:
@@ -144,8 +143,8 @@ class Queue:
         One that is damaged is warned of and removed.
         """
         files, parts = self._parts(group), []
-        for places in group.chunks:
-            path = next((path for path in files[places.start, places.stop] if cell.key in self._headers[path]), None)
+        for episodes in group.chunks:
+            path = next((path for path in files[episodes] if cell.key in self._headers[path]), None)
             if path is None:
                 return None
             try:
@@ -195,8 +194,8 @@ class Queue:
         if not all(self._trained(key) for key in group.needs):
             return
         missing = self._missing(group)
-        for places, cells in missing:
-            yield Evaluate(group, places, tuple(cells), self._path(group, places, cells))
+        for episodes, cells in missing:
+            yield Evaluate(group, episodes, tuple(cells), self._path(group, episodes, cells))
         if not missing and group.cells:
             yield Assemble(group, tuple(group.cells.values()))
 
@@ -209,30 +208,30 @@ class Queue:
             return False
         if isinstance(job, Assemble):
             return all(cell.key in job.target.cells for cell in job.cells)
-        return (job.places, list(job.cells)) in self._missing(job.target)
+        return (job.episodes, list(job.cells)) in self._missing(job.target)
 
     def _missing(self, group: Group) -> list[tuple[range, list[Cell]]]:
         """The chunks that are not evaluated, each with the cells of which that is so."""
         files, missing = self._parts(group), []
-        for places in group.chunks:
-            present = {key for path in files[places.start, places.stop] for key in self._headers[path]}
+        for episodes in group.chunks:
+            present = {key for path in files[episodes] for key in self._headers[path]}
             if cells := [cell for key, cell in group.cells.items() if key not in present]:
-                missing.append((places, cells))
+                missing.append((episodes, cells))
         return missing
 
-    def _parts(self, group: Group) -> dict[tuple[int, int], list[Path]]:
-        """The files of a group's training, by their first episode and the one after the last."""
+    def _parts(self, group: Group) -> dict[range, list[Path]]:
+        """The files of a group's training, by their episodes."""
         files, identity = defaultdict(list), self.identity(group)
         for path in self.store.parts(group.key):
-            _, places, of, *_ = path.name.split(".")
-            start, _, stop = places.partition("-")
+            _, episodes, of, *_ = path.name.split(".")
+            start, _, stop = episodes.partition("-")
             if of == identity and self._cells(path):
-                files[int(start), int(stop)].append(path)
+                files[range(int(start), int(stop))].append(path)
         return files
 
-    def _path(self, group: Group, places: range, cells: Sequence[Cell]) -> Path:
+    def _path(self, group: Group, episodes: range, cells: Sequence[Cell]) -> Path:
         which = digest_of(sorted(cell.key for cell in cells))
-        name = f"{group.key}.{places.start}-{places.stop}.{self.identity(group)}.{which}.safetensors"
+        name = f"{group.key}.{episodes.start}-{episodes.stop}.{self.identity(group)}.{which}.safetensors"
         return self.store.root / "progress" / name
 
     def identity(self, group: Group) -> str:

@@ -95,8 +95,8 @@ class Worker:
         grid, training = job.target.grid, job.target.training
         try:
             self.stop.check()
-            places = job.places if isinstance(job, Evaluate) else range(0)
-            self._begin(job, places, [] if isinstance(job, Train) else [cell.key for cell in job.cells])
+            episodes = job.episodes if isinstance(job, Evaluate) else range(0)
+            self._begin(job, episodes, [] if isinstance(job, Train) else [cell.key for cell in job.cells])
             drawing = seeded(seed_from(training.spec.seed, "job", training.key), self.device)
             with self._failing_cells_of(job), computing_in(grid.run.precision, self.device), drawing:
                 if isinstance(job, Train):
@@ -109,9 +109,9 @@ class Worker:
         finally:
             self.queue.release(job)
 
-    def _begin(self, job: Job, places: range, cells: Iterable[str]) -> None:
+    def _begin(self, job: Job, episodes: range, cells: Iterable[str]) -> None:
         key, title = job.target.key, job.target.title
-        self.log.emit(events.JobStarted(job.kind, key, title, places.start, places.stop, tuple(cells)))
+        self.log.emit(events.JobStarted(job.kind, key, title, episodes.start, episodes.stop, tuple(cells)))
 
     @contextlib.contextmanager
     def _failing_cells_of(self, job: Job) -> Iterator[None]:
@@ -209,11 +209,11 @@ class Worker:
             if not cells:
                 return
             self._reset_peak_memory()
-            chunks = evaluator.on(job.places, cells, self._computing)
+            chunks = evaluator.on(job.episodes, cells, self._computing)
         failed = set()
         for chunk in chunks:
             for key, tally in chunk.cells.items():
-                if tally.failure:  # of several chunks the first is told: later notes of a cell are ignored
+                if tally.failure:  # of several chunks that fail the first counts
                     self.queue.fail([key], tally.failure, tally.traceback)
                     failed.add(key)
         keys = [cell.key for cell in cells if cell.key not in failed]

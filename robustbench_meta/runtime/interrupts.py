@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the work under way comes to an end of its own, and keeps what it has."""
+"""Ctrl-C and SIGTERM: unfinished work stops where it can be resumed; how processes begin and end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(BaseException):  # no error, and nothing that a plugin should catch
-    """The work was told to stop; what can be resumed of it is kept."""
+    """The work was asked to stop; what can be resumed is saved."""
 
 
 class Stop:
@@ -28,36 +28,35 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        """Which signal told it."""
         self._at_once = self._shielded = 0
-        self._told: Callable[[], None] | None = None
+        self._announce: Callable[[], None] | None = None
 
     def __bool__(self) -> bool:
         return self.signal is not None
 
     def ask(self, by: int = signal.SIGTERM) -> None:
-        """Tell the work to stop.
+        """Ask the work to stop.
 
         Raises:
-            Stopped: it is at work that ends at once.
-            KeyboardInterrupt: it was told before.
+            Stopped: it is work that ends at once.
+            KeyboardInterrupt: it was asked before.
         """
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = by
-        if self._told is not None:
-            self._told()
+        if self._announce is not None:
+            self._announce()
         if self._at_once and not self._shielded:
             raise Stopped
 
     def check(self) -> None:
-        """Raise Stopped if the work was told to stop."""
+        """Raise Stopped if the work was asked to stop."""
         if self:
             raise Stopped
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Work inside ends at once, by Stopped, when it is told to."""
+        """Work inside ends at once, by Stopped, when it is asked to."""
         self.check()
         self._at_once += 1
         try:
@@ -77,9 +76,11 @@ class Stop:
             self.check()
 
     @contextlib.contextmanager
-    def listening(self, told: Callable[[], None] | None = None, signals: tuple[int, ...] = SIGNALS) -> Iterator[Stop]:
-        """Inside, the signals ask the work to stop, and `told` says so; outside the main thread nothing listens."""
-        self._told = told
+    def listening(
+        self, announce: Callable[[], None] | None = None, signals: tuple[int, ...] = SIGNALS
+    ) -> Iterator[Stop]:
+        """Inside, the signals ask the work to stop, and `announce` says so; outside the main thread nothing listens."""
+        self._announce = announce
         with handling({number: lambda number, _: self.ask(number) for number in signals}):
             yield self
 

@@ -19,7 +19,7 @@ _LOWERED = {
     torch.conv1d, torch.conv2d, torch.conv3d,
     torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d,
     F.linear, F.scaled_dot_product_attention, torch.einsum,
-    *(getattr(place, name) for place in (torch, torch.Tensor)
+    *(getattr(module, name) for module in (torch, torch.Tensor)
       for name in ("matmul", "mm", "bmm", "addmm", "baddbmm", "addbmm")), torch.Tensor.__matmul__,
 }  # fmt: skip
 """What torch's autocast lowers on a CPU."""
@@ -98,23 +98,23 @@ def _switch(*, tf32: bool) -> None:
     torch.backends.cudnn.benchmark = False
     torch.set_float32_matmul_precision("highest")  # the CPU's, too
     torch.backends.cudnn.allow_tf32 = False
-    for place in _newer():
-        place.fp32_precision = "ieee"
+    for backend in _newer():
+        backend.fp32_precision = "ieee"
     if tf32:  # by the older names: they keep the newer ones in step, and not the other way round
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
 
 
 def _newer() -> list[Any]:
-    places = []
+    backends = []
     for path in _NEWER:
         with suppress(AttributeError):  # torch 2.8 has none
-            place: Any = torch.backends
+            backend: Any = torch.backends
             for name in path.split(".")[1:]:
-                place = getattr(place, name)
-            place.fp32_precision  # noqa: B018  # is it there?
-            places.append(place)
-    return places
+                backend = getattr(backend, name)
+            backend.fp32_precision  # noqa: B018  # is it there?
+            backends.append(backend)
+    return backends
 
 
 def _remembered() -> Callable[[], None]:
@@ -127,12 +127,12 @@ def _remembered() -> Callable[[], None]:
     products = None
     with suppress(RuntimeError):
         products = torch.get_float32_matmul_precision()
-    switches += [(place, "fp32_precision", place.fp32_precision) for place in _newer()]
+    switches += [(backend, "fp32_precision", backend.fp32_precision) for backend in _newer()]
 
     def restore() -> None:
         if products is not None:
             torch.set_float32_matmul_precision(products)
-        for place, name, value in switches:
-            setattr(place, name, value)
+        for backend, name, value in switches:
+            setattr(backend, name, value)
 
     return restore

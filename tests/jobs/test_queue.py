@@ -77,7 +77,7 @@ def test_the_costliest_training_first_then_what_the_worker_has_trained(opened):
 def test_chunks_of_one_training_are_shared_out_and_then_assembled(opened, trained):
     one, two = opened(), opened()
     jobs = [one.claim(), two.claim(), one.claim()]
-    assert [job.places for job in jobs] == [range(8), range(8, 16), range(16, 20)]
+    assert [job.episodes for job in jobs] == [range(8), range(8, 16), range(16, 20)]
     assert len({job.target.key for job in jobs}) == 1
     for queue, job in zip((one, two, one), jobs, strict=True):
         assert [cell.training.key for cell in job.cells] == 2 * [job.target.key]
@@ -130,11 +130,11 @@ def test_parts_of_other_weights_are_not_put_together(opened, trained):
     queue = opened()
     job = queue.claim()
     run(queue, job)
-    assert queue.claim().places == range(8, 16)
+    assert queue.claim().episodes == range(8, 16)
     path = queue.store.root / checkpoint_name(job.target.key)
     spec = job.target.training.spec.model_dump(mode="json")
     path.write_bytes(checkpoint_bytes(Trained({"other": torch.ones(1)}), spec))
-    assert opened().claim(job.target.key).places == range(8)
+    assert opened().claim(job.target.key).episodes == range(8)
 
 
 def test_a_damaged_part_is_told_and_its_episodes_are_evaluated_again(opened, trained, caplog):
