@@ -19,7 +19,7 @@ network on two cores, where starting a worker takes a few seconds."""
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
+class JobTarget:
     """A training that pending cells need."""
 
     grid: Grid
@@ -37,7 +37,7 @@ class Target:
 
 
 @dataclass(frozen=True, eq=False)
-class Group(Target):
+class Group(JobTarget):
     """The cells of one training in one part of a run: they are evaluated together."""
 
     cells: dict[str, Cell]
@@ -81,12 +81,12 @@ def groups_of(grids: Sequence[Grid], pending: Collection[str], device: str) -> l
     return groups
 
 
-def needed_of(grids: Sequence[Grid], pending: Collection[str]) -> dict[str, Target]:
+def needed_of(grids: Sequence[Grid], pending: Collection[str]) -> dict[str, JobTarget]:
     """The trainings that the pending cells need, surrogates' among them, by key."""
-    needed: dict[str, Target] = {}
+    needed: dict[str, JobTarget] = {}
     for number, grid in enumerate(grids, 1):
         for training in grid.needed(pending):
-            needed.setdefault(training.key, Target(grid, training, training.key, _title(training, number, grids)))
+            needed.setdefault(training.key, JobTarget(grid, training, training.key, _title(training, number, grids)))
     return needed
 
 
@@ -95,12 +95,12 @@ def _title(training: Training, part: int, grids: Sequence[Grid]) -> str:
 
 
 def work_of(
-    groups: Iterable[Group], needed: Mapping[str, Target], trained: Callable[[str], bool]
+    groups: Iterable[Group], needed: Mapping[str, JobTarget], trained: Callable[[str], bool]
 ) -> list[dict[str, Any]]:  # fmt: skip
     """What is to do for each training, as the hook `run_started` has it."""
     shares: dict[str, dict[str, Any]] = {}
 
-    def share(target: Target) -> dict[str, Any]:
+    def share(target: JobTarget) -> dict[str, Any]:
         empty = {"training": target.title, "cells": 0, "train": 0, "test": 0, "checked": 0}
         return shares.setdefault(target.title, empty)
 

@@ -18,7 +18,7 @@ from robustbench_meta.evaluation.partial_results import PartialResult, read_part
 from robustbench_meta.experiment.checkpoints import checkpoint_name
 from robustbench_meta.experiment.grid import Cell, Grid
 from robustbench_meta.jobs.events import CellFailed, EventLog
-from robustbench_meta.jobs.planner import Group, Target, groups_of, needed_of
+from robustbench_meta.jobs.planner import Group, JobTarget, groups_of, needed_of
 from robustbench_meta.results.store import Store
 from robustbench_meta.runtime import tensor_files
 from robustbench_meta.runtime.atomic_files import remove
@@ -35,7 +35,7 @@ class Train:
     """Meta-train; the file is the checkpoint."""
 
     kind: ClassVar[str] = "train"
-    target: Target
+    target: JobTarget
 
 
 @dataclass(frozen=True)
