@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from benchmarks.outcomes import Measurements, Outcome
+    from benchmarks.outcomes import Measurements
 
 ROOT = Path(__file__).resolve().parent.parent
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -43,7 +43,12 @@ def main(
 
     console = Console(highlight=False)
     if listing:
-        _list(console)
+        from benchmarks.cases import CASES  # noqa: PLC0415
+
+        table = Table("group", "case", "what", box=None, pad_edge=False)
+        for each in CASES:
+            table.add_row(each.group, each.name, each.title)
+        console.print(table)
         return
     if given:
         runs = [Measurements.read(path) for path in given]
@@ -60,15 +65,6 @@ def main(
         console.print(f"The figures are in {docs}.", markup=False)
 
 
-def _list(console: Console) -> None:
-    from benchmarks.cases import CASES  # noqa: PLC0415
-
-    table = Table("group", "case", "what", box=None, pad_edge=False)
-    for case in CASES:
-        table.add_row(case.group, case.name, case.title)
-    console.print(table)
-
-
 def _measure(
     names: list[str], repeats: int, seconds: float, device: str, threads: int | None, quick: bool, path: Path,
     merge: bool, console: Console,
@@ -80,6 +76,7 @@ def _measure(
     from benchmarks.measure import Settings  # noqa: PLC0415
     from benchmarks.outcomes import Measurements  # noqa: PLC0415
     from robustbench_meta.data.array_cache import ENVIRONMENT as CACHE  # noqa: PLC0415
+    from robustbench_meta.errors import BenchError  # noqa: PLC0415
     from robustbench_meta.runtime.devices import choose_device  # noqa: PLC0415
 
     cases = chosen(names)
@@ -87,7 +84,12 @@ def _measure(
     set_up(settings.device, settings.threads)
     measured = Measurements(machine=describe(settings.device), quick=quick, repeats=settings.repeats)
     if merge and path.exists():
-        measured.outcomes = _kept(Measurements.read(path), measured, path)
+        old = Measurements.read(path)
+        if any(getattr(old.machine, name) != getattr(measured.machine, name) for name in (
+            "device", "threads", "versions",
+        )) or old.quick != quick:  # fmt: skip
+            raise BenchError(f"{path} is of another machine, of other versions or threads: give another --json")
+        measured.outcomes = old.outcomes
     report.show_machine(measured, console)
     with tempfile.TemporaryDirectory() as cache:  # plans are measured anew: the engine may have changed
         os.environ[CACHE] = cache
@@ -101,22 +103,6 @@ def _measure(
     report.show_goals(measured.outcomes, console)
     console.print(f"The figures are in {path}.", markup=False)
     return measured
-
-
-def _kept(old: Measurements, new: Measurements, path: Path) -> list[Outcome]:
-    """The outcomes of an earlier run.
-
-    Raises:
-        BenchError: they cannot stand beside the new ones.
-    """
-    from robustbench_meta.errors import BenchError  # noqa: PLC0415
-
-    same = (old.machine.device, old.machine.threads, old.machine.versions, old.quick) == (
-        new.machine.device, new.machine.threads, new.machine.versions, new.quick,
-    )  # fmt: skip
-    if not same:
-        raise BenchError(f"{path} is of another machine, of other versions or threads: give another --json")
-    return old.outcomes
 
 
 if __name__ == "__main__":

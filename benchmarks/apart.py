@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -67,9 +66,7 @@ class Apart:
     def __enter__(self) -> Apart:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end()
 
     def turn(self, least: float = 0.0) -> tuple[float, Callable[[], Any]]:
@@ -135,7 +132,8 @@ def _serve(pipe: Connection, make: Make, settings: Settings) -> None:
         try:
             with computing_alone(device), computing_in("float32", device):
                 job = make(settings)
-                _release(device)
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()  # both processes share the GPU's memory
                 _send(pipe, ("done", dict(job.told)))
                 result = None
                 while True:
@@ -156,9 +154,3 @@ def _serve(pipe: Connection, make: Make, settings: Settings) -> None:
             raise
         except Exception:
             _send(pipe, ("failed", traceback.format_exc()))
-
-
-def _release(device: torch.device) -> None:
-    """What measuring plans took of a GPU's memory, which both processes share."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

@@ -3,37 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from benchmarks import endtoend, evaluation, gradients, scaling
-from benchmarks.measure import Settings
-from benchmarks.outcomes import Outcome
 from robustbench_meta.errors import BenchError
 
-
-class Case(Protocol):
-    """Something to be measured."""
-
-    @property
-    def name(self) -> str:
-        """What it is chosen by."""
-        ...
-
-    @property
-    def group(self) -> str:
-        """What it is chosen by together with others."""
-        ...
-
-    @property
-    def title(self) -> str:
-        """What it is."""
-        ...
-
-    def measure(self, settings: Settings) -> Outcome:
-        """Do it."""
-        ...
-
-
+Case = gradients.Gradient | evaluation.Evaluation | endtoend.FromDisk | endtoend.DefaultGrid | scaling.Scaling
 CASES: tuple[Case, ...] = (*gradients.CASES, *evaluation.CASES, *endtoend.CASES, *scaling.CASES)
 GROUPS = tuple(dict.fromkeys(case.group for case in CASES))
 

@@ -19,7 +19,7 @@ import torch
 from benchmarks.apart import Apart, Job
 from benchmarks.gradients import told_plan
 from benchmarks.machine import cores
-from benchmarks.measure import Contestant, Settings, here, race
+from benchmarks.measure import Contestant, Settings, clocked, here, race
 from benchmarks.outcomes import Goal, Outcome, Timed
 from benchmarks.peers import Library, installed, meta_gradient
 from benchmarks.problems import Problem, grid_of, registry, with_few_validations
@@ -104,11 +104,15 @@ class FromDisk:
 def reading_seconds(spec: RunSpec, *, cold: bool = True) -> dict[str, int | float | str]:
     """Seconds to have the data in memory: the first time ever, and afterwards."""
     found: dict[str, int | float | str] = {}
+
+    def read() -> float:
+        return clocked(lambda: prepare(spec, registry(), data_root(None)), torch.device("cpu"))[0]
+
     if cold:
         with empty_cache():
-            found["seconds to read, first time"] = round(_clock(lambda: prepare(spec, registry(), data_root(None))), 2)
+            found["seconds to read, first time"] = round(read(), 2)
     grid_of(spec)
-    found["seconds to read, afterwards"] = round(_clock(lambda: prepare(spec, registry(), data_root(None))), 2)
+    found["seconds to read, afterwards"] = round(read(), 2)
     return found
 
 
@@ -124,12 +128,6 @@ def empty_cache() -> Iterator[str]:
             del os.environ[CACHE]
             if before is not None:
                 os.environ[CACHE] = before
-
-
-def _clock(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def _training_of(library: Library, steps: int) -> Callable[[], None]:

@@ -147,15 +147,7 @@ def pickled_seeds() -> list[bytes]:
         {"image_data": images, "class_dict": OrderedDict(n01=[0, 1, 2], n02=np.array([3, 4, 5]))},
         {"data": images, "labels": [1, 1, 1, 2, 2, 2]},
         {"data": np.asfortranarray(images[..., :1]), "labels": np.arange(6, dtype=">i4")},
-        [
-            np.float64(1.5),
-            np.array(["ab", "c"]),
-            np.array([True]),
-            np.zeros((3, 0)),
-            b"",
-            b"\xff" * 300,
-            (1, (2, 3, 4, 5)),
-        ],
+        [np.float64(1.5), np.array(["ab", "c"]), np.array([True]), np.zeros((3, 0)), b"", b"\xff" * 300, (1, (2, 3))],
     ]
     new = [pickle.dumps(content, protocol) for content in contents for protocol in range(6)]
     old = [
@@ -323,16 +315,8 @@ def read_picture(content: bytes, folder: Path) -> None:
 
 def made_images() -> st.SearchStrategy[bytes]:
     """Headers with anything behind."""
-    starts = [
-        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
-        b"\xff\xd8\xff\xe0",
-        b"BM",
-        b"RIFF\xff\0\0\0WEBPVP8",
-        b"P6 ",
-        b"P5 9 9 ",
-        b"P3 ",
-        b"P1 ",
-    ]
+    jpeg, png, webp = b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"RIFF\xff\0\0\0WEBPVP8"
+    starts = [png, jpeg, webp, b"BM", b"P6 ", b"P5 9 9 ", b"P3 ", b"P1 "]
     sizes = st.integers(0, 2**32 - 1).map(lambda n: struct.pack(">I", n) + struct.pack("<I", n) + b"%d " % n)
     return st.tuples(st.sampled_from(starts), st.lists(sizes | st.binary(max_size=30), max_size=6)).map(
         lambda parts: parts[0] + b"".join(parts[1])
@@ -376,22 +360,8 @@ def checksum_mended(content: bytes, random: random.Random) -> bytes:
             break
         inside = inside[place]
     odd: list[Any] = [
-        None,
-        True,
-        -1,
-        0,
-        2**63,
-        10**400,
-        0.5,
-        float("nan"),
-        "",
-        "\x1b[2J",
-        "\ud800",
-        "A" * 9999,
-        [],
-        {},
-        [[]],
-    ]
+        None, True, -1, 0, 2**63, 10**400, 0.5, float("nan"), "", "\x1b[2J", "\ud800", "A" * 9999, [], {}, [[]],
+    ]  # fmt: skip
     if random.random() < 0.2 and isinstance(inside, dict):
         del inside[place]
     else:
@@ -517,17 +487,9 @@ TARGETS: dict[str, Target] = {
 def fuzz(
     name: str, seconds: float, start: int = 0, crashes: Path | None = None, told: Callable[[str], None] = print
 ) -> tuple[int, list[Crash]]:
-    """Fuzz a target for some seconds.
+    """Fuzz a target for some seconds from a seed on: how many cases ran, and the crashes, one a reason.
 
-    Args:
-        name: of the target.
-        seconds: how long.
-        start: the seed; the same one gives the same cases.
-        crashes: where crashes are written.
-        told: hears of each crash.
-
-    Returns:
-        How many cases ran, and the crashes, one a reason.
+    Crashes are told, and written to the folder `crashes`.
     """
     found: dict[str, Crash] = {}
     cases, number, end = 0, start, time.monotonic() + seconds

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 _PROC = Path("/proc")
 
@@ -21,12 +20,7 @@ def tree_mib(root: int) -> float | None:
 
 
 class Watch:
-    """Looks at a process and all that it starts again and again, while the block lasts.
-
-    Args:
-        root: the process.
-        seconds: between two looks; a look takes some milliseconds of one core.
-    """
+    """Looks at a process and all that it starts every so many seconds, while the block lasts."""
 
     def __init__(self, root: int, seconds: float) -> None:
         self.peak_mib: float | None = None
@@ -38,9 +32,7 @@ class Watch:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
         self._look()

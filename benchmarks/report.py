@@ -14,7 +14,6 @@ from benchmarks.outcomes import Machine, Measurements, Outcome, Timed
 
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
 HEADINGS = ("", "median", "lowest – highest", "ours / it", "of matmul", "differs")
-ALIGNMENT = ("left", "right", "right", "right", "right", "right")
 
 
 def duration(seconds: float) -> str:

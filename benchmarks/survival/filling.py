@@ -38,12 +38,7 @@ def inside(arguments: Sequence[str]) -> subprocess.CompletedProcess[bytes] | Non
 
 
 class Disk:
-    """A small disk of its own, in memory.
-
-    Args:
-        place: where; made.
-        options: of the mount.
-    """
+    """A small disk of its own, in memory, mounted at `place`."""
 
     def __init__(self, place: Path, options: str = f"size={SIZE}") -> None:
         self.place, self._filler = place, place / "filler"
@@ -74,11 +69,7 @@ class Disk:
 def fill(bench: Bench, folder: Path, points: int, report: Callable[[str], None]) -> tuple[list[str], list[str]]:
     """Run with too little room, at several points; then make room and go on. What was seen, and what was wrong.
 
-    Args:
-        bench: the run.
-        folder: where results folders are made, and the disk.
-        points: how many: 0, 4 and 20 KiB, then parts of what a run needs.
-        report: gets a line on progress.
+    The points are 0, 4 and 20 KiB, then parts of what a run needs.
     """
     reference = folder / "reference"
     disk = Disk(folder / "disk")

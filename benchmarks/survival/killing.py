@@ -67,13 +67,6 @@ def kill(bench: Bench, folder: Path, times: int, seed: int, report: Callable[[st
     """End runs by SIGKILL at instants uniform over their life, every third at the next write; then finish, and look.
 
     Every fifth is followed by two more before the run may finish.
-
-    Args:
-        bench: the run.
-        folder: where results folders are made.
-        times: how often to kill.
-        seed: of the instants.
-        report: gets a line on progress.
     """
     draw, tally = random.Random(seed), Tally()
     reference, cells = _reference(bench, folder, tally)

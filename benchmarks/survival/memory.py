@@ -17,13 +17,7 @@ WARM_UP = 0.2
 
 
 def watch(bench: Bench, folder: Path, seconds: float = 0.25) -> tuple[list[str], dict[str, float]]:
-    """The memory of a run over its meta-steps and episodes: what was seen, and MiB by 1,000 of them.
-
-    Args:
-        bench: a run of one learner, with one clean cell and one attack.
-        folder: where it may write.
-        seconds: between two looks.
-    """
+    """The memory of a run of one learner with one attack: what was seen, and MiB by 1,000 meta-steps or episodes."""
     witness = Witness(folder / "witness")
     run = witness.watches(bench).start(folder / "results")
     looks: list[tuple[float, float]] = []

@@ -26,13 +26,7 @@ GRID = (
 
 
 class Run:
-    """One process group.
-
-    Args:
-        pid: of its first process, whose group it is.
-        poll: gives the exit code of that process, or minus the signal; None: it is there still.
-        log: what it says.
-    """
+    """One process group: `pid` and `poll` are those of its first process; `log`: what it says."""
 
     def __init__(self, pid: int, poll: Callable[[], int | None], log: Path) -> None:
         self.pid, self._poll, self._log = pid, poll, log
@@ -154,14 +148,8 @@ class WarmBench(Bench):
     """
 
     def _begin(self, arguments: list[str], environment: Mapping[str, str], log: Path) -> Run:
-        _SERVER.set_forkserver_preload(
-            [
-                "robustbench_meta.cli.run_steps",
-                "robustbench_meta.jobs.worker_process",
-                "robustbench_meta.results.leaderboard",
-                __name__,
-            ]
-        )
+        slow = ("cli.run_steps", "jobs.worker_process", "results.leaderboard")  # to import
+        _SERVER.set_forkserver_preload([*(f"robustbench_meta.{name}" for name in slow), __name__])
         process = _SERVER.Process(target=_bench, args=(arguments, dict(environment), log))
         process.start()
         assert process.pid is not None

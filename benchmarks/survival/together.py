@@ -46,11 +46,7 @@ Note = dict[str, Any]
 
 
 class Witness:
-    """A plugin that notes in a file who trains and finishes what.
-
-    Args:
-        folder: for the plugin and the file; made.
-    """
+    """A plugin that notes in a file, both in a new folder, who trains and finishes what."""
 
     def __init__(self, folder: Path) -> None:
         (folder / "plugins").mkdir(parents=True)
@@ -69,30 +65,22 @@ class Witness:
                 if line.endswith("\n")]  # fmt: skip
 
 
-def together(
-    benches: Sequence[Bench], folder: Path, name: str, *, killed: bool = True, step: int = 3
-) -> tuple[list[str], list[str]]:
-    """Let runs go on one results folder at once, and kill the first that trains; what was seen, and what was wrong.
+def together(benches: Sequence[Bench], folder: Path, name: str, *, step: int = 3) -> tuple[list[str], list[str]]:
+    """Let runs go on one results folder at once, and kill the first that has trained for some steps.
 
-    Args:
-        benches: the runs; those whose arguments are the same are the same grid.
-        folder: where the results folders are made.
-        name: of this one.
-        killed: whether to kill one.
-        step: the meta-step from which on it may be killed.
+    Returns:
+        What was seen, and what was wrong.
     """
     reference, results, witness = folder / f"{name}-reference", folder / name, Witness(folder / f"{name}-witness")
     for bench in {each.arguments: each for each in benches}.values():
         bench.finish(reference)
     began = time.monotonic()
     runs = [witness.watches(bench).start(results, folder / f"{name}-{at}.log") for at, bench in enumerate(benches)]
-    victim = None
-    if killed:
-        runs[0].until(lambda: bool(_training(witness, step)), pause=0.02)
-        victim = next((run for run in runs if run.pid in _training(witness, step)), None)
-        if victim is not None:
-            victim.kill()
-    wrong = [] if victim is not None or not killed else ["none could be killed: none was seen at work"]
+    runs[0].until(lambda: bool(_training(witness, step)), pause=0.02)
+    victim = next((run for run in runs if run.pid in _training(witness, step)), None)
+    if victim is not None:
+        victim.kill()
+    wrong = [] if victim is not None else ["none could be killed: none was seen at work"]
     for at, run in enumerate(runs):
         if run is not victim and (code := run.wait()) != 0:
             wrong.append(f"run {at} ended with {code}; it said: {run.said[-1500:]}")

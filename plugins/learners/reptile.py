@@ -70,8 +70,8 @@ class Reptile(Learner):
     def query_loss(self, ops: Operations, adapted: State, query: Batch) -> Tensor:
         """There is none."""
         raise PluginError(
-            "learner 'reptile' has no loss of queries, so a defence by attacked queries (aq, trades, r-maml) cannot train "
-            "it; at:base=reptile can"
+            "learner 'reptile' has no loss of queries, so defences by attacked queries (aq, trades, r-maml) cannot "
+            "train it; at:base=reptile can"
         )
 
 

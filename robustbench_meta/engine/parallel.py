@@ -6,7 +6,6 @@ of the time. Not spawned processes: these would take seconds to import torch and
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import multiprocessing
 import os
@@ -26,12 +25,10 @@ from torch import Tensor
 
 from robustbench_meta.errors import BenchError, keep_traceback, located
 from robustbench_meta.runtime.devices import peak_resident
-from robustbench_meta.runtime.exit_status import how_it_ended
+from robustbench_meta.runtime.interrupts import begin_fork, how_it_ended
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_PR_SET_PDEATHSIG = 1
-"""Of Linux's prctl: which signal a process gets when its parent is gone."""
 _work: Callable[[Any], Any] | None = None
 """In a process of a pool: what it does."""
 
@@ -124,12 +121,7 @@ class Pool(Generic[Item, Result]):
 def _begin(work: Callable[[Any], Any], parent: int, after_fork: Callable[[], None] | None) -> None:
     global _work  # noqa: PLW0603  # a process of a pool does one thing
     _work = work
-    for number in (signal.SIGINT, signal.SIGTERM):  # these are for the process that was forked
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)  # it was gone before it could be watched
+    begin_fork(parent)
     torch.set_num_threads(1)
     if after_fork is not None:
         after_fork()

@@ -15,12 +15,7 @@ from robustbench_meta.engine.plans import FEW, compiled, plan_for
 from robustbench_meta.engine.preflight import can_be_vmapped, check_declared, may_be_vmapped
 from robustbench_meta.engine.training import make_engine
 from robustbench_meta.errors import BenchError
-from robustbench_meta.experiment.checkpoints import (
-    Trained,
-    checkpoint_name,
-    read_checkpoint,
-    read_file,
-)
+from robustbench_meta.experiment.checkpoints import Trained, checkpoint_name, read_checkpoint, read_file
 from robustbench_meta.experiment.grid import Grid, Surrogate, Training
 from robustbench_meta.experiment.surrogates import surrogate_key
 from robustbench_meta.results.store import Store
@@ -29,30 +24,28 @@ from robustbench_meta.runtime.interrupts import Stop
 from robustbench_meta.runtime.precision import computing_in
 
 _log = logging.getLogger(__name__)
-
-
 MOST_AT_ONCE = 16
 """Episodes that a plan is made for: an attack's batch on a CPU."""
 
 
 @dataclass
 class WorkerContext:
-    """Where jobs are run, and with what."""
+    """Where a worker reads and writes, and what it computes on."""
 
     store: Store
     device: torch.device
     cores: Cores = field(default_factory=Cores)
-    """How many cores this worker may use."""
+    """How many cores it may use."""
     stop: Stop = field(default_factory=Stop)
     mappable: dict[str, bool] = field(default_factory=dict)
-    """What is known of trainings, by key: whether they may be vmapped."""
+    """By the key of a training that was checked: whether it may be vmapped."""
 
 
-def checkpoint_of(place: WorkerContext, training: Training, like: Weights | None) -> Trained:
+def checkpoint_of(context: WorkerContext, training: Training, like: Weights | None) -> Trained:
     """The checkpoint of a training."""
     name = checkpoint_name(training.key)
     try:
-        return read_checkpoint(read_bytes(place.store.root / name) or b"", like, training.key)
+        return read_checkpoint(read_bytes(context.store.root / name) or b"", like, training.key)
     except BenchError as error:
         raise BenchError(
             f"the checkpoint {name} of {training.title} cannot be used: {error}; "
@@ -60,56 +53,49 @@ def checkpoint_of(place: WorkerContext, training: Training, like: Weights | None
         ) from error
 
 
-def trained_engine(place: WorkerContext, grid: Grid, training: Training, count: int) -> tuple[Engine, Trained]:
-    """The engine of a training that is to be tested on so many episodes, and its checkpoint."""
-    vmap = self_check(place, grid, training)
-    engine, like = make_engine(grid, training, place.device, Plan())
-    trained = checkpoint_of(place, training, like)
-    engine.plan = test_plan(place, grid, count, vmap)
-    return engine, trained
-
-
-def surrogate_engine(place: WorkerContext, grid: Grid, surrogate: Surrogate, count: int) -> tuple[Engine, Weights]:
-    """The engine and θ of a model on which transferred attacks are made."""
-    training = surrogate.training
-    if surrogate.path is None:
-        engine, trained = trained_engine(place, grid, training, count)
-        return engine, trained.weights
-    vmap = self_check(place, grid, training)
-    engine, like = make_engine(grid, training, place.device, Plan())
-    engine.plan = test_plan(place, grid, count, vmap)
+def trained_engine(
+    context: WorkerContext, grid: Grid, trained: Training | Surrogate, count: int
+) -> tuple[Engine, Weights]:
+    """The engine and θ of a training, or of a surrogate (perhaps a file), for so many test episodes."""
+    surrogate = trained if isinstance(trained, Surrogate) else None
+    training = trained.training if isinstance(trained, Surrogate) else trained
+    vmap = self_check(context, grid, training)
+    engine, like = make_engine(grid, training, context.device, Plan())
+    engine.plan = test_plan(context, grid, count, vmap)
+    if surrogate is None or surrogate.path is None:
+        return engine, checkpoint_of(context, training, like).weights
     data = read_file(surrogate.path)
     if surrogate_key(data) != surrogate.key:
         raise BenchError(f"{surrogate.path} changed since the run began; rerun the same command")
     return engine, read_checkpoint(data, like).weights
 
 
-def self_check(place: WorkerContext, grid: Grid, training: Training) -> bool:
-    """Whether the learner may be vmapped on this backbone.
+def self_check(context: WorkerContext, grid: Grid, training: Training) -> bool:
+    """Whether the learner may be vmapped on this backbone; computed once a training.
 
     Raises:
         BenchError: it is not what it declares.
     """
     key = training.key
-    if key not in place.mappable:
-        place.mappable[key] = _self_check(place, grid, training)
-    return place.mappable[key]
+    if key not in context.mappable:
+        context.mappable[key] = _self_check(context, grid, training)
+    return context.mappable[key]
 
 
-def _self_check(place: WorkerContext, grid: Grid, training: Training) -> bool:
+def _self_check(context: WorkerContext, grid: Grid, training: Training) -> bool:
     spec = training.spec
-    engine, weights = make_engine(grid, training, place.device, Plan(), place.cores)
-    shown = grid.splits.train.to(place.device).sample([0], spec.way, spec.shot, spec.query, 2)
-    tasks = grid.splits.train.to(place.device).sample([0], *training.learner.train_tasks(grid.setting), 2)
+    engine, weights = make_engine(grid, training, context.device, Plan(), context.cores)
+    shown = grid.splits.train.to(context.device).sample([0], spec.way, spec.shot, spec.query, 2)
+    tasks = grid.splits.train.to(context.device).sample([0], *training.learner.train_tasks(grid.setting), 2)
     who = f"{training.label} on {training.spec.backbone.name}"
-    _, again = make_engine(grid, training, place.device, Plan())
+    _, again = make_engine(grid, training, context.device, Plan())
     if not all(torch.equal(weight, again[name]) for name, weight in weights.items()):
         raise BenchError(
             f"{who}: θ differs each time that it is made (build of the backbone, init of the learner), from the same "
             "seed; draw from torch's, numpy's or Python's global generator, which are seeded"
         )
     engine.network.precision = "float32"  # what is computed is checked, not how it is rounded
-    with computing_in("float32", place.device):
+    with computing_in("float32", context.device):
         check_declared(engine, weights, shown, who)
         if not weights:
             return False
@@ -126,13 +112,13 @@ def _self_check(place: WorkerContext, grid: Grid, training: Training) -> bool:
     return False
 
 
-def train_plan(place: WorkerContext, grid: Grid, training: Training, vmap: bool) -> Plan:
+def train_plan(context: WorkerContext, grid: Grid, training: Training, vmap: bool) -> Plan:
     """How the tasks of a meta-step are mapped."""
-    device, spec = place.device, training.spec
-    engine, weights = make_engine(grid, training, device, Plan(), Cores())
+    device, spec = context.device, training.spec
     plan = plan_for(device, spec.tasks_per_step, vmap=vmap, chunk=grid.run.chunk)
     if grid.run.compile == "off" or not vmap:
         return plan
+    engine, weights = make_engine(grid, training, device, Plan(), Cores())
     tasks = grid.splits.train.to(device).sample([0], *training.learner.train_tasks(grid.setting), spec.tasks_per_step)
 
     def gradient(plan: Plan) -> Tensor:
@@ -143,7 +129,7 @@ def train_plan(place: WorkerContext, grid: Grid, training: Training, vmap: bool)
     return compiled(plan, gradient)
 
 
-def test_plan(place: WorkerContext, grid: Grid, count: int, vmap: bool) -> Plan:
+def test_plan(context: WorkerContext, grid: Grid, count: int, vmap: bool) -> Plan:
     """How so many test episodes are mapped."""
-    most = min(count, MOST_AT_ONCE if place.device.type == "cpu" else 8 * MOST_AT_ONCE)
-    return plan_for(place.device, most, vmap=vmap, few=FEW, chunk=grid.run.chunk)
+    most = min(count, MOST_AT_ONCE if context.device.type == "cpu" else 8 * MOST_AT_ONCE)
+    return plan_for(context.device, most, vmap=vmap, few=FEW, chunk=grid.run.chunk)

@@ -1,4 +1,4 @@
-"""What workers do, as typed events: each worker appends its own to a file, and anybody may read all of them."""
+"""What workers do, as typed events: each worker appends its own to a file, which everybody may read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from robustbench_meta.runtime.atomic_files import cannot_write
 from robustbench_meta.runtime.interrupts import Stop
 
 PACE_SECONDS = 0.5
-"""Between two reports of the same progress; the first and the last one always come, and all with new metrics."""
+"""Between two reports of the same progress; the first and the last, and any with new metrics, are always written."""
 FOLDER = "events"
 """Of a results folder; it has a folder for each run."""
 
@@ -29,28 +29,23 @@ class Event:
 
 @dataclass(frozen=True)
 class RunStarted(Event):
-    """A run begins: the facts of the hook `run_started`."""
+    """The facts of the hook `run_started`."""
 
     run: dict[str, Any]
     cells: int
     work: list[dict[str, Any]]
     results: str
     trainings: dict[str, Any]
-    host: str = ""
-    pid: int = 0
 
 
 @dataclass(frozen=True)
 class RunFinished(Event):
-    """A run is over."""
-
-    finished: int
-    failed: int
+    """A run is over, or was interrupted in good order."""
 
 
 @dataclass(frozen=True)
 class WorkerStarted(Event):
-    """A worker begins."""
+    """A worker looks for its first job."""
 
     host: str
     pid: int
@@ -58,7 +53,7 @@ class WorkerStarted(Event):
 
 @dataclass(frozen=True)
 class Idle(Event):
-    """A worker has nothing to do at the moment."""
+    """A worker waits for jobs of others."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +72,12 @@ class JobStarted(Event):
 
 @dataclass(frozen=True)
 class JobFinished(Event):
-    """A worker is done with its job."""
+    """A worker has done its job."""
 
 
 @dataclass(frozen=True)
 class TrainingProgress(Event):
-    """A training is at a step; see the hook."""
+    """The facts of the hook `training_progress`."""
 
     training: str
     key: str
@@ -93,7 +88,7 @@ class TrainingProgress(Event):
 
 @dataclass(frozen=True)
 class EvaluationProgress(Event):
-    """So many (episode, attack) pairs of a training's cells are evaluated, by whomever; see the hook."""
+    """The (episode, attack) pairs of a training that all workers have evaluated; see the hook."""
 
     training: str
     done: int
@@ -102,14 +97,14 @@ class EvaluationProgress(Event):
 
 @dataclass(frozen=True)
 class CellEntered(Event):
-    """A worker is at a cell from now on."""
+    """A worker begins to compute a cell, in its current job."""
 
     cell: str
 
 
 @dataclass(frozen=True)
 class CellLeft(Event):
-    """A worker is at that cell no more."""
+    """A worker has computed that cell."""
 
     cell: str
     seconds: float
@@ -143,7 +138,7 @@ class WorkerFailed(Event):
 
 @dataclass(frozen=True)
 class Logged(Event):
-    """A log message of a worker."""
+    """A log message."""
 
     name: str
     level: int
@@ -152,7 +147,7 @@ class Logged(Event):
 
 @dataclass(frozen=True)
 class Warned(Event):
-    """A warning of a worker."""
+    """A warning."""
 
     text: str
     category: str
@@ -162,7 +157,7 @@ class Warned(Event):
 
 @dataclass(frozen=True)
 class Printed(Event):
-    """Whole lines that a worker printed."""
+    """Whole lines on stdout or stderr."""
 
     stream: str
     text: str
@@ -172,16 +167,10 @@ _KINDS = {kind.__name__: kind for kind in Event.__subclasses__()}
 
 
 class EventLog:
-    """The events of one worker; forks of it may append, too.
-
-    Args:
-        path: of the file; made.
-        stop: a signal that ends work at once waits until an event is written.
-        after: called after each event.
-        clock: gives seconds.
+    """The events of one worker; its forks may append, too. `after` is called after each event.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the file cannot be written.
     """
 
     def __init__(
@@ -189,22 +178,28 @@ class EventLog:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.path, self._stop, self._after, self._clock = path, stop or Stop(), after, clock
-        self._last: dict[tuple[str, str], tuple[float, Any]] = {}
+        self._last: dict[tuple[type[Event], str], tuple[float, Any]] = {}
         try:
             self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise cannot_write(path, error) from error
 
     def emit(self, event: Event) -> None:
-        """Append an event; of progress no more than anyone wants to see.
+        """Append an event; of progress, one every `PACE_SECONDS`.
 
         Raises:
             StorageError: it cannot be written.
         """
-        if isinstance(event, TrainingProgress | EvaluationProgress) and not self._due(event):
+        if isinstance(event, TrainingProgress):
+            due = self._due(event, event.training, event.step in {0, event.steps}, event.metrics)
+        elif isinstance(event, EvaluationProgress):
+            due = self._due(event, event.training, event.done in {0, event.total}, {})
+        else:
+            due = True
+        if not due:
             return
         line = json.dumps({"event": type(event).__name__, **asdict(event)}) + "\n"
-        with self._stop.shielded():
+        with self._stop.shielded():  # a signal that ends work at once waits until the line is written
             try:
                 os.write(self._file, line.encode())
             except OSError as error:
@@ -216,17 +211,12 @@ class EventLog:
         """Append no more."""
         os.close(self._file)
 
-    def _due(self, event: TrainingProgress | EvaluationProgress) -> bool:
-        if isinstance(event, TrainingProgress):
-            edge, told = event.step in {0, event.steps}, event.metrics
-        else:
-            edge, told = event.done in {0, event.total}, {}
-        name, now = (type(event).__name__, event.training), self._clock()
-        if not edge and name in self._last:
-            last, before = self._last[name]
-            if now - last < PACE_SECONDS and told == before:
-                return False
-        self._last[name] = now, told
+    def _due(self, event: Event, training: str, first_or_last: bool, metrics: dict[str, float]) -> bool:
+        name, now = (type(event), training), self._clock()
+        last, before = self._last.get(name, (float("-inf"), None))
+        if not first_or_last and now - last < PACE_SECONDS and metrics == before:
+            return False
+        self._last[name] = now, metrics
         return True
 
 
@@ -235,37 +225,23 @@ class EventReader:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._read: dict[str, int] = {}
+        self._offsets: dict[str, int] = {}
         """By worker: the bytes of its file that were read."""
 
     def new(self) -> Iterator[tuple[str, Event]]:
-        """What has come since the last time, with the worker that wrote it."""
-        with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.name.endswith(".jsonl"):
-                    yield from self._of(entry)
-
-    def _of(self, entry: os.DirEntry[str]) -> Iterator[tuple[str, Event]]:
-        worker = entry.name.removesuffix(".jsonl")
-        before = self._read.get(worker, 0)
-        if os.stat(entry.path).st_size <= before:  # an entry's own stat may be that of long ago
-            return
-        with open(entry.path, "rb") as file:
-            file.seek(before)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._read[worker] = before + len(whole)
-        for line in whole.splitlines():
-            event = _event(line)
-            if event is not None:
-                yield worker, event
-
-
-def _event(line: bytes) -> Event | None:
-    """The event of a line; None for what another version wrote."""
-    try:
-        found: Mapping[str, Any] = json.loads(line)
-        kind = _KINDS[found["event"]]
-        return kind(**{name: value for name, value in found.items() if name != "event"})
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
+        """The events since the last call, each with the name of its worker; of a half-written line nothing."""
+        with contextlib.suppress(FileNotFoundError):
+            for path in sorted(self._folder.glob("*.jsonl")):
+                offset = self._offsets.get(path.stem, 0)
+                if path.stat().st_size <= offset:
+                    continue
+                with path.open("rb") as file:
+                    file.seek(offset)
+                    data = file.read()
+                whole = data[: data.rfind(b"\n") + 1]
+                self._offsets[path.stem] = offset + len(whole)
+                for line in whole.splitlines():
+                    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # of another version
+                        facts = json.loads(line)
+                        event = _KINDS[facts.pop("event")](**facts)
+                        yield path.stem, event

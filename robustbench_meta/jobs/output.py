@@ -1,4 +1,4 @@
-"""What workers log, warn of and print: sent as events, and said again by the process that was started."""
+"""What workers log, warn of and print: written as events, and repeated by the process that was started."""
 
 from __future__ import annotations
 
@@ -67,9 +67,8 @@ def muted() -> Iterator[None]:
         open(os.devnull, "w", encoding="utf-8") as nowhere,
         contextlib.redirect_stdout(nowhere),
         contextlib.redirect_stderr(nowhere),
-        warnings.catch_warnings(),
+        warnings.catch_warnings(action="ignore"),
     ):
-        warnings.simplefilter("ignore")
         logging.disable()
         try:
             yield
@@ -77,21 +76,15 @@ def muted() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
-class Replay:
-    """Says here what workers had to say, as if it had run here; the same warning of several is shown once."""
-
-    def __init__(self) -> None:
-        self._shown: dict[str, dict[Any, Any]] = {}
-
-    def __call__(self, event: Event) -> None:
-        """Say it, if it is something to say."""
-        if isinstance(event, Logged):
-            logger = logging.getLogger(event.name)
-            if logger.isEnabledFor(event.level):
-                logger.log(event.level, "%s", event.message)
-        elif isinstance(event, Warned):
-            category = getattr(builtins, event.category, UserWarning)
-            shown = self._shown.setdefault(event.filename, {})
-            warnings.warn_explicit(event.text, category, event.filename, event.lineno, registry=shown)
-        elif isinstance(event, Printed):
-            getattr(sys, event.stream).write(event.text)
+def repeat(event: Event, shown: dict[str, dict[Any, Any]]) -> None:
+    """Log, warn or print here what a worker did; a warning that another worker gave was `shown`, and is not again."""
+    if isinstance(event, Logged):
+        logger = logging.getLogger(event.name)
+        if logger.isEnabledFor(event.level):
+            logger.log(event.level, "%s", event.message)
+    elif isinstance(event, Warned):
+        category = getattr(builtins, event.category, UserWarning)
+        registry = shown.setdefault(event.filename, {})
+        warnings.warn_explicit(event.text, category, event.filename, event.lineno, registry=registry)
+    elif isinstance(event, Printed):
+        getattr(sys, event.stream).write(event.text)

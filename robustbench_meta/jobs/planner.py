@@ -1,4 +1,4 @@
-"""What a run consists of: groups of cells by their training, how much work they are, and how many workers pay."""
+"""What a run consists of: trainings, the cells that each is tested in, how much work they are, and how many workers."""
 
 from __future__ import annotations
 
@@ -18,22 +18,36 @@ WORTH_STARTING = 2000
 network on two cores, where starting a worker takes a few seconds."""
 
 
-@dataclass
-class Group:
-    """The cells of one training in one part of a run: they are evaluated together."""
+@dataclass(frozen=True, eq=False)
+class JobTarget:
+    """A training that pending cells need."""
 
     grid: Grid
     training: Training
     key: str
     """Of the training."""
     title: str
-    """Of the training, with the number of the part if there are several."""
+    """Of the training, with the number of the part of the run if there are several."""
+
+    @property
+    def train_cost(self) -> int:
+        """Tasks, each once for its meta-gradient; twice for a learner that attacks its training tasks."""
+        steps = self.training.spec.meta_steps * self.grid.run.size("tasks_per_step")
+        return steps * (2 if self.training.attack else 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Group(JobTarget):
+    """The cells of one training in one part of a run: they are evaluated together."""
+
     cells: dict[str, Cell]
     """Those that are still to do."""
     wants: dict[str, list[str]]
     """By cell, the keys of the trainings whose checkpoints its evaluation reads."""
     chunks: list[range]
     """Of the episodes."""
+    pairs: int
+    """How many (episode, attack) pairs there were to do at first."""
     cost: int
     """Episodes, each once for each adaptation and each attack; no attack is taken to be dearer than another."""
 
@@ -41,32 +55,6 @@ class Group:
     def needs(self) -> set[str]:
         """The keys of the trainings whose checkpoints are read."""
         return {key for cell in self.cells for key in self.wants[cell]}
-
-    @property
-    def pairs(self) -> int:
-        """How many (episode, attack) pairs there are."""
-        return len(self.cells) * self.chunks[-1].stop
-
-
-@dataclass(frozen=True)
-class Needed:
-    """A training that pending cells need."""
-
-    grid: Grid
-    training: Training
-    key: str
-    title: str
-
-    @property
-    def cost(self) -> int:
-        """Tasks, each once for its meta-gradient; twice for a learner that attacks its training tasks."""
-        steps = self.training.spec.meta_steps * self.grid.run.size("tasks_per_step")
-        return steps * (2 if self.training.attack else 1)
-
-
-def titled(training: Training, part: int, parts: int) -> str:
-    """The title of a training: learners of one name may be in several parts of a run."""
-    return f"{training.title}, part {part}" if parts > 1 else training.title
 
 
 def groups_of(grids: Sequence[Grid], pending: Collection[str], device: str) -> list[Group]:
@@ -78,43 +66,51 @@ def groups_of(grids: Sequence[Grid], pending: Collection[str], device: str) -> l
             if not cells:
                 continue
             key = training.key
-            surrogates = {each: cell.surrogate for each, cell in cells.items()}
             wants = {
-                each: [key, *([surrogate.key] if surrogate is not None and surrogate.path is None else [])]
-                for each, surrogate in surrogates.items()
+                cell.key: [key, cell.surrogate.key] if cell.surrogate and cell.surrogate.path is None else [key]
+                for cell in cells.values()
             }
-            chunks, work = chunks_of(grid.run.size("episodes"), device, grid.run.chunk), grid.estimate(set(cells))
-            cost = work.adaptations + work.attacked_tasks
-            title = titled(training, number, len(grids))
-            groups.append(Group(grid, training, key, title, cells, wants, chunks, cost))
+            episodes, work = grid.run.size("episodes"), grid.estimate(set(cells))
+            groups.append(
+                Group(
+                    grid, training, key, _title(training, number, grids), cells, wants,
+                    chunks_of(episodes, device, grid.run.chunk), len(cells) * episodes,
+                    work.adaptations + work.attacked_tasks,
+                )
+            )  # fmt: skip
     return groups
 
 
-def needed_of(grids: Sequence[Grid], pending: Collection[str]) -> dict[str, Needed]:
+def needed_of(grids: Sequence[Grid], pending: Collection[str]) -> dict[str, JobTarget]:
     """The trainings that the pending cells need, surrogates' among them, by key."""
-    found: dict[str, Needed] = {}
+    needed: dict[str, JobTarget] = {}
     for number, grid in enumerate(grids, 1):
         for training in grid.needed(pending):
-            key = training.key
-            found.setdefault(key, Needed(grid, training, key, titled(training, number, len(grids))))
-    return found
+            needed.setdefault(training.key, JobTarget(grid, training, training.key, _title(training, number, grids)))
+    return needed
+
+
+def _title(training: Training, part: int, grids: Sequence[Grid]) -> str:
+    return f"{training.title}, part {part}" if len(grids) > 1 else training.title
 
 
 def work_of(
-    groups: Iterable[Group], needed: Mapping[str, Needed], trained: Callable[[str], bool]
+    groups: Iterable[Group], needed: Mapping[str, JobTarget], trained: Callable[[str], bool]
 ) -> list[dict[str, Any]]:  # fmt: skip
     """What is to do for each training, as the hook `run_started` has it."""
     shares: dict[str, dict[str, Any]] = {}
-    for key, each in needed.items():
-        cost = 0 if trained(key) else each.cost
-        shares[each.title] = {"training": each.title, "cells": 0, "train": cost, "test": 0, "checked": 0}
+
+    def share(target: JobTarget) -> dict[str, Any]:
+        empty = {"training": target.title, "cells": 0, "train": 0, "test": 0, "checked": 0}
+        return shares.setdefault(target.title, empty)
+
+    for key, target in needed.items():
+        share(target)["train"] = 0 if trained(key) else target.train_cost
     for group in groups:
-        empty = {"training": group.title, "cells": 0, "train": 0, "test": 0, "checked": 0}
-        share = shares.setdefault(group.title, empty)
         checked = min(CHECKED, group.chunks[-1].stop) if group.grid.probe_plan is not None else 0
-        share["cells"] += len(group.cells)
-        share["test"] += group.cost
-        share["checked"] += checked * len(group.cells)
+        share(group)["cells"] += len(group.cells)
+        share(group)["test"] += group.cost
+        share(group)["checked"] += checked * len(group.cells)
     return list(shares.values())
 
 

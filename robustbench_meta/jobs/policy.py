@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,8 @@ from robustbench_meta.options import Jobs
 
 RECIPE = "recipe.json"
 """In the folder of a run: how its workers make the grids again."""
+STOP = "stop"
+"""The same: workers on other machines are to stop."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Policy:
     cell_timeout: float | None = None
     """The seconds that a cell's evaluation may take, or a meta-step; None: any."""
     fresh: bool = False
-    """Whether to forget what is kept of the run's cells and trainings, and begin anew."""
+    """Whether to remove the results of the run's cells and trainings first."""
     retry_failed: bool = False
     """Whether to try again what failed in an earlier run."""
     exit_when_waiting: bool = False
@@ -34,26 +35,22 @@ class Policy:
 
 
 class Recipe(BaseModel):
-    """All that another process needs to work on a run. It may be on another machine that sees the same folders."""
+    """All that another process needs to work on a run, perhaps on another machine that sees the same folders."""
 
     model_config = ConfigDict(frozen=True)
     runs: tuple[RunSpec, ...]
     """The parts."""
     cells: tuple[str, ...]
-    """The keys of those that are to be done."""
+    """The keys of the pending ones."""
     results: Path
     device: str
-    plugins: Path | None = None
-    data_root: Path | None = None
-    local_plugins: bool = True
-    cell_timeout: float | None = None
-    exit_when_waiting: bool = False
-    folder: Path = Path()
+    plugins: Path | None
+    data_root: Path | None
+    local_plugins: bool
+    cell_timeout: float | None
+    exit_when_waiting: bool
+    folder: Path
     """From which the run was started."""
-    environment: dict[str, str] = {}
-    log_level: int = 30
-
-    @classmethod
-    def settings(cls) -> dict[str, str]:
-        """Of the environment, what is to be the same for all workers."""
-        return {name: value for name, value in os.environ.items() if name.startswith("ROBUSTBENCH_META_")}
+    environment: dict[str, str]
+    """The variables that are to be the same for all workers."""
+    log_level: int

@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from robustbench_meta import errors
 from robustbench_meta.errors import BenchError, DeviceLostError, StorageError
 from robustbench_meta.jobs.events import WorkerFailed
 from robustbench_meta.jobs.monitor import Monitor, WorkerState
 from robustbench_meta.jobs.queue import Queue
-from robustbench_meta.runtime.exit_status import how_it_ended
-from robustbench_meta.runtime.interrupts import Stop, Stopped
+from robustbench_meta.runtime.interrupts import Stop, Stopped, begin_fork, handling, how_it_ended
 
 _log = logging.getLogger(__name__)
 GRACE_SECONDS = 10.0
-"""How long a worker has to save what is under way when it is told to stop, before it is killed."""
+"""How long a worker has to save its work when it is asked to stop, before it is killed."""
 POLL_SECONDS = 0.02
-"""How often workers are looked at."""
+"""Between two looks at workers."""
 MOST_LOSSES = 5
 """How often in a row a job is begun again whose worker was lost, or died at no cell, before it got any further."""
 CODES = {"failed": 70, "stopped": 75, "device": 76}
-"""The exit codes of a worker: an error that is no cell's; it was told to stop; its device is of no use any more."""
+"""The exit codes of a worker: an error that is no cell's; it was asked to stop; its device is lost."""
 _STOPPED = {CODES["stopped"]: "was told to stop", CODES["device"]: "could not compute on its device any more"}
-_PR_SET_PDEATHSIG = 1
-"""Of Linux's prctl: which signal a process gets when its parent is gone."""
 _CODE = "import sys; from pathlib import Path; from robustbench_meta.jobs.worker_process import main; " + (
     "sys.exit(main(Path(sys.argv[1]), sys.argv[2]))"
 )
@@ -47,32 +41,12 @@ def exit_code(error: BaseException) -> int:
     return CODES["device" if isinstance(error, DeviceLostError) else "failed"]
 
 
-class Process(Protocol):
-    """A process."""
-
-    def poll(self) -> int | None:
-        """The exit code, or minus the signal; None while it runs."""
-        ...
-
-    def terminate(self) -> None:
-        """Tell it to stop."""
-        ...
-
-    def kill(self) -> None:
-        """End it at once."""
-        ...
-
-    def use(self, cores: int) -> None:
-        """Say how many cores it may use."""
-        ...
-
-
 class Fork:
-    """A copy of this process that does some work; it ends with this process, and only by it."""
+    """A copy of this process that does some work on one core; it ends with this process, and only by it."""
 
     def __init__(self, work: Callable[[], None]) -> None:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        parent = os.getpid()
+        signals, parent = {signal.SIGINT, signal.SIGTERM}, os.getpid()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until the copy ignores them
         self._code: int | None = None
         try:
             self.pid = os.fork()
@@ -82,35 +56,29 @@ class Fork:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def poll(self) -> int | None:
-        """See `Process.poll`."""
+        """The exit code, or minus the signal; None while it runs."""
         if self._code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 self._code = os.waitstatus_to_exitcode(status)
         return self._code
 
-    def terminate(self) -> None:
-        """A chunk is not saved in parts: there is nothing to wait for."""
-        self.kill()
-
     def kill(self) -> None:
-        """See `Process.kill`."""
+        """End it at once."""
         if self._code is None:
             os.kill(self.pid, signal.SIGKILL)
 
+    terminate = kill  # a chunk is saved as a whole: there is nothing to wait for
+
     def use(self, cores: int) -> None:
-        """It has one."""
+        """It has one core."""
 
 
 def _child(work: Callable[[], None], parent: int) -> None:
     code = 1
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == parent:
-            work()
+        begin_fork(parent)
+        work()
         code = 0
     except BaseException as error:
         code = exit_code(error)
@@ -119,40 +87,32 @@ def _child(work: Callable[[], None], parent: int) -> None:
 
 
 class Spawned:
-    """A new Python that is a worker of a run, see `worker_process.main`.
+    """A new Python that is a worker of a run, see `worker_process.main`; neither torch's threads nor CUDA can fork.
 
-    Neither threads of torch nor CUDA survive a fork. Its standard input tells it how many cores it may use; it ends
-    when that does, so never later than this process.
+    Its standard input says how many cores it may use; it ends when that does, so never later than this process.
     """
 
     def __init__(self, folder: Path, name: str, cores: int, device: str) -> None:
         paths = os.pathsep.join(os.getcwd() if path == "" else path for path in sys.path)
         command = [sys.executable, "-P", "-c", _CODE, str(folder), name]
-        with _deaf_to_interrupts():
+        with handling({signal.SIGINT: signal.SIG_IGN}):  # the new process inherits this, before it runs code of ours
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths}
             )
+        self.kill, self.terminate = self._process.kill, self._process.terminate
         self._write(f"{cores} {device}")
         self.cores = cores
 
     def poll(self) -> int | None:
-        """See `Process.poll`."""
+        """The exit code, or minus the signal; None while it runs."""
         code = self._process.poll()
         if code is not None and self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
         return code
 
-    def terminate(self) -> None:
-        """See `Process.terminate`."""
-        self._process.terminate()
-
-    def kill(self) -> None:
-        """See `Process.kill`."""
-        self._process.kill()
-
     def use(self, cores: int) -> None:
-        """See `Process.use`."""
+        """Say how many cores it may use."""
         if cores != self.cores:
             self.cores = cores
             self._write(str(cores))
@@ -164,25 +124,18 @@ class Spawned:
             self._process.stdin.flush()
 
 
-class ExitHandler:
-    """What follows when a worker ends before its time: the cell that it was at fails, or its job is done again.
+Process = Fork | Spawned
 
-    Args:
-        queue: gives that of the run.
-        monitor: of its events.
-    """
+
+class ExitHandler:
+    """When a worker ends before its time, the cell that it was computing fails, or its job is done again."""
 
     def __init__(self, queue: Callable[[], Queue], monitor: Monitor) -> None:
         self._queue, self._monitor = queue, monitor
         self._losses: dict[object, int] = {}
 
     def __call__(self, worker: str, how: str, *, guilty: bool = True) -> None:
-        """A worker is no more.
-
-        Args:
-            worker: its name.
-            how: it ended, to follow the name of what it was at work on.
-            guilty: False if the work is not to blame, as when a machine is lost.
+        """Handle a worker that ended; `guilty`: its work is to blame, and not a machine that was lost.
 
         Raises:
             BenchError: workers without a job end again and again.
@@ -190,22 +143,23 @@ class ExitHandler:
         state = self._monitor.gone(worker)
         job = state.job if state is not None else None
         reason = f"the process at work on {job.training} {how}" if job is not None else how
-        if not (guilty and state is not None and self.blame(state, reason)):
-            what = (job.kind, job.key, job.start) if job is not None else None
-            self._losses[what] = 1 if state is not None and state.advanced else self._losses.get(what, 0) + 1
-            if self._losses[what] <= MOST_LOSSES:
-                _log.warning("%s; beginning again with what was saved", reason)
-                return
-            reason = f"{reason}, for the {self._losses[what]}th time without getting any further"
-            if job is None:
-                raise BenchError(f"a worker process {reason}")
-            if job.kind == "train":
-                self._queue().fail_training(job.key, reason)
-            else:
-                self._queue().fail(job.cells or list(self._queue().cells_of(job.key)), reason)
+        if guilty and state is not None and self.blame(state, reason):
+            return
+        what = (job.kind, job.key, job.start) if job is not None else None
+        self._losses[what] = 1 if state is not None and state.advanced else self._losses.get(what, 0) + 1
+        if self._losses[what] <= MOST_LOSSES:
+            _log.warning("%s; beginning again with what was saved", reason)
+            return
+        reason = f"{reason}, for the {self._losses[what]}th time without getting any further"
+        if job is None:
+            raise BenchError(f"a worker process {reason}")
+        if job.kind == "train":
+            self._queue().fail_training(job.key, reason)
+        else:
+            self._queue().fail(job.cells, reason)
 
     def blame(self, state: WorkerState, reason: str) -> bool:
-        """What a worker was at fails; False: that is not known."""
+        """Fail the cell or training that a worker was computing; False: that is not known."""
         if state.cell is not None:
             self._queue().fail([state.cell], reason)
             return True
@@ -216,16 +170,7 @@ class ExitHandler:
 
 
 class ProcessGroup:
-    """Some workers of a run.
-
-    Args:
-        start: starts the process of a worker, by its name.
-        name: how the names of all begin.
-        queue: gives that of the run, when a cell has failed.
-        monitor: of its events.
-        stop: whether to stop.
-        stopped: asked as well.
-    """
+    """Some workers of a run, with names that begin alike; `start` starts one, `queue` is called when a cell failed."""
 
     def __init__(
         self, start: Callable[[str], Process], name: str, queue: Callable[[], Queue], monitor: Monitor, stop: Stop,
@@ -244,12 +189,12 @@ class ProcessGroup:
 
         Args:
             count: how many.
-            cores: to be shared out to those who are at work; None: each has what it has.
-            grace: the seconds that workers have to save what they are at, when this is told to stop.
+            cores: to be shared by those that have a job; None: each keeps those that it has.
+            grace: the seconds that workers have to save their work on a stop.
             pause: the seconds between two looks at them.
 
         Raises:
-            Stopped: it was told to stop.
+            Stopped: it was asked to stop.
             BenchError: a worker ended by an error that is no cell's, or none could be started.
         """
         try:
@@ -261,7 +206,8 @@ class ProcessGroup:
                     raise Stopped
                 time.sleep(pause)
                 self._monitor.poll()
-                self._look()
+                for name, process in list(self._alive.items()):
+                    self._look(name, process)
                 if cores is not None:
                     self._share(cores)
         finally:
@@ -272,32 +218,34 @@ class ProcessGroup:
         self._started += 1
         self._alive[name] = self._start(name)
 
-    def _look(self) -> None:
-        for name, process in list(self._alive.items()):
-            code = process.poll()
-            if code is not None:
-                del self._alive[name]
-                self._ended(name, code)
-            elif (reason := self._monitor.overdue(name)) is not None:
-                process.kill()
-                _wait([process], GRACE_SECONDS)
-                del self._alive[name]
-                state = self._monitor.gone(name)
-                if state is not None and not self._exited.blame(state, reason) and state.job is not None:
-                    self._queue().fail(state.job.cells, reason)
-                self._add()
+    def _look(self, name: str, process: Process) -> None:
+        code = process.poll()
+        if code is not None:
+            del self._alive[name]
+            self._on_exit(name, code)
+        elif (reason := self._monitor.overdue(name)) is not None:
+            process.kill()
+            _wait([process], GRACE_SECONDS)
+            del self._alive[name]
+            state = self._monitor.gone(name)
+            if state is not None and not self._exited.blame(state, reason) and state.job is not None:
+                self._queue().fail(state.job.cells, reason)
+            self._add()
 
-    def _ended(self, name: str, code: int) -> None:
+    def _on_exit(self, name: str, code: int) -> None:
         self._monitor.poll()
-        known = name in self._monitor.workers
         if code == 0:
             self._monitor.gone(name)
         elif code == CODES["failed"]:
-            raise _raised(self._monitor.folder / f"{name}.jsonl", self._monitor)
+            if name in self._monitor.failures:
+                raise as_exception(self._monitor.failures[name])
+            raise StorageError(
+                f"a worker process could not write to {self._monitor.folder}: free some space, and see its output"
+            )
         elif code in _STOPPED:
             self._exited(name, _STOPPED[code], guilty=False)
             self._add()
-        elif known:
+        elif name in self._monitor.workers:
             self._exited(name, f"{how_it_ended(code)}: {_advice(code)}")
             self._add()
         elif self._alive:
@@ -307,9 +255,9 @@ class ProcessGroup:
             raise BenchError(f"no worker process could start, and the last one {how_it_ended(code)}: use --jobs 1")
 
     def _share(self, cores: int) -> None:
-        """Those that have nothing to do leave their cores to the others."""
-        states = {name: self._monitor.workers.get(name) for name in self._alive}
-        busy = sum(state is None or not state.idle for state in states.values())
+        """Workers that have nothing to do leave their cores to the others."""
+        states = [self._monitor.workers.get(name) for name in self._alive]
+        busy = sum(state is None or not state.idle for state in states)
         for process in self._alive.values():
             process.use(max(1, cores // max(1, busy)))
 
@@ -317,13 +265,11 @@ class ProcessGroup:
         processes = list(self._alive.values())
         for process in processes:
             process.terminate()
-        until = time.monotonic() + grace
-        while any(process.poll() is None for process in processes) and time.monotonic() < until:
-            time.sleep(POLL_SECONDS)
+        _wait(processes, grace)
         for process in processes:
             process.kill()
         _wait(processes, GRACE_SECONDS)
-        with contextlib.suppress(BenchError):  # what ends this run has been said
+        with contextlib.suppress(BenchError):  # the error that ends this run has been raised
             self._monitor.poll()
 
 
@@ -333,40 +279,19 @@ def _wait(processes: Sequence[Process], seconds: float) -> None:
         time.sleep(0.005)
 
 
-def _raised(path: Path, monitor: Monitor) -> Exception:
-    """What was raised in a worker: ours as it was, anything else as a bug."""
-    told = monitor.failures.get(path.stem)
-    if told is None:
-        return StorageError(f"a worker process could not write to {path.parent}: free some space, and see its output")
-    return as_exception(told)
-
-
-def as_exception(told: WorkerFailed) -> Exception:
-    """An error as it was raised in a worker."""
-    ours = getattr(errors, told.kind, None)
-    error: Exception = RuntimeError(f"{told.kind}: {told.message}")
+def as_exception(failure: WorkerFailed) -> Exception:
+    """An error of a worker: ours as it was raised there, any other as a bug."""
+    ours = getattr(errors, failure.kind, None)
+    error: Exception = RuntimeError(f"{failure.kind}: {failure.message}")
     if isinstance(ours, type) and issubclass(ours, BenchError):
-        error = ours(told.message)
-    error.add_note(f"In a worker:\n{told.trace}")
+        error = ours(failure.message)
+    error.add_note(f"In a worker:\n{failure.trace}")
     return error
-
-
-@contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """A process that is started inside ignores Ctrl-C from its first moment, even before it runs code of ours."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _advice(code: int) -> str:
     """What to do about a process that ended so."""
-    if code == -getattr(signal, "SIGKILL", 9):
+    if code == -signal.SIGKILL:
         return "if for want of memory, use fewer --jobs, or lower --tasks-per-step, --query or the width"
     if code < 0:
         return "if nobody sent that, compiled code of a plugin or library crashed"

@@ -1,4 +1,4 @@
-"""The results folder as a queue of jobs: what is done has its file, what is taken is locked, the rest is free."""
+"""The results folder as a queue of jobs: a finished one has its file, a claimed one is locked, the others are free."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ from robustbench_meta.evaluation.partial_results import PartialResult, read_part
 from robustbench_meta.experiment.checkpoints import checkpoint_name
 from robustbench_meta.experiment.grid import Cell, Grid
 from robustbench_meta.jobs.events import CellFailed, EventLog
-from robustbench_meta.jobs.planner import Group, Needed, groups_of, needed_of
+from robustbench_meta.jobs.planner import Group, JobTarget, groups_of, needed_of
 from robustbench_meta.results.store import Store
 from robustbench_meta.runtime import tensor_files
 from robustbench_meta.runtime.atomic_files import remove
@@ -25,6 +26,8 @@ from robustbench_meta.runtime.digest import digest_of
 from robustbench_meta.runtime.locks import training_lock
 
 _log = logging.getLogger(__name__)
+_DAMAGED = (OSError, KeyError, ValueError, TypeError, AttributeError)
+"""What reading the header of a damaged file may raise."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +35,7 @@ class Train:
     """Meta-train; the file is the checkpoint."""
 
     kind: ClassVar[str] = "train"
-    needed: Needed
-
-    @property
-    def key(self) -> str:
-        """Of the training."""
-        return self.needed.key
-
-    @property
-    def lock(self) -> str:
-        """The name of its lock."""
-        return training_lock(self.key)
+    target: JobTarget
 
 
 @dataclass(frozen=True)
@@ -50,54 +43,37 @@ class Evaluate:
     """Evaluate cells of one training on a chunk of the episodes; the file is a part, see `partial_results`."""
 
     kind: ClassVar[str] = "evaluate"
-    group: Group
-    places: range
+    target: Group
+    episodes: range
     cells: tuple[Cell, ...]
     path: Path
-
-    @property
-    def key(self) -> str:
-        """Of the training."""
-        return self.group.key
-
-    @property
-    def lock(self) -> str:
-        """The name of its lock."""
-        return f"evaluate-{self.key}-{self.places.start}"
 
 
 @dataclass(frozen=True)
 class Assemble:
-    """Write the records of cells whose parts are all there."""
+    """Write the records of cells, all parts of which are there."""
 
     kind: ClassVar[str] = "assemble"
-    group: Group
+    target: Group
     cells: tuple[Cell, ...]
-
-    @property
-    def key(self) -> str:
-        """Of the training."""
-        return self.group.key
-
-    @property
-    def lock(self) -> str:
-        """The name of its lock."""
-        return f"assemble-{self.key}"
 
 
 Job = Train | Evaluate | Assemble
 
 
-class Queue:
-    """The jobs of a run, as one worker sees them.
+@cache
+def _checksum(path: Path, _mtime: int, _size: int) -> str:
+    return tensor_files.read_metadata(path)["checksum"]
 
-    Args:
-        grids: the parts of the run.
-        store: the results folder.
-        cells: the keys of the cells that the run is to do.
-        device: what kind of device computes: cpu or cuda.
-        log: hears of cells that fail.
-    """
+
+def _lock(job: Job) -> str:
+    if isinstance(job, Train):
+        return training_lock(job.target.key)
+    return f"{job.kind}-{job.target.key}" + (f"-{job.episodes.start}" if isinstance(job, Evaluate) else "")
+
+
+class Queue:
+    """The jobs of a run for its pending cells, as one worker sees them; `device`: what kind computes, cpu or cuda."""
 
     def __init__(
         self, grids: Sequence[Grid], store: Store, cells: Collection[str], device: str, log: EventLog
@@ -108,15 +84,12 @@ class Queue:
         """Those with cells that are not over."""
         self.cells = {key: cell for group in self.groups for key, cell in group.cells.items()}
         self._last = ""
-        """The key of the training that this worker was last at."""
+        """The key of the training of the last job that this worker claimed."""
         self._headers: dict[Path, frozenset[str]] = {}
-        """The cells of each part that was looked at."""
-        self._identities: dict[str, tuple[tuple[int, int], str]] = {}
-        """By training, the time and size of its checkpoint, and its checksum."""
-        self._totals = {id(group): group.pairs for group in self.groups}
+        """The cells of each part whose header was read."""
 
     def claim(self, only: str | None = None) -> Job | None:
-        """The next free job, locked; None: there is none at the moment. What was claimed is to be released.
+        """The next free job, locked until it is released; None: there is none at the moment.
 
         What this worker has trained it evaluates next; otherwise the costliest training comes first.
 
@@ -127,28 +100,24 @@ class Queue:
             StorageError: a lock cannot be written.
         """
         for job in self._open(only):
-            if self.store.locks.take(job.lock):
-                if self._same(job):
-                    self._last = job.key
+            if self.store.locks.take(_lock(job)):
+                if self._still_open(job):
+                    self._last = job.target.key
                     return job
-                self.store.locks.give_back(job.lock)
+                self.release(job)
         return None
 
     def release(self, job: Job) -> None:
-        """The job is done, or free again."""
-        self.store.locks.give_back(job.lock)
+        """Unlock a job: it is done, or free again."""
+        self.store.locks.give_back(_lock(job))
 
     def over(self) -> bool:
         """Whether all cells have a record, or failed."""
         self._refresh()
         return not self.groups
 
-    def cells_of(self, training: str) -> list[str]:
-        """The keys of the pending cells of a training."""
-        return [key for group in self.groups if group.key == training for key in group.cells]
-
     def fail(self, cells: Iterable[str], reason: str, traceback: str = "") -> None:
-        """Note that these cells failed, why and where; those that are over already are left alone."""
+        """Write down that these cells failed, and why; not of those that are over already."""
         over = self.store.over()
         for key in [key for key in cells if key not in over]:
             cell, title = self.cells[key], next(group.title for group in self.all_groups if key in group.wants)
@@ -165,48 +134,46 @@ class Queue:
 
     def done(self, group: Group) -> tuple[int, int]:
         """How many (episode, attack) pairs of a group are evaluated, and how many there are."""
-        total, parts = self._totals[id(group)], self._parts(group)
-        missing = sum(len(self._missing(group, places, parts)) * len(places) for places in group.chunks)
-        return total - missing, total
+        missing = sum(len(cells) * len(episodes) for episodes, cells in self._missing(group))
+        return group.pairs - missing, group.pairs
 
     def parts_of(self, group: Group, cell: Cell) -> list[PartialResult] | None:
         """All parts with that cell, in the order of the episodes; None: one is missing.
 
         One that is damaged is warned of and removed.
         """
-        parts, found = self._parts(group), []
-        for places in group.chunks:
-            path = next((path for path in parts[places.start, places.stop] if cell.key in self._headers[path]), None)
+        files, parts = self._parts(group), []
+        for episodes in group.chunks:
+            path = next((path for path in files[episodes] if cell.key in self._headers[path]), None)
             if path is None:
                 return None
             try:
-                found.append(read_part(path.read_bytes(), group.key))
+                parts.append(read_part(path.read_bytes(), group.key))
             except (OSError, StorageError) as error:
                 self._drop(path, error)
                 return None
-        return found
+        return parts
 
     def tidy(self, training: str) -> None:
-        """Remove what was under way of a training and is of no use any more, also what a killed run left."""
-        if (self.store.root / checkpoint_name(training)).is_file():
+        """Remove a training's snapshot and parts that nobody needs any more, also what a killed run left."""
+        if self._trained(training):
             remove(self.store.root / state_name(training))
         paths, over = self.store.parts(training), self.store.over()
-        left = [path for path in paths if not self._cells(path) <= over]
-        for path in paths:
-            if path not in left:
-                remove(path)
-        if not left:
+        useless = [path for path in paths if self._cells(path) <= over]
+        for path in useless:
+            remove(path)
+        if len(useless) == len(paths):
             self.store.locks.forget(f"evaluate-{training}-")
 
     def _refresh(self) -> None:
         over = self.store.over()
         for group in self.groups:
-            for key in [key for key in group.cells if key in over]:
+            for key in group.cells.keys() & over:
                 del group.cells[key]
         self.groups = [group for group in self.groups if group.cells]
 
     def _open(self, only: str | None) -> Iterator[Job]:
-        """What is neither done nor waits for other jobs."""
+        """The jobs that are neither done nor wait for others."""
         self._refresh()
         groups = sorted(self.groups, key=lambda group: -group.cost)
         for group in groups:
@@ -215,7 +182,7 @@ class Queue:
         if only is not None:
             return
         waiting = {key for group in groups for key in group.needs if not self._trained(key)}
-        costs = {key: self._needed[key].cost + sum(g.cost for g in groups if key in g.needs) for key in waiting}
+        costs = {key: self._needed[key].train_cost + sum(g.cost for g in groups if key in g.needs) for key in waiting}
         for key in sorted(waiting, key=lambda key: -costs[key]):
             yield Train(self._needed[key])
         for group in groups:
@@ -223,62 +190,60 @@ class Queue:
                 yield from self._evaluation(group)
 
     def _evaluation(self, group: Group) -> Iterator[Evaluate | Assemble]:
-        """The chunks that are not there, or, when all are, the assembly."""
+        """The chunks without a file, or, when all have one, the assembly."""
         if not all(self._trained(key) for key in group.needs):
             return
-        parts, complete = self._parts(group), True
-        for places in group.chunks:
-            if missing := self._missing(group, places, parts):
-                complete = False
-                yield Evaluate(group, places, tuple(missing), self._path(group, places, missing))
-        if complete and group.cells:
+        missing = self._missing(group)
+        for episodes, cells in missing:
+            yield Evaluate(group, episodes, tuple(cells), self._path(group, episodes, cells))
+        if not missing and group.cells:
             yield Assemble(group, tuple(group.cells.values()))
 
-    def _same(self, job: Job) -> bool:
-        """Whether a job is still to be done as it was found, now that it is locked: somebody may have done it."""
+    def _still_open(self, job: Job) -> bool:
+        """Whether a job is still to be done as it was, now that it is locked: another worker may have done it."""
         self._refresh()
         if isinstance(job, Train):
-            return not self._trained(job.key) and any(job.key in group.needs for group in self.groups)
-        if job.group not in self.groups:
+            return not self._trained(job.target.key) and any(job.target.key in group.needs for group in self.groups)
+        if job.target not in self.groups:
             return False
         if isinstance(job, Assemble):
-            return all(cell.key in job.group.cells for cell in job.cells)
-        return self._missing(job.group, job.places, self._parts(job.group)) == list(job.cells)
+            return all(cell.key in job.target.cells for cell in job.cells)
+        return (job.episodes, list(job.cells)) in self._missing(job.target)
 
-    def _missing(self, group: Group, places: range, parts: dict[tuple[int, int], list[Path]]) -> list[Cell]:
-        there = {key for path in parts[places.start, places.stop] for key in self._headers[path]}
-        return [cell for key, cell in group.cells.items() if key not in there]
+    def _missing(self, group: Group) -> list[tuple[range, list[Cell]]]:
+        """The chunks that are not evaluated, each with the cells of which that is so."""
+        files, missing = self._parts(group), []
+        for episodes in group.chunks:
+            present = {key for path in files[episodes] for key in self._headers[path]}
+            if cells := [cell for key, cell in group.cells.items() if key not in present]:
+                missing.append((episodes, cells))
+        return missing
 
-    def _parts(self, group: Group) -> dict[tuple[int, int], list[Path]]:
-        """The files of a group's training, by their first episode and the one after the last."""
-        found, identity = defaultdict(list), self._identity(group)
+    def _parts(self, group: Group) -> dict[range, list[Path]]:
+        """The files of a group's training, by their episodes."""
+        files, identity = defaultdict(list), self.identity(group)
         for path in self.store.parts(group.key):
-            _, places, how, *_ = path.name.split(".")
-            start, _, stop = places.partition("-")
-            if how == identity and self._cells(path):
-                found[int(start), int(stop)].append(path)
-        return found
+            _, episodes, of, *_ = path.name.split(".")
+            start, _, stop = episodes.partition("-")
+            if of == identity and self._cells(path):
+                files[range(int(start), int(stop))].append(path)
+        return files
 
-    def _path(self, group: Group, places: range, cells: Sequence[Cell]) -> Path:
+    def _path(self, group: Group, episodes: range, cells: Sequence[Cell]) -> Path:
         which = digest_of(sorted(cell.key for cell in cells))
-        name = f"{group.key}.{places.start}-{places.stop}.{self._identity(group)}.{which}.safetensors"
+        name = f"{group.key}.{episodes.start}-{episodes.stop}.{self.identity(group)}.{which}.safetensors"
         return self.store.root / "progress" / name
 
-    def _identity(self, group: Group) -> str:
+    def identity(self, group: Group) -> str:
         """What parts must have been computed with to be put together: these checkpoints, on that kind of device."""
-        return digest_of([self._device, *(self._checksum(key) for key in sorted(group.needs))])[:8]
-
-    def _checksum(self, training: str) -> str:
-        path = self.store.root / checkpoint_name(training)
-        try:
-            seen = path.stat()
-            known = self._identities.get(training)
-            if known is None or known[0] != (seen.st_mtime_ns, seen.st_size):
-                known = (seen.st_mtime_ns, seen.st_size), tensor_files.read_metadata(path)["checksum"]
-                self._identities[training] = known
-            return known[1]
-        except (OSError, KeyError, ValueError, TypeError, AttributeError):
-            return ""
+        checksums = []
+        for key in sorted(group.needs):
+            path = self.store.root / checkpoint_name(key)
+            try:
+                checksums.append(_checksum(path, path.stat().st_mtime_ns, path.stat().st_size))
+            except _DAMAGED:
+                checksums.append("")
+        return digest_of([self._device, *checksums])[:8]
 
     def _cells(self, path: Path) -> frozenset[str]:
         """The cells of a part; none if it is damaged, and then it is removed."""
@@ -288,7 +253,7 @@ class Queue:
                 self._headers[path] = frozenset(body["cells"])
             except FileNotFoundError:
                 return frozenset()
-            except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+            except _DAMAGED as error:
                 self._drop(path, error)
                 return frozenset()
         return self._headers[path]

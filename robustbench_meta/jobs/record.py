@@ -22,21 +22,12 @@ _PACKAGES = ("torch", "torchattacks", "numpy", "pillow", "matplotlib")
 def record_of(
     grid: Grid, cell: Cell, outcome: Outcome, trained: Trained, parts: Sequence[PartialResult]
 ) -> dict[str, Any]:
-    """The record of a cell.
-
-    Args:
-        grid: of the cell.
-        cell: that.
-        outcome: of its evaluation.
-        trained: its learner.
-        parts: that the outcome was made of.
-    """
+    """The record of a cell, with the outcome of its evaluation, which was made of these parts."""
     training = cell.training
     transductive = grid.setting.transductive or training.learner.transductive
     reliability = outcome.reliability
-    found = reliability.flags if reliability is not None else unchecked(cell.spec.episodes)
-    found = [*found, *of_training(trained.history, grid.setting.loss, grid.setting.way)]
-    flags = [flag for flag in FLAGS if flag in found]
+    raised = reliability.flags if reliability is not None else unchecked(cell.spec.episodes)
+    raised = [*raised, *of_training(trained.history, grid.setting.loss, grid.setting.way)]
     record: dict[str, Any] = finite({
         "schema": SCHEMA,
         "key": cell.key,
@@ -63,7 +54,7 @@ def record_of(
             "test_bytes": max((part.peak_memory for part in parts if part.peak_memory is not None), default=None),
         },
         "method": outcome.effort.method(),
-        "flags": flags,
+        "flags": [flag for flag in FLAGS if flag in raised],
         "checks": reliability.plain() if reliability is not None else None,
         "gallery": outcome.gallery,
         "parameters": trained.parameters,

@@ -1,4 +1,4 @@
-"""One run from what is wanted to what became of it: the steps that the command line and the Python API share."""
+"""One run, from a suite to its summary: the steps that the command line and the Python API share."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from robustbench_meta.engine.training_snapshots import keep_seconds
 from robustbench_meta.errors import StorageError
-from robustbench_meta.experiment.grid import Cell, Grid, Training, Work, prepare, prepare_all
+from robustbench_meta.experiment.grid import Grid, prepare, prepare_all
 from robustbench_meta.experiment.suite import Suite
 from robustbench_meta.jobs.events import FOLDER, EventLog, RunFinished, RunStarted
-from robustbench_meta.jobs.launchers import Run, check_executor, check_request, computes_here, launcher_for
+from robustbench_meta.jobs.launchers import Run, check_executor, computes_here, launcher_for
 from robustbench_meta.jobs.monitor import Monitor, Reporter, Summary
 from robustbench_meta.jobs.planner import needed_of, work_of, workers_for
 from robustbench_meta.jobs.policy import RECIPE, Policy, Recipe
@@ -34,22 +35,24 @@ from robustbench_meta.runtime.devices import choose_device
 from robustbench_meta.runtime.interrupts import Stop
 from robustbench_meta.runtime.precision import check_precision
 
-__all__ = ["Cell", "Grid", "Policy", "Summary", "Training", "Work", "prepare", "prepare_all", "run", "run_all"]
+__all__ = ["Policy", "PreparedRun", "Summary", "compute", "failures_of", "make_ready", "prepare", "prepare_all", "run"]
 MOST_RUNS = 20
-"""Of which events are kept; those of older runs that are over are removed when another begins."""
+"""Runs with event files; when another begins, those of older runs that are over are removed."""
 
 
-class PreparedRun(NamedTuple):
+@dataclass
+class PreparedRun:
     """A suite that can run here."""
 
     suite: Suite
     grids: list[Grid]
-    """Of its parts."""
+    """Of its parts, of which no two have a cell in common, see `prepare_all`."""
     registry: Registry
     device: torch.device
-    plugins: Path | None
-    local_plugins: bool
-    data_root: Path | None
+    plugins: Path | None = None
+    """Where `registry` found local plugins, for other processes."""
+    local_plugins: bool = True
+    data_root: Path | None = None
 
     @property
     def keys(self) -> set[str]:
@@ -71,15 +74,11 @@ def make_ready(
         policy: how it is done.
         track: trackers, as typed.
         bring: adds plugins that were found in no other way.
-
-    Raises:
-        BenchError: something of it cannot be, and what to do.
     """
     specs = [part.spec() for part in suite.parts]
-    check_executor(policy.executor)
     keep_seconds()
     device = choose_device(specs[0].device, here=computes_here(policy.executor))
-    check_request(policy, str(device))
+    check_executor(policy.executor, str(device))
     for spec in specs:
         check_precision(spec.precision, device)
     registry = load_registry(plugins, local=local_plugins)
@@ -88,14 +87,6 @@ def make_ready(
     attach(registry, track)
     grids = prepare_all(specs, registry, data_root, [part.placed for part in suite.parts])
     return PreparedRun(suite, grids, registry, device, plugins, local_plugins, data_root)
-
-
-def compute(ready: PreparedRun, store: Store, policy: Policy, stop: Stop) -> Summary:
-    """Do what is not done yet; see `run_all`."""
-    return run_all(
-        ready.grids, ready.registry, store, ready.device, policy, plugins=ready.plugins,
-        local_plugins=ready.local_plugins, data_root=ready.data_root, stop=stop,
-    )  # fmt: skip
 
 
 def failures_of(summary: Summary) -> list[dict[str, Any]]:
@@ -107,93 +98,82 @@ def failures_of(summary: Summary) -> list[dict[str, Any]]:
     ]
 
 
-def run(grid: Grid, registry: Registry, store: Store, device: torch.device, policy: Policy | None = None,
-        **given: Any) -> Summary:  # fmt: skip
-    """Compute the cells of one grid; see `run_all`."""
-    return run_all([grid], registry, store, device, policy, **given)
+def run(grids: Grid | list[Grid], registry: Registry, store: Store, device: torch.device, policy: Policy | None = None,
+        *, plugins: Path | None = None, local_plugins: bool = True, stop: Stop | None = None) -> Summary:  # fmt: skip
+    """Compute the cells of grids that were made by hand; see `compute`."""
+    all_grids = grids if isinstance(grids, list) else [grids]
+    ready = PreparedRun(Suite(), all_grids, registry, device, plugins, local_plugins)
+    return compute(ready, store, policy or Policy(), Stop() if stop is None else stop)
 
 
-def run_all(
-    grids: Sequence[Grid],
-    registry: Registry,
-    store: Store,
-    device: torch.device,
-    policy: Policy | None = None,
-    *,
-    plugins: Path | None = None,
-    local_plugins: bool = True,
-    data_root: Path | None = None,
-    stop: Stop | None = None,
-) -> Summary:
-    """Compute the cells of the parts of a suite that the store does not hold yet; a cell that fails costs no other.
+def compute(ready: PreparedRun, store: Store, policy: Policy, stop: Stop) -> Summary:
+    """Compute the cells that the store has no record of; a cell that fails costs no other.
 
     A training that several parts need is done once.
 
-    Args:
-        grids: the parts, of which no two have a cell in common, see `prepare_all`.
-        registry: the plugins that hear the events.
-        store: where records and checkpoints go.
-        device: what computes.
-        policy: how.
-        plugins: where `registry` found local plugins, for other processes.
-        local_plugins: whether it looked for any.
-        data_root: where the grids found their data, for other processes.
-        stop: whether to stop.
-
     Raises:
-        Stopped: `stop` was told; what was finished, and most of what was under way, is saved.
+        Stopped: `stop` was asked; finished cells, and most of the unfinished work, are saved.
         BenchError: the device has not the grid's precision, or the executor is not to be had.
         StorageError: something cannot be written.
     """
-    policy, stop, summary = policy or Policy(), Stop() if stop is None else stop, Summary()
+    grids, registry, device, summary = ready.grids, ready.registry, ready.device, Summary()
     for grid in grids:
         check_precision(grid.run.precision, device)
     cells = {cell.key: cell for grid in grids for cell in grid.cells}
-    todo = _todo(grids, store, policy, summary)
-    recipe = Recipe(
-        runs=tuple(grid.run for grid in grids), cells=tuple(todo), results=store.root.resolve(), device=str(device),
-        plugins=plugins, data_root=data_root, local_plugins=local_plugins, cell_timeout=policy.cell_timeout,
-        exit_when_waiting=policy.exit_when_waiting, folder=Path.cwd(), environment=Recipe.settings(),
-        log_level=_log_level(),
-    )  # fmt: skip
+    pending = _pending(grids, store, policy, summary)
     about, folder = _about(grids), _new_folder(store)
     log = EventLog(folder / "driver.jsonl", stop)
-    queue = Queue(grids, store, todo, device.type, log)
+    queue = Queue(grids, store, pending, device.type, log)
     reporter = Reporter(registry, store, cells, summary)
     monitor = Monitor(folder, policy.cell_timeout, reporter)
-    needed = needed_of(grids, todo)
+    needed = needed_of(grids, pending)
     work = work_of(queue.groups, needed, {key for key in needed if store.has_checkpoint(key)}.__contains__)
     trainings = {
         key: {
-            "title": each.title, "learner": each.training.label, **each.grid.labels,
-            "spec": each.training.spec.model_dump(mode="json"),
+            "title": target.title, "learner": target.training.label, **target.grid.labels,
+            "spec": target.training.spec.model_dump(mode="json"),
         }
-        for key, each in needed.items()
+        for key, target in needed.items()
     }  # fmt: skip
-    facts: dict[str, Any] = {"cells": len(todo), "work": work, "results": str(store.root), "trainings": trainings}
+    facts: dict[str, Any] = {"cells": len(pending), "work": work, "results": str(store.root), "trainings": trainings}
     try:
-        log.emit(RunStarted(dict(about), host=socket.gethostname(), pid=os.getpid(), **facts))
+        log.emit(RunStarted(dict(about), **facts))
         registry.emit("run_started", run=about, **facts)
-        if todo:
+        if pending:
             cores = available_cores()
-            launcher = launcher_for(policy, workers_for(policy.jobs, work, device, cores), device)
+            launch = launcher_for(policy, workers_for(policy.jobs, work, device, cores), device)
+            recipe = _recipe(ready, store, policy, pending)
             write_bytes(folder / RECIPE, recipe.model_dump_json(indent=1).encode())
-            launcher.launch(Run(grids, store, folder, queue, monitor, device, stop, cores, policy))
+            launch(Run(grids, store, folder, queue, monitor, device, stop, cores, policy))
         monitor.poll()
-        _count_others(todo, cells, store, reporter, summary)
+        for key in [key for key in pending if key not in reporter.over]:  # other runs have finished or failed these
+            if store.has(key):
+                summary.skipped += 1
+            elif (reason := store.failure(key)) is not None:
+                summary.failed_before.append((cells[key], reason))
         for key in {training.key for grid in grids for training in grid.trainings} | set(needed):
             queue.tidy(key)
     finally:
-        with contextlib.suppress(StorageError):  # what ended the run is told
-            log.emit(RunFinished(summary.finished, len(summary.failed)))
+        with contextlib.suppress(StorageError):  # the error that ended the run is raised
+            log.emit(RunFinished())
         log.close()
         store.locks.give_back_all()
         registry.emit("run_finished", run=about, finished=summary.finished, failed=len(summary.failed))
     return summary
 
 
-def _todo(grids: Sequence[Grid], store: Store, policy: Policy, summary: Summary) -> list[str]:
-    """The keys of the cells that are still to do; the others are counted."""
+def _recipe(ready: PreparedRun, store: Store, policy: Policy, pending: Sequence[str]) -> Recipe:
+    return Recipe(
+        runs=tuple(grid.run for grid in ready.grids), cells=tuple(pending), results=store.root.resolve(),
+        device=str(ready.device), plugins=ready.plugins, data_root=ready.data_root, local_plugins=ready.local_plugins,
+        cell_timeout=policy.cell_timeout, exit_when_waiting=policy.exit_when_waiting, folder=Path.cwd(),
+        environment={name: value for name, value in os.environ.items() if name.startswith("ROBUSTBENCH_META_")},
+        log_level=logging.getLogger("robustbench_meta").getEffectiveLevel(),
+    )  # fmt: skip
+
+
+def _pending(grids: Sequence[Grid], store: Store, policy: Policy, summary: Summary) -> list[str]:
+    """The keys of the cells that are still to do; the others are counted in `summary`."""
     todo: list[str] = []
     for grid in grids:
         keys = [cell.key for cell in grid.cells]
@@ -207,19 +187,6 @@ def _todo(grids: Sequence[Grid], store: Store, policy: Policy, summary: Summary)
     for key in todo:
         store.forget_failure(key)
     return todo
-
-
-def _count_others(
-    todo: Sequence[str], cells: Mapping[str, Cell], store: Store, reporter: Reporter, summary: Summary
-) -> None:
-    """Count the cells that other runs have finished or failed in the meantime."""
-    for key in todo:
-        if key in reporter.over:
-            continue
-        if store.has(key):
-            summary.skipped += 1
-        elif (reason := store.failure(key)) is not None:
-            summary.failed_before.append((cells[key], reason))
 
 
 def _new_folder(store: Store) -> Path:
@@ -243,20 +210,16 @@ def _new_folder(store: Store) -> Path:
     return folder
 
 
-def _log_level() -> int:
-    return logging.getLogger("robustbench_meta").getEffectiveLevel()
-
-
 def _about(grids: Sequence[Grid]) -> Mapping[str, Any]:
     """What is run, as plain data: of several parts what they share, lists joined, None where they differ, and each."""
     parts = [grid.run.model_dump(mode="json") for grid in grids]
     if len(parts) == 1:
         return parts[0]
     shared: dict[str, Any] = {}
-    for name in parts[0]:
+    for name, first in parts[0].items():
         values = [part[name] for part in parts]
-        if isinstance(values[0], list):
+        if isinstance(first, list):
             shared[name] = list(dict.fromkeys(each for value in values for each in value))
         else:
-            shared[name] = values[0] if all(value == values[0] for value in values) else None
+            shared[name] = first if all(value == first for value in values) else None
     return {**shared, "parts": parts}

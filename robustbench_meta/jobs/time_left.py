@@ -13,13 +13,12 @@ STAGES: tuple[Stage, Stage] = ("train", "test")
 WINDOW_SECONDS = 60.0
 """A rate is that of the last minute."""
 SETTLED_SECONDS = 2.0
-"""How long work is watched, from its first advance on, before a rate is told: what comes before that is preparation."""
-_MOST_SEEN = 600
+"""How long work is watched, from its first advance on, before a rate is shown: before that it prepares."""
 
 
 @dataclass
 class JobProgress:
-    """A meta-training or an evaluation that is or was under way."""
+    """A meta-training or an evaluation that goes on, or is over."""
 
     stage: Stage
     title: str
@@ -35,8 +34,8 @@ class JobProgress:
     """Seconds from its first to its last event."""
     first: int = 0
     """What was done before this run began with it."""
-    seen: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_MOST_SEEN))
-    _slowly: float | None = None
+    seen: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=600))
+    _checked_rate: float | None = None
     """The rate at the end of what was checked."""
 
     def reach(self, now: float, done: int, total: int) -> None:
@@ -44,7 +43,7 @@ class JobProgress:
         if not self.seen:
             self.began, self.first = now, done
         if self.done < self.checked <= done:
-            self._slowly = self.rate
+            self._checked_rate = self.rate
             self.seen.clear()
         self.done, self.total, self.spent = done, total, now - self.began
         if not self.seen or self.seen[-1][1] != done:
@@ -54,27 +53,24 @@ class JobProgress:
 
     @property
     def fraction(self) -> float:
-        """What is done of it, from 0 to 1."""
+        """From 0 to 1."""
         return 1.0 if self.over else min(1.0, self.done / self.total) if self.total else 0.0
 
     @property
     def rate(self) -> float | None:
         """Steps or (episode, attack) pairs a second; None: not known yet."""
-        fresh = self._fresh
-        return self._slowly if fresh is None else fresh
+        recent = self._recent_rate
+        return self._checked_rate if recent is None else recent
 
-    def lately(self) -> float | None:
-        """The rate; of what is over, that of all of it."""
-        return self.whole() if self.over else self.rate
-
-    def whole(self) -> float | None:
+    @property
+    def mean_rate(self) -> float | None:
         """The rate from its first to its last event; where too little is done for that, the rate."""
         enough = self.done > self.first and (self.over or self.rate is not None) and self.spent > 0
         return (self.done - self.first) / self.spent if enough else self.rate
 
     @property
-    def _fresh(self) -> float | None:
-        """Of the last minute, and of what is not checked once that has begun."""
+    def _recent_rate(self) -> float | None:
+        """Of the last minute, and only of what is not checked once that has begun."""
         if len(self.seen) < 3:
             return None
         (start, first), (end, last) = self.seen[1], self.seen[-1]
@@ -82,8 +78,9 @@ class JobProgress:
 
     @property
     def quickens(self) -> bool:
-        """Whether the rate is that of what is checked, so that less time is left than it says."""
-        return self.done < min(self.checked, self.total - 1) or (self._slowly is not None and self._fresh is None)
+        """Whether the rate is that of checked episodes, so that less time is left than it says."""
+        unseen = self._checked_rate is not None and self._recent_rate is None
+        return self.done < min(self.checked, self.total - 1) or unseen
 
     @property
     def left(self) -> float | None:
@@ -106,14 +103,10 @@ class TrainingShare:
     """Cells."""
 
     def fraction(self, stage: Stage) -> float:
-        """What is done of a stage; of what has failed nothing is to do any more."""
+        """How much of a stage is done; once all cells have failed, nothing is left."""
         if self.cells and self.failed >= self.cells:
             return 1.0
         return self.stretches[stage].fraction if stage in self.stretches else 0.0
-
-    def over(self, stage: Stage) -> bool:
-        """Whether nothing is to do of a stage."""
-        return self.fraction(stage) >= 1.0
 
 
 class TimeLeft(NamedTuple):
@@ -126,19 +119,15 @@ class TimeLeft(NamedTuple):
 
 
 class RunProgress:
-    """Where a run is.
-
-    Args:
-        clock: gives seconds.
-    """
+    """How far a run is, by a clock that gives seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.cells = self.cells_over = 0
         self.shares: list[TrainingShare] = []
         self.stretches: list[JobProgress] = []
-        """Those that are under way, in the order in which they began."""
-        self._known: dict[tuple[Stage, str], JobProgress] = {}
+        """Those that go on, in the order in which they began."""
+        self._latest: dict[tuple[Stage, str], JobProgress] = {}
         self._began = clock()
 
     def begin(self, cells: int, work: Iterable[Mapping[str, Any]]) -> None:
@@ -150,14 +139,14 @@ class RunProgress:
         ]
 
     def reach(
-        self, stage: Stage, title: str, done: int, total: int, told: Mapping[str, float] | None = None
+        self, stage: Stage, title: str, done: int, total: int, metrics: Mapping[str, float] | None = None
     ) -> JobProgress:  # fmt: skip
         """Something is at `done` of `total`; it begins if it had not, or was over."""
-        if stage == "test":  # with a checkpoint, its training never got to its last step
-            self.end("train", title)
-        stretch = self._known.get((stage, title))
+        if stage == "test":  # a training with a checkpoint may have never come to its last step
+            self._end("train", title)
+        stretch = self._latest.get((stage, title))
         if stretch is None or stretch.over:
-            stretch = self._known[stage, title] = JobProgress(stage, title)
+            stretch = self._latest[stage, title] = JobProgress(stage, title)
             self.stretches.append(stretch)
             for share in self.shares:
                 if share.title == title and share.costs[stage] and stage not in share.stretches:
@@ -165,14 +154,13 @@ class RunProgress:
                     stretch.checked = share.checked if stage == "test" else 0
                     break
         stretch.reach(self._clock(), done, total)
-        stretch.told = told or {}
+        stretch.told = metrics or {}
         if done >= total:
-            self.end(stage, title)
+            self._end(stage, title)
         return stretch
 
-    def end(self, stage: Stage, title: str) -> None:
-        """It is over, or nothing more comes of it."""
-        stretch = self._known.get((stage, title))
+    def _end(self, stage: Stage, title: str) -> None:
+        stretch = self._latest.get((stage, title))
         if stretch is not None and not stretch.over:
             stretch.over = True
             self.stretches.remove(stretch)
@@ -183,7 +171,7 @@ class RunProgress:
         if failed_of is None:
             return
         for stage in STAGES:
-            self.end(stage, failed_of)
+            self._end(stage, failed_of)
         for share in self.shares:
             if share.title == failed_of and share.failed < share.cells:
                 share.failed += 1
@@ -196,7 +184,7 @@ class RunProgress:
 
     @property
     def fraction(self) -> float | None:
-        """What is done of all work, weighted by its cost; None: not known how much there is."""
+        """How much of all work is done, weighted by its cost; None: not known how much there is."""
         costs = [(share.costs[stage], share.fraction(stage)) for share in self.shares for stage in STAGES]
         whole = sum(cost for cost, _ in costs)
         return sum(cost * done for cost, done in costs) / whole if whole else None
@@ -204,38 +192,35 @@ class RunProgress:
     @property
     def left(self) -> TimeLeft | None:
         """How long the run still takes; None: nothing has been measured yet."""
-        paces = {stage: self._paces(stage, JobProgress.lately) for stage in STAGES}
-        usual = {stage: list(self._paces(stage, JobProgress.whole).values()) for stage in STAGES}
-        chains, known = [], set()
-        if any(stretch.quickens for stretch in self.stretches):
-            known.add("less")
+        paces = {stage: self._paces(stage, lambda job: job.mean_rate if job.over else job.rate) for stage in STAGES}
+        means = {stage: list(self._paces(stage, lambda job: job.mean_rate).values()) for stage in STAGES}
+        if not any(paces.values()):
+            return None
+        chains, known = [], {"less"} if any(stretch.quickens for stretch in self.stretches) else set()
         for share in self.shares:
-            parts = []
+            seconds = 0.0
             for stage in STAGES:
-                if not share.costs[stage] or share.over(stage):
+                if not share.costs[stage] or share.fraction(stage) >= 1.0:
                     continue
                 pace = paces[stage].get(share.title)
-                if pace is None and usual[stage]:
-                    pace = sum(usual[stage]) / len(usual[stage])
+                if pace is None and means[stage]:
+                    pace = sum(means[stage]) / len(means[stage])
                     known.add("guessed")
                 if pace is None:
                     known.add("more")
                 else:
-                    parts.append(pace * share.costs[stage] * (1 - share.fraction(stage)))
-            chains.append(sum(parts))
-        if not any(paces.values()):
-            return None
-        side_by_side = max(1, len(self.stretches))
-        seconds = max([*chains, sum(chains) / side_by_side], default=0.0)
+                    seconds += pace * share.costs[stage] * (1 - share.fraction(stage))
+            chains.append(seconds)
+        seconds = max([*chains, sum(chains) / max(1, len(self.stretches))], default=0.0)
         if {"more", "less"} <= known:
             return TimeLeft(seconds, "guessed")
         return TimeLeft(seconds, next((mark for mark in ("more", "less", "guessed") if mark in known), "measured"))
 
     def _paces(self, stage: Stage, rate: Callable[[JobProgress], float | None]) -> dict[str, float]:
         """The seconds that a unit of cost takes, by the titles of which this is known."""
-        found = {}
+        paces = {}
         for share in self.shares:
             stretch = share.stretches.get(stage)
             if stretch is not None and stretch.total and (known := rate(stretch)):
-                found[share.title] = stretch.total / share.costs[stage] / known
-        return found
+                paces[share.title] = stretch.total / share.costs[stage] / known
+        return paces

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, also after the power went."""
+"""Files that are either whole or not there, also after a power failure."""
 
 from __future__ import annotations
 
@@ -18,17 +18,11 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 """What the system says when there is no room."""
 
 
-def write_atomically(path: Path, write: Callable[[Path], None], *, kept: bool = True, sync: bool = True) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one step.
+def write_atomically(path: Path, write: Callable[[Path], object], *, kept: bool = True, sync: bool = True) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it.
 
-    When this returns, the file survives a crash of the machine, as far as its disk keeps its word. Without `sync` it
-    may then be damaged, which costs less where it has a checksum and can be computed again.
-
-    Args:
-        path: of the file.
-        write: given the temporary file's path.
-        kept: see `cannot_write`.
-        sync: whether to wait for the disk.
+    When this returns, the file survives a crash of the machine. Without `sync` it may then be damaged, which is faster,
+    and enough for what has a checksum and can be computed again. `kept`: see `cannot_write`.
 
     Raises:
         StorageError: the folder cannot be written, or the disk is full; `path` is as it was.
@@ -48,7 +42,12 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, kept: bool = 
         finally:
             part.unlink(missing_ok=True)
         if sync:
-            _sync_folder(path.parent)
+            with contextlib.suppress(OSError):  # neither Windows nor all network file systems can
+                folder = os.open(path.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
     except OSError as error:
         raise cannot_write(path, error, kept=kept) from error
 
@@ -69,11 +68,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Write a file atomically; see `write_atomically`."""
-
-    def fill(part: Path) -> None:
-        part.write_bytes(data)
-
-    write_atomically(path, fill, sync=sync)
+    write_atomically(path, lambda part: part.write_bytes(data), sync=sync)
 
 
 def read_bytes(path: Path) -> bytes | None:
@@ -103,18 +98,8 @@ def remove(path: Path) -> None:
 
 
 def remove_stale_parts(folder: Path) -> None:
-    """Remove the temporary files that processes left which were killed while they wrote."""
+    """Remove the temporary files of processes that were killed while they wrote."""
     with contextlib.suppress(OSError):
         for part in folder.glob(".*.part"):
             if time.time() - part.stat().st_mtime > _STALE_SECONDS:
                 part.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Write down that a name in the folder has changed, where the system can."""
-    with contextlib.suppress(OSError):  # neither Windows nor all network file systems can
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

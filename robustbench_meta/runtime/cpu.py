@@ -6,7 +6,7 @@ import ctypes
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -21,40 +21,28 @@ def available_cores() -> int:
 def computing_alone(device: torch.device) -> Iterator[None]:
     """On the CPU, run every torch operation on one thread, so that how many there are decides no rounding.
 
-    Memory that is freed stays with the process (see `keep_freed_memory`), also afterwards.
+    Freed memory stays with the process, also afterwards.
     """
     before = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)
-        keep_freed_memory()
+        _keep_freed_memory()
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-"""Names in glibc's malloc.h."""
+_MALLOC_OPTIONS = {-3: 2**30, -1: 2**31 - 1, -2: 2**26}
+"""Of glibc's malloc.h: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD."""
 
 
-def keep_freed_memory() -> bool:
-    """Tell glibc's malloc to keep freed memory for the next tensors instead of giving it back to the kernel.
+def _keep_freed_memory() -> None:
+    """Have glibc's malloc keep freed memory for the next tensors instead of giving it back to the kernel.
 
-    Otherwise many a graph of a small network is made of fresh pages, which must be zeroed. Elsewhere than with glibc
-    nothing happens.
-
-    Returns:
-        Whether malloc was told.
+    Otherwise many a graph of a small network is made of fresh pages, which must be zeroed.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    largest = 2**31 - 1
-    told = [
-        mallopt(option, value)
-        for option, value in ((_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, largest), (_M_TOP_PAD, 2**26))
-    ]
-    return all(told)
+    if platform.libc_ver()[0] == "glibc":
+        with suppress(OSError, AttributeError):
+            for option, value in _MALLOC_OPTIONS.items():
+                ctypes.CDLL(None).mallopt(option, value)

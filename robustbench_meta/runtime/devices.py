@@ -27,9 +27,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def choose_device(text: str, *, here: bool = True) -> torch.device:
     """Read auto | cpu | cuda | cuda:i; auto takes CUDA when there is one.
 
-    Args:
-        text: as typed.
-        here: False if another machine computes, which may have a CUDA device where this one has none.
+    `here`: this machine computes. Another one may have a CUDA device where this one has none.
 
     Raises:
         BenchError: not one of these, or a CUDA device that this machine or this build of torch has not.
@@ -58,7 +56,7 @@ def choose_device(text: str, *, here: bool = True) -> torch.device:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error, or the text that tells it, is one after which this process cannot compute on CUDA any more."""
+    """Whether this process cannot compute on CUDA any more after an error."""
     if isinstance(error, DeviceLostError):
         return True
     lost = getattr(torch, "AcceleratorError", ())
@@ -73,13 +71,13 @@ def device_name(device: torch.device) -> str:
 
 
 def wait(device: torch.device) -> None:
-    """Wait until the device has done all that it was given, so that a clock reads true."""
+    """Wait until the device has done all work, so that a clock reads true."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def send(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """An array of the CPU's on `device`; to a GPU from pinned memory, so that nobody waits."""
+    """An array on `device`; to a GPU from pinned memory, so that nobody waits."""
     tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
     if device.type != "cuda":
         return tensor.to(device)
@@ -104,7 +102,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def peak_resident() -> int | None:
-    """The most bytes that this whole process held, torch's libraries and the data among them; None if nobody tells.
+    """The most bytes that this whole process held, torch's libraries and the data among them; None if not known.
 
     Since `reset_peak_memory` on Linux, elsewhere since the process was started.
     """

@@ -37,9 +37,6 @@ class Locks:
     a lease: a file that its holder touches every ten seconds, and that another may take when it was not touched for
     thirty, by the clock of who waits.
 
-    Args:
-        folder: of the lock files; made when first needed.
-
     Raises:
         BenchError: the environment asks for another kind of lock than there is.
     """
@@ -64,7 +61,9 @@ class Locks:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             lock = self._tried.pop(name) if name in self._tried else self._lock(path)
-            if not _taken(lock):
+            try:
+                lock.acquire(blocking=False)
+            except filelock.Timeout:
                 self._tried[name] = lock
                 return False
         except OSError as error:
@@ -77,29 +76,29 @@ class Locks:
         return True
 
     def give_back(self, name: str) -> None:
-        """Let go of a lock."""
+        """Release a lock."""
         with contextlib.suppress(OSError):  # it ends with this process at the latest
             self._held.pop(name).release()
 
     def give_back_all(self) -> None:
-        """Let go of all locks."""
+        """Release all locks."""
         for name in list(self._held):
             self.give_back(name)
 
     def after_fork(self) -> None:
-        """This process is a copy: what is held is held by the other, and must not be let go of here."""
+        """This process is a copy: its locks are those of the other, which must not be released here."""
         self._inherited = self._held
         self._held, self._tried = {}, {}
 
     def forget(self, start: str) -> None:
-        """Remove the files of all locks whose names begin so, which nobody is going to need."""
+        """Remove the files of all locks whose names begin so, which nobody will need."""
         for path in self._folder.glob(f"{start}*"):
             with contextlib.suppress(OSError):
                 path.unlink()
 
     @contextlib.contextmanager
     def tried(self, name: str) -> Iterator[bool]:
-        """Inside, whether the lock could be taken at once; if so, it is held."""
+        """Inside, whether the lock could be taken at once."""
         taken = self.take(name)
         try:
             yield taken
@@ -124,14 +123,6 @@ class Locks:
             path.with_suffix(".lease"), lease_duration=LEASE_SECONDS, heartbeat_interval=LEASE_SECONDS / 3, timeout=0,
             thread_local=False,
         )  # fmt: skip
-
-
-def _taken(lock: filelock.BaseFileLock) -> bool:
-    try:
-        lock.acquire(blocking=False)
-        return True
-    except filelock.Timeout:
-        return False
 
 
 @cache

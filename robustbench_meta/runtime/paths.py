@@ -22,8 +22,8 @@ def data_root(explicit: Path | None) -> Path:
     Raises:
         DataError: it begins with the home folder of somebody who is not known here, or there is no home folder at all.
     """
-    given = explicit if explicit is not None else os.environ.get(ENVIRONMENT)
-    return expanded(Path(given)) if given else of_user(platformdirs.user_data_dir, ENVIRONMENT)
+    path = explicit if explicit is not None else os.environ.get(ENVIRONMENT)
+    return expanded(Path(path)) if path else of_user(platformdirs.user_data_dir, ENVIRONMENT)
 
 
 def of_user(folder: Callable[[str], str], variable: str) -> Path:
@@ -71,11 +71,11 @@ def contents(folder: Path) -> list[Path]:
     Raises:
         DataError: a link leads nowhere.
     """
-    found = [path for path in sorted(folder.iterdir()) if not is_clutter(path.name)]
-    for path in found:
+    paths = [path for path in sorted(folder.iterdir()) if not is_clutter(path.name)]
+    for path in paths:
         if path.is_symlink() and not path.exists():
             raise DataError(f"{path} is a link to {os.readlink(path)}, which is not there: restore or remove it")
-    return found
+    return paths
 
 
 def find_folder(plugin: str, path: str, root: Path | None) -> Path:

@@ -19,7 +19,7 @@ _LOWERED = {
     torch.conv1d, torch.conv2d, torch.conv3d,
     torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d,
     F.linear, F.scaled_dot_product_attention, torch.einsum,
-    *(getattr(place, name) for place in (torch, torch.Tensor)
+    *(getattr(module, name) for module in (torch, torch.Tensor)
       for name in ("matmul", "mm", "bmm", "addmm", "baddbmm", "addbmm")), torch.Tensor.__matmul__,
 }  # fmt: skip
 """What torch's autocast lowers on a CPU."""
@@ -28,11 +28,7 @@ _NEWER = ("", ".cuda.matmul", ".cudnn.conv", ".cudnn.rnn", ".mkldnn.matmul", ".m
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:
-    """Say so if a device cannot compute in a precision; of a CUDA device of another machine nothing is known here.
-
-    Raises:
-        BenchError: tf32 without CUDA, or a GPU too old for tf32 or bf16.
-    """
+    """Raise BenchError for tf32 without CUDA, or a GPU of this machine that is too old for tf32 or bf16."""
     if precision == "tf32" and device.type != "cuda":
         raise BenchError(
             f"--precision tf32 was given, and the device is {device}; tf32 needs a CUDA device of compute capability "
@@ -102,41 +98,41 @@ def _switch(*, tf32: bool) -> None:
     torch.backends.cudnn.benchmark = False
     torch.set_float32_matmul_precision("highest")  # the CPU's, too
     torch.backends.cudnn.allow_tf32 = False
-    for place in _newer():
-        place.fp32_precision = "ieee"
+    for backend in _newer():
+        backend.fp32_precision = "ieee"
     if tf32:  # by the older names: they keep the newer ones in step, and not the other way round
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
 
 
 def _newer() -> list[Any]:
-    places = []
+    backends = []
     for path in _NEWER:
         with suppress(AttributeError):  # torch 2.8 has none
-            place: Any = torch.backends
+            backend: Any = torch.backends
             for name in path.split(".")[1:]:
-                place = getattr(place, name)
-            place.fp32_precision  # noqa: B018  # is it there?
-            places.append(place)
-    return places
+                backend = getattr(backend, name)
+            backend.fp32_precision  # noqa: B018  # is it there?
+            backends.append(backend)
+    return backends
 
 
 def _remembered() -> Callable[[], None]:
     """What gives torch's switches back as they are now."""
-    found: list[tuple[Any, str, Any]] = [
+    switches: list[tuple[Any, str, Any]] = [
         (torch.backends.cudnn, name, getattr(torch.backends.cudnn, name)) for name in ("deterministic", "benchmark")
     ]
     with suppress(RuntimeError):  # torch refuses to tell where its older and newer names are at odds
-        found.append((torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32))
+        switches.append((torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32))
     products = None
     with suppress(RuntimeError):
         products = torch.get_float32_matmul_precision()
-    found += [(place, "fp32_precision", place.fp32_precision) for place in _newer()]
+    switches += [(backend, "fp32_precision", backend.fp32_precision) for backend in _newer()]
 
     def restore() -> None:
         if products is not None:
             torch.set_float32_matmul_precision(products)
-        for place, name, value in found:
-            setattr(place, name, value)
+        for backend, name, value in switches:
+            setattr(backend, name, value)
 
     return restore

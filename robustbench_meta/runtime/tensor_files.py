@@ -44,9 +44,7 @@ def load_tensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
 def dump(kind: str, tree: Any) -> bytes:
     """Dicts with text as keys, lists, tuples (which become lists), tensors, text, numbers and None as bytes.
 
-    Args:
-        kind: says what it is, to whoever reads it.
-        tree: the data.
+    `kind` says what it is, and is checked by `restore`.
     """
     tensors: dict[str, Tensor] = {}
     body = json.dumps(_without_tensors(tree, tensors))  # in their order, which optimisers go by
@@ -114,23 +112,12 @@ def _with_tensors(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _checksum(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    found = hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode())
-    _add(found, tensors)
-    return found.hexdigest()
-
-
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """16 hexadecimal digits that change with anything in them."""
-    found = hashlib.sha256()
-    _add(found, {name: tensor.detach().cpu() for name, tensor in tensors.items()})
-    return found.hexdigest()[:16]
-
-
-def _add(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
-    """Add the names, kinds and bytes of tensors on the CPU to a digest."""
+    """Of the text, and of the names, kinds and bytes of tensors on the CPU."""
+    digest = hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         whole = tensor.contiguous()
         row = whole.as_strided((whole.numel(),), (1,))  # flatten leaves odd strides to rows of at most one number
         digest.update(row.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -147,7 +147,7 @@ def test_the_parts_are_one_run_that_trains_nothing_twice(tmp_path):
     grids = runner.prepare_all(runs, registry, None)
     assert sorted(cell.key for grid in grids for cell in grid.cells) == sorted(wanted)
     assert len({id(grid.splits) for grid in grids}) == 1
-    summary = runner.run_all(grids, registry, Store(tmp_path), CPU)
+    summary = runner.run(grids, registry, Store(tmp_path), CPU)
     assert (summary.finished, summary.skipped, summary.failed) == (len(wanted), 0, [])
     assert {record["key"] for record in Store(tmp_path).records()} == wanted
     [(about, cells, work, titles)] = ear.started
@@ -159,7 +159,7 @@ def test_the_parts_are_one_run_that_trains_nothing_twice(tmp_path):
     assert sum(share["cells"] for share in work) == cells
 
     policy = runner.Policy(fresh=True)
-    again = runner.run_all(runner.prepare_all(runs, registry, None), registry, Store(tmp_path), CPU, policy)
+    again = runner.run(runner.prepare_all(runs, registry, None), registry, Store(tmp_path), CPU, policy)
     assert (again.finished, again.skipped) == (len(wanted), 0)  # no part forgets what another has just made
 
 

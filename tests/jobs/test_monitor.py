@@ -43,9 +43,6 @@ class Failing:
     def fail_training(self, key, reason):
         self.failed[key] = reason
 
-    def cells_of(self, training):
-        return [f"{training}'s"]
-
 
 @pytest.fixture
 def watched(tmp_path):
@@ -123,27 +120,24 @@ def test_a_training_that_goes_on_is_not_too_slow_however_long_it_is(watched):
     clock.now += 61
     assert monitor.overdue("a") == "meta-training made no step for 61 s, longer than --cell-timeout 60"
     assert monitor.overdue("b") is None
-
-
-def test_waiting_is_not_too_slow(watched):
-    monitor, clock, _, say = watched
-    say("a", EVALUATES, JobFinished(), Idle())
+    say("a", JobFinished(), Idle())
     clock.now += 1000
-    assert monitor.overdue("a") is None
+    assert monitor.overdue("a") is None, "it waits"
 
 
-def test_the_cell_under_way_is_to_blame(watched):
+@pytest.mark.parametrize(
+    ("events", "guilty"),
+    [
+        ((EVALUATES, CellEntered("other"), CellLeft("other", 1.0), CellEntered("slow")), "slow"),
+        ((TRAINS, step(5)), "t"),
+    ],
+    ids=["cell", "training"],
+)
+def test_what_a_worker_was_at_is_to_blame(watched, events, guilty):
     monitor, _, queue, say = watched
-    say("a", EVALUATES, CellEntered("other"), CellLeft("other", 1.0), CellEntered("slow"))
+    say("a", *events)
     ExitHandler(lambda: queue, monitor)("a", "was ended by SIGKILL")
-    assert queue.failed == {"slow": "the process at work on maml (seed 0) was ended by SIGKILL"}
-
-
-def test_a_training_under_way_is_to_blame(watched):
-    monitor, _, queue, say = watched
-    say("a", TRAINS, step(5))
-    ExitHandler(lambda: queue, monitor)("a", "was ended by SIGKILL")
-    assert list(queue.failed) == ["t"]
+    assert queue.failed == {guilty: "the process at work on maml (seed 0) was ended by SIGKILL"}
 
 
 @pytest.mark.parametrize("job", [TRAINS, EVALUATES], ids=lambda job: job.kind)

@@ -247,22 +247,15 @@ def test_a_hundred_jobs_write_no_more_lines_than_a_log_can_bear():
     assert len(out.getvalue().splitlines()) < 50
 
 
-@pytest.mark.parametrize("force", [False, True])
-def test_a_file_gets_no_bars_whatever_the_environment_asks_for(force, monkeypatch):
+@pytest.mark.parametrize(("force", "show"), [(False, True), (True, True), (False, False)])
+def test_a_file_gets_no_bars_whatever_the_environment_asks_for(force, show, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1" if force else "")
     out, ours = io.StringIO(), Manager()
-    with showing_progress(ours, Console(file=out, width=80)):
+    with showing_progress(ours, Console(file=out, width=80), show=show):
         ours.emit("run_started", run={}, cells=6, work=TWO)
         ours.emit("training_progress", training="maml", step=0, steps=2, metrics={})
         ours.emit("training_progress", training="maml", step=2, steps=2, metrics={})
-    assert re.sub(r"\x1b\[\d*m", "", out.getvalue()) == "train maml: 2 in 0:00:00\n"
-
-
-def test_it_can_be_switched_off():
-    out, ours = io.StringIO(), Manager()
-    with showing_progress(ours, Console(file=out), show=False):
-        ours.emit("training_progress", training="maml", step=2, steps=2, metrics={})
-    assert out.getvalue() == ""
+    assert re.sub(r"\x1b\[\d*m", "", out.getvalue()) == ("train maml: 2 in 0:00:00\n" if show else "")
 
 
 # -- terminals -------------------------------------------------------------------------------------

@@ -7,13 +7,14 @@ import json
 import pytest
 import torch
 
+from robustbench_meta.engine.engine import Engine
 from robustbench_meta.engine.parallel import Cores
 from robustbench_meta.experiment.checkpoints import Trained, checkpoint_bytes, checkpoint_name
 from robustbench_meta.experiment.grid import prepare
 from robustbench_meta.experiment.spec import CellSpec, RunSpec
 from robustbench_meta.hookspecs import hookimpl
 from robustbench_meta.jobs.context import WorkerContext
-from robustbench_meta.jobs.events import CellFailed, EventLog, EventReader
+from robustbench_meta.jobs.events import CellFailed, EventLog, EventReader, JobStarted
 from robustbench_meta.jobs.monitor import Monitor, Reporter, Summary
 from robustbench_meta.jobs.planner import WORTH_STARTING, groups_of, needed_of, work_of, workers_for
 from robustbench_meta.jobs.queue import Assemble, Evaluate, Queue
@@ -63,36 +64,30 @@ def failures(tmp_path):
 def test_the_costliest_training_first_then_what_the_worker_has_trained(opened):
     one, two = opened(), opened()
     first, second = one.claim(), two.claim()
-    assert (first.needed.title, second.needed.title) == ("adml (seed 0)", "maml (seed 0)"), "adml attacks its tasks"
+    assert (first.target.title, second.target.title) == ("adml (seed 0)", "maml (seed 0)"), "adml attacks its tasks"
     assert opened().claim() is None, "evaluations wait for their checkpoints"
+    one.release(first)
+    first = one.claim()
+    assert first.target.title == "adml (seed 0)", "free again"
     run(two, second)
     run(one, first)
-    assert (two.claim().group.title, one.claim().group.title) == ("maml (seed 0)", "adml (seed 0)")
+    assert (two.claim().target.title, one.claim().target.title) == ("maml (seed 0)", "adml (seed 0)")
 
 
 def test_chunks_of_one_training_are_shared_out_and_then_assembled(opened, trained):
     one, two = opened(), opened()
     jobs = [one.claim(), two.claim(), one.claim()]
-    assert [job.places for job in jobs] == [range(8), range(8, 16), range(16, 20)]
-    assert len({job.key for job in jobs}) == 1
+    assert [job.episodes for job in jobs] == [range(8), range(8, 16), range(16, 20)]
+    assert len({job.target.key for job in jobs}) == 1
     for queue, job in zip((one, two, one), jobs, strict=True):
-        assert [cell.training.key for cell in job.cells] == 2 * [job.key]
+        assert [cell.training.key for cell in job.cells] == 2 * [job.target.key]
         run(queue, job)
     last = one.claim()
     assert isinstance(last, Assemble)
     run(one, last)
-    assert {record["training"] for record in Store(one.store.root).records()} == {last.key}
-    assert one.store.parts(last.key) == []
+    assert {record["training"] for record in Store(one.store.root).records()} == {last.target.key}
+    assert one.store.parts(last.target.key) == []
     assert not list((one.store.root / ".locks").glob("evaluate-*"))
-
-
-def test_a_job_whose_worker_is_gone_is_free_again(opened):
-    one, two = opened(), opened()
-    job = one.claim()
-    one.claim()
-    assert two.claim() is None
-    one.release(job)
-    assert two.claim().key == job.key
 
 
 def test_a_larger_grid_evaluates_only_what_is_new(opened, trained, registry):
@@ -105,43 +100,68 @@ def test_a_larger_grid_evaluates_only_what_is_new(opened, trained, registry):
     assert [cell.attack for cell in job.cells] == ["pgd:steps=2"]
 
 
+def test_a_second_attack_costs_no_meta_step_and_no_adaptation(opened, registry, tmp_path, monkeypatch):
+    adapted, real = [], Engine.adapt
+
+    def adapt(engine, theta, support, **settings):
+        if not engine.training:
+            adapted.append(support.x.shape[0])
+        return real(engine, theta, support, **settings)
+
+    def work(*attacks):
+        adapted.clear()
+        queue = opened(of=prepare(RunSpec.read(**{**SPEC, "attacks": attacks}), registry, None))
+        Worker(WorkerContext(queue.store, CPU), queue, Monitor(tmp_path / "events")).work()
+        new = [event.kind for _, event in reader.new() if isinstance(event, JobStarted)]
+        return sum(adapted), new.count("train")
+
+    monkeypatch.setattr(Engine, "adapt", adapt)
+    reader = EventReader(tmp_path / "events")
+    alone, trained = work("fgsm")
+    assert trained == 2
+    assert work("fgsm", "pgd:steps=2")[1] == 0
+    for path in (*tmp_path.glob("*/*.json"), *tmp_path.glob("checkpoints/*")):
+        path.unlink()
+    assert work("fgsm", "pgd:steps=2") == (alone, 2), "one adaptation serves both"
+
+
 def test_parts_of_other_weights_are_not_put_together(opened, trained):
     """As when a checkpoint was damaged, and trained again on another machine."""
     queue = opened()
     job = queue.claim()
     run(queue, job)
-    assert queue.claim().places == range(8, 16)
-    path = queue.store.root / checkpoint_name(job.key)
-    spec = job.group.training.spec.model_dump(mode="json")
+    assert queue.claim().episodes == range(8, 16)
+    path = queue.store.root / checkpoint_name(job.target.key)
+    spec = job.target.training.spec.model_dump(mode="json")
     path.write_bytes(checkpoint_bytes(Trained({"other": torch.ones(1)}), spec))
-    assert opened().claim(job.key).places == range(8)
+    assert opened().claim(job.target.key).episodes == range(8)
 
 
 def test_a_damaged_part_is_told_and_its_episodes_are_evaluated_again(opened, trained, caplog):
     queue = opened()
     while isinstance(job := queue.claim(), Evaluate):
         run(queue, job)
-    path = queue.store.parts(job.key)[1]
+    path = queue.store.parts(job.target.key)[1]
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
     run(queue, job)
     assert "these episodes are evaluated again" in caplog.text
     again = queue.claim()
-    assert (again.kind, again.key) == ("evaluate", job.key)
+    assert (again.kind, again.target.key) == ("evaluate", job.target.key)
 
 
 def test_a_training_that_fails_costs_its_own_cells(opened, tmp_path):
     queue = opened()
     adml = queue.claim()
-    queue.fail_training(adml.key, "it diverged")
+    queue.fail_training(adml.target.key, "it diverged")
     assert set(failures(tmp_path).values()) == {"it diverged"}
     assert len(failures(tmp_path)) == 2
     queue.release(adml)
     maml = queue.claim()
-    assert maml.needed.title == "maml (seed 0)"
+    assert maml.target.title == "maml (seed 0)"
     run(queue, maml)
-    assert queue.claim().group.title == "maml (seed 0)"
+    assert queue.claim().target.title == "maml (seed 0)"
 
 
 def test_a_cell_that_fails_is_left_out_of_the_chunks_that_follow(opened, trained, tmp_path):
@@ -202,16 +222,13 @@ def test_work_counts_what_is_not_there_yet(grid):
         ("auto", "cpu", WORTH_STARTING, 4, 8, 4),
         ("auto", "cpu", WORTH_STARTING, 4, 2, 2),
         ("auto", "cuda:0", 10**6, 4, 8, 1),
+        ("auto", "cuda", 1, 4, 8, 3),
     ],
 )
-def test_as_many_workers_as_pay(wanted, device, cost, trainings, cores, expected):
+def test_as_many_workers_as_pay(wanted, device, cost, trainings, cores, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     work = [{"train": cost if each == 0 else 0, "test": 0} for each in range(trainings)]
     assert workers_for(wanted, work, torch.device(device), cores) == expected
-
-
-def test_auto_is_a_worker_for_each_cuda_device(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert workers_for("auto", 4 * [{"train": 1, "test": 1}], torch.device("cuda"), 8) == 3
 
 
 def test_a_worker_that_is_not_to_wait_ends_when_others_are_at_all_that_is_left(opened):

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -15,9 +16,8 @@ from robustbench_meta import hookimpl  # noqa: E402
 from robustbench_meta.errors import BenchError  # noqa: E402
 from robustbench_meta.experiment.grid import prepare  # noqa: E402
 from robustbench_meta.experiment.spec import RunSpec  # noqa: E402
-from robustbench_meta.jobs import runner  # noqa: E402
+from robustbench_meta.jobs import runner, worker_process  # noqa: E402
 from robustbench_meta.jobs.launchers import ray as on_ray  # noqa: E402
-from robustbench_meta.jobs.launchers import ray_node  # noqa: E402
 from robustbench_meta.jobs.launchers.ray import RayCluster, Request  # noqa: E402
 from robustbench_meta.jobs.policy import Policy  # noqa: E402
 from robustbench_meta.registry.registry import load_registry  # noqa: E402
@@ -166,7 +166,7 @@ def test_a_node_that_dies_costs_nothing_and_the_rows_are_those_of_a_local_run(
 ):
     monkeypatch.setenv("ROBUSTBENCH_META_KEEP_SECONDS", "0.1")
     doomed = cluster.add_node(num_cpus=1)
-    given = {"dataset": "toy", "learners": ("slow", "maml"), "seeds": (0, 1), "meta_steps": 100}
+    given = {"dataset": "toy", "learners": ("slow", "maml"), "seeds": (0, 1), "meta_steps": 50}
 
     class Assassin:
         """Kills a node once both are at work."""
@@ -198,11 +198,11 @@ def test_a_node_that_dies_costs_nothing_and_the_rows_are_those_of_a_local_run(
 
 def test_what_kills_its_process_or_hangs_costs_its_own_cells_alone(tmp_path, plugins, cluster):
     given = {"dataset": "toy", "learners": ("killed", "hangs", "maml"), "attacks": ("none",)}
-    summary, store = run(tmp_path / "r", f"ray:address={cluster.address}", plugins, timeout=6.0, **given)
+    summary, store = run(tmp_path / "r", f"ray:address={cluster.address}", plugins, timeout=4.0, **given)
     reasons = {cell.learner: reason for cell, reason in summary.failed}
     assert (summary.finished, len(summary.failed)) == (1, 2)
     assert "killed (seed 0) was ended by SIGKILL" in reasons["killed"]
-    assert "longer than --cell-timeout 6" in reasons["hangs"]
+    assert "longer than --cell-timeout 4" in reasons["hangs"]
     assert {record["labels"]["learner"] for record in store.records()} == {"maml"}
 
 
@@ -220,13 +220,10 @@ def test_no_node_with_room_for_a_worker_is_told_with_what_there_is(tmp_path, plu
 
 
 def test_a_node_that_does_not_see_the_results_folder_is_named_and_told_why(tmp_path, plugins, cluster, monkeypatch):
-    real = on_ray._RayTasks.__init__
-
-    def elsewhere(self, request, run):
-        real(self, request, run)
-        self._given = (str(tmp_path / "not shared"), *self._given[1:])
-
-    monkeypatch.setattr(on_ray._RayTasks, "__init__", elsewhere)
+    real = RayCluster.launch
+    monkeypatch.setattr(
+        RayCluster, "launch", lambda self, run: real(self, replace(run, folder=tmp_path / "not shared"))
+    )
     with pytest.raises(BenchError, match=r"node \w+ \(\S+\): it does not see the results folder .* file system"):
         run(tmp_path / "r", f"ray:address={cluster.address}", plugins, dataset="toy", learners=("maml",))
 
@@ -238,7 +235,7 @@ def test_a_node_with_other_code_is_named_and_told_why(tmp_path, plugins, monkeyp
 
     def launch(self, given):
         (plugins / "mine" / "gate.py").write_text("GATE = 'elsewhere'\n")
-        made.append(ray_node.run_worker("ray.0", str(given.folder), 1, "cpu"))
+        made.append(worker_process.run_on_node("ray.0", str(given.folder), 1, "cpu"))
 
     monkeypatch.setattr(RayCluster, "launch", launch)
     run(tmp_path / "r", "ray", plugins, dataset="toy", learners=("slow",))

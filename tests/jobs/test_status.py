@@ -25,7 +25,7 @@ from robustbench_meta.runtime.locks import Locks
 
 WORK = [{"training": "maml (seed 0)", "cells": 2, "train": 100, "test": 20, "checked": 0}]
 LABELS = {"attack": "fgsm", "eps": "0.1", "support": "clean", "query": "adv"}
-BEGIN = [RunStarted({}, 2, WORK, "results", {}, "host", 7)]
+BEGIN = [RunStarted({}, 2, WORK, "results", {})]
 END = [CellFinished("a"), CellFailed("b", LABELS, "maml (seed 0)", "no luck")]
 
 
@@ -80,7 +80,7 @@ def test_a_run_under_way_shows_what_its_workers_are_at(told, capsys):
 
 
 def test_a_run_that_is_over_tells_what_failed(told, capsys):
-    folder = told("1", driver=[*BEGIN, RunFinished(1, 1)], worker=[EvaluationProgress("maml (seed 0)", 20, 20), *END])
+    folder = told("1", driver=[*BEGIN, RunFinished()], worker=[EvaluationProgress("maml (seed 0)", 20, 20), *END])
     [run] = plain(folder, capsys)
     assert (run["state"], run["cells_over"]) == ("finished", 2)
     [failed] = run["failed"]
@@ -88,14 +88,14 @@ def test_a_run_that_is_over_tells_what_failed(told, capsys):
     assert "no luck" in shown(folder, capsys, "--follow")
 
 
-@pytest.mark.parametrize("events", [BEGIN, [*BEGIN, RunFinished(0, 0)]], ids=["killed", "stopped"])
+@pytest.mark.parametrize("events", [BEGIN, [*BEGIN, RunFinished()]], ids=["killed", "stopped"])
 def test_a_run_that_did_not_come_to_its_end_was_interrupted(told, capsys, events):
     assert plain(told("1", driver=events), capsys)[0]["state"] == "interrupted"
 
 
 def test_of_runs_that_are_over_only_the_last_is_shown_unless_all_are_asked_for(told, capsys):
     for name in ("1", "2", "3"):
-        folder = told(name, driver=[*BEGIN, RunFinished(0, 0)])
+        folder = told(name, driver=[*BEGIN, RunFinished()])
     locks = Locks(folder / ".locks")
     assert locks.take(run_lock(folder / "events" / "1"))
     assert [run["name"] for run in plain(folder, capsys)] == ["1", "3"]

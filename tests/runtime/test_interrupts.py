@@ -15,33 +15,22 @@ from robustbench_meta.runtime.interrupts import Stop, Stopped
 BOTH = [signal.SIGINT, signal.SIGTERM]
 
 
-def test_nobody_has_told_it_to_stop_at_first():
+def test_asked_once_work_comes_to_its_next_step_asked_twice_all_of_it_ends_at_once():
     stop = Stop()
-    stop.check()
     with stop.at_once(), stop.shielded():
         stop.check()
-    assert not stop
-    assert stop.signal is None
-
-
-def test_told_once_work_comes_to_its_next_step():
-    stop = Stop()
+    assert (bool(stop), stop.signal) == (False, None)
     stop.ask(signal.SIGINT)
-    assert stop
-    assert stop.signal == signal.SIGINT
+    assert (bool(stop), stop.signal) == (True, signal.SIGINT)
     for _ in range(2):
         with pytest.raises(Stopped):
             stop.check()
-
-
-def test_told_twice_all_work_ends_at_once():
-    stop = Stop()
-    stop.ask()
     with pytest.raises(KeyboardInterrupt):
         stop.ask()
     with pytest.raises(KeyboardInterrupt), stop.shielded():
         stop.ask()
-    assert stop.signal == signal.SIGTERM, "the first one counts"
+    assert stop.signal == signal.SIGINT, "the first one counts"
+    assert not issubclass(Stopped, Exception), "no plugin catches it"
 
 
 def test_work_that_ends_at_once_does_and_does_not_begin_again():
@@ -82,10 +71,6 @@ def test_after_the_work_that_ends_at_once_being_told_raises_nothing():
     assert stop
 
 
-def test_no_plugin_catches_it():
-    assert not issubclass(Stopped, Exception)
-
-
 @pytest.mark.parametrize("number", BOTH)
 def test_signals_are_heard_inside_and_their_handlers_are_as_before_outside(number):
     before, told, stop = [signal.getsignal(each) for each in BOTH], [], Stop()
@@ -115,18 +100,12 @@ def test_a_listener_inside_another_hears_alone():
 
 
 def test_a_handler_that_was_not_set_by_python_gives_way_to_the_default(monkeypatch):
-    before, real = signal.getsignal(signal.SIGTERM), signal.signal
+    before, ours, real = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), signal.signal
     monkeypatch.setattr(signal, "signal", lambda number, handler: real(number, handler) and None)
     with Stop().listening(signals=(signal.SIGTERM,)):
-        pass
+        assert signal.getsignal(signal.SIGINT) is ours, "only the signals asked for are heard"
     monkeypatch.undo()
     assert real(signal.SIGTERM, before) == signal.SIG_DFL
-
-
-def test_only_the_signals_asked_for_are_heard():
-    before = signal.getsignal(signal.SIGINT)
-    with Stop().listening(signals=(signal.SIGTERM,)):
-        assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_outside_the_main_thread_nothing_listens():
@@ -167,8 +146,9 @@ WORK = textwrap.dedent("""
 """)
 
 
-@pytest.mark.parametrize("number", BOTH)
-@pytest.mark.parametrize("work", ["steps", "at once", "deaf"])
+@pytest.mark.parametrize(
+    ("work", "number"), [("steps", signal.SIGINT), ("at once", signal.SIGTERM), ("deaf", signal.SIGINT)]
+)
 def test_a_process_that_gets_a_signal_ends_as_its_work_may(work, number):
     with subprocess.Popen([sys.executable, "-c", WORK, work], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

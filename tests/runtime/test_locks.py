@@ -68,14 +68,8 @@ def kind(request, monkeypatch):
     locks._hard_locks.cache_clear()
 
 
-@pytest.fixture
-def leases(monkeypatch):
-    """Short leases."""
-    locks._hard_locks.cache_clear()
-    monkeypatch.setenv(LEASE, "lease")
-    monkeypatch.setattr(locks, "LEASE_SECONDS", SECONDS)
-    yield
-    locks._hard_locks.cache_clear()
+leases = pytest.mark.parametrize("kind", ["lease"], indirect=True)
+system = pytest.mark.parametrize("kind", ["system"], indirect=True)
 
 
 class Other:
@@ -133,66 +127,35 @@ def test_only_one_process_has_a_lock_at_a_time(kind, tmp_path):
         assert other("take a") == "True"
 
 
-def test_a_lock_is_taken_for_its_holder_too(kind, tmp_path):
-    locks = Locks(tmp_path / ".locks")
-    assert [locks.take(name) for name in "aab"] == [True, False, True]
-    locks.give_back_all()
-    assert locks.take("a")
-    locks.give_back("a")
-    with pytest.raises(KeyError):
-        locks.give_back("a")
-
-
-def test_two_holders_in_one_process_exclude_each_other(kind, tmp_path):
+def test_holders_in_one_process_exclude_each_other_and_themselves(kind, tmp_path):
     one, other = Locks(tmp_path / ".locks"), Locks(tmp_path / ".locks")
-    assert one.take("a")
+    assert [one.take(name) for name in "aab"] == [True, False, True]
     assert not other.take("a")
     one.give_back("a")
+    with pytest.raises(KeyError):
+        one.give_back("a")
     assert other.take("a")
-    other.give_back("a")
+    other.give_back_all()
 
 
-def test_a_lock_is_free_when_its_holder_was_killed(kind, tmp_path):
+@pytest.mark.parametrize("forked", [False, True], ids=["alone", "with forked children that live"])
+def test_a_lock_is_free_when_its_holder_was_killed(kind, forked, tmp_path):
     locks = Locks(tmp_path / ".locks")
     with another(tmp_path / ".locks") as other:
         assert other("take a") == "True"
-        assert not locks.take("a")
-        other.kill()
-        took = seconds_until(lambda: locks.take("a"))
-    assert took < (1.0 if kind == "system" else SECONDS + 5.0)
-    locks.give_back("a")
-
-
-def test_a_lock_is_free_when_its_holder_was_killed_though_its_forked_children_live(kind, tmp_path):
-    locks = Locks(tmp_path / ".locks")
-    with another(tmp_path / ".locks") as other:
-        assert other("take a") == "True"
-        child = int(other("fork "))
+        child = int(other("fork ")) if forked else None
         try:
-            other.process.kill()
-            os.waitpid(other.process.pid, 0)
-            other.process.returncode = -signal.SIGKILL
-            assert seconds_until(lambda: locks.take("a")) < SECONDS + 5.0
+            assert not locks.take("a")
+            other.kill()
+            assert seconds_until(lambda: locks.take("a")) < (1.0 if kind == "system" else SECONDS + 5.0)
         finally:
-            os.kill(child, signal.SIGKILL)
+            if child is not None:
+                os.kill(child, signal.SIGKILL)
     locks.give_back("a")
 
 
-def test_a_forked_child_neither_gives_back_nor_keeps_its_parents_lock(kind, tmp_path):
-    locks = Locks(tmp_path / ".locks")
-    assert locks.take("a")
-    child = os.fork()
-    if child == 0:
-        locks.give_back_all()
-        os._exit(0)
-    os.waitpid(child, 0)
-    with another(tmp_path / ".locks") as other:
-        assert other("take a") == "False"
-        locks.give_back("a")
-        assert other("take a") == "True"
-
-
-def test_a_lease_lives_as_long_as_its_holder_does(leases, tmp_path):
+@leases
+def test_a_lease_lives_as_long_as_its_holder_does(kind, tmp_path):
     with another(tmp_path / ".locks") as other:
         assert other("take a") == "True"
         locks, ends = Locks(tmp_path / ".locks"), time.monotonic() + 2.5 * SECONDS
@@ -201,7 +164,8 @@ def test_a_lease_lives_as_long_as_its_holder_does(leases, tmp_path):
             time.sleep(0.1)
 
 
-def test_a_lease_that_nobody_renews_is_seen_to_expire_by_who_asks_now_and_then(leases, tmp_path):
+@leases
+def test_a_lease_that_nobody_renews_is_seen_to_expire_by_who_asks_now_and_then(kind, tmp_path):
     locks = Locks(tmp_path / ".locks")
     with another(tmp_path / ".locks") as other:
         assert other("take a") == "True"
@@ -217,7 +181,8 @@ def test_a_lease_that_nobody_renews_is_seen_to_expire_by_who_asks_now_and_then(l
         assert other("take a") == "True"
 
 
-def test_a_lease_of_another_length_is_a_clear_error(leases, tmp_path, monkeypatch):
+@leases
+def test_a_lease_of_another_length_is_a_clear_error(kind, tmp_path, monkeypatch):
     with another(tmp_path / ".locks") as other:
         assert other("take a") == "True"
         monkeypatch.setattr(locks, "LEASE_SECONDS", 2 * SECONDS)
@@ -277,20 +242,9 @@ def without_flock(number: int):
     return flock
 
 
-@pytest.fixture
-def unknown_folder(monkeypatch):
-    """Nothing is known yet of any folder's file system."""
-    monkeypatch.delenv(LEASE, raising=False)
-    monkeypatch.setattr(locks, "LEASE_SECONDS", SECONDS)
-    locks._hard_locks.cache_clear()
-    yield
-    locks._hard_locks.cache_clear()
-
-
+@system
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)
-def test_on_file_systems_without_locks_there_are_leases_and_one_warning(
-    number, unknown_folder, tmp_path, monkeypatch, caplog
-):
+def test_on_file_systems_without_locks_there_are_leases_and_one_warning(number, kind, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(fcntl, "flock", without_flock(number))
     one, other = Locks(tmp_path / ".locks"), Locks(tmp_path / ".locks")
     with caplog.at_level(logging.WARNING):
@@ -307,10 +261,9 @@ def test_on_file_systems_without_locks_there_are_leases_and_one_warning(
     assert list((tmp_path / ".locks").iterdir()) == []
 
 
+@system
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO], ids=errno.errorcode.get)
-def test_an_error_of_the_disk_is_not_taken_for_a_file_system_without_locks(
-    number, unknown_folder, tmp_path, monkeypatch
-):
+def test_an_error_of_the_disk_is_not_taken_for_a_file_system_without_locks(number, kind, tmp_path, monkeypatch):
     locks = Locks(tmp_path / ".locks")
     with monkeypatch.context() as patched:
         patched.setattr(fcntl, "flock", without_flock(number))
@@ -345,15 +298,22 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(kind, tmp_path):
         Locks(tmp_path / ".locks").take("a")
 
 
-def test_a_copy_of_a_process_lets_go_of_nothing_that_the_other_holds(kind, tmp_path):
+@pytest.mark.parametrize("told", [False, True], ids=["", "after_fork"])
+def test_a_forked_child_releases_nothing_of_its_parent(kind, told, tmp_path):
     locks = Locks(tmp_path / ".locks")
     assert locks.take("a")
     child = os.fork()
     if child == 0:
-        locks.after_fork()
-        taken = locks.take("a") or not locks.take("b")
-        os._exit(int(taken))
+        wrong = False
+        if told:
+            locks.after_fork()
+            wrong = locks.take("a") or not locks.take("b")
+        else:
+            locks.give_back_all()
+        os._exit(int(wrong))
     assert os.waitpid(child, 0)[1] == 0
     with another(tmp_path / ".locks") as other:
         assert other("take a") == "False"
         assert other("take b") == "True" or kind == "lease", "it ended with its holder"
+        locks.give_back("a")
+        assert other("take a") == "True"

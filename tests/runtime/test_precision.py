@@ -229,7 +229,7 @@ def test_what_vmap_cannot_do_in_bf16_is_looped_over(registry):
 
 
 def test_rows_of_two_precisions_are_told_apart(registry, tmp_path):
-    given = {"profile": "smoke", "learners": ("maml",), "attacks": ("fgsm",), "meta_steps": 3, "episodes": 4}
+    given = {"profile": "smoke", "dataset": "toy", "learners": ("maml",), "attacks": ("fgsm",), "meta_steps": 3}
     store = Store(tmp_path)
     for precision in ("float32", "bf16"):
         grid = runner.prepare(RunSpec.read(**given, precision=precision), registry, None)
@@ -245,6 +245,6 @@ def test_rows_of_two_precisions_are_told_apart(registry, tmp_path):
 
 
 def test_a_run_that_the_device_cannot_do_is_refused_before_it_begins(registry, tmp_path):
-    grid = runner.prepare(RunSpec.read(profile="smoke", precision="tf32"), registry, None)
+    grid = runner.prepare(RunSpec.read(profile="smoke", dataset="toy", precision="tf32"), registry, None)
     with pytest.raises(BenchError, match="tf32"):
         runner.run(grid, registry, Store(tmp_path), CPU)

@@ -86,25 +86,15 @@ def test_any_tree_of_plain_data_and_tensors_comes_back_bit_for_bit(tree):
     assert same(tree, tensor_files.restore("kind", tensor_files.dump("kind", tree)))
 
 
-@pytest.mark.parametrize("kind", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(), (0,), (8,), (2, 4), (3, 0, 2)], ids=str)
-def test_tensors_of_all_kinds_and_shapes_come_back_bit_for_bit(kind, shape):
-    tensor = WEIRD[: max(math.prod(shape), 1)].to(kind).repeat(1)[: math.prod(shape)].reshape(shape)
-    assert same({"it": tensor}, tensor_files.restore("kind", tensor_files.dump("kind", {"it": tensor})))
-
-
 def test_strides_shared_memory_and_gradients_make_no_difference():
     whole = torch.arange(12.0, requires_grad=True)
     tree = [whole, whole[3:6], whole.reshape(3, 4).T, whole[::2], whole[0].expand(4), whole[0].expand(1), whole[5:5]]
     assert same([each.detach() for each in tree], tensor_files.restore("kind", tensor_files.dump("kind", tree)))
 
 
-def test_bytes_of_another_kind_are_refused():
+def test_bytes_of_another_kind_and_what_is_no_plain_data_are_refused():
     with pytest.raises(StorageError, match="it is a apple, not a pear"):
         tensor_files.restore("pear", tensor_files.dump("apple", {}))
-
-
-def test_what_cannot_be_kept_is_refused_when_it_is_kept():
     with pytest.raises(TypeError, match="set is not JSON serializable"):
         tensor_files.dump("kind", {"it": {1}})
 
@@ -152,15 +142,6 @@ def chunk() -> Chunk:
     )  # fmt: skip
 
 
-def read_found(data: bytes) -> dict:
-    """A part as plain data, for comparison."""
-    return asdict(read_part(data, KEY))
-
-
-def read_checkpoint_(data: bytes) -> dict:
-    return vars(read_checkpoint(data, trained().weights, KEY))
-
-
 def read_state_(data: bytes) -> dict:
     found = read_state(data, KEY, CPU)
     return {
@@ -174,9 +155,12 @@ def part() -> PartialResult:
 
 
 KINDS = {
-    "checkpoint": (checkpoint_bytes(trained(), ABOUT), read_checkpoint_),
+    "checkpoint": (
+        checkpoint_bytes(trained(), ABOUT),
+        lambda data: vars(read_checkpoint(data, trained().weights, KEY)),
+    ),
     "state": (state_bytes(state(), KEY), read_state_),
-    "part": (part_bytes(part(), KEY, ["a" * 16]), read_found),
+    "part": (part_bytes(part(), KEY, ["a" * 16]), lambda data: asdict(read_part(data, KEY))),
 }
 
 
@@ -284,23 +268,14 @@ def test_numbers_of_another_dtype_are_noticed(kind, dtype, other):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(share=st.floats(0, 1, exclude_max=True))
+@given(share=st.floats(0, 1, exclude_max=True), junk=st.binary(max_size=64))
 @settings(deadline=None, max_examples=60)
-def test_what_is_cut_short_or_goes_on_is_damaged(kind, share):
+def test_what_is_cut_short_goes_on_or_is_something_else_is_damaged(kind, share, junk):
     data, read = KINDS[kind]
-    for changed in (data[: int(share * len(data))], data + b"\0", data + data):
+    other = (junk, len(junk).to_bytes(8, "little") + junk)
+    for changed in (data[: int(share * len(data))], data + b"\0", data + data, *other):
         with pytest.raises(StorageError):
             read(changed)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@given(junk=st.binary(max_size=64))
-@settings(deadline=None, max_examples=50)
-def test_other_bytes_are_damaged(kind, junk):
-    _, read = KINDS[kind]
-    for data in (junk, len(junk).to_bytes(8, "little") + junk):
-        with pytest.raises(StorageError):
-            read(data)
 
 
 @pytest.mark.parametrize("header", [
@@ -333,11 +308,7 @@ def test_whole_bytes_of_other_content_are_refused(name, kind, tree):
 def test_checkpoints_that_say_nonsense_are_damaged(told):
     with pytest.raises(StorageError):
         read_checkpoint(tensor_files.save_tensors({"w": torch.zeros(1)}, told), {"w": torch.zeros(1)})
-
-
-def test_a_file_without_checksum_is_damaged():
-    told = {"about": "{}", "training": "{}"}
-    with pytest.raises(StorageError, match="its checksum does not fit"):
+    with pytest.raises(StorageError):  # without a checksum
         read_checkpoint(save({"w": torch.zeros(1)}, told), {"w": torch.zeros(1)})
 
 

@@ -1,21 +1,27 @@
-"""What starts the workers of a run: a name with options that travel in the name."""
+"""What starts the workers of a run, by a name with options: this process, processes of this machine, or Ray."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
-from robustbench_meta.errors import BenchError, unknown
+from robustbench_meta.engine.parallel import Cores
+from robustbench_meta.errors import BenchError, DeviceLostError, unknown
 from robustbench_meta.experiment.grid import Grid
+from robustbench_meta.jobs.context import WorkerContext
+from robustbench_meta.jobs.events import EventLog
 from robustbench_meta.jobs.monitor import Monitor
 from robustbench_meta.jobs.policy import Policy
+from robustbench_meta.jobs.processes import ProcessGroup, Spawned
 from robustbench_meta.jobs.queue import Queue
+from robustbench_meta.jobs.worker import Worker
 from robustbench_meta.options import parse_choice
 from robustbench_meta.results.store import Store
+from robustbench_meta.runtime.cpu import computing_alone
 from robustbench_meta.runtime.interrupts import Stop
 
 LAUNCHERS = {
@@ -23,7 +29,7 @@ LAUNCHERS = {
     "processes": "other processes, also for one job: what kills its process costs one cell",
     "ray": "tasks of a Ray cluster: ray:address=auto,gpus=1,cpus=2",
 }
-"""What there is, in a line each."""
+"""A line for each."""
 
 
 @dataclass(frozen=True)
@@ -42,22 +48,18 @@ class Run:
     policy: Policy
 
 
-class Launcher(Protocol):
-    """Starts workers, and waits until they are done."""
+Launcher = Callable[[Run], None]
+"""Has workers at a run until nothing is left for them, and leaves none behind however this ends.
 
-    def launch(self, run: Run) -> None:
-        """Have workers at a run until nothing is left for them, and leave none behind however this ends.
-
-        Raises:
-            Stopped: `run.stop` was told, and the work under way has been saved.
-            StorageError: something cannot be written.
-            BenchError: no worker can be started, or one ended by an error that is no cell's.
-        """
-        ...
+Raises:
+    Stopped: `run.stop` was asked, and the work is saved.
+    StorageError: something cannot be written.
+    BenchError: no worker can be started, or one ended by an error that is no cell's.
+"""
 
 
-def check_executor(text: str) -> None:
-    """Raise BenchError unless there is a launcher of that name, and none of this machine has options."""
+def check_executor(text: str, device: str) -> None:
+    """Raise BenchError unless there is a launcher of that name that can have these options, before anything is read."""
     choice = parse_choice(text)
     if choice.name == "slurm":
         raise BenchError(
@@ -66,18 +68,13 @@ def check_executor(text: str) -> None:
         )
     if choice.name not in LAUNCHERS:
         raise BenchError(unknown("executor", choice.name, LAUNCHERS))
-    if choice.options and computes_here(text):
-        given = ", ".join(choice.options)
-        raise BenchError(f"the executor '{choice.name}' takes no options; it was given {given}: leave that out")
-
-
-def check_request(policy: Policy, device: str) -> None:
-    """Raise BenchError if what a cluster is asked for cannot be, before anything is loaded or written."""
-    choice = parse_choice(policy.executor)
     if choice.name == "ray":
         from robustbench_meta.jobs.launchers.ray import Request, check_address  # noqa: PLC0415  # optional
 
         check_address(Request.read(choice.options, device).address)
+    elif choice.options:
+        options = ", ".join(choice.options)
+        raise BenchError(f"the executor '{choice.name}' takes no options; it was given {options}: leave that out")
 
 
 def computes_here(text: str) -> bool:
@@ -86,26 +83,47 @@ def computes_here(text: str) -> bool:
 
 
 def launcher_for(policy: Policy, workers: int, device: torch.device) -> Launcher:
-    """The launcher of a run.
-
-    Args:
-        policy: with its name.
-        workers: how many there are to be on this machine.
-        device: of the run.
+    """The launcher of a run, with so many workers if they are on this machine.
 
     Raises:
-        BenchError: there is none of that name, it has no such option, or what it needs is not installed.
+        BenchError: what it needs is not installed, or does not answer.
     """
-    check_executor(policy.executor)
     choice = parse_choice(policy.executor)
     if choice.name == "ray":
         from robustbench_meta.jobs.launchers.ray import RayCluster  # noqa: PLC0415  # optional
 
-        return RayCluster(choice.options, str(device))
+        return RayCluster(choice.options, str(device)).launch
     if workers > 1 or choice.name == "processes" or policy.cell_timeout is not None:
-        from robustbench_meta.jobs.launchers.processes import Processes  # noqa: PLC0415  # one of them is enough
+        return partial(_in_processes, workers)
+    return _in_this_process
 
-        return Processes(workers)
-    from robustbench_meta.jobs.launchers.inline import Inline  # noqa: PLC0415  # the same
 
-    return Inline()
+def _in_this_process(run: Run) -> None:
+    log = EventLog(run.folder / "worker.jsonl", run.stop, after=run.monitor.poll)
+    queue = Queue(run.grids, run.store, run.queue.cells, run.device.type, log)
+    context = WorkerContext(run.store, run.device, Cores(lambda: run.cores), run.stop)
+    try:
+        with computing_alone(run.device):
+            Worker(context, queue, run.monitor, exit_when_waiting=run.policy.exit_when_waiting).work()
+    except DeviceLostError as lost:
+        raise BenchError(
+            f"{lost}. Nothing more can be computed on {run.device} by this process: rerun the same command to "
+            "resume, or add --executor processes, which begins a new one by itself"
+        ) from lost
+    finally:
+        log.close()
+
+
+def _in_processes(workers: int, run: Run) -> None:
+    """Processes that share the cores, or all CUDA devices where none is named, and are replaced when they die."""
+    devices = [str(run.device)]
+    if devices == ["cuda"]:
+        devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    used = dict.fromkeys(devices, 0)
+
+    def start(name: str) -> Spawned:
+        device = min(devices, key=used.__getitem__)
+        used[device] += 1
+        return Spawned(run.folder, name, max(1, run.cores // workers), device)
+
+    ProcessGroup(start, "worker", lambda: run.queue, run.monitor, run.stop).run(workers, cores=run.cores)

@@ -1,8 +1,6 @@
 """Workers as tasks of a Ray cluster. Its nodes see the results folder, as in Ray's own training on several nodes.
 
-A Ray task calls `ray_node.run_worker`, which starts `jobs/worker_process.py` on its node (`ProcessGroup`), so that the
-death of a worker differs from that of its node, and a cell that takes too long is ended there. What a lost node was at
-is free again, and others do it.
+A Ray task calls `worker_process.run_on_node`. The jobs of a lost node are free again, and others do them.
 """
 
 from __future__ import annotations
@@ -12,22 +10,21 @@ import importlib.metadata
 import logging
 import math
 import os
+import platform
 import re
 import signal
 import socket
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from robustbench_meta.errors import BenchError, unknown
 from robustbench_meta.jobs.events import WorkerFailed
 from robustbench_meta.jobs.launchers import Run
-from robustbench_meta.jobs.launchers.ray_node import STOP
+from robustbench_meta.jobs.policy import STOP
 from robustbench_meta.jobs.processes import GRACE_SECONDS, ExitHandler, as_exception
 from robustbench_meta.runtime.cpu import available_cores
+from robustbench_meta.runtime.interrupts import SIGNALS, handling
 
 try:
     import ray
@@ -41,37 +38,26 @@ _log = logging.getLogger(__name__)
 OPTIONS = ("address", "gpus", "cpus", "workers")
 POLL_SECONDS = 0.5
 LOOK_SECONDS = 2.0
-"""How often it is looked at which nodes there are."""
+"""Between two looks at the nodes."""
 CONNECT_SECONDS = 5.0
 """How long a cluster's address is given to answer."""
 PATIENCE_SECONDS = 30.0
 """How long nothing is said of waiting for room in the cluster."""
-DISTRIBUTIONS = ("robustbench_meta", "torch")
-"""Those that must be the same on all nodes."""
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})", re.ASCII)
 _LESS_MEMORY = "give a worker more of the node (ray:cpus=N), or lower --tasks-per-step, --query or the width"
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is asked of a cluster."""
+class Request(NamedTuple):
+    """What a run asks of a cluster: its address, cores and GPUs of a worker, and the most workers (None: any)."""
 
     address: str
-    """`local`: one that is started for this run; `auto`, HOST:PORT: one that is there."""
     cpus: int
-    """Of a worker."""
     gpus: float
-    """Of a worker."""
     workers: int | None
-    """At most so many; None: as many as there is room for."""
 
     @classmethod
     def read(cls, options: Mapping[str, str], device: str) -> Request:
-        """Make one from options as typed.
-
-        Raises:
-            BenchError: there is no such option, or it cannot have this value.
-        """
+        """Make one from options as typed; BenchError if there is no such option, or it cannot have this value."""
         for name in options:
             if name not in OPTIONS:
                 raise BenchError(unknown("option", name, OPTIONS, " of the executor 'ray'"))
@@ -104,61 +90,40 @@ class Request:
 
 
 class RayCluster:
-    """Workers on the nodes of a Ray cluster.
-
-    Args:
-        options: as typed: address, gpus, cpus, workers.
-        device: of the run.
-
-    Raises:
-        BenchError: an option is unknown or has a bad value, no cluster answers, or it has no room for a worker.
-    """
+    """Workers on the nodes of a Ray cluster; BenchError if none answers, or it has no room for a worker."""
 
     def __init__(self, options: Mapping[str, str], device: str) -> None:
-        self._request = Request.read(options, device)
-        self._ours = _connect(self._request)
-        if not _room(self._request):
+        self._request = request = Request.read(options, device)
+        self._ours = _connect(request)
+        self._names: dict[Any, str] = {}
+        """By task, the name of its worker."""
+        self._unfit: dict[str, str] = {}
+        """By node, why nothing can be done there."""
+        self._looked, self._started = -math.inf, 0
+        if not self._room():
             nodes = "; ".join(_resources(node) for node in _nodes()) or "none"
             self._leave()
-            raise BenchError(f"no node of the Ray cluster has {self._request} for a worker; its nodes have: {nodes}")
+            raise BenchError(f"no node of the Ray cluster has {request} for a worker; its nodes have: {nodes}")
 
     def launch(self, run: Run) -> None:
-        """See `Launcher.launch`."""
-        try:
-            tasks = _RayTasks(self._request, run)
-            try:
-                tasks.work()
-            finally:
-                tasks.end()
-        finally:
-            self._leave()
+        """Run tasks until nothing is left to do, see `Launcher`."""
+        self._run, self._exited = run, ExitHandler(lambda: run.queue, run.monitor)
+        self._task = ray.remote(_node_task()).options(
+            num_cpus=self._request.cpus, num_gpus=self._request.gpus, max_retries=0, scheduling_strategy="SPREAD"
+        )
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._leave)
+            stack.callback(self._end_tasks)
+            self._work()
 
     def _leave(self) -> None:
         if self._ours:
             with _signals_kept():
                 ray.shutdown()
 
-
-class _RayTasks:
-    """The tasks of one run."""
-
-    def __init__(self, request: Request, run: Run) -> None:
-        self._request, self._run = request, run
-        self._names: dict[Any, str] = {}
-        """By task, the name of its worker."""
-        self._unfit: dict[str, str] = {}
-        """By node, why nothing can be done there."""
-        self._exited = ExitHandler(lambda: run.queue, run.monitor)
-        self._room, self._looked, self._started = 0, -math.inf, 0
-        self._quiet, self._grumbled = time.monotonic(), False
-        device = "cuda" if str(run.device).startswith("cuda") else str(run.device)
-        self._task = ray.remote(_node_task()).options(
-            num_cpus=request.cpus, num_gpus=request.gpus, max_retries=0, scheduling_strategy="SPREAD"
-        )
-        self._given = (str(run.folder.resolve()), request.cpus, device, _installed())
-
-    def work(self) -> None:
+    def _work(self) -> None:
         """Start tasks, and return when nothing is left to do."""
+        heard, warned = time.monotonic(), False
         while True:
             self._run.stop.check()
             self._submit()
@@ -167,17 +132,23 @@ class _RayTasks:
             ready, _ = ray.wait(list(self._names), num_returns=1, timeout=POLL_SECONDS)
             self._run.monitor.poll()
             for task in ready:
-                self._answered(task)
+                self._on_result(task)
             if any(name.startswith("ray.") for name in self._run.monitor.workers):
-                self._quiet = time.monotonic()
-            if not self._grumbled and time.monotonic() > self._quiet + PATIENCE_SECONDS:
-                self._grumbled = True
+                heard = time.monotonic()
+            if not warned and time.monotonic() > heard + PATIENCE_SECONDS:
+                warned = True
                 _log.warning(
                     "waiting for %s for a worker: the nodes of the Ray cluster are taken, or gone", self._request
                 )
 
-    def end(self) -> None:
-        """End all tasks; workers have a moment to save what they are at."""
+    def _room(self) -> int:
+        """How many workers the cluster would have room for if nobody else used it, or as many as are wanted."""
+        nodes = [node for node in _nodes() if node["NodeID"] not in self._unfit]
+        room = sum(self._request.fits(node["Resources"]) for node in nodes)
+        return room if self._request.workers is None else min(room, self._request.workers)
+
+    def _end_tasks(self) -> None:
+        """Workers have a moment to save their work."""
         if not self._names:
             return
         (self._run.folder / STOP).touch()
@@ -193,22 +164,24 @@ class _RayTasks:
         if now < self._looked + LOOK_SECONDS:
             return
         self._looked = now
-        room = _room(self._request, self._unfit)
+        room = self._room()
         if not room and self._unfit:
             raise BenchError(f"no node of the Ray cluster can do this run: {'; '.join(self._unfit.values())}")
         if self._run.queue.over():
             return
+        kind = "cuda" if self._run.device.type == "cuda" else str(self._run.device)
+        arguments = (str(self._run.folder.resolve()), self._request.cpus, kind, _installed(), list(self._unfit))
         for _ in range(room - len(self._names)):
             name = f"ray.{self._started}"
             self._started += 1
-            self._names[self._task.remote(name, *self._given, list(self._unfit))] = name
+            self._names[self._task.remote(name, *arguments)] = name
 
-    def _answered(self, task: Any) -> None:
+    def _on_result(self, task: Any) -> None:
         name = self._names.pop(task)
         try:
             answer = ray.get(task)
         except ray_errors.RayError as error:
-            self._lost(name, error)
+            self._on_loss(name, error)
             return
         if "unfit" in answer:
             node = answer["node"]
@@ -219,8 +192,8 @@ class _RayTasks:
         elif "failed" in answer:
             raise as_exception(WorkerFailed(**answer["failed"]))
 
-    def _lost(self, name: str, error: ray_errors.RayError) -> None:
-        """A worker is gone with its node, or Ray's process there is."""
+    def _on_loss(self, name: str, error: ray_errors.RayError) -> None:
+        """A worker is lost with its node, or with Ray's process there."""
         workers = self._run.monitor.workers
         for worker in [each for each in workers if each.startswith(f"{name}.")] or [name]:
             if worker != name and worker not in workers:
@@ -240,7 +213,7 @@ def _node_task() -> Callable[..., dict[str, Any]]:
     ) -> dict[str, Any]:
         import importlib.metadata  # noqa: PLC0415  # sent by value: imports are made where it runs
         import os  # noqa: PLC0415
-        import sys  # noqa: PLC0415
+        import platform  # noqa: PLC0415
 
         import ray  # noqa: PLC0415
 
@@ -248,14 +221,16 @@ def _node_task() -> Callable[..., dict[str, Any]]:
         answer = {"node": node, "address": ray.util.get_node_ip_address()}  # type: ignore[no-untyped-call]  # of Ray
         if node in unfit:
             return {"done": True}
-        other = [] if sys.version_info[:2] == tuple(map(int, expected["python"].split("."))) else ["another Python"]
-        for distribution in set(expected) - {"python"}:
-            try:
-                found = importlib.metadata.version(distribution).partition("+")[0]
-            except importlib.metadata.PackageNotFoundError:
-                found = "not installed"
-            if found != expected[distribution]:
-                other.append(f"{distribution}: {found} there, {expected[distribution]} here")
+        other = []
+        for what, version in expected.items():
+            there = ".".join(platform.python_version_tuple()[:2])
+            if what != "python":
+                try:
+                    there = importlib.metadata.version(what).partition("+")[0]
+                except importlib.metadata.PackageNotFoundError:
+                    there = "not installed"
+            if there != version:
+                other.append(f"{what}: {there} there, {version} here")
         if other:
             return {"unfit": f"{'; '.join(other)}: install the same on all nodes", **answer}
         if not os.path.isfile(os.path.join(folder, "recipe.json")):
@@ -263,25 +238,21 @@ def _node_task() -> Callable[..., dict[str, Any]]:
                 "unfit": f"it does not see the results folder ({folder}): put --results on a file system that all "
                 "nodes share, under the same path", **answer,
             }  # fmt: skip
-        from robustbench_meta.jobs.launchers.ray_node import run_worker  # noqa: PLC0415
+        from robustbench_meta.jobs.worker_process import run_on_node  # noqa: PLC0415
 
-        return {**run_worker(name, folder, cpus, device), **answer}
+        return {**run_on_node(name, folder, cpus, device), **answer}
 
     return work_on_node
 
 
 def _installed() -> dict[str, str]:
-    """Python, and the distributions that must be the same on all nodes."""
-    found = {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
-    return found | {name: importlib.metadata.version(name).partition("+")[0] for name in DISTRIBUTIONS}
+    """The versions that must be the same on all nodes."""
+    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in ("robustbench_meta", "torch")}
+    return {"python": ".".join(platform.python_version_tuple()[:2]), **versions}
 
 
 def _connect(request: Request) -> bool:
-    """Connect to the cluster, or start one; whether it is ours to leave.
-
-    Raises:
-        BenchError: there is none, or it is of another version.
-    """
+    """Connect to the cluster, or start one; whether it is ours to leave."""
     if ray.is_initialized():
         return False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -293,9 +264,9 @@ def _connect(request: Request) -> bool:
         with _signals_kept():
             ray.init(address=request.address, **quiet)
     except (Exception, SystemExit) as error:  # Ray ends the process where it cannot connect
-        told = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         advice = "" if request.address == "local" else "; see `ray status` there, or start one by `ray start --head`"
-        raise BenchError(f"the Ray cluster ray:address={request.address} cannot be used: {told}{advice}") from error
+        raise BenchError(f"the Ray cluster ray:address={request.address} cannot be used: {reason}{advice}") from error
     return True
 
 
@@ -313,34 +284,18 @@ def check_address(address: str) -> None:
         ) from error
 
 
-@contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
+def _signals_kept() -> contextlib.AbstractContextManager[None]:
     """Ray puts handlers of its own in place of ours."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return handling({number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS})
 
 
 def _nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # of Ray
 
 
-def _room(request: Request, unfit: Mapping[str, str] | None = None) -> int:
-    """How many workers the cluster would have room for if nobody else used it, or as many as are wanted."""
-    nodes = [node for node in _nodes() if node["NodeID"] not in (unfit or {})]
-    room = sum(request.fits(node["Resources"]) for node in nodes)
-    return room if request.workers is None else min(room, request.workers)
-
-
 def _resources(node: Mapping[str, Any]) -> str:
-    held = ", ".join(f"{node['Resources'].get(name, 0):g} {name}" for name in ("CPU", "GPU"))
-    return f"{node['NodeManagerAddress']} {held}"
+    resources = ", ".join(f"{node['Resources'].get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+    return f"{node['NodeManagerAddress']} {resources}"
 
 
 def _count(option: str, text: str) -> int:
