@@ -12,8 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from robustbench_meta.reporting.figures.figure import PaperFigure, place_text
 from robustbench_meta.reporting.figures.layout import grid, room
 from robustbench_meta.reporting.figures.style import GREY, FigureStyle, percents
-from robustbench_meta.reporting.terminal.layout import norm_name, sides, title
-from robustbench_meta.reporting.wording import flags_text, spread_text
+from robustbench_meta.reporting.wording import flags_text, norm_name, sides, spread_text, title
 from robustbench_meta.results.curves import SCENE, Curve, grouped, over_seeds
 from robustbench_meta.results.tables import PLACE, LeaderboardTable, scores_of
 

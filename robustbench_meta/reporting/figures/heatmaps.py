@@ -15,7 +15,7 @@ from matplotlib.colors import Normalize
 from robustbench_meta.reporting.figures.figure import PaperFigure, boards_text, place_text
 from robustbench_meta.reporting.figures.naming import scenarios_of, shared_setting
 from robustbench_meta.reporting.figures.style import FigureStyle
-from robustbench_meta.reporting.terminal.layout import norm_name, sides
+from robustbench_meta.reporting.wording import norm_name, sides
 from robustbench_meta.results.tables import CLEAN, WORST, LeaderboardTable, Score, alike, all_scores, shown
 
 _COLORS = "cividis"

@@ -12,8 +12,7 @@ from matplotlib.axes import Axes
 from robustbench_meta.reporting.figures.figure import PaperFigure, by_scenario, place_text
 from robustbench_meta.reporting.figures.naming import at_zero, scenario_place
 from robustbench_meta.reporting.figures.style import GREY, FigureStyle
-from robustbench_meta.reporting.terminal.layout import norm_name, sides
-from robustbench_meta.reporting.wording import flags_text
+from robustbench_meta.reporting.wording import flags_text, norm_name, sides
 from robustbench_meta.results.pairwise import Comparison, tests_text
 from robustbench_meta.results.tables import PLACE, WORST
 

@@ -17,7 +17,7 @@ from robustbench_meta.reporting.figures.naming import scenarios_of, shared_setti
 from robustbench_meta.reporting.figures.scenes import Piece, ScenarioLayout, planned
 from robustbench_meta.reporting.figures.sizes import TALLEST
 from robustbench_meta.reporting.figures.style import GREY, FigureStyle, percents
-from robustbench_meta.reporting.terminal.layout import norm_name
+from robustbench_meta.reporting.wording import norm_name
 from robustbench_meta.results.tables import LeaderboardTable, alike, all_scores
 
 _SPARE = 0.5

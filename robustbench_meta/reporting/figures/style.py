@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from robustbench_meta.reporting.figures.sizes import COLUMNS, TALLEST
 from robustbench_meta.reporting.figures.text_metrics import breadth, fitted, letters
-from robustbench_meta.reporting.terminal.layout import folded
+from robustbench_meta.reporting.wording import folded
 
 Line = Literal["-", "--", "-.", ":"]
 _FAMILIES = {"sans": "DejaVu Sans", "serif": "STIXGeneral"}

@@ -13,7 +13,7 @@ from robustbench_meta.reporting.figures.figure import PaperFigure, boards_text, 
 from robustbench_meta.reporting.figures.layout import grid, room
 from robustbench_meta.reporting.figures.naming import scenarios_of, shared_setting
 from robustbench_meta.reporting.figures.style import GREY, FigureStyle
-from robustbench_meta.reporting.terminal.layout import norm_name, sides
+from robustbench_meta.reporting.wording import norm_name, sides
 from robustbench_meta.results.tables import CLEAN, WORST, LeaderboardTable, alike
 
 _LEAST = 2.0
