@@ -134,7 +134,6 @@ def comparison_table(pair: Comparison, *, seeds: bool) -> Table:
 
 
 def _share(board: LeaderboardTable, score: Score) -> Cell:
-    """A learner's number; of several seeds with the standard deviation between them."""
     return Cell(score.text(), shown(score.spread) if score.seeds > 1 else "", flags=board.marks(score))
 
 

@@ -89,7 +89,6 @@ def _breadth(name: str) -> float:
 
 
 def _number_breadth(cell: Cell) -> float:
-    """A digit is 4.6 pt wide, 5.3 if bold, and 4 behind ±, which is 6.4."""
     digits = (5.3 if cell.bold else 4.63) * (len(cell.text) - 0.45)
     return digits + (3.1 + 6.4 + 4.0 * (len(cell.spread) - 0.45) if cell.spread else 0)
 

@@ -146,7 +146,6 @@ def _table(board: LeaderboardTable, number: int, rows: Sequence[str]) -> RankTab
 
 
 def _caption_of_all(tables: Sequence[RankTable]) -> str:
-    """What the columns of a place's tables are."""
     found = [table.board for table in tables]
     lines = worst_text(found, "of the table")
     ranked = [table.board for table in tables if table.ranked]

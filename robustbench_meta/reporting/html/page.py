@@ -79,7 +79,6 @@ def page(store: Store, frame: pd.DataFrame, samples: Samples) -> str:
 
 
 def _pairwise(frame: pd.DataFrame, samples: Samples, order: Order) -> PairwiseSection | str:
-    """All pairs, or why there are none."""
     try:
         return pairwise_section(sorted(compare_learners(frame, samples), key=lambda pair: order(pair.setting)))
     except BenchError as error:
@@ -106,7 +105,6 @@ def _summary(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def _flags(there: list[ComparableTables], frame: pd.DataFrame) -> list[tuple[str, str, int, int]]:
-    """The flags that rows have: what each means, of how many rows, and in how many tables it stands."""
     rows = frame["flags"].fillna("").str.split()
     counts = {flag: int(rows.map(lambda flags, flag=flag: flag in flags).sum()) for flag in FLAGS}
     tables = [{doubt.flag for doubt in table.doubts} for place in there for table in place.tables]

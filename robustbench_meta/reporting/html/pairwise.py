@@ -92,5 +92,4 @@ def _pair(group: list[Comparison], whole: bool, seeds: bool) -> LearnerPair:
 
 
 def _half(test: PairedTest) -> float:
-    """Half of the interval; 0 if there is none."""
     return 0.0 if math.isnan(test.paired.ci95) else test.paired.ci95

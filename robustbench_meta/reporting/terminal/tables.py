@@ -164,7 +164,6 @@ def _drawn(
 
 
 def _names(table: Table, width: int) -> dict[str, list[str]]:
-    """The names of the rows, folded."""
     widths = {"learner": max(16, width // (4 if "attack" in table.heads else 3)), "attack": max(12, width // 5)}
     return {head: [folded(name, widths.get(head, 14)) for name in names] for head, names in table.heads.items()}
 
