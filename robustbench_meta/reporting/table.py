@@ -12,7 +12,7 @@ from robustbench_meta.results.pairwise import Comparison
 from robustbench_meta.results.tables import LeaderboardTable, Score, shown
 
 
-class Cell(NamedTuple):
+class TableCell(NamedTuple):
     """A cell: text or a number, with what is written around it."""
 
     text: str
@@ -37,12 +37,12 @@ class Table:
     """Columns of equal length: those of text that name the rows, then the others."""
 
     heads: dict[str, list[str]]
-    columns: dict[str, list[Cell]]
+    columns: dict[str, list[TableCell]]
     left: frozenset[str] = field(default=frozenset())
     """Columns that hold text, which the report aligns to the left."""
 
     @property
-    def rows(self) -> list[tuple[list[str], list[Cell]]]:
+    def rows(self) -> list[tuple[list[str], list[TableCell]]]:
         """By row: the names, and the cells."""
         names = zip(*self.heads.values(), strict=True)
         cells = zip(*self.columns.values(), strict=True) if self.columns else ([] for _ in self.names)
@@ -59,9 +59,9 @@ class Table:
         return Table({head: list(self.columns)}, dict(zip(self.names, map(list, cells), strict=True)))
 
 
-def number_cell(value: float, digits: int = 1) -> Cell:
+def number_cell(value: float, digits: int = 1) -> TableCell:
     """`1,234.5`; a dash where it is not known."""
-    return Cell(f"{value:,.{digits}f}" if math.isfinite(value) else "–", value=value)
+    return TableCell(f"{value:,.{digits}f}" if math.isfinite(value) else "–", value=value)
 
 
 def leaderboard_table(board: LeaderboardTable, learners: Sequence[str] | None = None) -> Table:
@@ -86,10 +86,10 @@ def export_table(board: LeaderboardTable, *, turned: bool = False) -> Table:
     return table.turned("attack") if turned else table
 
 
-def score_cell(board: LeaderboardTable, score: Score, *, bold: bool = False) -> Cell:
+def score_cell(board: LeaderboardTable, score: Score, *, bold: bool = False) -> TableCell:
     """One number of a leaderboard's table."""
     spread = board.spread(score)
-    return Cell(
+    return TableCell(
         score.text(), "" if math.isnan(spread) else shown(spread), bold, board.marks(score), board.fewer(score),
         round(score.mean, 4),
     )  # fmt: skip
@@ -101,11 +101,11 @@ def curve_table(group: Sequence[Curve]) -> Table:
     for curve in group:
         lines.setdefault((curve.learner, curve.attack), []).append(curve)
     most = max(map(len, lines.values()))
-    columns: dict[str, list[Cell]] = {name: [] for name in [*(f"ε = {eps}" for eps in group[0].eps), "area"]}
+    columns: dict[str, list[TableCell]] = {name: [] for name in [*(f"ε = {eps}" for eps in group[0].eps), "area"]}
     for seeds in lines.values():
         for cells, mean, spread in zip(columns.values(), *over_seeds(seeds, most), strict=True):
             fewer = cells is columns["area"] and len(seeds) < most
-            cells.append(Cell(shown(mean), "" if math.isnan(spread) else shown(spread), fewer=fewer, value=mean))
+            cells.append(TableCell(shown(mean), "" if math.isnan(spread) else shown(spread), fewer=fewer, value=mean))
     return Table({"learner": [learner for learner, _ in lines], "under": [attack for _, attack in lines]}, columns)
 
 
@@ -122,19 +122,21 @@ def comparison_table(pair: Comparison, *, seeds: bool) -> Table:
         for which, letter in enumerate("AB")
     }
     columns["A − B"] = [
-        Cell(signed(points := 100 * test.paired.difference), _half(100 * test.paired.ci95), bold=True, value=points)
+        TableCell(
+            signed(points := 100 * test.paired.difference), _half(100 * test.paired.ci95), bold=True, value=points
+        )
         for test in tests
     ]
-    columns["p"] = [Cell(_p(test.corrected)) for test in tests]
+    columns["p"] = [TableCell(_p(test.corrected)) for test in tests]
     if seeds:
-        columns["p seeds"] = [Cell(_p(test.seeds_p)) for test in tests]
+        columns["p seeds"] = [TableCell(_p(test.seeds_p)) for test in tests]
     ahead = {1: pair.first, -1: pair.second, 0: ""}
-    columns["ahead"] = [Cell(ahead[test.ahead]) for test in tests]
+    columns["ahead"] = [TableCell(ahead[test.ahead]) for test in tests]
     return Table({"under": list(pair.contrasts)}, columns, frozenset({"ahead"}))
 
 
-def _share(board: LeaderboardTable, score: Score) -> Cell:
-    return Cell(score.text(), shown(score.spread) if score.seeds > 1 else "", flags=board.marks(score))
+def _share(board: LeaderboardTable, score: Score) -> TableCell:
+    return TableCell(score.text(), shown(score.spread) if score.seeds > 1 else "", flags=board.marks(score))
 
 
 def _half(points: float) -> str:

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from robustbench_meta.reporting.table import Cell, export_table
+from robustbench_meta.reporting.table import TableCell, export_table
 from robustbench_meta.reporting.wording import export_notes, folded, norm_layer, sides, threat
 from robustbench_meta.results.tables import CLEAN, WORST, LeaderboardTable
 
@@ -88,7 +88,7 @@ def _breadth(name: str) -> float:
     return (4.15 if name in {*_PLAIN, "learner", "attack"} else 4.73) * len(name)
 
 
-def _number_breadth(cell: Cell) -> float:
+def _number_breadth(cell: TableCell) -> float:
     digits = (5.3 if cell.bold else 4.63) * (len(cell.text) - 0.45)
     return digits + (3.1 + 6.4 + 4.0 * (len(cell.spread) - 0.45) if cell.spread else 0)
 
@@ -124,7 +124,7 @@ def _head(name: str) -> str:
     return stacked if len(lines) == 1 else rf"\shortstack[r]{{{stacked}}}"
 
 
-def _number(cell: Cell) -> str:
+def _number(cell: TableCell) -> str:
     mean = rf"\textbf{{{cell.text}}}" if cell.bold else escape_latex(cell.text)
     spread = rf" {{\scriptsize$\pm${cell.spread}}}" if cell.spread else ""
     return mean + spread + (rf"\rlap{{\textsuperscript{{{cell.marks}}}}}" if cell.marks else "")

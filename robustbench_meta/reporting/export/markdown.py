@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from robustbench_meta.reporting.table import Cell, export_table
+from robustbench_meta.reporting.table import TableCell, export_table
 from robustbench_meta.reporting.wording import export_notes, title
 from robustbench_meta.results.tables import CLEAN, WORST, LeaderboardTable
 
@@ -52,7 +52,7 @@ def _name(name: str) -> str:
     return name if name in {CLEAN, WORST} else code(name)
 
 
-def _number(cell: Cell) -> str:
+def _number(cell: TableCell) -> str:
     mean = f"**{cell.text}**" if cell.bold else cell.text
     spread = f" ±{cell.spread}" if cell.spread else ""
     return mean + spread + (" !" if cell.flags else "") + (r" \*" if cell.fewer else "")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from robustbench_meta.reporting.table import Cell, comparison_table
+from robustbench_meta.reporting.table import TableCell, comparison_table
 from robustbench_meta.reporting.wording import sides, threat
 from robustbench_meta.results.pairwise import Comparison, PairedTest, tests_text
 from robustbench_meta.results.tables import PLACE
@@ -22,7 +22,7 @@ class ComparisonRow(NamedTuple):
 
     scene: str
     column: str
-    cells: dict[str, Cell]
+    cells: dict[str, TableCell]
     low: float
     middle: float
     high: float

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from robustbench_meta.reporting.figures.curves import draw_curves
 from robustbench_meta.reporting.figures.learning_curves import draw_learning
 from robustbench_meta.reporting.html.embedded_figures import Drawings
-from robustbench_meta.reporting.table import Cell, Table, curve_table, number_cell
+from robustbench_meta.reporting.table import Table, TableCell, curve_table, number_cell
 from robustbench_meta.reporting.wording import norm_name, sides
 from robustbench_meta.results.curves import Curve, grouped
 from robustbench_meta.results.learning_curves import learning_curves
@@ -67,13 +67,13 @@ def learning_sections(
             continue
         steps = [(row, each) for row in rows.to_dict("records") for each in curves[row["training_hash"]]]
         table = Table({"learner": [row["learner"] for row, _ in steps]}, {
-            "seed": [Cell(str(row["seed"])) for row, _ in steps],
-            "meta-step": [Cell(f"{each.step:,}", value=each.step) for _, each in steps],
+            "seed": [TableCell(str(row["seed"])) for row, _ in steps],
+            "meta-step": [TableCell(f"{each.step:,}", value=each.step) for _, each in steps],
             "loss": [number_cell(each.loss, 3) for _, each in steps],
             "accuracy": [number_cell(100 * each.accuracy) for _, each in steps],
             "validation loss": [number_cell(each.validation_loss, 3) for _, each in steps],
             "validation accuracy": [number_cell(100 * each.validation_accuracy) for _, each in steps],
-            "kept": [Cell("kept" if each.step == chosen[row["training_hash"]] else "") for row, each in steps],
+            "kept": [TableCell("kept" if each.step == chosen[row["training_hash"]] else "") for row, each in steps],
         }, frozenset({"kept"}))  # fmt: skip
         attacked = rows[rows["training_attack"] != "none"].drop_duplicates("learner").to_dict("records")
         yield LearningCurves(
@@ -98,11 +98,12 @@ def costs(frame: pd.DataFrame) -> Iterator[Costs]:
         learners = rows.groupby("learner", sort=True)
         trained = rows.drop_duplicates(["learner", "training_hash"]).groupby("learner", sort=True)
         attacked = rows[rows["threat_norm"] != "none"]
-        attacks = attacked.groupby(["attack", "support", "query", "surrogate", "learner"], sort=True)
-        names = [dict(zip(attacks.keys, key, strict=True)) for key in attacks.groups]
+        keys = ["attack", "support", "query", "surrogate", "learner"]
+        attacks = attacked.groupby(keys, sort=True)
+        names: Any = attacks.size().reset_index()[keys].to_dict("records")
         yield Costs(
             _first(rows),
-            Table({"learner": list(learners.groups)}, {
+            Table({"learner": [str(name) for name in learners.groups]}, {
                 "parameters": _means(learners["parameters"], 0),
                 "meta-training, s": _means(trained["train_seconds"]),
                 "adaptation, ms a task": _means(learners["adapt_ms_per_task"], 2),
@@ -110,7 +111,7 @@ def costs(frame: pd.DataFrame) -> Iterator[Costs]:
                 "peak memory, MB": _means(learners["peak_memory_mb"], 0),
             }),
             Table({
-                "attack": [name["attack"] for name in names], "attacked": list(map(sides, names)),
+                "attack": [name["attack"] for name in names], "attacked": [sides(name) for name in names],
                 "learner": [name["learner"] for name in names],
             }, {
                 "ms a task": _means(attacks["attack_ms_per_task"]),
@@ -120,7 +121,7 @@ def costs(frame: pd.DataFrame) -> Iterator[Costs]:
         )  # fmt: skip
 
 
-def _means(groups: Any, digits: int = 1) -> list[Cell]:
+def _means(groups: Any, digits: int = 1) -> list[TableCell]:
     return [number_cell(mean, digits) for mean in groups.mean()]
 
 

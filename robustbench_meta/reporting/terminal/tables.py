@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from robustbench_meta.reporting.table import Cell, Table, comparison_table, curve_table, leaderboard_table
+from robustbench_meta.reporting.table import Table, TableCell, comparison_table, curve_table, leaderboard_table
 from robustbench_meta.reporting.wording import (
     accuracy_text,
     fewer_text,
@@ -59,7 +59,7 @@ def comparison_tables(pairs: Sequence[Comparison], width: int = 80) -> list[Rend
 def _leaderboard(board: LeaderboardTable, width: int) -> RenderableType:
     table = leaderboard_table(board)
     extras = {
-        name: [Cell(board.extras[row][name]) for row in table.names] for name in next(iter(board.extras.values()))
+        name: [TableCell(board.extras[row][name]) for row in table.names] for name in next(iter(board.extras.values()))
     }
     whole = replace(table, columns=table.columns | extras)
     wide = width >= WIDE and len(list(_portions(whole, width))) == 1
@@ -105,9 +105,9 @@ def _comparison(pair: Comparison, width: int, seeds: bool) -> RenderableType:
     letters = max(len(pair.first), len(pair.second)) > (12 if width < WIDE else 40)
     short = {pair.first: "A", pair.second: "B"} if letters else {}
     ahead = [short.get(cell.text, cell.text) or "cannot be told apart" for cell in table.columns["ahead"]]
-    table.columns["ahead"] = [Cell(name) for name in ahead]
+    table.columns["ahead"] = [TableCell(name) for name in ahead]
     if len(list(_portions(table, width))) > 1:
-        table.columns["ahead"] = [Cell(folded(name, 12)) for name in ahead]
+        table.columns["ahead"] = [TableCell(folded(name, 12)) for name in ahead]
     names = (
         Text.assemble((f"{letter} ", "bold"), name)
         for letter, name in zip("AB", (pair.first, pair.second), strict=True)
@@ -183,7 +183,7 @@ def _portions(table: Table, width: int) -> Iterator[list[str]]:
     yield chosen
 
 
-def _text(cell: Cell, column: Sequence[Cell], *, dim: bool = False) -> Text:
+def _text(cell: TableCell, column: Sequence[TableCell], *, dim: bool = False) -> Text:
     """`85.3 ±1.2!`; numbers, ± and marks of a column stand below each other."""
     text = Text(cell.text, style="bold" if cell.bold else "dim" if dim else "")
     digits = max(len(other.spread) for other in column)
