@@ -7,7 +7,7 @@ import pandas as pd
 
 from robustbench_meta.evaluation.flags import FLAGS
 from robustbench_meta.reporting.export.markdown import code
-from robustbench_meta.reporting.terminal.layout import title
+from robustbench_meta.reporting.wording import title
 from robustbench_meta.results.leaderboard import COLUMNS
 from robustbench_meta.results.tables import CLEAN, WORST, LeaderboardTable, Score, boards, shown
 

@@ -44,7 +44,7 @@ def compare(
         return
     _, frame, samples = read_results(results)
     from robustbench_meta.reporting.terminal.console import out
-    from robustbench_meta.reporting.terminal.pairwise import comparison_tables
+    from robustbench_meta.reporting.terminal.tables import comparison_tables
     from robustbench_meta.results.pairwise import compare_learners
 
     console, found = out(), compare_learners(frame, samples, first, second)

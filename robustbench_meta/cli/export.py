@@ -17,7 +17,7 @@ from robustbench_meta.reporting.export import FORMATS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from robustbench_meta.reporting.export.sheets import Sheet
+    from robustbench_meta.results.tables import LeaderboardTable
 
 
 def export(
@@ -101,16 +101,16 @@ def _written(name: str, turned: bool) -> Callable[[FolderResults], str]:
         if name == "csv":
             return lambda found: csv(found.frame)
         return lambda found: json_text(found.frame, curves(found.frame, found.samples))
-    from robustbench_meta.reporting.export.sheets import sheets
+    from robustbench_meta.results.pairwise import judged
 
     if name == "latex":
-        return lambda found: _latex(list(sheets(found.frame, found.samples)), turned)
+        return lambda found: _latex(list(judged(found.frame, found.samples)), turned)
     from robustbench_meta.reporting.export.markdown import markdown
 
-    return lambda found: markdown(sheets(found.frame, found.samples), turned=turned)
+    return lambda found: markdown(judged(found.frame, found.samples), turned=turned)
 
 
-def _latex(found: list[Sheet], turned: bool) -> str:
+def _latex(found: list[LeaderboardTable], turned: bool) -> str:
     """The tables; on stderr, what stands in the file as a comment as well: which does not fit."""
     from robustbench_meta.reporting.export.latex import latex, too_wide
     from robustbench_meta.reporting.terminal.console import err

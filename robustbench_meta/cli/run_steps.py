@@ -75,8 +75,7 @@ def execute(
         found = [store.traceback(cell.key) for cell, _ in summary.failed + summary.failed_before]
         for trace in dict.fromkeys(filter(None, found)):
             err().print(trace, markup=False, soft_wrap=True)
-    from robustbench_meta.reporting.terminal.curves import curve_tables
-    from robustbench_meta.reporting.terminal.leaderboard import tables
+    from robustbench_meta.reporting.terminal.tables import curve_tables, tables
     from robustbench_meta.results import leaderboard  # with pandas, which the first progress need not wait for
     from robustbench_meta.results.curves import curves
 

@@ -222,8 +222,7 @@ def leaderboard(
         return
     store, frame, samples = read_results(results)
     from robustbench_meta.reporting.terminal.console import out
-    from robustbench_meta.reporting.terminal.curves import curve_tables
-    from robustbench_meta.reporting.terminal.leaderboard import tables
+    from robustbench_meta.reporting.terminal.tables import curve_tables, tables
     from robustbench_meta.results.curves import curves
     from robustbench_meta.results.leaderboard import write
 

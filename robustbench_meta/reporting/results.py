@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 
 from robustbench_meta.errors import BenchError
-from robustbench_meta.reporting.notebook_html import page_of
-from robustbench_meta.reporting.terminal.curves import curve_tables
-from robustbench_meta.reporting.terminal.leaderboard import tables
+from robustbench_meta.reporting.table import export_table
+from robustbench_meta.reporting.terminal.tables import curve_tables, tables
+from robustbench_meta.reporting.wording import export_notes, title
 from robustbench_meta.results import frames
 from robustbench_meta.results.curves import Curve, curves, to_frame
 from robustbench_meta.results.leaderboard import rows_of
-from robustbench_meta.results.pairwise import compare_learners
+from robustbench_meta.results.pairwise import compare_learners, judged
 from robustbench_meta.results.store import Store
 
 _WIDTH = 100
+_MOST_TABLES = 20
+"""In a notebook."""
 
 
 class Results:
@@ -113,7 +116,23 @@ class Results:
 
     def _repr_html_(self) -> str:
         """The tables, in a notebook."""
-        return page_of(self._frame, self._samples, self.failed)
+        boards = list(judged(self._frame, self._samples))
+        notes = [export_notes(board) for board in boards]
+        everywhere = [note for note in notes[0] if all(note in others for others in notes)] if notes else []
+        shown = [
+            (title(board.setting), export_table(board), [note for note in mine if note not in everywhere])
+            for board, mine in zip(boards[:_MOST_TABLES], notes, strict=False)
+        ]
+        environment = Environment(
+            loader=PackageLoader("robustbench_meta.reporting.html"), autoescape=True, undefined=StrictUndefined,
+            trim_blocks=True, lstrip_blocks=True,
+        )  # fmt: skip
+        return environment.get_template("notebook.html.jinja").render(
+            tables=shown,
+            more=len(boards) - len(shown),
+            everywhere=everywhere,
+            failed=[frames.failure_text(row) for row in self.failed.to_dict("records")],
+        )
 
 
 def load_results(folder: str | os.PathLike[str] = "results") -> Results:

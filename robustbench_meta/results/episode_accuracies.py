@@ -123,19 +123,12 @@ def _rivals(record: Mapping[str, Any]) -> tuple[Any, ...]:
     """What rows share whose attacks count into one worst case: learner, ε, norm, scenario, surrogate, episodes."""
     spec = record["spec"]
     attack = spec["attack"]
-    return (
-        record["training"],
-        attack["norm"],
-        attack["eps"],
-        spec["support"],
-        spec["query"],
-        json.dumps(surrogate_of(spec), sort_keys=True),
-        spec["episodes"],
-    )
+    surrogate = json.dumps(surrogate_of(spec), sort_keys=True)
+    support, query = spec["support"], spec["query"]
+    return record["training"], attack["norm"], attack["eps"], support, query, surrogate, spec["episodes"]
 
 
 def _age(record: Mapping[str, Any]) -> tuple[str, str]:
-    """Sorts records from the oldest on."""
     return record["written"], record["key"]
 
 

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robustbench_meta.experiment.spec import PluginSpec
-from robustbench_meta.options import exact, parse_eps
+from robustbench_meta.options import parse_eps
 from robustbench_meta.results.episode_accuracies import Samples
 from robustbench_meta.results.learning_curves import learning_curve
 from robustbench_meta.results.pairwise import Comparison
@@ -172,18 +171,9 @@ def failures_in(folder: Path) -> pd.DataFrame:
 def _failure(path: Path) -> dict[str, Any] | None:
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
+        labels = {name: str(note["labels"][name]) for name in ("learner", "attack", "eps", "support", "query")}
         about = {"spec_hash": str(note["key"]), "reason": str(note["reason"]), "before": True}
-        if "labels" in note:
-            labels = note["labels"]
-            texts = {name: str(labels[name]) for name in ("learner", "attack", "eps", "support", "query")}
-            return {**texts, "seed": int(labels["seed"]), **about}
-        spec = note["spec"]  # of an older version
-        attack = PluginSpec.model_validate(spec["attack"]["plugin"])
-        return {
-            "learner": spec["training"]["learner"]["name"], "attack": attack.name,
-            "eps": exact(float(spec["attack"]["eps"])), "support": spec["support"], "query": spec["query"],
-            "seed": int(spec["training"]["seed"]), **about,
-        }  # fmt: skip
+        return {**labels, "seed": int(note["labels"]["seed"]), **about}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 

@@ -37,22 +37,9 @@ COSTS = [*TIMINGS, "peak_memory_mb"]
 """The columns that differ from run to run."""
 
 _ORDER = [
-    "dataset",
-    "way",
-    "shot",
-    "backbone",
-    "inference",
-    "eps",
-    "support",
-    "query",
-    "surrogate",
-    "learner",
-    "attack",
-    "recipe_hash",
-    "attack_hash",
-    "seed",
-    "episodes",
-]
+    "dataset", "way", "shot", "backbone", "inference", "eps", "support", "query", "surrogate", "learner", "attack",
+    "recipe_hash", "attack_hash", "seed", "episodes",
+]  # fmt: skip
 """Rows that agree in all of it tell the same cell; the newest of them comes first."""
 
 
@@ -133,36 +120,26 @@ def _row(record: Mapping[str, Any], samples: Samples, flags: Collection[str]) ->
         "training_attack": labels["training_attack"], "training_eps": labels["training_eps"],
         "training_hash": record["training"],
         "recipe_hash": digest_of({name: value for name, value in spec["training"].items() if name != "seed"}),
-        "attack_hash": digest_of(_attack(spec)),
+        "attack_hash": digest_of(
+            {"attack": spec["attack"], "code": spec.get("code"), "surrogate": surrogate_of(spec)}
+        ),
         "precision": record["precision"], "peak_memory_mb": _peak(record.get("memory") or {}),
         "surrogate": labels.get("surrogate", "none"), "warm_start": labels.get("warm_start", ""),
-        "worst_case_ci95": round(worst_case_ci95, 6), "black_box_accuracy": _probed(record, "black box"),
-        **{name: _cost(record, name) for name in ("forward_per_image", "gradients_per_image")},
+        "worst_case_ci95": round(worst_case_ci95, 6),
+        "black_box_accuracy": float((record.get("checks") or {}).get("accuracies", {}).get("black box", "nan")),
+        **{
+            name: round(float((record.get("cost") or {}).get(name, "nan")), 3)
+            for name in ("forward_per_image", "gradients_per_image")
+        },
         "data_hash": digest_of({"fingerprint": spec["training"].get("fingerprint", "")}),
         "copies": labels.get("copies", ""),
     }  # fmt: skip
-
-
-def _probed(record: Mapping[str, Any], probe: str) -> float:
-    """What a probe left right on the episodes that it saw; NaN where it was not run."""
-    accuracies = (record.get("checks") or {}).get("accuracies", {})
-    return float(accuracies.get(probe, "nan"))
-
-
-def _cost(record: Mapping[str, Any], name: str) -> float:
-    """What attacks asked of the model, a mean over the attacked images; NaN in records of older versions."""
-    return round(float((record.get("cost") or {}).get(name, "nan")), 3)
 
 
 def _peak(memory: Mapping[str, int | None]) -> float:
     """The larger of training's and evaluation's peak in MB of 2²⁰ bytes; NaN where it is not known."""
     known = [count for count in memory.values() if count is not None]
     return round(max(known) / 2**20, 1) if known else float("nan")
-
-
-def _attack(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two rows rows of one attack: all but the learner, its seed, the scenario and the episodes."""
-    return {"attack": spec["attack"], "code": spec.get("code"), "surrogate": surrogate_of(spec)}
 
 
 def success_rate(clean: np.ndarray, robust: np.ndarray) -> float:

@@ -81,7 +81,6 @@ def contrasts(pairs: Sequence[tuple[Sample, Sample]]) -> list[PairedTest]:
 
 
 def _content(sample: Sample) -> Hashable:
-    """What two samples of the same numbers on the same episodes share."""
     return sample.digest, *((seed, values.tobytes()) for seed, values in sorted(sample.by_seed.items()))
 
 
@@ -110,26 +109,17 @@ def ranked(samples: Mapping[str, Sample]) -> dict[str, int]:
 
 
 def judged(frame: pd.DataFrame, samples: Samples) -> Iterator[LeaderboardTable]:
-    """The contents of the tables, as `boards` has them, with the leaders of every column."""
-    for rows, board in zip(groups(frame), boards(frame), strict=True):
-        yield replace(board, leaders=leaders(rows, samples))
+    """The contents of the tables, as `boards` has them, with the leaders of every column.
 
-
-def leaders(rows: pd.DataFrame, samples: Samples) -> dict[str, set[str]]:
-    """Of a table's rows, by column: the learners than which none is significantly better; empty without two of them.
-
-    All pairs of a column are tested together, as for the table's ranks, which are those of its last column.
+    Leaders are the learners than which none is significantly better; there are none without two learners. All pairs of
+    a column are tested together, as for the table's ranks, which are those of its last column.
     """
-    attacks, found = attacks_of(rows), {}
-    parts = {str(name): part for name, part in rows.groupby("learner", sort=False)}
-    scores = {name: scores_of(part, columns_of(rows)) for name, part in parts.items()}
-    for column in columns_of(rows):
-        taken = {name: samples.of(part, column, attacks) for name, part in parts.items()
-                 if not scores[name][column].flags & DENIES}  # fmt: skip
-        known = {name: sample for name, sample in taken.items() if sample is not None}
-        ranks = ranked(known) if len(known) > 1 else {}
-        found[column] = {name for name, rank in ranks.items() if rank == 1}
-    return found
+    for rows, board in zip(groups(frame), boards(frame), strict=True):
+        leaders = {}
+        for column in board.columns:
+            ranks = _ranks(rows, board.scores, column, samples)
+            leaders[column] = {name for name, rank in ranks.items() if rank == 1 and len(ranks) > 1}
+        yield replace(board, leaders=leaders)
 
 
 def ranks(frame: pd.DataFrame, samples: Samples) -> pd.Series[Any]:
@@ -140,14 +130,25 @@ def ranks(frame: pd.DataFrame, samples: Samples) -> pd.Series[Any]:
     """
     found = pd.Series(pd.NA, index=frame.index, dtype="Int64")
     for rows in groups(frame):
-        attacks, columns = attacks_of(rows), columns_of(rows)
-        last = columns[-1]
+        columns = columns_of(rows)
         parts = {str(name): part for name, part in rows.groupby("learner", sort=False)}
-        taken = {name: samples.of(part, last, attacks) for name, part in parts.items()
-                 if not scores_of(part, columns)[last].flags & DENIES}  # fmt: skip
-        for name, rank in ranked({name: sample for name, sample in taken.items() if sample is not None}).items():
+        scores = {name: scores_of(part, columns) for name, part in parts.items()}
+        for name, rank in _ranks(rows, scores, columns[-1], samples).items():
             found.loc[parts[name].index] = rank
     return found
+
+
+def _ranks(
+    rows: pd.DataFrame, scores: Mapping[str, Mapping[str, Score]], column: str, samples: Samples
+) -> dict[str, int]:  # fmt: skip
+    """By one column of a table, of the learners that have a number there which their flags do not deny."""
+    attacks = attacks_of(rows)
+    known = {
+        str(name): sample for name, part in rows.groupby("learner", sort=False)
+        if not scores[str(name)][column].flags & DENIES
+        and (sample := samples.of(part, column, attacks)) is not None
+    }  # fmt: skip
+    return ranked(known)
 
 
 # -- all that a results folder allows to compare -----------------------------------------------------------
@@ -248,7 +249,6 @@ def _chosen(frame: pd.DataFrame, places: list[pd.DataFrame], typed: str) -> set[
 
 
 def _pairs(rows: pd.DataFrame, wanted: tuple[set[str], set[str]] | None) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
-    """The rows of the two learners, or of any two, in one place."""
     if wanted is not None:
         one, two = (rows[rows["recipe_hash"].isin(recipes)] for recipes in wanted)
         if not one.empty and not two.empty:
@@ -310,7 +310,6 @@ def _nothing(
     frame: pd.DataFrame, places: list[pd.DataFrame], wanted: tuple[set[str], set[str]] | None,
     typed: tuple[str | None, str | None],
 ) -> str:  # fmt: skip
-    """Why there is nothing to compare."""
     apart = ""
     if frame["dataset"].str.contains(_VERSION, regex=True).any():
         apart = " (# and @ tell versions of the data apart: they were changed in between; run both learners again)"

@@ -101,7 +101,6 @@ def _checksum(record: Mapping[str, Any]) -> str:
 
 
 def _check(record: Mapping[str, Any]) -> None:
-    """Raise ValueError unless it holds what leaderboards are made of."""
     try:
         _Record.model_validate(record)
     except ValidationError as error:

@@ -100,7 +100,6 @@ def _check_tellable(*plugins: Mapping[str, Any]) -> None:
 def _place(
     training: Mapping[str, Any], labels: Mapping[str, str], name: str, profile: Profile
 ) -> Iterator[str]:  # fmt: skip
-    """Profile, data set and backbone."""
     _check_tellable(training["dataset"], training["backbone"])
     yield from ("--profile", name)
     yield from ("--dataset", _typed(training["dataset"], labels["dataset"], profile.dataset))

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from robustbench_meta.errors import BenchError
@@ -147,7 +148,7 @@ def groups(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
     clean = clean[clean["_merge"] == "left_only"].drop(columns="_merge").set_index("index")
     for part in (attacked, clean):
         for _, rows in part.groupby([*PLACE, *THREAT], sort=False, dropna=False):
-            yield distinguished(rows)
+            yield attacks_apart(learners_apart(rows))
 
 
 def eps_of(setting: Mapping[str, Any]) -> float:
@@ -170,15 +171,15 @@ def alike(found: Iterable[LeaderboardTable], pictured: Iterable[Score]) -> list[
     """
     if max((score.seeds for score in pictured), default=1) <= 1:
         return list(found)
+
+    def bare(score: Score) -> Score:
+        return replace(score, spread=math.nan) if score.seeds == 1 else score
+
     return [
-        replace(board, scores={name: {column: _bare(score) for column, score in row.items()}
+        replace(board, scores={name: {column: bare(score) for column, score in row.items()}
                                for name, row in board.scores.items()})
         for board in found
     ]  # fmt: skip
-
-
-def _bare(score: Score) -> Score:
-    return replace(score, spread=math.nan) if score.seeds == 1 else score
 
 
 def unattacked(group: Iterable[LeaderboardTable]) -> LeaderboardTable:
@@ -201,11 +202,6 @@ def once(frame: pd.DataFrame) -> pd.DataFrame:
     unchecked = frame["flags"].fillna("").str.split().map(lambda flags: "unchecked" in flags)
     kept = frame.assign(unchecked=unchecked).sort_values("unchecked", kind="stable").drop_duplicates(same)
     return frame.loc[frame.index.isin(kept.index)]
-
-
-def distinguished(rows: pd.DataFrame) -> pd.DataFrame:
-    """A table's rows with the versions of a learner and of an attack told apart in their names."""
-    return attacks_apart(learners_apart(rows))
 
 
 def learners_apart(rows: pd.DataFrame) -> pd.DataFrame:
@@ -255,8 +251,9 @@ def _board(rows: pd.DataFrame) -> LeaderboardTable:
     parts = {str(name): part for name, part in rows.groupby("learner", sort=False)}
     scores = {name: scores_of(part, columns) for name, part in parts.items()}
     ranks = {name: int(part["rank"].iloc[0]) for name, part in parts.items() if part["rank"].notna().iloc[0]}
+    means = {name: row[columns[-1]].mean for name, row in scores.items()}
     ordered = sorted(
-        scores, key=lambda name: (ranks.get(name, math.inf), -_or_last(scores[name][columns[-1]].mean), name)
+        scores, key=lambda name: (ranks.get(name, math.inf), -np.nan_to_num(means[name], nan=-math.inf), name)
     )
     extras = {name: _extras(part) for name, part in parts.items()}
     setting = {name: rows[name].iloc[0] for name in [*PLACE, *THREAT]}
@@ -279,8 +276,6 @@ def numbered(rows: pd.DataFrame, name: str, version: str) -> pd.Series[str]:
 
 
 _NUMBERS = {CLEAN: ("clean_accuracy", "clean_ci95"), WORST: ("worst_case_accuracy", "worst_case_ci95")}
-
-
 _NEEDED = [
     "seed", "attack", "clean_accuracy", "clean_ci95", "worst_case_accuracy", "worst_case_ci95", "robust_accuracy",
     "robust_ci95", "black_box_accuracy", "flags",
@@ -332,7 +327,3 @@ def _extras(rows: pd.DataFrame) -> dict[str, str]:
             found[name] = shown(100 * float(rows.groupby("seed")[column].agg(of_attacks).mean()))
     seconds = rows.drop_duplicates("seed")["train_seconds"].mean()
     return {**found, "trained": f"{seconds:,.0f} s"}
-
-
-def _or_last(value: float) -> float:
-    return -math.inf if math.isnan(value) else value

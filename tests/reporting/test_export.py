@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -17,9 +18,11 @@ from robustbench_meta.reporting.export.latex import TEXT_WIDTH, latex
 from robustbench_meta.reporting.export.latex import escape_latex as latex_escape
 from robustbench_meta.reporting.export.markdown import code, markdown
 from robustbench_meta.reporting.export.markdown import escape_markdown as markdown_escape
-from robustbench_meta.reporting.export.sheets import Sheet, SheetCell, sheets
+from robustbench_meta.reporting.table import export_table
+from robustbench_meta.reporting.wording import export_notes
 from robustbench_meta.results.leaderboard import read, write
-from robustbench_meta.results.tables import boards
+from robustbench_meta.results.pairwise import judged
+from robustbench_meta.results.tables import LeaderboardTable, Score, boards
 from tests.helpers.command_line import bench, told
 from tests.helpers.records import answers, clean_record, record, stored
 
@@ -52,15 +55,16 @@ def test_bold_is_all_that_cannot_be_told_apart_from_the_best(folder):
     from robustbench_meta.results.store import Store
 
     frame, samples = read(Store(folder))
-    sheet = next(each for each in sheets(frame, samples) if each.setting["eps"] == "0.1")
-    bold = {column: {name for name, row in sheet.rows.items() if row[column].bold} for column in sheet.columns}
+    made = next(each for each in judged(frame, samples) if each.setting["eps"] == "0.1")
+    table = {column: dict(zip(made.scores, cells, strict=True)) for column, cells in export_table(made).columns.items()}
+    bold = {column: {name for name, cell in cells.items() if cell.bold} for column, cells in table.items()}
     assert bold["fgsm"] == bold["pgd"] == {"a", "b"}
     assert bold["clean"] == {"a", "b", "c", "d"}, "all answered alike"
     board = next(each for each in boards(frame) if each.setting["eps"] == "0.1")
     assert bold["worst case"] == {name for name, rank in board.ranks.items() if rank == 1}
-    assert sheet.rows["d"]["pgd"] == sheet.rows["d"]["worst case"] == SheetCell("")
-    assert sheet.rows["a"]["pgd"].mean == board.scores["a"]["pgd"].text()
-    assert "cannot be told apart" in " ".join(sheet.notes)
+    assert table["pgd"]["d"].text == table["worst case"]["d"].text == "–"
+    assert table["pgd"]["a"].text == board.scores["a"]["pgd"].text()
+    assert "cannot be told apart" in " ".join(export_notes(made))
 
 
 def test_a_learner_alone_is_not_bold(folder):
@@ -156,14 +160,10 @@ def test_attacks_as_rows_are_the_same_cells(folder):
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_latex_compiles_whatever_the_names(tmp_path):
     names = ["a$b_c^d{e}\\x", "<b>&amp;|%#~", "[1] *", "\\input{/etc/passwd}", 'it\'s "so" `q` ?` !` --- ,,']
-    rows = {name: {"clean": SheetCell("50.0", "1.0", bold=True), name: SheetCell("", "")} for name in names}
-    sheet = Sheet(
-        SETTING | {"dataset": names[0]},
-        ["clean", *names[:1]],
-        {n: {**r, names[0]: SheetCell("1.0", "", False, True, True)} for n, r in rows.items()},
-        ["note"],
-    )
-    body = latex([sheet]) + latex([sheet], turned=True)
+    row = {"clean": Score(50, 1, 2), names[0]: Score(1, math.nan, 1, frozenset({"no-effect"}))}
+    board = LeaderboardTable(SETTING | {"dataset": names[0]}, ["clean", names[0]], dict.fromkeys(names, row), {},
+                             leaders={"clean": names})  # fmt: skip
+    body = latex([board]) + latex([board], turned=True)
     packages = r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{booktabs}\begin{document}"
     (tmp_path / "t.tex").write_text(f"{packages}\n{body}\n\\end{{document}}\n")
     done = subprocess.run(
@@ -176,18 +176,19 @@ def test_latex_compiles_whatever_the_names(tmp_path):
 NAMES = ["fgsm", "pgd", "apgd", "square", "cw", "fab", "autoattack:eps_iter=0.02"]
 
 
-def sheet_of(attacks, learners=("maml", "protonet", "adml"), spread="1.2", dataset="d"):
+def board_of(attacks, learners=("maml", "protonet", "adml"), spread=1.2, dataset="d"):
     columns = ["clean", *NAMES[:attacks], "worst case"]
-    row = {column: SheetCell("85.3", spread, bold=True) for column in columns}
-    return Sheet(SETTING | {"dataset": dataset}, columns, dict.fromkeys(learners, row), ["note"])
+    row = dict.fromkeys(columns, Score(85.3, spread, 1))
+    leaders = dict.fromkeys(columns, learners)
+    return LeaderboardTable(SETTING | {"dataset": dataset}, columns, dict.fromkeys(learners, row), {}, {}, leaders)
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_the_widths_of_tables_are_those_that_latex_gives_them(tmp_path):
-    cases = [(sheet_of(number), turned) for number in range(2, 8) for turned in (False, True)]
+    cases = [(board_of(number), turned) for number in range(2, 8) for turned in (False, True)]
     one = ("maml:steps=10,alpha=0.05",)
-    cases += [(sheet_of(number, one, spread), False) for number in (2, 4) for spread in ("", "10.2")]
-    bodies = [latex([sheet], turned=turned) for sheet, turned in cases]
+    cases += [(board_of(number, one, spread), False) for number in (2, 4) for spread in (math.nan, 10.2)]
+    bodies = [latex([board], turned=turned) for board, turned in cases]
     measured = "".join(bodies).replace(r"\begin{tabular}", r"\sbox0{\begin{tabular}").replace(
         r"\end{tabular}", r"\end{tabular}}\typeout{WIDTH \the\wd0}"
     )  # fmt: skip
@@ -199,27 +200,27 @@ def test_the_widths_of_tables_are_those_that_latex_gives_them(tmp_path):
     )  # fmt: skip
     assert [float(text) for text in re.findall(r"TEXT ([\d.]+)pt", done.stdout)] == [TEXT_WIDTH]
     widths = [float(width) for width in re.findall(r"WIDTH ([\d.]+)pt", done.stdout)]
-    beside = {(len(sheet.columns), turned): width for (sheet, turned), width in zip(cases[:12], widths, strict=False)}
-    for (sheet, turned), width, body in zip(cases, widths, bodies, strict=True):
+    beside = {(len(board.columns), turned): width for (board, turned), width in zip(cases[:12], widths, strict=False)}
+    for (board, turned), width, body in zip(cases, widths, bodies, strict=True):
         found = re.search(r"% The table is about (\d+) pt wide.*: with --attacks-as-rows (\d+) pt", body)
         close = abs(width - TEXT_WIDTH) < 0.015 * TEXT_WIDTH
-        assert close or (found is not None) == (width > TEXT_WIDTH), (sheet.columns, width)
+        assert close or (found is not None) == (width > TEXT_WIDTH), (board.columns, width)
         if found:
             assert int(found[1]) == pytest.approx(width, rel=0.015)
-            assert len(sheet.rows) < 3 or int(found[2]) == pytest.approx(
-                beside[len(sheet.columns), not turned], rel=0.015
+            assert len(board.scores) < 3 or int(found[2]) == pytest.approx(
+                beside[len(board.columns), not turned], rel=0.015
             )
     assert 0 < sum("% The table is about" in body for body in bodies) < len(bodies)
 
 
 def test_a_table_that_is_too_wide_says_what_makes_it_fit():
-    assert "pt wide" not in latex([sheet_of(2)])
-    told_ = latex([sheet_of(1), sheet_of(5)])
+    assert "pt wide" not in latex([board_of(2)])
+    told_ = latex([board_of(1), board_of(5)])
     assert "% 1 of 2 tables is wider than the text of article (345 pt), table 2 about 4" in told_
-    assert ": with --attacks-as-rows" in latex([sheet_of(5)])
+    assert ": with --attacks-as-rows" in latex([board_of(5)])
     many = tuple(f"learner-of-a-long-name-{number}" for number in range(4))
-    assert ": without --attacks-as-rows" in latex([sheet_of(1, many)], turned=True)
-    assert "--attack and --learner choose fewer." in latex([sheet_of(6, many)])
+    assert ": without --attacks-as-rows" in latex([board_of(1, many)], turned=True)
+    assert "--attack and --learner choose fewer." in latex([board_of(6, many)])
 
 
 def test_a_table_that_is_too_wide_is_told_on_stderr(tmp_path):
@@ -246,12 +247,13 @@ def columns(line):
 @given(st.lists(st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=20), min_size=1,
                 max_size=4, unique=True))  # fmt: skip
 def test_markdown_tables_have_as_many_cells_in_every_row(names):
-    row = {"clean": SheetCell("50.0", "1.0", bold=True), **{name: SheetCell("1.0", "", fewer=True) for name in names}}
-    sheet = Sheet(SETTING, ["clean", *[name for name in names if name != "clean"]], dict.fromkeys(names, row), ["n"])
+    row = {"clean": Score(50, 1, 2), **{name: Score(1, math.nan, 1) for name in names}}
+    columns_ = ["clean", *[name for name in names if name != "clean"]]
+    board = LeaderboardTable(SETTING, columns_, dict.fromkeys(names, row), {}, leaders={"clean": names})
     for turned in (False, True):
-        lines = [line for line in markdown([sheet], turned=turned).split("\n") if line.startswith("| ")]
+        lines = [line for line in markdown([board], turned=turned).split("\n") if line.startswith("| ")]
         assert len({columns(line) for line in lines}) == 1
-        assert len(lines) == 2 + (len(sheet.columns) if turned else len(names))
+        assert len(lines) == 2 + (len(columns_) if turned else len(names))
 
 
 @pytest.mark.parametrize(

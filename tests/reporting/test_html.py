@@ -18,8 +18,8 @@ from robustbench_meta.cli.results import read_results
 from robustbench_meta.evaluation.flags import FLAGS
 from robustbench_meta.evaluation.gallery import png
 from robustbench_meta.reporting.html import gallery, page
-from robustbench_meta.reporting.html.costs import cost_tables
 from robustbench_meta.reporting.html.provenance import joined
+from robustbench_meta.reporting.html.sections import costs
 from robustbench_meta.results.leaderboard import build
 from tests.helpers import chromium
 from tests.helpers.colors import contrast
@@ -305,8 +305,8 @@ def test_checks_cost_what_they_cost_on_average(tmp_path):
     made = [record(answers(0.5, seed=seed), attack=attack) for seed, attack in enumerate(("fgsm", "pgd"))]
     for each, milliseconds in zip(made, (100.0, 500.0), strict=True):
         each["timings"] = {**each["timings"], "check_ms_per_task": milliseconds}
-    (bill,) = cost_tables(build(stored(tmp_path, *made)))
-    assert [upkeep.check_ms for upkeep in bill.learners] == [300.0]
+    (bill,) = costs(build(stored(tmp_path, *made)))
+    assert [cell.text for cell in bill.learners.columns["checks, ms a task"]] == ["300"]
 
 
 # -- what is not there -----------------------------------------------------------------------------

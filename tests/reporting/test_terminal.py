@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from robustbench_meta.evaluation.flags import FLAGS
-from robustbench_meta.reporting.export.sheets import sheets
-from robustbench_meta.reporting.terminal.leaderboard import tables
+from robustbench_meta.reporting.terminal.tables import tables
 from robustbench_meta.results.leaderboard import COLUMNS, build, read
+from robustbench_meta.results.pairwise import judged
 from robustbench_meta.results.store import Store
 from robustbench_meta.results.tables import DENIES, OF_THE_MODEL, boards
 from tests.helpers.records import answers, stored
@@ -106,10 +106,10 @@ def test_bold_on_screen_is_what_is_bold_in_the_paper(tmp_path):
     found, samples = read(Store(tmp_path))
     text = drawn(found, color=True, samples=samples)
     bold = re.findall(r"\x1b\[1m *([0-9.]+)", text)
-    (sheet,) = sheets(found, samples)
-    assert bold == [row[name].mean for row in sheet.rows.values() for name in sheet.columns if row[name].bold]
-    assert {name for name, row in sheet.rows.items() if row["fgsm"].bold} == {"a", "b"}
-    assert [name for name, row in sheet.rows.items() if row["pgd"].bold] == ["a"]
+    (board,) = judged(found, samples)
+    assert bold == [row[name].text() for learner, row in board.scores.items() for name in board.columns
+                    if board.leads(learner, name)]  # fmt: skip
+    assert (board.leaders["fgsm"], board.leaders["pgd"]) == ({"a", "b"}, {"a"})
 
 
 def test_the_title_tells_the_setting():

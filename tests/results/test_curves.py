@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
-from robustbench_meta.reporting.terminal.curves import curve_tables
+from robustbench_meta.reporting.terminal.tables import curve_tables
 from robustbench_meta.results.curves import COLUMNS, Curve, curves
 from robustbench_meta.results.leaderboard import read, write
 from tests.helpers.command_line import bench

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from robustbench_meta.reporting.export.sheets import Sheet, SheetCell
-from robustbench_meta.reporting.terminal.layout import folded, sides, threat
+from robustbench_meta.reporting.table import TableCell, export_table
+from robustbench_meta.reporting.wording import export_notes, folded, norm_layer, sides, threat
+from robustbench_meta.results.tables import CLEAN, WORST, LeaderboardTable
 
 _TEXT = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
@@ -22,7 +22,7 @@ _TEXT = {
 _PROSE = {**_TEXT, "'": "'"}
 TEXT_WIDTH = 345
 """Of article at 10 pt, in points."""
-_PLAIN = frozenset({"clean", "worst case"})
+_PLAIN = frozenset({CLEAN, WORST})
 """Columns that are no names."""
 _LIGATURES = re.compile(r"(?<=-)-|(?<=,),|(?<=')'")
 """-- would be a dash, ,, and '' quotation marks; of the others, one letter is never left as it is."""
@@ -42,26 +42,24 @@ def escape_latex(text: str, *, prose: bool = False) -> str:
     return _LIGATURES.sub(r"{}\g<0>", "".join(signs.get(letter, letter) for letter in plain))
 
 
-def latex(found: Iterable[Sheet], *, turned: bool = False) -> str:
+def latex(boards: Sequence[LeaderboardTable], *, turned: bool = False) -> str:
     """The tables, each a float with a caption; `turned` makes attacks the rows."""
-    sheets = list(found)
-    blocks = [_table(sheet, number, turned) for number, sheet in enumerate(sheets, start=1)]
-    body = "\n".join(blocks)
+    body = "\n".join(_table(board, number, turned) for number, board in enumerate(boards, start=1))
     head = [
         r"% Needs \usepackage{booktabs} and \usepackage[T1]{fontenc}; with LaTeX before 2020 \usepackage{textcomp}."
     ]
-    head += [f"% {line[0].upper()}{line[1:]}." for line in too_wide(sheets, turned=turned)]
+    head += [f"% {line[0].upper()}{line[1:]}." for line in too_wide(boards, turned=turned)]
     if not body.isascii():
         head.append("% Names hold letters beyond ASCII: compile with lualatex or xelatex, in a font that has them.")
     return "\n".join([*head, "", body])
 
 
-def too_wide(found: Sequence[Sheet], *, turned: bool) -> list[str]:
+def too_wide(boards: Sequence[LeaderboardTable], *, turned: bool) -> list[str]:
     """A line on the tables that do not fit the text of article, and on what would; none if all fit."""
-    widths = [_width(sheet, turned) for sheet in found]
+    widths = [_width(board, turned) for board in boards]
     if max(widths, default=0) <= TEXT_WIDTH:
         return []
-    widest, other = max(widths), max(_width(sheet, not turned) for sheet in found)
+    widest, other = max(widths), max(_width(board, not turned) for board in boards)
     option = f"{'without' if turned else 'with'} --attacks-as-rows"
     if other <= TEXT_WIDTH:
         mend = f"{option} {other:.0f} pt"
@@ -76,41 +74,38 @@ def too_wide(found: Sequence[Sheet], *, turned: bool) -> list[str]:
     ]
 
 
-def _width(sheet: Sheet, turned: bool) -> float:
+def _width(board: LeaderboardTable, turned: bool) -> float:
     """About how wide a table is, in points, by the widths of Computer Modern's letters."""
-    first, columns, rows = sheet.turned() if turned else sheet.upright()
-    wide = [max(map(_breadth, [first, *rows]))]
-    for place, name in enumerate(columns):
+    table = export_table(board, turned=turned)
+    widths = [max(map(_breadth, [*table.heads, *table.names]))]
+    for name, cells in table.columns.items():
         head = max(map(_breadth, [name] if name in _PLAIN else folded(name, 12).split("\n")))
-        wide.append(max([head, *(_number_breadth(row[place]) for row in rows.values())]))
-    return sum(wide) + 12 * len(wide)
+        widths.append(max([head, *map(_number_breadth, cells)]))
+    return sum(widths) + 12 * len(widths)
 
 
 def _breadth(name: str) -> float:
-    """Of a name in a cell."""
     return (4.15 if name in {*_PLAIN, "learner", "attack"} else 4.73) * len(name)
 
 
-def _number_breadth(cell: SheetCell) -> float:
-    """Of a number: a digit is 4.6 pt wide, 5.3 if bold, and 4 behind ±, which is 6.4."""
-    digits = (5.3 if cell.bold else 4.63) * (len(cell.mean) - 0.45)
+def _number_breadth(cell: TableCell) -> float:
+    digits = (5.3 if cell.bold else 4.63) * (len(cell.text) - 0.45)
     return digits + (3.1 + 6.4 + 4.0 * (len(cell.spread) - 0.45) if cell.spread else 0)
 
 
-def _table(sheet: Sheet, number: int, turned: bool) -> str:
-    first, columns, rows = sheet.turned() if turned else sheet.upright()
-    heads = [_head(name) for name in columns]
+def _table(board: LeaderboardTable, number: int, turned: bool) -> str:
+    table = export_table(board, turned=turned)
     lines = [
         r"\begin{table}",
         r"  \centering\setlength{\belowcaptionskip}{4pt}",
-        f"  \\caption{{{_caption(sheet)}}}",
+        f"  \\caption{{{_caption(board)}}}",
         f"  \\label{{tab:robustness-{number}}}",
         r"  \small",
-        f"  \\begin{{tabular}}{{l{'r' * len(columns)}}}",
+        f"  \\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
         r"    \toprule",
-        f"    {' & '.join([first, *heads])} \\\\",
+        f"    {' & '.join([*table.heads, *map(_head, table.columns)])} \\\\",
         r"    \midrule",
-        *(f"    {' & '.join([_name(name), *map(_number, row)])} \\\\" for name, row in rows.items()),
+        *(f"    {' & '.join([*map(_name, names), *map(_number, cells)])} \\\\" for names, cells in table.rows),
         r"    \bottomrule",
         r"  \end{tabular}",
         r"\end{table}",
@@ -124,39 +119,29 @@ def _name(name: str) -> str:
 
 
 def _head(name: str) -> str:
-    lines = folded(name, 12).split("\n")
-    told = [line if name in _PLAIN else _name(line) for line in lines]
-    stacked = r" \\ ".join(told)
-    return told[0] if len(told) == 1 else rf"\shortstack[r]{{{stacked}}}"
+    lines = [line if line in _PLAIN else _name(line) for line in folded(name, 12).split("\n")]
+    stacked = r" \\ ".join(lines)
+    return stacked if len(lines) == 1 else rf"\shortstack[r]{{{stacked}}}"
 
 
-def _number(cell: SheetCell) -> str:
-    if not cell.mean:
-        return r"\textendash{}"
-    mean = rf"\textbf{{{cell.mean}}}" if cell.bold else cell.mean
-    marks = ("!" if cell.has_flags else "") + ("*" if cell.fewer else "")
+def _number(cell: TableCell) -> str:
+    mean = rf"\textbf{{{cell.text}}}" if cell.bold else escape_latex(cell.text)
     spread = rf" {{\scriptsize$\pm${cell.spread}}}" if cell.spread else ""
-    return mean + spread + (rf"\rlap{{\textsuperscript{{{marks}}}}}" if marks else "")
+    return mean + spread + (rf"\rlap{{\textsuperscript{{{cell.marks}}}}}" if cell.marks else "")
 
 
-def _caption(sheet: Sheet) -> str:
+def _caption(board: LeaderboardTable) -> str:
     """The setting, then what the numbers mean; names are set as such."""
-    told = sheet.setting
-    precision = "" if told["precision"] == "float32" else f", {told['precision']}"
-    norm = "no" if told["norm"] == "none" else told["norm"]
+    setting = board.setting
+    precision = "" if setting["precision"] == "float32" else f", {setting['precision']}"
+    recipe = f"({norm_layer(setting)}, {setting['inference']}{precision}), {setting['meta_steps']:,} meta-steps;"
+    scene = sides(setting)
+    if setting["query"] == "transfer":  # the surrogate is a name
+        scene = sides({**setting, "surrogate": ""}) + _name(setting["surrogate"])
     sentences = [
-        f"{_name(told['dataset'])}, {told['way']}-way {told['shot']}-shot; {_name(told['backbone'])} "
-        + escape_latex(
-            f"({norm} norm, {told['inference']}{precision}), {told['meta_steps']:,} meta-steps;", prose=True
-        ),
-        "no attack." if told["threat_norm"] == "none" else f"{escape_latex(threat(told))}, {_scene(told)}.",
-        *(escape_latex(note, prose=True) for note in sheet.notes),
+        f"{_name(setting['dataset'])}, {setting['way']}-way {setting['shot']}-shot; {_name(setting['backbone'])} "
+        + escape_latex(recipe, prose=True),
+        "no attack." if setting["threat_norm"] == "none" else f"{escape_latex(threat(setting))}, {scene}.",
+        *(escape_latex(note, prose=True) for note in export_notes(board)),
     ]
     return re.sub(" +", " ", " ".join(sentences))
-
-
-def _scene(told: Mapping[str, Any]) -> str:
-    """What is done to support and query; a surrogate is a name."""
-    if told["query"] != "transfer":
-        return sides(told)
-    return sides({**told, "surrogate": ""}) + _name(told["surrogate"])

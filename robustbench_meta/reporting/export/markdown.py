@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from robustbench_meta.reporting.export.sheets import Sheet, SheetCell
-from robustbench_meta.reporting.terminal.layout import title
+from robustbench_meta.reporting.table import TableCell, export_table
+from robustbench_meta.reporting.wording import export_notes, title
+from robustbench_meta.results.tables import CLEAN, WORST, LeaderboardTable
 
 _PLAIN = re.compile(r"[^`|\\]+")
+_MARKUP = re.compile(r"[\\`*_{}\[\]<>#|~&$@\"^]|:(?=\S)|(?<=www)\.", re.IGNORECASE)
 
 
 def code(name: str) -> str:
@@ -17,29 +19,26 @@ def code(name: str) -> str:
     return f"`{text}`" if _PLAIN.fullmatch(text) else escape_markdown(text)
 
 
-_MARKUP = re.compile(r"[\\`*_{}\[\]<>#|~&$@\"^]|:(?=\S)|(?<=www)\.", re.IGNORECASE)
-
-
 def escape_markdown(text: str) -> str:
     """Text in which GitHub finds no markup, HTML, link or emoji: the signs that make them, as numbers."""
     return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", " ".join(text.split()))
 
 
-def markdown(found: Iterable[Sheet], *, turned: bool = False) -> str:
+def markdown(boards: Iterable[LeaderboardTable], *, turned: bool = False) -> str:
     """The tables, each below its setting and above what its numbers mean; `turned` makes attacks the rows."""
-    return "\n".join(_table(sheet, turned) for sheet in found)
+    return "\n".join(_table(board, turned) for board in boards)
 
 
-def _table(sheet: Sheet, turned: bool) -> str:
-    first, columns, rows = sheet.turned() if turned else sheet.upright()
+def _table(board: LeaderboardTable, turned: bool) -> str:
+    table = export_table(board, turned=turned)
     lines = [
-        f"**{escape_markdown(' · '.join(title(sheet.setting)))}**",
+        f"**{escape_markdown(' · '.join(title(board.setting)))}**",
         "",
-        _row([first, *map(_name, columns)]),
-        _row(["---", *["---:"] * len(columns)]),
-        *(_row([_name(name), *map(_number, row)]) for name, row in rows.items()),
+        _row([*table.heads, *map(_name, table.columns)]),
+        _row(["---", *["---:"] * len(table.columns)]),
+        *(_row([*map(_name, names), *map(_number, cells)]) for names, cells in table.rows),
         "",
-        escape_markdown(" ".join(sheet.notes)),
+        escape_markdown(" ".join(export_notes(board))),
         "",
     ]
     return "\n".join(lines)
@@ -50,12 +49,10 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def _name(name: str) -> str:
-    return name if name in {"clean", "worst case"} else code(name)
+    return name if name in {CLEAN, WORST} else code(name)
 
 
-def _number(cell: SheetCell) -> str:
-    if not cell.mean:
-        return "–"
-    mean = f"**{cell.mean}**" if cell.bold else cell.mean
+def _number(cell: TableCell) -> str:
+    mean = f"**{cell.text}**" if cell.bold else cell.text
     spread = f" ±{cell.spread}" if cell.spread else ""
-    return mean + spread + (" !" if cell.has_flags else "") + (r" \*" if cell.fewer else "")
+    return mean + spread + (" !" if cell.flags else "") + (r" \*" if cell.fewer else "")

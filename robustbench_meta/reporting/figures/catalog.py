@@ -10,10 +10,9 @@ import pandas as pd
 
 from robustbench_meta.errors import BenchError
 from robustbench_meta.reporting.figures.curves import draw_curves
-from robustbench_meta.reporting.figures.figure import PaperFigure
+from robustbench_meta.reporting.figures.figure import PaperFigure, at_zero
 from robustbench_meta.reporting.figures.heatmaps import draw_heatmaps
 from robustbench_meta.reporting.figures.learning_curves import draw_learning
-from robustbench_meta.reporting.figures.naming import at_zero
 from robustbench_meta.reporting.figures.pairwise import draw_comparisons
 from robustbench_meta.reporting.figures.scenario_bars import draw_scenarios
 from robustbench_meta.reporting.figures.style import FigureStyle

@@ -11,9 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from robustbench_meta.reporting.figures.figure import PaperFigure, place_text
 from robustbench_meta.reporting.figures.layout import grid, room
-from robustbench_meta.reporting.figures.style import GREY, FigureStyle, percents
-from robustbench_meta.reporting.terminal.layout import norm_name, sides, title
-from robustbench_meta.reporting.wording import flags_text, spread_text
+from robustbench_meta.reporting.figures.style import FigureStyle, chance, percents
+from robustbench_meta.reporting.wording import flags_text, norm_name, sides, spread_text, title
 from robustbench_meta.results.curves import SCENE, Curve, grouped, over_seeds
 from robustbench_meta.results.tables import PLACE, LeaderboardTable, scores_of
 
@@ -34,7 +33,8 @@ def draw_curves(found: Sequence[Curve], frame: pd.DataFrame, look: FigureStyle) 
 def _figure(group: list[Curve], attacks: list[str], rows: pd.DataFrame, look: FigureStyle, part: int) -> PaperFigure:
     told = group[0].told
     width = look.wide("single" if len(attacks) == 1 else "double")
-    seeds = [len([1 for other in group if _line(other) == _line(curve)]) for curve in group]
+    lines_ = [(curve.learner, curve.attack) for curve in group]
+    seeds = [lines_.count(line) for line in lines_]
     with look.styled():
         titles = [look.fitted(attack, room(len(attacks), width, 1.75)) for attack in attacks]
         lines = max(name.count("\n") + 1 for name in titles)
@@ -43,8 +43,7 @@ def _figure(group: list[Curve], attacks: list[str], rows: pd.DataFrame, look: Fi
             _panel(axes, [curve for curve in group if curve.attack == attack], look, most=max(seeds))
             if len(attacks) > 1:
                 axes.set_title(name)
-        figure.supxlabel(f"ε ({norm_name(told['threat_norm'])})", fontsize=look.font_size)
-        figure.supylabel("accuracy (%)", fontsize=look.font_size)
+        look.axis_labels(figure, f"ε ({norm_name(told['threat_norm'])})", "accuracy (%)")
         look.legend(figure, {name: look.handle(name) for name in sorted({curve.learner for curve in group})})
     under = f" under {attacks[0]}" if len(attacks) == 1 else ""
     scene = f"{norm_name(told['threat_norm'])}, {sides(told)}"
@@ -74,10 +73,6 @@ def _points(group: list[Curve], rows: pd.DataFrame) -> dict[str, LeaderboardTabl
     return found
 
 
-def _line(curve: Curve) -> tuple[str, str]:
-    return curve.learner, curve.attack
-
-
 def _panel(axes: Axes, group: list[Curve], look: FigureStyle, *, most: int) -> None:
     """The learners under one attack: the mean over seeds, in a band of the interval, or of the seeds' spread.
 
@@ -96,7 +91,7 @@ def _panel(axes: Axes, group: list[Curve], look: FigureStyle, *, most: int) -> N
                 mine[0].values, np.clip(means - spread, 0, 100), np.clip(means + spread, 0, 100), color=style.color,
                 alpha=0.18, linewidth=0,
             )  # fmt: skip
-    axes.axhline(100 / group[0].told["way"], color=GREY, linewidth=0.8, linestyle=":")
+    chance(axes, group[0].told["way"])
     axes.set_xlim(0, group[0].values[-1])
     if all("/" in text for text in group[0].eps[1:]) and len(group[0].eps) <= 6:
         axes.set_xticks(group[0].values, group[0].eps)

@@ -12,10 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 
-from robustbench_meta.reporting.figures.figure import PaperFigure, boards_text, place_text
-from robustbench_meta.reporting.figures.naming import scenarios_of, shared_setting
+from robustbench_meta.reporting.figures.figure import PaperFigure, boards_text, place_text, scenarios_of, shared_setting
 from robustbench_meta.reporting.figures.style import FigureStyle
-from robustbench_meta.reporting.terminal.layout import norm_name, sides
+from robustbench_meta.reporting.wording import sides, threat
 from robustbench_meta.results.tables import CLEAN, WORST, LeaderboardTable, Score, alike, all_scores, shown
 
 _COLORS = "cividis"
@@ -49,7 +48,6 @@ def _figures(group: list[LeaderboardTable], look: FigureStyle) -> Iterator[Paper
 
 
 def _parts(heights: list[float]) -> Iterator[tuple[int, list[float]]]:
-    """The panels in portions that fit a page: where each begins, and its heights."""
     start = 0
     while start < len(heights):
         end = start + 1
@@ -64,7 +62,6 @@ def _figure(
     look: FigureStyle,
 ) -> PaperFigure:  # fmt: skip
     group, setting = alike(group, all_scores(group)), group[0].setting
-    threat = f"{norm_name(setting['threat_norm'])} ε = {setting['eps']}"
     with look.styled():
         same = len({tuple(board.columns) for board in group}) == 1 and (
             not turned or len({frozenset(board.scores) for board in group}) == 1
@@ -72,7 +69,7 @@ def _figure(
         room = (width - 1.6) / max(len(board.scores if turned else board.columns) for board in group)
         below = max(look.below(list(board.scores) if turned else board.columns, room) for board in group)
         labels = below * (1 if same else len(group)) + 0.1
-        figure = look.figure(width, sum(heights) + labels, [place_text(setting), threat])
+        figure = look.figure(width, sum(heights) + labels, [place_text(setting), threat(setting)])
         panels = figure.subplots(len(group), 1, height_ratios=heights, squeeze=False)[:, 0]
         order = list(max(group, key=lambda board: len(board.scores)).scores)
         for axes, board, title in zip(panels, group, titles, strict=True):
@@ -87,7 +84,7 @@ def _figure(
         bar.set_label("accuracy (%)")
     scene = f", {sides(setting)}" if len(group) == 1 else ""
     caption = (
-        f"Accuracy in % by learner and attack ({threat}{scene}) on {place_text(setting)}. "
+        f"Accuracy in % by learner and attack ({threat(setting)}{scene}) on {place_text(setting)}. "
         f"{boards_text(group, all_scores(group), '±', mark='! ')}"
     )
     if any(board.doubts() for board in group):

@@ -62,7 +62,6 @@ def even_rows(sizes: Sequence[int], most: int) -> list[list[int]]:
 
 
 def _rows(sizes: Sequence[int], most: int) -> list[list[int]]:
-    """The sizes in rows that are filled one after the other."""
     rows: list[list[int]] = [[]]
     for size in sizes:
         if rows[-1] and sum(rows[-1]) + size > most:

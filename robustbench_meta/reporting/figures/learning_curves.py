@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from robustbench_meta.reporting.figures.figure import PaperFigure, place_text
 from robustbench_meta.reporting.figures.layout import grid
-from robustbench_meta.reporting.figures.style import GREY, FigureStyle, percents
+from robustbench_meta.reporting.figures.style import FigureStyle, chance, percents
 from robustbench_meta.reporting.wording import meaning
 from robustbench_meta.results.learning_curves import Validation, learning_curves
 from robustbench_meta.results.tables import PLACE, learners_apart
@@ -44,11 +44,10 @@ def _figure(
             for learner, part in rows.groupby("learner", sort=True):
                 _line(axes, str(learner), [(curves[key], chosen[key]) for key in part["training_hash"]], field, look)
             axes.set_title(name)
-            axes.axhline(100 / told["way"], color=GREY, linewidth=0.8, linestyle=":")
+            chance(axes, told["way"])
             axes.set_xlim(left=0)
             percents(axes)
-        figure.supxlabel("meta-steps", fontsize=look.font_size)
-        figure.supylabel("accuracy (%)", fontsize=look.font_size)
+        look.axis_labels(figure, "meta-steps", "accuracy (%)")
         look.legend(figure, {name: look.handle(name) for name in sorted(rows["learner"].unique())})
     seeds = int(rows.groupby("learner")["seed"].nunique().max())
     several = f" Thin: each of {seeds} seeds; thick: their mean." if seeds > 1 else ""
@@ -62,7 +61,6 @@ def _figure(
 
 
 def _flags(rows: pd.DataFrame) -> str:
-    """The flags of what was tested with these weights, each with its meaning and the learners; empty if it has none."""
     each = rows["flags"].fillna("").str.split()
     told = []
     for flag in sorted({flag for flags in each for flag in flags}):

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from robustbench_meta.reporting.figures.figure import PaperFigure, by_scenario, place_text
-from robustbench_meta.reporting.figures.naming import at_zero, scenario_place
-from robustbench_meta.reporting.figures.style import GREY, FigureStyle
-from robustbench_meta.reporting.terminal.layout import norm_name, sides
-from robustbench_meta.reporting.wording import flags_text
+from robustbench_meta.reporting.figures.figure import PaperFigure, at_zero, by_scenario, place_text, scenario_place
+from robustbench_meta.reporting.figures.style import GREY, FigureStyle, faint_grid
+from robustbench_meta.reporting.wording import flags_text, sides, threat
 from robustbench_meta.results.pairwise import Comparison, tests_text
 from robustbench_meta.results.tables import PLACE, WORST
 
@@ -43,7 +41,6 @@ def draw_comparisons(found: Sequence[Comparison], look: FigureStyle, *, zero: bo
 def _figure(group: list[Comparison], comparisons: str, look: FigureStyle) -> PaperFigure:
     last = group[-1]
     attacked = [pair for pair in group if pair.setting["threat_norm"] != "none"]
-    threat = f"{norm_name(last.setting['threat_norm'])} ε = {last.setting['eps']}" if attacked else "no attack"
     width = look.wide("single")
     labels = {column: look.fitted(column, 0.4 * width) for pair in group for column in pair.contrasts}
     row = max(_ROW, look.high(max(label.count("\n") + 1 for label in labels.values())))
@@ -53,7 +50,7 @@ def _figure(group: list[Comparison], comparisons: str, look: FigureStyle) -> Pap
     high = sum(0.22 + look.high(title.count("\n")) for title in titles) if attacked else 0
     ahead = f"◂ {look.shown(last.second, 18)} ahead    points    {look.shown(last.first, 18)} ahead ▸"
     with look.styled():
-        figure = look.figure(width, sum(heights) + high + 0.85, [place_text(last.setting), threat])
+        figure = look.figure(width, sum(heights) + high + 0.85, [place_text(last.setting), threat(last.setting)])
         panels = figure.subplots(len(group), 1, height_ratios=heights, sharex=True, squeeze=False)[:, 0]
         for axes, pair, title in zip(panels, group, titles, strict=True):
             _panel(axes, pair, [labels[column] for column in pair.contrasts], look)
@@ -63,15 +60,14 @@ def _figure(group: list[Comparison], comparisons: str, look: FigureStyle) -> Pap
         if "\n" not in ahead and look.breadth(ahead) <= room:
             panels[-1].set_xlabel(ahead)
         else:
-            figure.supxlabel("difference in points, first − second", fontsize=look.font_size)
+            look.axis_labels(figure, "difference in points, first − second", "")
     return PaperFigure(
         "compare", {**last.setting, "first": last.first, "second": last.second} | _scene(attacked), figure,
-        f"{last.first} against {last.second}", _caption(group, threat, comparisons),
+        f"{last.first} against {last.second}", _caption(group, comparisons),
     )  # fmt: skip
 
 
 def _scene(attacked: list[Comparison]) -> dict[str, Any]:
-    """A figure of several scenarios is not named after one of them."""
     return dict.fromkeys(("support", "query", "surrogate"), "") if len(attacked) > 1 else {}
 
 
@@ -89,8 +85,7 @@ def _panel(axes: Axes, pair: Comparison, labels: list[str], look: FigureStyle) -
     axes.set_ylim(len(pair.contrasts) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.grid(axis="x", color="#dddddd", linewidth=0.5)
-    axes.set_axisbelow(True)
+    faint_grid(axes, "x")
 
 
 def _limits(axes: Axes, group: list[Comparison]) -> None:
@@ -101,14 +96,14 @@ def _limits(axes: Axes, group: list[Comparison]) -> None:
     axes.set_xlim(-most, most)
 
 
-def _caption(group: list[Comparison], threat: str, comparisons: str) -> str:
+def _caption(group: list[Comparison], comparisons: str) -> str:
     last = group[-1]
     contrasts = [contrast for pair in group for contrast in pair.contrasts.values()]
     counts = {len(sample.by_seed) for each in contrasts for sample in (each.first, each.second)}
     seeds = max(counts)
-    scene = f", {sides(last.setting)}" if len(group) <= 2 and threat != "no attack" else ""
+    scene = f", {sides(last.setting)}" if len(group) <= 2 and last.setting["threat_norm"] != "none" else ""
     lines = [
-        f"Difference in accuracy, {last.first} − {last.second}, in points ({threat}{scene}) on "
+        f"Difference in accuracy, {last.first} − {last.second}, in points ({threat(last.setting)}{scene}) on "
         f"{place_text(last.setting)}.",
         f"Mean over the same {last.setting['episodes']:,} test episodes"
         + (f", each over {seeds} seeds{' (some over fewer)' if len(counts) > 1 else ''}" if seeds > 1 else "")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from robustbench_meta import __version__
 from robustbench_meta.errors import BenchError
@@ -13,8 +12,6 @@ from robustbench_meta.reporting.figures import FORMATS
 from robustbench_meta.reporting.figures.figure import PaperFigure
 from robustbench_meta.reporting.figures.style import FigureStyle
 from robustbench_meta.runtime.atomic_files import write_atomically
-
-_MAKER = f"robustbench_meta {__version__}"
 
 
 def parse_out(out: Path | None, formats: Sequence[str], folder: Path) -> tuple[Path, list[str], bool]:
@@ -70,29 +67,17 @@ def save_figure(drawn: PaperFigure, path: Path, look: FigureStyle, command: str,
         StorageError: the folder cannot be written, or the disk is full.
     """
     ending = path.suffix.removeprefix(".")
-    told = _METADATA[ending](drawn, command)
+    texts = [drawn.title, drawn.caption, command, f"robustbench_meta {__version__}", None]
+    told = dict(zip(_KEYS[ending], texts, strict=False))
     with look.styled():
         write_atomically(
             path, lambda part: drawn.figure.savefig(part, format=ending, metadata=told, dpi=dpi), kept=False
         )
 
 
-def _pdf(drawn: PaperFigure, command: str) -> Mapping[str, Any]:
-    return {
-        "Title": drawn.title,
-        "Subject": drawn.caption,
-        "Keywords": command,
-        "Creator": _MAKER,
-        "CreationDate": None,
-    }
-
-
-def _svg(drawn: PaperFigure, command: str) -> Mapping[str, Any]:
-    return {"Title": drawn.title, "Description": drawn.caption, "Source": command, "Creator": _MAKER, "Date": None}
-
-
-def _png(drawn: PaperFigure, command: str) -> Mapping[str, Any]:
-    return {"Title": drawn.title, "Description": drawn.caption, "Comment": command, "Software": _MAKER}
-
-
-_METADATA = {"pdf": _pdf, "svg": _svg, "png": _png}
+_KEYS = {
+    "pdf": ("Title", "Subject", "Keywords", "Creator", "CreationDate"),
+    "svg": ("Title", "Description", "Source", "Creator", "Date"),
+    "png": ("Title", "Description", "Comment", "Software"),
+}
+"""The names in each format of title, caption, command, program, and of the date, which is left out."""

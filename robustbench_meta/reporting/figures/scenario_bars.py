@@ -11,13 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from robustbench_meta.reporting.figures.figure import PaperFigure, boards_text, place_text
+from robustbench_meta.reporting.figures.figure import PaperFigure, boards_text, place_text, scenarios_of, shared_setting
 from robustbench_meta.reporting.figures.layout import packed
-from robustbench_meta.reporting.figures.naming import scenarios_of, shared_setting
 from robustbench_meta.reporting.figures.scenes import Piece, ScenarioLayout, planned
 from robustbench_meta.reporting.figures.sizes import TALLEST
-from robustbench_meta.reporting.figures.style import GREY, FigureStyle, percents
-from robustbench_meta.reporting.terminal.layout import norm_name
+from robustbench_meta.reporting.figures.style import FigureStyle, chance, percents
+from robustbench_meta.reporting.wording import threat
 from robustbench_meta.results.tables import LeaderboardTable, alike, all_scores
 
 _SPARE = 0.5
@@ -36,11 +35,10 @@ def _figures(group: list[LeaderboardTable], look: FigureStyle) -> Iterator[Paper
     """One, or several where the rows of panels are more than a page holds."""
     shown = all_scores(group)
     group, setting = alike(group, shown), group[0].setting
-    threat = f"{norm_name(setting['threat_norm'])} ε = {setting['eps']}"
     learners = sorted({name for board in group for name in board.scores})
     plan = planned(group, len(learners), look)
     caption = (
-        f"Accuracy by scenario ({threat}) on {place_text(setting)}. {boards_text(group, shown, 'error bars')} "
+        f"Accuracy by scenario ({threat(setting)}) on {place_text(setting)}. {boards_text(group, shown, 'error bars')} "
         "Dotted: chance."
     )
     below = max(look.below(piece.columns, plan.room, _REACH) for piece in plan.pieces)
@@ -50,7 +48,7 @@ def _figures(group: list[LeaderboardTable], look: FigureStyle) -> Iterator[Paper
     rows = math.ceil(len(plan.rows) / parts)
     for number, start in enumerate(range(0, len(plan.rows), rows), start=1):
         part = plan.part(start, start + rows)
-        figure = _figure(part, height, learners, [place_text(setting), threat], look)
+        figure = _figure(part, height, learners, [place_text(setting), threat(setting)], look)
         told = shared_setting(group) | ({"part": number} if parts > 1 else {})
         yield PaperFigure("scenarios", told, figure, "Accuracy by scenario", caption)
 
@@ -62,7 +60,7 @@ def _figure(plan: ScenarioLayout, height: float, learners: list[str], title: lis
         for axes, piece, name, size in zip(panels, plan.pieces, plan.titles, sizes, strict=True):
             _panel(axes, piece, size, learners, plan.room, look)
             axes.set_title(name)
-        figure.supylabel("accuracy (%)", fontsize=look.font_size)
+        look.axis_labels(figure, "", "accuracy (%)")
         look.legend(figure, {name: _patch(name, look) for name in learners})
     return figure
 
@@ -84,7 +82,7 @@ def _panel(axes: Axes, piece: Piece, size: int, learners: list[str], room: float
     look.across(axes, range(len(columns)), columns, room, _REACH)
     axes.tick_params(axis="x", length=0)
     axes.set_xlim((len(columns) - 1 - size) / 2, (len(columns) - 1 + size) / 2)
-    axes.axhline(100 / board.setting["way"], color=GREY, linewidth=0.8, linestyle=":")
+    chance(axes, board.setting["way"])
     percents(axes)
 
 

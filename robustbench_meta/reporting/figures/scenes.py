@@ -83,7 +83,6 @@ def _laid_out(group: list[LeaderboardTable], learners: int, width: float, look: 
 
 
 def _inside(width: float) -> float:
-    """What a figure leaves to its panels."""
     return width - 0.5
 
 

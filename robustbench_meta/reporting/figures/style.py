@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.textpath import text_to_path
 
 from robustbench_meta.reporting.figures.sizes import COLUMNS, TALLEST
-from robustbench_meta.reporting.figures.text_metrics import breadth, fitted, letters
-from robustbench_meta.reporting.terminal.layout import folded
+from robustbench_meta.reporting.wording import folded
 
 Line = Literal["-", "--", "-.", ":"]
 _FAMILIES = {"sans": "DejaVu Sans", "serif": "STIXGeneral"}
@@ -155,6 +158,12 @@ class FigureStyle:
         longest = max(len(line) for label in labels for line in label.split("\n"))
         return labels if longest <= most else []
 
+    def axis_labels(self, figure: Figure, x: str, y: str) -> None:
+        """What all panels show along their axes; empty: nothing is written."""
+        for write, text in ((figure.supxlabel, x), (figure.supylabel, y)):
+            if text:
+                write(text, fontsize=self.font_size)
+
     def legend(self, figure: Figure, handles: dict[str, Line2D]) -> None:
         """The learners above the panels, in as many columns as fit; the figure grows by what is more than a line."""
         labels = [self.shown(name, 40) for name in handles]
@@ -195,9 +204,68 @@ class FigureStyle:
             yield
 
 
-def percents(axes: Axes, axis: str = "y") -> None:
-    """An axis of accuracies, 0 to 100, with a faint grid."""
-    (axes.set_ylim if axis == "y" else axes.set_xlim)(0, 100)
-    (axes.set_yticks if axis == "y" else axes.set_xticks)(range(0, 101, 20))
-    axes.grid(axis=axis, color="#dddddd", linewidth=0.5)  # type: ignore[arg-type]
+def percents(axes: Axes) -> None:
+    """A y axis of accuracies, 0 to 100, with a faint grid."""
+    axes.set_ylim(0, 100)
+    axes.set_yticks(range(0, 101, 20))
+    faint_grid(axes, "y")
+
+
+def chance(axes: Axes, way: int) -> None:
+    """A dotted line at the accuracy of guessing."""
+    axes.axhline(100 / way, color=GREY, linewidth=0.8, linestyle=":")
+
+
+def faint_grid(axes: Axes, axis: Literal["x", "y", "both"] = "both") -> None:
+    """Grid lines behind what is drawn."""
+    axes.grid(axis=axis, color="#dddddd", linewidth=0.5)
     axes.set_axisbelow(True)
+
+
+# -- widths of text ---------------------------------------------------------------------------------
+
+_HINTING = 1.03
+"""Letters on a grid of pixels may stand a little further apart."""
+
+
+@cache
+def letters(family: str) -> frozenset[int]:
+    """The code points that a font has."""
+    return frozenset(get_font(findfont(FontProperties(family=family))).get_charmap())
+
+
+def breadth(text: str, family: str, size: float) -> float:
+    """How wide a line of text is, in inches; the font must have its letters."""
+    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(family=family, size=size), False)
+    return _HINTING * float(width) / 72
+
+
+def fitted(text: str, room: float, family: str, size: float, most: int = 6) -> str:
+    """Text in lines no wider than `room` inches: broken at blanks, after ':' and ',', and inside words if it must be.
+
+    Args:
+        text: lines that are broken where they are too wide.
+        room: a letter stands in any.
+        family: of the font, which must have the letters.
+        size: of the type in points.
+        most: lines; what is more is cut.
+    """
+    lines = [part for line in text.split("\n") for part in _broken(line, room, family, size)]
+    if len(lines) <= most:
+        return "\n".join(lines)
+    last = lines[most - 1]
+    while len(last) > 1 and breadth(f"{last}…", family, size) > room:
+        last = last[:-1]
+    return "\n".join([*lines[: most - 1], f"{last}…"])
+
+
+def _broken(line: str, room: float, family: str, size: float) -> list[str]:
+    lines = [""]
+    for piece in re.findall(r"[^:, ]+[:, ]*|[:, ]+", line):
+        if lines[-1] and breadth((lines[-1] + piece).rstrip(), family, size) > room:
+            lines.append("")
+        lines[-1] += piece
+        while len(word := lines[-1].rstrip()) > 1 and breadth(word, family, size) > room:
+            cut = next((n for n in range(len(word) - 1, 1, -1) if breadth(word[:n], family, size) <= room), 1)
+            lines[-1:] = [word[:cut], lines[-1][cut:]]
+    return [each.rstrip() for each in lines]

@@ -9,11 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from robustbench_meta.reporting.figures.figure import PaperFigure, boards_text, place_text, scene_text
+from robustbench_meta.reporting.figures.figure import (
+    PaperFigure,
+    boards_text,
+    place_text,
+    scenarios_of,
+    scene_text,
+    shared_setting,
+)
 from robustbench_meta.reporting.figures.layout import grid, room
-from robustbench_meta.reporting.figures.naming import scenarios_of, shared_setting
-from robustbench_meta.reporting.figures.style import GREY, FigureStyle
-from robustbench_meta.reporting.terminal.layout import norm_name, sides
+from robustbench_meta.reporting.figures.style import FigureStyle, chance, faint_grid
+from robustbench_meta.reporting.wording import sides, threat
 from robustbench_meta.results.tables import CLEAN, WORST, LeaderboardTable, alike
 
 _LEAST = 2.0
@@ -30,7 +36,6 @@ def draw_tradeoffs(boards: Iterable[LeaderboardTable], look: FigureStyle) -> Ite
 
 def _figure(group: list[LeaderboardTable], look: FigureStyle) -> PaperFigure:
     setting = group[0].setting
-    threat = f"{norm_name(setting['threat_norm'])} ε = {setting['eps']}"
     shown = [
         board.scores[name][column] for board in group for name in board.measured(board.columns[-1])
         for column in (CLEAN, board.columns[-1])
@@ -41,20 +46,21 @@ def _figure(group: list[LeaderboardTable], look: FigureStyle) -> PaperFigure:
     titles = [look.fitted(_scene(board, told=len(lasts) > 1), room(len(group), width, _LEAST)) for board in group]
     lines = max(2, *(title.count("\n") + 1 for title in titles)) - 1 if len(group) > 1 else 1
     with look.styled():
-        figure, panels = grid(look, len(group), width, _LEAST, [place_text(setting), threat], aspect=0.9, lines=lines)
+        figure, panels = grid(
+            look, len(group), width, _LEAST, [place_text(setting), threat(setting)], aspect=0.9, lines=lines
+        )
         for axes, board, title in zip(panels, group, titles, strict=True):
             _panel(axes, board, look)
             if len(group) > 1:
                 axes.set_title(title)
         _limits(panels, group)
-        figure.supxlabel("clean accuracy (%)", fontsize=look.font_size)
         label = "robust" if len(lasts) > 1 else WORST if lasts == [WORST] else f"{look.shown(lasts[0])}:"
-        figure.supylabel(f"{label} accuracy (%)", fontsize=look.font_size)
+        look.axis_labels(figure, "clean accuracy (%)", f"{label} accuracy (%)")
         learners = sorted({name for board in group for name in board.measured(board.columns[-1])})
         look.legend(figure, {name: _handle(name, look) for name in learners})
     scene = f", {sides(setting)}" if len(group) == 1 else ""
     caption = (
-        f"Accuracy without attack, and {_robust(lasts)} ({threat}{scene}), on {place_text(setting)}. "
+        f"Accuracy without attack, and {_robust(lasts)} ({threat(setting)}{scene}), on {place_text(setting)}. "
         f"{boards_text(group, shown, 'error bars')} Grey: where an attack would take nothing."
     )
     return PaperFigure("tradeoff", shared_setting(group), figure, "Clean and robust accuracy", caption)
@@ -72,7 +78,6 @@ def _robust(lasts: list[str]) -> str:
 
 
 def _scene(board: LeaderboardTable, *, told: bool) -> str:
-    """A panel's title, with what its robust accuracy is, if that is `told`."""
     last = board.columns[-1]
     return scene_text(board.setting) + (f"\n({last if last == WORST else f'under {last}'})" if told else "")
 
@@ -87,9 +92,8 @@ def _panel(axes: Axes, board: LeaderboardTable, look: FigureStyle) -> None:
             linestyle="none", elinewidth=0.9, label=name, zorder=3, clip_on=False,
         )  # fmt: skip
     axes.axline((0, 0), slope=1, color="#bbbbbb", linewidth=0.8)
-    axes.axhline(100 / board.setting["way"], color=GREY, linewidth=0.8, linestyle=":")
-    axes.grid(color="#dddddd", linewidth=0.5)
-    axes.set_axisbelow(True)
+    chance(axes, board.setting["way"])
+    faint_grid(axes)
 
 
 def _limits(panels: list[Axes], group: list[LeaderboardTable]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from robustbench_meta.evaluation.gallery import ExampleEpisode, ExampleImage, gallery_of
-from robustbench_meta.reporting.terminal.layout import sides, threat
+from robustbench_meta.reporting.wording import sides, threat
 from robustbench_meta.results.tables import PLACE, THREAT, eps_of
 
 ROOM = 6_000_000

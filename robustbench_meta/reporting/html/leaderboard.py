@@ -10,12 +10,18 @@ from typing import Any
 import numpy as np
 
 from robustbench_meta.reporting.html.scenarios import UNATTACKED, scenario
-from robustbench_meta.reporting.terminal.layout import sides, threat
-from robustbench_meta.reporting.terminal.leaderboard import worst_text
-from robustbench_meta.reporting.wording import FlagNote, flags_of
-from robustbench_meta.results.tables import CLEAN, PLACE, WORST, LeaderboardTable
-
-SUCCESS, DECILE = "success", "worst 10 %"
+from robustbench_meta.reporting.wording import (
+    FlagNote,
+    accuracy_text,
+    fewer_text,
+    flags_of,
+    luck_text,
+    norm_layer,
+    sides,
+    threat,
+    worst_text,
+)
+from robustbench_meta.results.tables import CLEAN, PLACE, LeaderboardTable
 
 
 @dataclass(frozen=True)
@@ -88,11 +94,10 @@ def heading(told: Mapping[str, Any]) -> str:
 def facts(told: Mapping[str, Any]) -> list[str]:
     """What the heading of a place leaves out."""
     queries = "1 query" if told["queries"] == 1 else f"{told['queries']} queries"
-    norm = "no" if told["norm"] == "none" else told["norm"]
     return [
         f"{queries} a class",
         f"{told['meta_steps']:,} meta-steps of {told['tasks_per_step']} tasks",
-        f"{norm} norm",
+        norm_layer(told),
         f"{told['episodes']:,} test episodes",
     ]
 
@@ -131,34 +136,18 @@ def _verdict(board: LeaderboardTable) -> str:
 
 def _table(board: LeaderboardTable, number: int, rows: Sequence[str]) -> RankTable:
     setting = board.setting
-    attacked = setting["threat_norm"] != "none"
+    caption = " ".join([accuracy_text(board), *fewer_text(board)])
     return RankTable(
-        f"table-{number}", board, threat(setting) if attacked else "no attack",
-        scenario(setting), sides(setting) if attacked else UNATTACKED,
-        len(board.scores) > 1 and bool(board.ranks), list(next(iter(board.extras.values()))), _caption(board),
+        f"table-{number}", board, threat(setting), scenario(setting),
+        UNATTACKED if setting["threat_norm"] == "none" else sides(setting),
+        len(board.scores) > 1 and bool(board.ranks), list(next(iter(board.extras.values()))), caption,
         flags_of(board, "all numbers of this table"), _verdict(board), [name for name in rows if name in board.scores],
     )  # fmt: skip
 
 
-def _caption(board: LeaderboardTable) -> str:
-    """What stands behind ± in a table."""
-    episodes = f"{board.setting['episodes']:,} episodes"
-    if board.seeds == 1:
-        return f"Accuracy in %; ± half of the 95 % interval over {episodes}."
-    told = f"Accuracy in %, mean of {board.seeds} seeds ({episodes} each); ± standard deviation of the seeds."
-    scores = [score for row in board.scores.values() for score in row.values()]
-    return told + (" * rests on fewer seeds." if any(map(board.fewer, scores)) else "")
-
-
 def _caption_of_all(tables: Sequence[RankTable]) -> str:
-    """What the columns of a place's tables are."""
     found = [table.board for table in tables]
-    lines = []
-    worst = [board for board in found if WORST in board.columns]
-    if worst:
-        clean = [board.setting["support"] == CLEAN for board in worst]
-        told = worst_text({"support": CLEAN if all(clean) else ""}, "right under every attack of the table")
-        lines.append(f"{told[:-1]}, and, with clean support, without any." if len(set(clean)) == 2 else told)
+    lines = worst_text(found, "of the table")
     ranked = [table.board for table in tables if table.ranked]
     if ranked:
         lines.append("Rank: 1 + how many learners are significantly better in the shaded column; "
@@ -167,10 +156,7 @@ def _caption_of_all(tables: Sequence[RankTable]) -> str:
             lines.append("No rank where flags deny the number.")
         lines.append("Bold: none is significantly better in that column. Ranks and bold correct for the pairs in one "
                      "column, the comparisons in pairs for all of them, and so may tell fewer apart.")  # fmt: skip
-        seeds = {board.scores[name][board.columns[-1]].seeds for board in ranked for name in board.ranks}
-        if 1 in seeds:
-            some = " where a learner has one seed" if len(seeds) > 1 else ""
-            lines.append(f"Ranks rest on one training each{some}: its luck is not in them.")
+        lines += luck_text(ranked)
     if any(board.columns != [CLEAN] for board in found):
         lines.append("Success: share of the right answers that the best attack turned wrong.")
         lines.append("Worst 10 %: accuracy in the worst tenth of the episodes, under the best attack.")

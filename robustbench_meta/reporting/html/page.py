@@ -19,16 +19,14 @@ from robustbench_meta import __version__
 from robustbench_meta.errors import BenchError
 from robustbench_meta.evaluation.flags import FLAGS
 from robustbench_meta.evaluation.statistics import LEVEL
-from robustbench_meta.reporting.html.costs import cost_tables
-from robustbench_meta.reporting.html.curves import Sweep, sweeps
 from robustbench_meta.reporting.html.embedded_figures import Drawings
 from robustbench_meta.reporting.html.gallery import example_section
 from robustbench_meta.reporting.html.leaderboard import ComparableTables, places
-from robustbench_meta.reporting.html.learning_curves import curve_sections
 from robustbench_meta.reporting.html.pairwise import PairwiseSection, pairwise_section
 from robustbench_meta.reporting.html.provenance import commands, versions
 from robustbench_meta.reporting.html.scenarios import Order, threats
-from robustbench_meta.reporting.terminal.layout import norm_name
+from robustbench_meta.reporting.html.sections import costs, learning_sections, sweeps
+from robustbench_meta.reporting.wording import norm_name
 from robustbench_meta.results.curves import curves
 from robustbench_meta.results.episode_accuracies import Samples
 from robustbench_meta.results.frames import failures_in
@@ -68,23 +66,19 @@ def page(store: Store, frame: pd.DataFrame, samples: Samples) -> str:
     return _environment(where).get_template("report.html.jinja").render(
         style=style, script=script, policy=_policy(style, script), version=__version__,
         palette=drawings.palette, places=there, threats=threats(found, drawings),
-        sweeps=_sweeps(frame, samples, drawings, order),
+        sweeps=sorted(
+            sweeps(curves(frame, samples), frame, drawings), key=lambda sweep: order({**sweep.setting, "eps": "0"})
+        ),
         pairwise=_pairwise(frame, samples, order), gallery=example_section(tables, records),
-        cost_tables=list(cost_tables(frame)),
-        learning_curves=list(curve_sections(frame, list(records.values()), drawings)),
+        cost_tables=list(costs(frame)),
+        learning_curves=list(learning_sections(frame, list(records.values()), drawings)),
         commands=commands(records.values()), versions=versions(records.values()),
         failures=failures_in(store.root).to_dict("records"),
         summary=_summary(frame), flags=_flags(there, frame), several_places=len(there) > 1, level=LEVEL,
     )  # fmt: skip
 
 
-def _sweeps(frame: pd.DataFrame, samples: Samples, drawings: Drawings, order: Order) -> list[Sweep]:
-    found = sweeps(curves(frame, samples), frame, drawings)
-    return sorted(found, key=lambda sweep: order({**sweep.told, "eps": "0"}))
-
-
 def _pairwise(frame: pd.DataFrame, samples: Samples, order: Order) -> PairwiseSection | str:
-    """All pairs, or why there are none."""
     try:
         return pairwise_section(sorted(compare_learners(frame, samples), key=lambda pair: order(pair.setting)))
     except BenchError as error:
@@ -111,7 +105,6 @@ def _summary(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def _flags(there: list[ComparableTables], frame: pd.DataFrame) -> list[tuple[str, str, int, int]]:
-    """The flags that rows have: what each means, of how many rows, and in how many tables it stands."""
     rows = frame["flags"].fillna("").str.split()
     counts = {flag: int(rows.map(lambda flags, flag=flag: flag in flags).sum()) for flag in FLAGS}
     tables = [{doubt.flag for doubt in table.doubts} for place in there for table in place.tables]
@@ -125,7 +118,7 @@ def _environment(where: Mapping[tuple[Any, ...], str]) -> Environment:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     made.filters |= {
-        "shown": shown, "number": _number, "breakable": breakable,
+        "shown": shown, "breakable": breakable,
         "where": lambda told: where[tuple(told[name] for name in PLACE)],
         "norm": norm_name,
     }  # fmt: skip
@@ -137,11 +130,6 @@ def breakable(text: str) -> Markup:
     """A name that may be broken behind `:`, `,`, `;` and `/`, and in words behind so many letters without any."""
     words = (re.findall(r"\s+|[^\s:,;/]{1,20}[:,;/]*|[:,;/]{1,20}", word) for word in re.split(r"(\s+)", text))
     return Markup().join(Markup("<wbr>").join(map(escape, pieces)) for pieces in words)
-
-
-def _number(value: float, digits: int = 1) -> str:
-    """`1,234.5`; a dash where it is not known."""
-    return f"{value:,.{digits}f}" if math.isfinite(value) else "–"
 
 
 def _resource(name: str) -> str:

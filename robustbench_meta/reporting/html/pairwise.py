@@ -3,125 +3,93 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from robustbench_meta.reporting.terminal.layout import sides, threat
+from robustbench_meta.reporting.table import TableCell, comparison_table
+from robustbench_meta.reporting.wording import sides, threat
 from robustbench_meta.results.pairwise import Comparison, PairedTest, tests_text
-from robustbench_meta.results.tables import PLACE, shown
+from robustbench_meta.results.tables import PLACE
 
 MOST = 1500
-"""Contrasts that the page has room for; of more, only those of the columns that learners are ranked by."""
+"""Comparisons that the page has room for; of more, only those of the columns that learners are ranked by."""
 WIDTH = 190.0
 """Of the little chart in each row."""
 
 
 class ComparisonRow(NamedTuple):
-    """One contrast as a row."""
+    """One column of a table: its cells, and the ends and middle of the interval in the chart."""
 
     scene: str
     column: str
-    a: str
-    b: str
-    difference: str
-    points: float
-    half: float
-    p: str
-    seeds_p: str
-    ahead: str
-    x: float
+    cells: dict[str, TableCell]
     low: float
+    middle: float
     high: float
 
 
-@dataclass(frozen=True)
-class LearnerPair:
+class LearnerPair(NamedTuple):
     """Two learners of one place."""
 
-    told: dict[str, Any]
-    a: str
-    b: str
+    setting: Mapping[str, Any]
+    first: str
+    second: str
     rows: list[ComparisonRow]
     won: tuple[int, int, int]
-    """How often A is ahead, B is, and neither."""
-    reach: float
+    """How often the first is ahead, the second is, and neither."""
+    reach: int
     """The points at either end of the charts."""
-    zero: float
 
 
 class PairwiseSection(NamedTuple):
-    """All matches, and what they rest on."""
+    """All pairs, and what they rest on."""
 
-    learner_pairs: list[LearnerPair]
-    contrasts: int
+    pairs: list[LearnerPair]
+    comparisons: int
     tests: str
     """The comparisons for which p is corrected, in words."""
     shown: int
-    luck: bool
+    seeds: bool
     """Whether seeds were tested as well."""
     alone: bool
-    """Whether some contrast rests on a single training."""
+    """Whether some comparison rests on a single training."""
 
 
 def pairwise_section(comparisons: Sequence[Comparison]) -> PairwiseSection:
-    """The matches, in the order in which `bench compare` prints them."""
-    contrasts = [contrast for pair in comparisons for contrast in pair.contrasts.values()]
-    whole = len(contrasts) <= MOST
-    pairs: dict[tuple[Any, ...], list[Comparison]] = {}
+    """The pairs, in the order in which `bench compare` prints them."""
+    tests = [test for pair in comparisons for test in pair.contrasts.values()]
+    seeds = any(not math.isnan(test.seeds_p) for test in tests)
+    groups: dict[tuple[Any, ...], list[Comparison]] = {}
     for pair in comparisons:
-        pairs.setdefault((*(pair.setting[name] for name in PLACE), pair.first, pair.second), []).append(pair)
-    learner_pairs = [_pair(group, whole) for group in pairs.values()]
+        groups.setdefault((*(pair.setting[name] for name in PLACE), pair.first, pair.second), []).append(pair)
+    pairs = [_pair(group, len(tests) <= MOST, seeds) for group in groups.values()]
     return PairwiseSection(
-        learner_pairs, len(contrasts), tests_text(comparisons), sum(len(learners.rows) for learners in learner_pairs),
-        any(not math.isnan(contrast.seeds_p) for contrast in contrasts),
-        any(1 in {len(contrast.first.by_seed), len(contrast.second.by_seed)} for contrast in contrasts),
+        pairs, len(tests), tests_text(comparisons), sum(len(pair.rows) for pair in pairs), seeds,
+        any(1 in {len(test.first.by_seed), len(test.second.by_seed)} for test in tests),
     )  # fmt: skip
 
 
-def _pair(group: list[Comparison], whole: bool) -> LearnerPair:
+def _pair(group: list[Comparison], whole: bool, seeds: bool) -> LearnerPair:
     chosen = [
-        (pair, column, contrast) for pair in group for column, contrast in pair.contrasts.items()
+        (pair, column, test) for pair in group for column, test in pair.contrasts.items()
         if whole or column == list(pair.contrasts)[-1]
     ]  # fmt: skip
-    ends = [
-        abs(contrast.paired.difference) + (0 if math.isnan(contrast.paired.ci95) else contrast.paired.ci95)
-        for _, _, contrast in chosen
-    ]
-    reach = max(1.0, math.ceil(100 * max(ends)))
-    ahead = [contrast.ahead for _, _, contrast in chosen]
-    return LearnerPair(
-        dict(group[0].setting), group[0].first, group[0].second, [_bout(*each, reach) for each in chosen],
-        (ahead.count(1), ahead.count(-1), ahead.count(0)), reach, _across(0, reach),
-    )  # fmt: skip
+    reach = max(1, math.ceil(100 * max(abs(test.paired.difference) + _half(test) for _, _, test in chosen)))
+    rows = []
+    tables = {id(pair): comparison_table(pair, seeds=seeds) for pair in group}
+    for pair, column, test in chosen:
+        table = tables[id(pair)]
+        cells = dict(zip(table.columns, table.rows[table.names.index(column)][1], strict=True))
+        scene = threat(pair.setting)
+        if pair.setting["threat_norm"] != "none":
+            scene += f", {sides(pair.setting)}"
+        ends = (100 * (test.paired.difference + side * _half(test)) for side in (-1, 0, 1))
+        places = (round(WIDTH / 2 + points / reach * (WIDTH / 2 - 6), 1) for points in ends)
+        rows.append(ComparisonRow(scene, column, cells, *places))
+    ahead = [test.ahead for _, _, test in chosen]
+    won = ahead.count(1), ahead.count(-1), ahead.count(0)
+    return LearnerPair(group[0].setting, group[0].first, group[0].second, rows, won, reach)
 
 
-def _bout(pair: Comparison, column: str, contrast: PairedTest, reach: float) -> ComparisonRow:
-    setting = pair.setting
-    points, half = 100 * contrast.paired.difference, 100 * contrast.paired.ci95
-    known = 0.0 if math.isnan(half) else half
-    first, second = pair.scores[column]
-    return ComparisonRow(
-        "no attack" if setting["threat_norm"] == "none" else f"{threat(setting)}, {sides(setting)}", column,
-        first.text() + _mark(pair, first.flags), second.text() + _mark(pair, second.flags),
-        _signed(points) + ("" if math.isnan(half) else f" ±{shown(half)}"), round(points, 4), round(known, 4),
-        _p(contrast.corrected), _p(contrast.seeds_p), {1: pair.first, -1: pair.second, 0: ""}[contrast.ahead],
-        *(_across(each, reach) for each in (points, points - known, points + known)),
-    )  # fmt: skip
-
-
-def _across(points: float, reach: float) -> float:
-    """Where a difference stands in the little chart, to a tenth of a unit."""
-    return round(WIDTH / 2 + points / reach * (WIDTH / 2 - 6), 1)
-
-
-def _mark(pair: Comparison, flags: frozenset[str]) -> str:
-    return "!" if flags - pair.board.shared else ""
-
-
-def _signed(points: float) -> str:
-    return f"{points:+.1f}".replace("-", "−") if abs(points) >= 0.05 else "0.0"
-
-
-def _p(value: float) -> str:
-    return "–" if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
+def _half(test: PairedTest) -> float:
+    return 0.0 if math.isnan(test.paired.ci95) else test.paired.ci95

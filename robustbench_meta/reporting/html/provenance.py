@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,9 @@ from robustbench_meta.results.reproduce import command_for
 
 _REPEATED = ("--seed", "--scenario", "--attack", "--learner")
 """Options that may be given several times, and whose values then span a grid."""
+_ORDER = ("--profile", "--dataset", "--backbone", "--learner", "--attack", "--eps", "--scenario", "--surrogate")
+_Options = frozenset[tuple[str, tuple[str, ...]]]
+"""Of a command line: the names, each with its values."""
 
 
 class ReproduceCommands(NamedTuple):
@@ -45,58 +49,45 @@ def joined(lines: Iterable[Sequence[str]]) -> list[str]:
 
     A line whose ε are the first ones of another's, which is otherwise the same, is part of that one.
     """
-    options = _without_prefixes({_options(words) for words in lines})
+    options = {
+        frozenset({*rest, ("--eps", eps)} if eps else rest)
+        for rest, sweeps in _by_option(map(_options, lines), "--eps").items() for eps in sweeps
+        if not any(len(other) > len(eps) and other[: len(eps)] == eps for other in sweeps)
+    }  # fmt: skip
     for name in _REPEATED:
-        groups: dict[tuple[Any, ...], list[tuple[str, ...]]] = {}
-        for each in sorted(options, key=repr):
-            rest = tuple((option, values) for option, values in each if option != name)
-            groups.setdefault(rest, []).append(dict(each).get(name, ()))
         options = {
-            _with(rest, name, tuple(dict.fromkeys(value for values in found for value in values)))
-            for rest, found in groups.items()
+            frozenset({*rest, (name, values)} if values else rest)
+            for rest, found in _by_option(options, name).items()
+            for values in [tuple(dict.fromkeys(itertools.chain(*found)))]
         }
-    return sorted(_line(each) for each in options)
+    return sorted(map(_line, options))
 
 
-def _options(words: Sequence[str]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """The options of `bench run …`, with the values of each, in the order of the first of each."""
+def _options(words: Sequence[str]) -> _Options:
     found: dict[str, list[str]] = {}
     name = ""
-    for word in words[2:]:
+    for word in words[2:]:  # behind `bench run`
         if word.startswith("--") and not (name and not found[name]):
             name = word
             found.setdefault(name, [])
         else:
             found[name].append(word)
             name = ""
-    return tuple((option, tuple(values)) for option, values in found.items())
+    return frozenset((option, tuple(values)) for option, values in found.items())
 
 
-def _with(rest: tuple[Any, ...], name: str, values: tuple[str, ...]) -> tuple[Any, ...]:
-    return tuple(sorted([*rest, (name, values)], key=_order)) if values else tuple(sorted(rest, key=_order))
+def _by_option(lines: Iterable[_Options], name: str) -> dict[_Options, list[tuple[str, ...]]]:
+    """By the other options of a line: the values of one; () where it is not given."""
+    found: dict[_Options, list[tuple[str, ...]]] = {}
+    for options in sorted(lines, key=_line):
+        rest = frozenset(option for option in options if option[0] != name)
+        found.setdefault(rest, []).append(dict(options).get(name, ()))
+    return found
 
 
-_ORDER = ("--profile", "--dataset", "--backbone", "--learner", "--attack", "--eps", "--scenario", "--surrogate")
-
-
-def _order(option: tuple[str, tuple[str, ...]]) -> tuple[int, str]:
-    return _ORDER.index(option[0]) if option[0] in _ORDER else len(_ORDER), option[0]
-
-
-def _without_prefixes(options: set[tuple[Any, ...]]) -> set[tuple[Any, ...]]:
-    groups: dict[tuple[Any, ...], list[tuple[str, ...]]] = {}
-    for each in options:
-        rest = tuple((option, values) for option, values in each if option != "--eps")
-        groups.setdefault(rest, []).append(dict(each).get("--eps", ()))
-    return {
-        _with(rest, "--eps", eps) for rest, found in groups.items() for eps in found
-        if not any(len(other) > len(eps) and other[: len(eps)] == eps for other in found)
-    }  # fmt: skip
-
-
-def _line(options: tuple[Any, ...]) -> str:
+def _line(options: _Options) -> str:
     words = ["bench", "run"]
-    for name, values in options:
+    for name, values in sorted(options, key=lambda each: ([*_ORDER, each[0]].index(each[0]), each[0])):
         words += [word for value in values for word in (name, value)] if values else [name]
     return shlex.join(words)
 

@@ -82,13 +82,11 @@ def card(path: Path, store: Store, licence: str | None = None) -> str:
 
 
 def _ordered(records: list[dict[str, Any]], rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """The records in the order of their rows."""
     known = {record["key"]: record for record in records}
     return [known[key] for key in rows["spec_hash"]]
 
 
 def _rows(frame: pd.DataFrame) -> Any:
-    """The leaderboard's rows as the card's table shows them, in percent."""
     for row in frame.to_dict("records"):
         attacked = row["threat_norm"] != "none"
         yield {
@@ -119,7 +117,6 @@ def _metrics(frame: pd.DataFrame) -> Any:
 
 
 def _flags(frame: pd.DataFrame) -> dict[str, str]:
-    """The flags of any row, each with what it says."""
     found = {flag for flags in frame["flags"] for flag in flags.split()}
     return {flag: FLAGS.get(flag, "of a newer version") for flag in sorted(found)}
 
@@ -141,7 +138,6 @@ def _quoted(value: Any) -> Markup:
 
 
 def _named(value: Any) -> Markup:
-    """A name or a value as a span of code."""
     return Markup(code(str(value).lower() if isinstance(value, bool) or value is None else str(value)))
 
 

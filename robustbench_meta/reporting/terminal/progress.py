@@ -134,7 +134,6 @@ def left_text(left: TimeLeft | None) -> str:
 
 
 def _own_left(stretch: JobProgress) -> str:
-    """`0:12:30` of one training or evaluation."""
     return "" if stretch.left is None else f"{'<' if stretch.quickens else ''}{duration(stretch.left)}"
 
 
