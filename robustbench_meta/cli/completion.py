@@ -46,20 +46,6 @@ def complete_figures(incomplete: str) -> list[str]:
     return _beginning([*KINDS, *_folders()], incomplete)
 
 
-def profiles(incomplete: str) -> list[str]:
-    """Profiles."""
-    from robustbench_meta.experiment.profiles import PROFILES
-
-    return _beginning(PROFILES, incomplete)
-
-
-def scenarios(incomplete: str) -> list[str]:
-    """Scenarios."""
-    from robustbench_meta.options import SCENARIOS
-
-    return _beginning([*SCENARIOS, "all"], incomplete)
-
-
 def suites(incomplete: str) -> list[str]:
     """Suites that come with the package, and files."""
     from robustbench_meta.experiment.suite import shipped

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from robustbench_meta.errors import BenchError, unknown
-from robustbench_meta.experiment.spec import fields_of
+from robustbench_meta.experiment.run_options import fields_of
 from robustbench_meta.experiment.suite import Suite, find_suite, read_suite
 from robustbench_meta.options import SCENARIOS, exact, parse_seconds
 from robustbench_meta.registry.in_memory import GivenPlugins
