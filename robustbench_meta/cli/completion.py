@@ -61,11 +61,6 @@ def suites(incomplete: str) -> list[str]:
     return _beginning([*shipped(), *filter(str.isprintable, found)], incomplete)
 
 
-def kinds(incomplete: str) -> list[str]:
-    """What `bench list` lists."""
-    return _beginning([*(f"{kind}s" for kind in _KINDS), "suites"], incomplete)
-
-
 def names_of_kind(ctx: typer.Context, incomplete: str) -> list[str]:
     """Plugins of the kind that was typed before."""
     return named(str(ctx.params.get("kind") or "").removesuffix("s"))(incomplete)

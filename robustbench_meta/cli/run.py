@@ -109,7 +109,7 @@ def run(
 ) -> None:  # fmt: skip
     """Meta-train learners, attack them on unseen tasks, and rank them."""
     from robustbench_meta.cli.json_output import streaming
-    from robustbench_meta.experiment.suite import Suite, find_suite
+    from robustbench_meta.experiment.suite import Suite, find_suite, save_suite
     from robustbench_meta.jobs.policy import Policy
     from robustbench_meta.reporting.terminal.console import err, working
     from robustbench_meta.runtime.interrupts import Stop, Stopped
@@ -124,12 +124,16 @@ def run(
         try:
             with nullcontext() if quiet or events else working("loading plugins and data …"):
                 from robustbench_meta.cli import run_steps
+                from robustbench_meta.jobs.runner import make_ready
 
-                ready = run_steps.prepare_suite(
-                    wanted, plugins, not no_local_plugins, data_root, policy, track or (), dry=dry_run
-                )
+                ready = make_ready(
+                    wanted, plugins, not no_local_plugins, data_root, policy, track or (),
+                    bring=None if dry_run else completion.remember,
+                )  # fmt: skip
             if save is not None:
-                run_steps.save_and_say(wanted, save, quiet=quiet)
+                is_new = save_suite(wanted, save)
+                if not quiet:
+                    err().print(f"suite: {save}" + ("" if is_new else " (as it was)"), markup=False)
             if dry_run:
                 run_steps.dry_run(ready, results, policy, events, save)
                 return
