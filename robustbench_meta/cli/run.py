@@ -13,7 +13,6 @@ import typer
 from robustbench_meta.cli import completion
 from robustbench_meta.cli.options import (
     RESULTS,
-    WHERE,
     DataRoot,
     Debug,
     Json,
@@ -24,7 +23,7 @@ from robustbench_meta.cli.options import (
     is_debugging,
     profile_table,
 )
-from robustbench_meta.experiment.run_options import HOW, PANELS, PLUGIN, WORK, fields_of, run_options
+from robustbench_meta.experiment.run_options import HOW, PANELS, PLUGIN, WHERE, WORK, fields_of, run_options
 from robustbench_meta.options import chosen_executor, parse_jobs, parse_seconds
 
 _STOPPING = "Stopping: saving unfinished work (interrupt again to stop at once) …"
@@ -172,7 +171,7 @@ def _signature() -> inspect.Signature:
             autocompletion=completion.named(option.kind) if option.kind else completion.one_of(option.values),
             show_default=option.default or (", ".join(map(str, default)) if isinstance(default, tuple) else default),
         )  # fmt: skip
-        annotation = Annotated[_TYPES.get(type_, str) | None, declared]
+        annotation = Annotated[_TYPES.get(type_, str) | None, declared]  # type: ignore[valid-type]  # of a loop's option
         parameters.append(inspect.Parameter(name, _KEYWORD, default=None, annotation=annotation))
     *own, _ = inspect.signature(run, eval_str=True).parameters.values()
     parameters += [each.replace(kind=_KEYWORD) for each in own]
