@@ -123,10 +123,10 @@ def test_the_citation_is_of_this_version():
 
 def test_the_sdist_holds_the_sources(built):
     folders = (*SHIPPED, "tests", "docs", "benchmarks", ".ci", "results/published")
-    files = [*(path for folder in folders for path in tree(folder)), *ROOT.glob("*.toml"), *ROOT.glob("*.md")]
-    files += [*ROOT.glob("constraints*.txt"), *map(ROOT.joinpath, ("mkdocs.yml", "setup.py", "Makefile", "cli.py"))]
-    files += [ROOT / "CITATION.cff", ROOT / "LICENSE"]
-    assert {path.relative_to(ROOT).as_posix() for path in files} <= built[1]
+    top = "pyproject.toml setup.py cli.py Makefile mkdocs.yml constraints.txt constraints-audit.txt "
+    top += "constraints-docs.txt README.md CHANGELOG.md CONTRIBUTING.md CITATION.cff LICENSE"
+    files = [path.relative_to(ROOT).as_posix() for folder in folders for path in tree(folder)]
+    assert {*files, *top.split()} <= built[1]
 
 
 # -- make ------------------------------------------------------------------------------------------
