@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import signal
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from robustbench_meta import callable_learner
@@ -20,7 +23,6 @@ from robustbench_meta.experiment.python_arguments import (
     maybe_folder,
     misspelt,
     read_options,
-    seconds_of,
     several,
     suite_of,
     without_poison,
@@ -29,13 +31,19 @@ from robustbench_meta.experiment.suite import Suite
 from robustbench_meta.experiment.surrogates import is_file
 from robustbench_meta.jobs import runner
 from robustbench_meta.jobs.policy import Policy
-from robustbench_meta.options import chosen_executor, parse_jobs
-from robustbench_meta.python_run import Progress, done, threads
+from robustbench_meta.jobs.runner import PreparedRun
+from robustbench_meta.options import chosen_executor, parse_jobs, parse_seconds
 from robustbench_meta.registry.in_memory import GivenPlugins, Named, check_alone
 from robustbench_meta.registry.registry import Registry
 from robustbench_meta.reporting.results import Results, load_results
+from robustbench_meta.results import frames, leaderboard
 from robustbench_meta.results.store import Store
+from robustbench_meta.runtime.interrupts import Stop, Stopped
 
+_log = logging.getLogger(__name__)
+
+Progress = bool | Literal["auto"]
+"""Whether progress is shown; `auto`: on a terminal and in a notebook. True: elsewhere, too, as lines on stderr."""
 Numbers = NDArray[np.integer[Any]] | NDArray[np.floating[Any]]
 """Of numpy."""
 
@@ -146,7 +154,8 @@ def run(
     typed = read_options(options, given)
     tracked = [given.typed("tracker", each) for each in several("track", track or None)]
     wanted = suite_of(suite).overridden(typed)
-    chosen, seconds = chosen_executor(executor, ray_address), seconds_of(cell_timeout)
+    chosen = chosen_executor(executor, ray_address)
+    seconds = parse_seconds("cell_timeout", None if cell_timeout is None else str(cell_timeout))
 
     def bring(registry: Registry) -> None:
         given.bring(registry)
@@ -158,7 +167,7 @@ def run(
     )  # fmt: skip
     if given.new:
         policy = Policy(chosen, 1, seconds, fresh, retry_failed)
-    return done(ready, folder_of(results), policy, progress, kept=True)
+    return _compute(ready, folder_of(results), policy, progress, kept=True)
 
 
 @misspelt
@@ -292,8 +301,58 @@ def evaluate(
         store = Store(folder)
         stored = [] if fresh else [each for each in store.records() if each["training"] == grid.trainings[0].key]
         callable_learner.check_on_test_episodes(models, grid, ready.device, stored)
-        stack.enter_context(threads(processes))
-        found = done(ready, folder, policy, progress, kept=results is not None)
+        stack.enter_context(_threads(processes))
+        found = _compute(ready, folder, policy, progress, kept=results is not None)
     if not len(found):
         raise BenchError(str(found.failed["reason"].iloc[0]))
     return found
+
+
+def _compute(ready: PreparedRun, folder: Path, policy: Policy, progress: Progress, *, kept: bool) -> Results:
+    """Run it, and read its results; `kept`: whether the folder stays."""
+    store, stop = Store(folder), Stop()
+    with _showing(ready, progress), _interruptible(stop, folder if kept else None):
+        summary = runner.compute(ready, store, policy, stop)
+    if kept:
+        leaderboard.write(store)
+    records = [record for record in store.records() if record["key"] in ready.keys]
+    found = Results(records, frames.failed(runner.failures_of(summary)), folder if kept else None)
+    if not found.failed.empty:
+        _log.warning("%d of %d cells failed: see `failed` of the results", len(found.failed), len(ready.keys))
+    return found
+
+
+def _showing(ready: PreparedRun, progress: Progress) -> AbstractContextManager[Any]:
+    if progress is False:
+        return nullcontext()
+    from robustbench_meta.reporting.terminal.console import err, is_screen  # noqa: PLC0415  # how the command line shows it
+    from robustbench_meta.reporting.terminal.progress import showing_progress  # noqa: PLC0415  # the same
+
+    console = err()
+    return showing_progress(
+        ready.registry.manager, console, show=progress is True or console.is_jupyter or is_screen(console)
+    )
+
+
+@contextmanager
+def _interruptible(stop: Stop, folder: Path | None) -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM let what is under way be kept; they then have the effect that they usually have."""
+    try:
+        with stop.listening(lambda: _log.warning("stopping: saving unfinished work; interrupt again to stop at once")):
+            yield
+    except Stopped:
+        if stop.signal == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM) from None
+        told = "nothing was saved" if folder is None else f"saved in {folder}: repeat the call to resume"
+        raise KeyboardInterrupt(f"interrupted; {told}") from None
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Inside, torch has at most so many threads, and a run as many processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

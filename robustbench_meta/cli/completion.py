@@ -46,20 +46,6 @@ def complete_figures(incomplete: str) -> list[str]:
     return _beginning([*KINDS, *_folders()], incomplete)
 
 
-def profiles(incomplete: str) -> list[str]:
-    """Profiles."""
-    from robustbench_meta.experiment.profiles import PROFILES
-
-    return _beginning(PROFILES, incomplete)
-
-
-def scenarios(incomplete: str) -> list[str]:
-    """Scenarios."""
-    from robustbench_meta.options import SCENARIOS
-
-    return _beginning([*SCENARIOS, "all"], incomplete)
-
-
 def suites(incomplete: str) -> list[str]:
     """Suites that come with the package, and files."""
     from robustbench_meta.experiment.suite import shipped
@@ -73,11 +59,6 @@ def suites(incomplete: str) -> list[str]:
             if path.suffix == ".toml" or (start and path.is_dir() and not path.name.startswith(".")):
                 found.append(f"{name}/" if path.is_dir() else name)
     return _beginning([*shipped(), *filter(str.isprintable, found)], incomplete)
-
-
-def kinds(incomplete: str) -> list[str]:
-    """What `bench list` lists."""
-    return _beginning([*(f"{kind}s" for kind in _KINDS), "suites"], incomplete)
 
 
 def names_of_kind(ctx: typer.Context, incomplete: str) -> list[str]:

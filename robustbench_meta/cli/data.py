@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -120,23 +121,16 @@ class _Bar:
             self._task = None
 
 
-def _bar() -> AbstractContextManager[_Bar | None]:
+@contextmanager
+def _bar() -> Iterator[_Bar | None]:
     """A bar on a terminal, nothing elsewhere."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
     from robustbench_meta.reporting.terminal.console import err
 
-    return _DownloadBar() if err().is_terminal else nullcontext()
-
-
-class _DownloadBar(AbstractContextManager["_Bar | None"]):
-    def __enter__(self) -> _Bar:
-        from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-        from robustbench_meta.reporting.terminal.console import err
-
-        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=err(), transient=True)
-        self._progress.start()
-        return _Bar(self._progress)
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+    if not err().is_terminal:
+        yield None
+        return
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err(), transient=True) as progress:
+        yield _Bar(progress)

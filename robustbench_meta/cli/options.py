@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from robustbench_meta.experiment.profiles import PROFILES
+from robustbench_meta.experiment.run_options import WHERE
 
-WHERE = "Where"
 RESULTS = Path("results")
 
 

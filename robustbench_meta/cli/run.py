@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from robustbench_meta.cli import completion
 from robustbench_meta.cli.options import (
     RESULTS,
-    WHERE,
     DataRoot,
     Debug,
     Json,
@@ -23,22 +23,9 @@ from robustbench_meta.cli.options import (
     is_debugging,
     profile_table,
 )
-from robustbench_meta.experiment.profiles import PROFILES
-from robustbench_meta.options import (
-    DEFAULT_ATTACKS,
-    DEFAULT_LEARNERS,
-    DEFAULT_SCENARIOS,
-    SCENARIOS,
-    chosen_executor,
-    parse_jobs,
-    parse_seconds,
-)
+from robustbench_meta.experiment.run_options import HOW, PANELS, PLUGIN, WHERE, WORK, fields_of, run_options
+from robustbench_meta.options import chosen_executor, parse_jobs, parse_seconds
 
-_COMPARED = "What to compare (repeat an option to compare several)"
-_TASKS = "The tasks"
-_WORK = "How much work"
-_HOW = "How it is done (the numbers are the same)"
-_PLUGIN = "NAME[:…]"
 _STOPPING = "Stopping: saving unfinished work (interrupt again to stop at once) …"
 
 
@@ -51,175 +38,63 @@ def run(
             help="What to run, from a file, or a suite by name (bench list suites); options override it.",
         ),
     ] = None,
-    learner: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--learner", "-l", autocompletion=completion.named("learner"), metavar=_PLUGIN, rich_help_panel=_COMPARED,
-            help="Meta-learner.", show_default=", ".join(DEFAULT_LEARNERS),
-        ),
-    ] = None,
-    attack: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--attack", "-a", autocompletion=completion.named("attack"), metavar=_PLUGIN, rich_help_panel=_COMPARED,
-            help="Attack; its option eps overrides --eps.", show_default=", ".join(DEFAULT_ATTACKS),
-        ),
-    ] = None,
-    eps: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--eps", metavar="0.1|8/255|0:0.3:7", rich_help_panel=_COMPARED,
-            help="Bound of the perturbation; pixels lie in 0…1. FROM:TO:COUNT sweeps.", show_default="the data set's",
-        ),
-    ] = None,
-    scenario: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--scenario", autocompletion=completion.scenarios, metavar="SUPPORT/QUERY", rich_help_panel=_COMPARED,
-            help=f"What is attacked: {', '.join(SCENARIOS)} or all.", show_default=", ".join(DEFAULT_SCENARIOS),
-        ),
-    ] = None,
-    surrogate: Annotated[
-        str | None,
-        typer.Option(
-            "--surrogate", autocompletion=completion.named("learner"), metavar="NAME[:…]|FILE",
-            rich_help_panel=_COMPARED, show_default="none",
-            help="Of clean/transfer: the learner, or the checkpoint, on which attacks are made.",
-        ),
-    ] = None,
-    seed: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--seed", metavar="N", rich_help_panel=_COMPARED,
-            help="Seed of meta-training and attacks.", show_default="0",
-        ),
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            "--dataset", "-d", autocompletion=completion.named("dataset"), metavar=_PLUGIN, rich_help_panel=_TASKS,
-            help="Data set.", show_default="glyphs",
-        ),
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            "--backbone", "-b", autocompletion=completion.named("backbone"), metavar=_PLUGIN, rich_help_panel=_TASKS,
-            help="Network.", show_default="the data set's",
-        ),
-    ] = None,
-    way: Annotated[int | None, typer.Option(metavar="N", rich_help_panel=_TASKS, help="Classes in a task.")] = None,
-    shot: Annotated[
-        int | None, typer.Option(metavar="N", rich_help_panel=_TASKS, help="Support images a class, to adapt on.")
-    ] = None,
-    query: Annotated[
-        int | None, typer.Option(metavar="N", rich_help_panel=_TASKS, help="Query images a class, to be judged on.")
-    ] = None,
-    profile: Annotated[
-        str | None,
-        typer.Option(
-            autocompletion=completion.profiles, metavar="|".join(PROFILES), rich_help_panel=_WORK,
-            help="What is not given is the profile's.",
-            show_default="quick",
-        ),
-    ] = None,
-    meta_steps: Annotated[
-        int | None, typer.Option(metavar="N", rich_help_panel=_WORK, help="Meta-updates in meta-training.")
-    ] = None,
-    tasks_per_step: Annotated[
-        int | None, typer.Option(metavar="N", rich_help_panel=_WORK, help="Tasks in a meta-update.")
-    ] = None,
-    episodes: Annotated[
-        int | None, typer.Option(metavar="N", rich_help_panel=_WORK, help="Test tasks that each number rests on.")
-    ] = None,
-    checks: Annotated[
-        bool | None,
-        typer.Option(
-            "--checks/--no-checks", rich_help_panel=_WORK, help="Reliability checks, which give the flags.",
-            show_default="checks",
-        ),
-    ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", metavar="", rich_help_panel=_WORK, help="Show cells and work; write nothing."),
+        typer.Option("--dry-run", metavar="", rich_help_panel=WORK, help="Show cells and work; write nothing."),
     ] = False,
     save: Annotated[
         Path | None,
         typer.Option(
-            "--save", metavar="FILE.toml", rich_help_panel=_WORK, help="Write what is typed as a suite file, too.",
+            "--save", metavar="FILE.toml", rich_help_panel=WORK, help="Write what is typed as a suite file, too.",
             show_default="no",
         ),
     ] = None,
     jobs: Annotated[
-        str, typer.Option(metavar="auto|N", rich_help_panel=_HOW, help="Workers side by side."),
+        str, typer.Option(metavar="auto|N", rich_help_panel=HOW, help="Workers side by side."),
     ] = "auto",
     executor: Annotated[
         str,
         typer.Option(
             autocompletion=completion.one_of(("local", "processes", "ray")), metavar="NAME[:…]",
-            rich_help_panel=_HOW, help="local, processes or ray; options as in ray:gpus=1,cpus=2.",
+            rich_help_panel=HOW, help="local, processes or ray; options as in ray:gpus=1,cpus=2.",
         ),
     ] = "local",
     ray_address: Annotated[
         str | None,
         typer.Option(
-            "--ray-address", metavar="HOST:PORT|auto", rich_help_panel=_HOW,
+            "--ray-address", metavar="HOST:PORT|auto", rich_help_panel=HOW,
             help="Of a Ray cluster that runs already; means --executor ray.", show_default="none",
         ),
     ] = None,
     track: Annotated[
         list[str] | None,
         typer.Option(
-            "--track", autocompletion=completion.named("tracker"), metavar=_PLUGIN, rich_help_panel=_HOW,
+            "--track", autocompletion=completion.named("tracker"), metavar=PLUGIN, rich_help_panel=HOW,
             help="Keep its curves and cells: tensorboard, mlflow.", show_default="none",
         ),
     ] = None,
     cell_timeout: Annotated[
         str | None,
         typer.Option(
-            "--cell-timeout", metavar="SECONDS|10m|2h", rich_help_panel=_HOW,
+            "--cell-timeout", metavar="SECONDS|10m|2h", rich_help_panel=HOW,
             help="The longest that a cell's evaluation, or one meta-step, may take.", show_default="none",
         ),
     ] = None,
     retry_failed: Annotated[
         bool,
-        typer.Option("--retry-failed", metavar="", rich_help_panel=_HOW, help="Try again what failed before."),
+        typer.Option("--retry-failed", metavar="", rich_help_panel=HOW, help="Try again what failed before."),
     ] = False,
     exit_when_waiting: Annotated[
         bool,
         typer.Option(
-            "--exit-when-waiting", metavar="", rich_help_panel=_HOW,
+            "--exit-when-waiting", metavar="", rich_help_panel=HOW,
             help="End when other runs are at work on all that is left.",
         ),
     ] = False,
     fresh: Annotated[
         bool,
-        typer.Option("--fresh", metavar="", rich_help_panel=_HOW, help="Delete saved work of these cells first."),
+        typer.Option("--fresh", metavar="", rich_help_panel=HOW, help="Delete saved work of these cells first."),
     ] = False,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda[:I]", rich_help_panel=WHERE, help="auto: CUDA if it is there.")
-    ] = "auto",
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            autocompletion=completion.one_of(("float32", "tf32", "bf16")), metavar="float32|tf32|bf16",
-            rich_help_panel=WHERE, help="What layers are computed in; tf32: CUDA only.", show_default="float32",
-        ),
-    ] = None,
-    compile: Annotated[
-        str,
-        typer.Option(
-            autocompletion=completion.one_of(("on", "off")), metavar="on|off", rich_help_panel=WHERE,
-            help="Whether meta-training goes through torch.compile.",
-        ),
-    ] = "off",
-    chunk: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", rich_help_panel=WHERE, help="Tasks computed at a time: fewer need less memory.",
-            show_default="by device and network",
-        ),
-    ] = None,
     data_root: DataRoot = None,
     results: Annotated[
         Path, typer.Option(metavar="DIR", parser=folder, rich_help_panel=WHERE, help="Where results go.")
@@ -229,12 +104,11 @@ def run(
     quiet: Quiet = False,
     json: Json = False,
     debug: Debug = False,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Meta-train learners, attack them on unseen tasks, and rank them."""
-    options = dict(locals())
     from robustbench_meta.cli.json_output import streaming
-    from robustbench_meta.experiment.spec import fields_of
-    from robustbench_meta.experiment.suite import Suite, find_suite
+    from robustbench_meta.experiment.suite import Suite, find_suite, save_suite
     from robustbench_meta.jobs.policy import Policy
     from robustbench_meta.reporting.terminal.console import err, working
     from robustbench_meta.runtime.interrupts import Stop, Stopped
@@ -249,12 +123,16 @@ def run(
         try:
             with nullcontext() if quiet or events else working("loading plugins and data …"):
                 from robustbench_meta.cli import run_steps
+                from robustbench_meta.jobs.runner import make_ready
 
-                ready = run_steps.prepare_suite(
-                    wanted, plugins, not no_local_plugins, data_root, policy, track or (), dry=dry_run
-                )
+                ready = make_ready(
+                    wanted, plugins, not no_local_plugins, data_root, policy, track or (),
+                    bring=None if dry_run else completion.remember,
+                )  # fmt: skip
             if save is not None:
-                run_steps.save_and_say(wanted, save, quiet=quiet)
+                is_new = save_suite(wanted, save)
+                if not quiet:
+                    err().print(f"suite: {save}" + ("" if is_new else " (as it was)"), markup=False)
             if dry_run:
                 run_steps.dry_run(ready, results, policy, events, save)
                 return
@@ -277,6 +155,40 @@ def run(
             raise typer.Exit(1)
 
 
+_TYPES: dict[Any, Any] = {
+    bool: bool, int | None: int, tuple[str, ...]: list[str], tuple[int, ...]: list[int],
+}  # fmt: skip
+"""What typer reads for a field's type; everything else is text, which `RunSpec` reads."""
+
+
+def _signature() -> inspect.Signature:
+    """The signature of `run` with the options of a run in the place of `**options`, in the order of the help."""
+    parameters = []
+    for name, (type_, default, option) in run_options().items():
+        flags = ["--checks/--no-checks"] if type_ is bool else [f"--{name.replace('_', '-')}", *option.flags]
+        declared = typer.Option(
+            *flags, help=option.help, metavar=None if type_ is bool else option.metavar, rich_help_panel=option.panel,
+            autocompletion=completion.named(option.kind) if option.kind else completion.one_of(option.values),
+            show_default=option.default or (", ".join(map(str, default)) if isinstance(default, tuple) else default),
+        )  # fmt: skip
+        annotation = Annotated[_TYPES.get(type_, str) | None, declared]  # type: ignore[valid-type]  # of a loop's option
+        parameters.append(inspect.Parameter(name, _KEYWORD, default=None, annotation=annotation))
+    *own, _ = inspect.signature(run, eval_str=True).parameters.values()
+    parameters += [each.replace(kind=_KEYWORD) for each in own]
+    return inspect.Signature(sorted(parameters, key=_panel))
+
+
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+
+
+def _panel(parameter: inspect.Parameter) -> int:
+    """The place of the parameter's panel in the help; what has no panel comes last."""
+    [info] = getattr(parameter.annotation, "__metadata__", [None])
+    panel = getattr(info, "rich_help_panel", None)
+    return PANELS.index(panel) if panel in PANELS else len(PANELS)
+
+
+run.__signature__ = _signature()  # type: ignore[attr-defined]  # typer reads it
 run.__doc__ = f"""{run.__doc__}
 
 Finished cells (learner × attack × eps × scenario × seed) are saved in the results folder, and unfinished work too: \

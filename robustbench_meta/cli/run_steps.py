@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
-import pluggy
-
-from robustbench_meta.cli.completion import remember
 from robustbench_meta.cli.json_output import Events
 from robustbench_meta.cli.run_summary import (
     WorkEstimate,
@@ -20,8 +16,6 @@ from robustbench_meta.cli.run_summary import (
     outcome,
     work_table,
 )
-from robustbench_meta.experiment.suite import Suite, save_suite
-from robustbench_meta.jobs import runner
 from robustbench_meta.jobs.planner import groups_of, needed_of, work_of, workers_for
 from robustbench_meta.jobs.policy import Policy
 from robustbench_meta.jobs.runner import PreparedRun, compute, failures_of
@@ -30,23 +24,6 @@ from robustbench_meta.reporting.terminal.progress import listening, showing_prog
 from robustbench_meta.results.store import Store, is_done, is_trained
 from robustbench_meta.runtime.cpu import available_cores
 from robustbench_meta.runtime.interrupts import Stop
-
-
-def prepare_suite(
-    suite: Suite, plugins: Path | None, local_plugins: bool, data_root: Path | None, policy: Policy,
-    track: Sequence[str] = (), *, dry: bool = False,
-) -> PreparedRun:  # fmt: skip
-    """Find the device and the plugins, load the data, and expand the grids; `dry` remembers no names to complete."""
-    return runner.make_ready(
-        suite, plugins, local_plugins, data_root, policy, track, bring=None if dry else remember
-    )  # fmt: skip
-
-
-def save_and_say(suite: Suite, path: Path, *, quiet: bool = False) -> None:
-    """Write the suite's file, and say so."""
-    new = save_suite(suite, path)
-    if not quiet:
-        err().print(f"suite: {path}" if new else f"suite: {path} (as it was)", markup=False)
 
 
 def execute(
@@ -61,7 +38,7 @@ def execute(
         policy: how it is done.
         stop: whether to stop.
         quiet: show what failed, and nothing else.
-        events: tells programs of the run, in the place of tables and progress.
+        events: the stream for programs, in the place of tables and progress.
         debug: show the tracebacks of what failed, each once.
     """
     store, keys, registry, console = Store(results), ready.keys, ready.registry, out()
@@ -69,7 +46,10 @@ def execute(
     shows = not quiet and events is None
     if shows:
         console.print(header(ready.suite, ready.grids, registry, ready.device, done))
-    with showing_progress(registry.manager, err(), show=shows), _listening(registry.manager, events):
+    with (
+        showing_progress(registry.manager, err(), show=shows),
+        nullcontext() if events is None else listening(registry.manager, events),
+    ):
         summary = compute(ready, store, policy, stop)
     if debug:
         found = [store.traceback(cell.key) for cell, _ in summary.failed + summary.failed_before]
@@ -101,11 +81,6 @@ def execute(
         if not frame.empty:
             console.print(afterwards(frame, results))
     return failed
-
-
-def _listening(manager: pluggy.PluginManager, events: Events | None) -> AbstractContextManager[Any]:
-    """Inside, they are told of the run."""
-    return nullcontext() if events is None else listening(manager, events)
 
 
 def dry_run(

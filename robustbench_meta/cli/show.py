@@ -29,7 +29,9 @@ def list_plugins(
     kind: Annotated[
         str | None,
         typer.Argument(
-            autocompletion=completion.kinds, metavar="KIND", help=f"{', '.join(KINDS)}, suites; all when left out."
+            autocompletion=completion.one_of((*KINDS, "suites")),
+            metavar="KIND",
+            help=f"{', '.join(KINDS)}, suites; all when left out.",
         ),
     ] = None,
     name: Annotated[

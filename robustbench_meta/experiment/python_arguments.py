@@ -12,9 +12,9 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from robustbench_meta.errors import BenchError, unknown
-from robustbench_meta.experiment.spec import fields_of
+from robustbench_meta.experiment.run_options import fields_of
 from robustbench_meta.experiment.suite import Suite, find_suite, read_suite
-from robustbench_meta.options import SCENARIOS, exact, parse_seconds
+from robustbench_meta.options import SCENARIOS, exact
 from robustbench_meta.registry.in_memory import GivenPlugins
 
 Folder = str | os.PathLike[str]
@@ -73,15 +73,6 @@ def eps_text(given: str | float) -> str:
     """As one would type it: the shortest text that is exactly this number, a ratio of 255 where that is shorter."""
     is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
     return exact(float(given)) if is_number else str(given)
-
-
-def seconds_of(given: float | str | None) -> float | None:
-    """A length of time, in seconds.
-
-    Raises:
-        BenchError: it is none, or not above 0.
-    """
-    return parse_seconds("cell_timeout", None if given is None else str(given))
 
 
 def suite_of(given: Folder | None) -> Suite:

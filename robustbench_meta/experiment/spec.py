@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from robustbench_meta.errors import BenchError, expected
 from robustbench_meta.experiment.profiles import get_profile
+from robustbench_meta.experiment.run_options import RunOptions, option_of
 from robustbench_meta.options import (
-    DEFAULT_ATTACKS,
-    DEFAULT_LEARNERS,
-    DEFAULT_SCENARIOS,
     Choice,
-    Compile,
     Precision,
     exact,
     parse_choice,
@@ -46,38 +43,13 @@ class OptionError(BenchError):
         self.field, self.told, self.about = field, told, (field, text)
 
 
-class RunSpec(BaseModel):
+class RunSpec(RunOptions, BaseModel):
     """What the user asked for: a grid of learners × attacks × ε × scenarios × seeds on one data set.
 
     Lists are as typed; None means: the profile's, the data set's or the plugin's default.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-    learners: tuple[str, ...] = DEFAULT_LEARNERS
-    attacks: tuple[str, ...] = DEFAULT_ATTACKS
-    dataset: str = "glyphs"
-    backbone: str | None = None
-    way: int | None = Field(None, ge=2, le=10_000)
-    shot: int | None = Field(None, ge=1, le=10_000)
-    query: int | None = Field(None, ge=1, le=10_000)
-    eps: tuple[str, ...] = ()
-    scenarios: tuple[str, ...] = DEFAULT_SCENARIOS
-    profile: str = "quick"
-    meta_steps: int | None = Field(None, ge=0, le=1_000_000_000)
-    tasks_per_step: int | None = Field(None, ge=1, le=10_000)
-    episodes: int | None = Field(None, ge=2, le=1_000_000)
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = (0,)
-    device: str = "auto"
-    precision: Precision = "float32"
-    compile: Compile = "off"
-    """Whether meta-training goes through torch.compile; decides rounding only, and so is in no hash."""
-    chunk: int | None = Field(None, ge=1, le=10_000)
-    """Tasks that are mapped at a time, instead of those of `plan_for`; decides rounding only, and so is in no hash."""
-    surrogate: str | None = None
-    """Of the scenario clean/transfer: a learner, or a checkpoint's file."""
-    checks: bool = True
-    """Whether the reliability checks are made that give the flags."""
 
     @classmethod
     def read(cls, **given: Any) -> RunSpec:
@@ -139,22 +111,6 @@ class RunSpec(BaseModel):
             choice = parse_choice(text)
             unique.setdefault(str(choice), (text, choice))
         return list(unique.values())
-
-
-_REPEATED = {"learners", "attacks", "scenarios", "seeds"}
-"""Options that are repeated; what they gather is named in the plural."""
-
-
-def option_of(field: str) -> str:
-    """The option of the command line, without its dashes, that sets a field of `RunSpec`."""
-    return (field.removesuffix("s") if field in _REPEATED else field).replace("_", "-")
-
-
-def fields_of(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `RunSpec` among options by their names (`learner`, `meta_steps`), where something was given."""
-    named = {option_of(field).replace("-", "_"): field for field in RunSpec.model_fields}
-    given = {named[name]: value for name, value in options.items() if name in named and value not in (None, [])}
-    return {field: tuple(value) if isinstance(value, list) else value for field, value in given.items()}
 
 
 def _explain(issue: Any) -> str:

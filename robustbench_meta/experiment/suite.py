@@ -14,7 +14,8 @@ from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_v
 
 from robustbench_meta import __version__
 from robustbench_meta.errors import BenchError, expected, unknown
-from robustbench_meta.experiment.spec import OptionError, RunSpec, option_of
+from robustbench_meta.experiment.run_options import option_of
+from robustbench_meta.experiment.spec import OptionError, RunSpec
 from robustbench_meta.runtime.atomic_files import write_atomically, write_text
 
 _WHERE = ("device", "compile", "chunk")

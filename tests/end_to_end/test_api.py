@@ -23,11 +23,14 @@ import torch
 
 import robustbench_meta as rbm
 from robustbench_meta import api, hookimpl
+from robustbench_meta.cli.run import run as run_command
 from robustbench_meta.contracts import Attack, Learner
 from robustbench_meta.errors import PluginError
 from robustbench_meta.experiment.checkpoints import weights_of
 from robustbench_meta.experiment.profiles import PROFILES
 from robustbench_meta.experiment.python_arguments import eps_text, several
+from robustbench_meta.experiment.run_options import ARGUMENTS, run_options
+from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.plugins.attacks.fgsm import FGSM
 from robustbench_meta.plugins.backbones.conv4 import Conv4
 from robustbench_meta.plugins.learners.maml import MAML
@@ -407,6 +410,18 @@ def test_a_misspelt_argument_says_which_may_be_meant():
     with pytest.raises(TypeError, match=r"^evaluate\(\): unknown argument 'atack': did you mean 'attack'"):
         rbm.evaluate(centroids, atack="pgd")
     assert list(inspect.signature(rbm.run).parameters)[:3] == ["suite", "learner", "attack"]
+
+
+@pytest.mark.parametrize("function", [api.run, run_command])
+def test_every_option_of_a_run_is_an_argument(function):
+    """With the default of its field, if any, and explained."""
+    parameters, fields = inspect.signature(function).parameters, RunSpec.model_fields
+    assert set(run_options()) <= set(parameters)
+    assert set(fields) == set(ARGUMENTS.values())
+    for name, (_, default, _) in run_options().items():
+        assert fields[ARGUMENTS[name]].default == default
+        assert parameters[name].default in (None, default), name
+        assert function is run_command or f"\n        {name}: " in function.__doc__, "it is explained"
 
 
 @pytest.mark.parametrize("jobs", ["auto", 0, -1, True, 1.5])

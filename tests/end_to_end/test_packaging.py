@@ -121,34 +121,12 @@ def test_the_citation_is_of_this_version():
     assert citation["authors"] == PROJECT["authors"]
 
 
-@pytest.mark.parametrize(
-    "folder",
-    [*SHIPPED, "tests", "docs", "benchmarks", ".ci", "results/published"],
-)
-def test_the_sdist_holds_the_sources(built, folder):
-    assert {str(path.relative_to(ROOT)) for path in tree(folder)} <= built[1]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "pyproject.toml",
-        "constraints.txt",
-        "constraints-audit.txt",
-        "constraints-docs.txt",
-        "mkdocs.yml",
-        "setup.py",
-        "Makefile",
-        "cli.py",
-        "README.md",
-        "CHANGELOG.md",
-        "CITATION.cff",
-        "CONTRIBUTING.md",
-        "LICENSE",
-    ],
-)
-def test_the_sdist_holds_what_a_checkout_has_at_its_top(built, name):
-    assert name in built[1]
+def test_the_sdist_holds_the_sources(built):
+    folders = (*SHIPPED, "tests", "docs", "benchmarks", ".ci", "results/published")
+    top = "pyproject.toml setup.py cli.py Makefile mkdocs.yml constraints.txt constraints-audit.txt "
+    top += "constraints-docs.txt README.md CHANGELOG.md CONTRIBUTING.md CITATION.cff LICENSE"
+    files = [path.relative_to(ROOT).as_posix() for folder in folders for path in tree(folder)]
+    assert {*files, *top.split()} <= built[1]
 
 
 # -- make ------------------------------------------------------------------------------------------

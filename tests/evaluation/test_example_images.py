@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robustbench_meta import hookimpl
-from robustbench_meta.cli import main, run_steps
+from robustbench_meta.cli import main
 from robustbench_meta.contracts import Attack
 from robustbench_meta.contracts.threat_model import ThreatModel
 from robustbench_meta.engine.attack_harness import arm
@@ -484,13 +484,13 @@ def typed():
     def read(line):
         found, patch = [], pytest.MonkeyPatch()
 
-        def stop_here(suite, *_, dry):
-            assert dry
+        def stop_here(suite, *_, bring):
+            assert bring is None, "a dry run remembers no names"
             found.extend(part.spec() for part in suite.parts)
             raise KeyboardInterrupt
 
         with patch.context() as patched:
-            patched.setattr(run_steps, "prepare_suite", stop_here)
+            patched.setattr("robustbench_meta.jobs.runner.make_ready", stop_here)
             with pytest.raises(SystemExit):
                 main([*shlex.split(line)[1:], "--dry-run"])
         [spec] = found
