@@ -19,8 +19,8 @@ from robustbench_meta.data.archives import extract, is_tar, looks_like_html
 from robustbench_meta.data.copies import PARTS
 from robustbench_meta.data.image_decoding import SUFFIXES
 from robustbench_meta.data.image_folder import TABLES, Listing, inner, list_images, split_tables
-from robustbench_meta.data.omniglot_parts import find_parts
-from robustbench_meta.data.series import find_series
+from robustbench_meta.data.omniglot import find_parts
+from robustbench_meta.data.pickled import find_series
 from robustbench_meta.errors import DataError
 from robustbench_meta.experiment.profiles import get_profile
 from robustbench_meta.runtime.paths import contents, data_root, is_clutter, size_of

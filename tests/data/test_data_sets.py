@@ -16,7 +16,7 @@ from scipy import stats
 
 from robustbench_meta.data.array_cache import cache_dir, cached
 from robustbench_meta.data.image_decoding import read_image
-from robustbench_meta.data.series import find_series
+from robustbench_meta.data.pickled import find_series
 from robustbench_meta.errors import DataError
 from robustbench_meta.experiment.data_library import add, list_data
 from robustbench_meta.options import parse_choice
