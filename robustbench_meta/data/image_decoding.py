@@ -22,7 +22,7 @@ _TURNS: dict[object, Image.Transpose] = {
 """By the number that EXIF has for the orientation."""
 
 
-def read_image_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
+def read_image_bytes(path: Path) -> bytes:
     """The content of an image's file.
 
     Raises:
@@ -30,8 +30,8 @@ def read_image_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     """
     try:
         size = path.stat().st_size
-        if size > max_bytes:
-            raise DataError(f"{path} has {size} bytes; images of at most {max_bytes} are read: replace or remove it")
+        if size > MAX_BYTES:
+            raise DataError(f"{path} has {size} bytes; images of at most {MAX_BYTES} are read: replace or remove it")
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error

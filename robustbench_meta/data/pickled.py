@@ -106,7 +106,8 @@ def read_series(series: Series, name: str, copies: Copies) -> Splits:
         listed = ", ".join(f"{name} {part} {c}×{h}×{w}" for part, (h, w, c) in shapes.items())
         raise DataError(f"the splits have images of different shapes: {listed}; expected one")
     check_disjoint({f"{name} {part}": members for part, (_, members) in files.items()})
-    by_class, digests, names = {}, [], []
+    by_class: dict[str, list[np.ndarray]] = {}
+    digests, names = [], []
     parts: dict[str, list[int]] = {part: [] for part in PARTS}
     for part, (images, members) in files.items():
         for label, places in members.items():

@@ -45,11 +45,12 @@ def checks_of(
         BenchError: it is no plugin, cannot be made without options, or there is no such clause to leave out.
     """
     if isinstance(plugin, type) and issubclass(plugin, Plugin):
+        name = plugin.__name__
         try:
             plugin = plugin()
         except Exception as error:  # pydantic's, TypeError for an abstract class, or its own
             raise BenchError(
-                f"{plugin.__name__} cannot be made without options: {' '.join(str(error).split())}; give every option "
+                f"{name} cannot be made without options: {' '.join(str(error).split())}; give every option "
                 "a default, or hand over an instance"
             ) from error
     cls = next((contract for kind, contract in _CONTRACTS.items() if isinstance(plugin, kind)), None)

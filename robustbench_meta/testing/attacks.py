@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import product
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustbench_meta.contracts import Attack, Random, Setting, Victim
 from robustbench_meta.contracts.attack import margin
@@ -19,6 +19,7 @@ from robustbench_meta.contracts.threat_model import TOLERANCE, Norm, ThreatModel
 from robustbench_meta.engine.attack_harness import arm
 from robustbench_meta.engine.attacked_model import AttackedModel, PoisonedAdaptation, Target
 from robustbench_meta.engine.engine import Engine
+from robustbench_meta.engine.query_counter import CountingModel, QueryCount
 from robustbench_meta.options import parse_eps
 from robustbench_meta.runtime.seeds import seed_all
 from robustbench_meta.runtime.tensor_snapshot import Snapshot
@@ -49,20 +50,23 @@ class Attempt:
         fits = isinstance(images, Tensor) and images.shape == self.x.shape and images.dtype == self.x.dtype
         return images if fits else None  # type: ignore[return-value]  # `fits` says what mypy cannot see
 
-    def succeeded(self, where: str | None = None, **remedy: str) -> Tensor:
-        """The images; Broken if it raised, or returned anything else."""
-        where = self.where if where is None else where
+    def expect_returned(self, **remedy: str) -> None:
+        """Raise Broken if the attack raised."""
         if self.error is not None:
-            with works(where, **remedy):
+            with works(self.where, **remedy):
                 raise self.error
+
+    def expect_images(self, **remedy: str) -> Tensor:
+        """The images; Broken if it raised, or returned anything else."""
+        self.expect_returned(**remedy)
         images = self.images
-        expect(images is not None, f"{where}it returned other than images", "return images in the shape of x")
+        expect(images is not None, f"{self.where}it returned other than images", "return images in the shape of x")
         assert images is not None
         return images
 
     def expect_inside(self) -> None:
         """Raise Broken unless the images are in the threat model."""
-        over_eps, over_range = self.threat.excess(self.succeeded(), self.x, self.event).tolist()
+        over_eps, over_range = self.threat.excess(self.expect_images(), self.x, self.event).tolist()
         eps, norm, low, high = self.threat.eps, self.threat.norm, self.threat.low, self.threat.high
         expect(
             over_eps <= TOLERANCE,
@@ -71,46 +75,6 @@ class Attempt:
         )
         pixels = f"{self.where}pixels leave [{low:g}, {high:g}] by {over_range:.3g}"
         expect(over_range <= TOLERANCE, pixels, "return threat.clip(…)")
-
-
-class RecordingModel:
-    """A victim that records what it is shown; it can call itself transductive, or have no gradient."""
-
-    def __init__(self, victim: Target, *, transductive: bool | None = None, gradient: bool = True) -> None:
-        self._victim, self._gradient = victim, gradient
-        self.way, self.event = victim.way, victim.event
-        self.transductive = victim.transductive if transductive is None else transductive
-        self.shown: list[torch.Size] = []
-
-    def _record(self, x: Tensor) -> Tensor:
-        self.shown.append(x.shape)
-        return x if self._gradient else x.detach()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Logits of x."""
-        return self._victim(self._record(x))
-
-    def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """The loss of each example."""
-        return self._victim.loss(self._record(x), y)
-
-    def fooled(self, x: Tensor, y: Tensor) -> Tensor:
-        """Whether each example is answered wrongly."""
-        return self._victim.fooled(self._record(x), y)
-
-    def task(self, index: int) -> Victim:
-        """One task's victim, which records in the same list."""
-        one = RecordingModel(self._victim.task(index), transductive=self.transductive, gradient=self._gradient)  # type: ignore[arg-type]  # a task's victim is not asked for tasks
-        one.shown = self.shown
-        return one
-
-    def tensors(self) -> list[Tensor]:
-        """The victim's."""
-        return self._victim.tensors()
-
-    def modules(self) -> Iterator[nn.Module]:
-        """The victim's."""
-        return self._victim.modules()
 
 
 def attempt(
@@ -239,8 +203,7 @@ class AttackContract(Contract):
     def runs(self) -> None:
         """Works in the settings that it does not refuse"""
         for trial in [*self.trials, *self._elsewhere()]:
-            if trial.error is not None:
-                trial.succeeded()
+            trial.expect_returned()
 
     def _elsewhere(self) -> Iterator[Attempt]:
         """2-way and 5-way, either loss, one query a class."""
@@ -314,27 +277,21 @@ class AttackContract(Contract):
         """Shows the model whole batches, or declares sub_batches"""
         if self.plugin.sub_batches or self.plugin.obstacle(self.setting._replace(transductive=True)) is not None:
             return
-        model, query = RecordingModel(self.victim(self.tasks), transductive=True), self.tasks.query
-        trial = attempt(self.plugin, model, query, self.middle, "with a transductive model, ")
-        if trial.error is not None:
-            trial.succeeded()
-        whole = query.y.shape[1]
-        counts = {shape[-1 - model.event] if len(shape) > model.event else 0 for shape in model.shown} - {whole}
-        expect(
-            not counts, f"it showed the model {', '.join(map(str, sorted(counts)))} of a task's {whole} images",
-            "always pass all images of a task, or declare `sub_batches`",
-        )  # fmt: skip
+        model = self.victim(self.tasks)
+        model.transductive = True  # such a model refuses parts of a task
+        trial = attempt(self.plugin, model, self.tasks.query, self.middle, "with a transductive model, ")
+        trial.expect_returned(remedy="always pass all images of a task, or declare `sub_batches`")
 
     @clause(after=(runs,))
     def means_its_method(self) -> None:
         """Asks for a gradient only if its method says so"""
         if self.plugin.how() not in ("black-box", "random") or self.plugin.clean:
             return
-        blind = RecordingModel(self.victim(self.tasks), gradient=False)
-        where = f"it declares the method '{self.plugin.how()}', and on a model without gradient "
-        trial = attempt(self.plugin, blind, self.tasks.query, self.middle, where)
-        if trial.error is not None:
-            trial.succeeded(remedy="ask for no gradient, or declare another `method`")
+        count = QueryCount()
+        model = CountingModel(self.victim(self.tasks), count)
+        attempt(self.plugin, model, self.tasks.query, self.middle).expect_returned()
+        seen = f"it declares the method '{self.plugin.how()}', and took a gradient"
+        expect(count.gradients == 0, seen, "ask for no gradient, or declare another `method`")
 
     @clause(after=(runs, returns_images, stays_inside))
     def needs_the_loss_only(self) -> None:
@@ -344,7 +301,7 @@ class AttackContract(Contract):
         engine, theta = engine_of(self.registry.make("learner", "maml", {}), self.setting, self.registry)
         victim = PoisonedAdaptation(engine, engine.theta(theta), self.tasks.query)
         trial = attempt(self.plugin, victim, self.tasks.support, self.middle, "on the loss through adaptation, ")
-        trial.succeeded(remedy="ask for `loss` and `fooled` only, or do not declare loss_only")
+        trial.expect_images(remedy="ask for `loss` and `fooled` only, or do not declare loss_only")
         trial.expect_inside()
 
     @clause(after=(runs, returns_images, stays_inside, touches_nothing))
@@ -353,7 +310,7 @@ class AttackContract(Contract):
         victim, query, threat = self.victim(self.tasks), self.tasks.query, self.middle
         start = noise(query.x, ThreatModel(threat.norm, threat.eps / 2), victim.event, seed=3)
         trial = attempt(self.plugin, victim, query, threat, "from a start, ", start=start)
-        trial.succeeded()
+        trial.expect_images()
         expect(not trial.touched, f"from a start, it changed {trial.touched}", "work on copies")
         trial.expect_inside()
 
@@ -392,7 +349,7 @@ class AttackContract(Contract):
             engine.attacked(AttackedModel(engine, state, query.y.shape[1]), query, bound, "query")
 
     def _images(self, victim: Target, batch: Batch, seeds: Sequence[int] = SEEDS) -> Tensor:
-        return attempt(self.plugin, victim, batch, self.middle, seeds=seeds).succeeded()
+        return attempt(self.plugin, victim, batch, self.middle, seeds=seeds).expect_images()
 
 
 def noise(x: Tensor, threat: ThreatModel, event: int, seed: int) -> Tensor:

@@ -135,9 +135,10 @@ def test_images_are_never_blown_up(tmp_path, sizes, side):
 @pytest.mark.parametrize(
     ("count", "split", "expected"),
     [(20, "auto", [10, 5, 5]), (15, "auto", [5, 5, 5]), (14, "auto", [6, 4, 4]), (100, "auto", [64, 16, 20]),
-     (20, "90:5:5", [18, 1, 1])],
+     (20, "90:5:5", [18, 1, 1]), (100, "64:16:20", [64, 16, 20]), (3, "64:16:20", [1, 1, 1]),
+     (4, "64:16:20", [2, 1, 1]), (5, "1:98:1", [1, 3, 1])],
 )  # fmt: skip
-def test_twenty_classes_are_enough_for_5_way_tasks(tmp_path, count, split, expected):
+def test_every_split_gets_a_class_and_twenty_are_enough_for_5_way_tasks(tmp_path, count, split, expected):
     classes(tmp_path, [f"c{n:03}" for n in range(count)], images=1)
     assert [len(split) for split in load(tmp_path, split=split)] == expected
 

@@ -516,11 +516,16 @@ BROKEN = {
 }
 
 
+@pytest.fixture(scope="module")
+def clean():
+    return load_registry(local=False)
+
+
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_plugin_costs_its_own_line_only(name, tmp_path):
+def test_a_broken_plugin_costs_its_own_line_only(name, tmp_path, clean):
     text, reason = BROKEN[name]
     put(tmp_path, **{name: text, "zz_sound": attack("sound")})
-    registry, clean = load_registry(tmp_path), load_registry(local=False)
+    registry = load_registry(tmp_path)
     found = locals_of(registry)
     assert found["zz_sound.py"].error is None
     assert found[f"{name}.py"].brought == []

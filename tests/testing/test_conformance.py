@@ -83,11 +83,6 @@ def test_the_examples_are_among_them():
     assert local <= {f"{kind} {name}" for kind, name, _ in ours()}
 
 
-@pytest.mark.parametrize("check", checks_of(MAML(), registry=FOUND), ids=str)
-def test_each_check_is_a_test_of_pytest(check):
-    check()
-
-
 def test_a_learner_may_name_its_backbone():
     verify(MAML(), backbone="conv4:width=4,norm=support", registry=FOUND)
 
@@ -348,6 +343,8 @@ class ComparesTasks(MAML):
 
 
 class Detaches(MAML):
+    """Cuts its inner gradient off, unasked."""
+
     def adapt(self, model, state, support, *, alpha=None, **_):
         adapted = super().adapt(model, state, support)
         return {name: weight + (adapted[name] - weight).detach() for name, weight in state.items()}
@@ -536,6 +533,8 @@ class ReadsAFile(Net):
 
 
 class NamesItsFile(ReadsAFile):
+    """Reads a file that an option names."""
+
     path: File = Field(PROJECT, description="a file")
 
 
