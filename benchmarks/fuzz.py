@@ -43,8 +43,7 @@ from PIL import Image
 
 from robustbench_meta.data import archives, safe_pickle
 from robustbench_meta.data.image_decoding import read_image
-from robustbench_meta.data.pickled import read_series
-from robustbench_meta.data.series import choose_series
+from robustbench_meta.data.pickled import choose_series, read_series
 from robustbench_meta.engine.engine import Plan
 from robustbench_meta.engine.metrics import QueryMetrics
 from robustbench_meta.engine.training_snapshots import TrainingState, read_state, state_bytes

@@ -14,7 +14,6 @@ from robustbench_meta.contracts.tasks import Splits
 from robustbench_meta.data.copies import ABOUT, PARTS, Copies
 from robustbench_meta.data.image_folder import list_images
 from robustbench_meta.data.pictures import cached_pictures
-from robustbench_meta.data.reading import read_listing, state_of
 from robustbench_meta.runtime.paths import find_folder, spelling
 
 
@@ -69,9 +68,9 @@ class ImageFolder(Dataset):
         folder = find_folder(self.name, self.path, root)
         shares = None if self.split == "auto" else [int(share) for share in self.split.split(":")]
         listing = list_images(folder, self.csv, shares, self.split_seed)
-        key = {**self.model_dump(exclude={"path", "copies"}), "state": state_of(listing)}
+        key = {**self.model_dump(exclude={"path", "copies"}), "state": listing.state()}
         pictures = cached_pictures(
-            "image-folder", key, lambda: read_listing(listing, self.size, self.channels, self.fit, self.copies)
+            "image-folder", key, lambda: listing.read(self.size, self.channels, self.fit, self.copies)
         )
         place = {label: i for i, label in enumerate(pictures.classes.tolist())}
         parts = {part: [place[label] for label in listing.labels(part)] for part in PARTS}

@@ -15,8 +15,7 @@ from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Dataset
 from robustbench_meta.contracts.tasks import Splits
 from robustbench_meta.data.copies import ABOUT, Copies
-from robustbench_meta.data.omniglot import read_half
-from robustbench_meta.data.omniglot_parts import need_parts
+from robustbench_meta.data.omniglot import need_parts, read_half
 from robustbench_meta.data.pictures import Pictures
 from robustbench_meta.errors import DataError
 from robustbench_meta.runtime.paths import data_root

@@ -13,8 +13,7 @@ from robustbench_meta.contracts import Dataset
 from robustbench_meta.contracts.tasks import Splits
 from robustbench_meta.data.copies import ABOUT, Copies
 from robustbench_meta.data.image_folder import inner
-from robustbench_meta.data.pickled import read_series
-from robustbench_meta.data.series import choose_series
+from robustbench_meta.data.pickled import choose_series, read_series
 from robustbench_meta.runtime.paths import find_folder, spelling
 
 

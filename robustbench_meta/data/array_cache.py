@@ -1,4 +1,4 @@
-"""Arrays that are slow to make, kept between runs; losing or damaging them costs time only."""
+"""Arrays that are slow to make, cached between runs; losing or damaging them costs time only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 
-from robustbench_meta.errors import DataError
+from robustbench_meta.errors import DataError, StorageError
+from robustbench_meta.runtime.atomic_files import write_atomically
 from robustbench_meta.runtime.paths import expanded, of_user
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def cache_dir() -> Path:
-    """Where caches lie: $ROBUSTBENCH_META_CACHE, else the user's cache folder.
+    """The folder of caches: $ROBUSTBENCH_META_CACHE, else the user's cache folder.
 
     Raises:
         DataError: somebody's home folder is not known here.
@@ -33,26 +33,34 @@ def cache_dir() -> Path:
     return expanded(Path(given)) if given else of_user(platformdirs.user_cache_dir, ENVIRONMENT)
 
 
-def cache_file(name: str, key: Mapping[str, object]) -> Path:
-    """The file for `name` made under the circumstances `key`: any change of them is another file."""
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:20]
-    return cache_dir() / f"{name}-{digest}.npz"
-
-
 def cached(name: str, key: Mapping[str, object], make: Callable[[], Arrays]) -> Arrays:
-    """The arrays that `make` returns, from the cache if they are there and whole.
+    """The arrays that `make` returns, from the cache if they are there and intact, under everything they depend on.
 
     An unwritable or damaged cache is logged and otherwise without effect. Nothing is ever unpickled.
     """
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:20]
     try:
-        path = cache_file(name, key)
+        path = cache_dir() / f"{name}-{digest}.npz"
     except DataError as error:
         logger.warning("nothing is kept for the next run: %s", error)
         return make()
-    arrays = _read(path)
-    if arrays is None:
-        arrays = make()
-        _write(path, arrays)
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        logger.warning("the cache %s is damaged (%s): made anew", path, error)
+    arrays = make()
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for its own options
+
+    try:
+        write_atomically(path, write, sync=False)
+    except StorageError as error:
+        logger.warning("the cache %s cannot be written (%s): the next run makes it anew", path, error.__cause__)
     return arrays
 
 
@@ -63,28 +71,3 @@ def file_digest(*files: Path) -> str:
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()[:20]
-
-
-def _read(path: Path) -> Arrays | None:
-    if not path.is_file():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        logger.warning("the cache %s is damaged (%s): made anew", path, error)
-        return None
-
-
-def _write(path: Path, arrays: Arrays) -> None:
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for its own options
-        temporary.replace(path)
-    except OSError as error:
-        logger.warning("the cache %s cannot be written (%s): the next run makes it anew", path, error)
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)

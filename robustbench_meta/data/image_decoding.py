@@ -1,4 +1,4 @@
-"""Image files from strangers: their size is checked before they are decoded, and errors name the file."""
+"""Untrusted image files: their size is checked before they are decoded, and errors name the file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TURNS: dict[object, Image.Transpose] = {
 """By the number that EXIF has for the orientation."""
 
 
-def read_image_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
+def read_image_bytes(path: Path) -> bytes:
     """The content of an image's file.
 
     Raises:
@@ -30,18 +30,15 @@ def read_image_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     """
     try:
         size = path.stat().st_size
-        if size > max_bytes:
-            raise DataError(f"{path} has {size} bytes; images of at most {max_bytes} are read: replace or remove it")
+        if size > MAX_BYTES:
+            raise DataError(f"{path} has {size} bytes; images of at most {MAX_BYTES} are read: replace or remove it")
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def longest_side(data: bytes) -> int:
-    """Of an image's width and height the larger, from the head of its file; 0 where that is damaged.
-
-    Decoding tells what is wrong with it.
-    """
+    """The larger of an image's width and height, from the head of its file; 0 where that is damaged."""
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             return max(image.size)
@@ -70,7 +67,10 @@ def read_image(data: bytes, where: str, mode: Literal["L", "RGB"], max_pixels: i
                 raise DataError(f"{where} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits")
             image.load()
             turn = _TURNS.get(_orientation(image))
-            return _flatten(image if turn is None else image.transpose(turn)).convert(mode)
+            turned = image if turn is None else image.transpose(turn)
+            if turned.has_transparency_data:
+                turned = Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned.convert("RGBA"))
+            return turned.convert(mode)
     except DataError:
         raise
     except Image.DecompressionBombError as error:
@@ -78,24 +78,14 @@ def read_image(data: bytes, where: str, mode: Literal["L", "RGB"], max_pixels: i
             f"{where} claims to be too large to be decoded (more than {MAX_PIXELS:,} pixels): replace or remove it"
         ) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, … on damage
-        raise DataError(f"{where} is not a readable image ({_reason(error)}); replace or remove it") from error
+        foreign = isinstance(error, UnidentifiedImageError)
+        reason = f"none of {', '.join(FORMATS)}" if foreign else str(error) or type(error).__name__
+        raise DataError(f"{where} is not a readable image ({reason}); replace or remove it") from error
 
 
 def _orientation(image: Image.Image) -> object:
-    """How its EXIF says that it lies; None where that is damaged, which no viewer minds."""
+    """The orientation in its EXIF; None where that is damaged, which no viewer minds."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # struct.error, SyntaxError, KeyError, …; the picture itself has been decoded
         return None
-
-
-def _flatten(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return f"none of {', '.join(FORMATS)}"
-    return str(error) or type(error).__name__

@@ -1,17 +1,22 @@
-"""Which images a folder holds, of which classes, in which splits: several layouts, one listing."""
+"""Folders of images: which images of which classes are in which splits (several layouts), and reading them."""
 
 from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath, PureWindowsPath
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+import PIL
+from PIL import Image, ImageOps
 
-from robustbench_meta.data.copies import PARTS
-from robustbench_meta.data.image_decoding import SUFFIXES
+from robustbench_meta.data.array_cache import file_digest
+from robustbench_meta.data.copies import PARTS, Copies, image_digest, resolve_copies
+from robustbench_meta.data.image_decoding import SUFFIXES, longest_side, read_image, read_image_bytes
+from robustbench_meta.data.pictures import Pictures
 from robustbench_meta.errors import DataError
 from robustbench_meta.runtime.paths import contents
 from robustbench_meta.runtime.seeds import seed_from
@@ -27,6 +32,8 @@ TABLES = (".csv", ".pkl", ".pickle", ".p", ".gz", ".npz")
 """What marks a folder as that of a data set besides images."""
 _COLUMNS = ["filename", "label", "split"]
 _DEFAULT_SHARES, _DEFAULT_LEAST = (64, 16, 20), 5
+_USUAL_SIDE = 84
+"""Of few-shot benchmarks with larger images."""
 _ADVICE = {
     (".h5", ".hdf5", ".mat"): "these are not read: write their images as files, a folder a class, with h5py and Pillow",
     (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"): "unpack archives first",
@@ -35,24 +42,6 @@ _ADVICE = {
     (".parquet", ".arrow", ".tfrecord", ".tfrecords"): "these are not read: write their images as files",
 }
 """What to do with files that people have instead of images."""
-
-
-def part_of(name: str) -> str | None:
-    """The split that a folder or table is called after: Train, val, meta-test, base, …; None: after none."""
-    return _WORDS.get(name.lower().removeprefix("meta").lstrip("-_ "))
-
-
-def inner(folder: Path) -> Path:
-    """The data set's folder: where there is but one folder, beside notes at most, the one in it, and so on."""
-    while True:
-        there = contents(folder)
-        folders = [path for path in there if path.is_dir()]
-        data = any(path.suffix.lower() in (*SUFFIXES, *TABLES) for path in there if path.is_file())
-        if len(folders) != 1 or data or part_of(folders[0].name):
-            return folder
-        if not (below := contents(folders[0])) or any(_is_image(path) for path in below):
-            return folder  # the folder of a class
-        folder = folders[0]
 
 
 class ImageFile(NamedTuple):
@@ -76,6 +65,71 @@ class Listing(NamedTuple):
     def labels(self, part: str) -> list[str]:
         """The classes of a split, in order."""
         return list(dict.fromkeys(picture.label for picture in self.pictures if picture.part == part))
+
+    def state(self) -> list[object]:
+        """What changes with the images: names, classes, sizes, times and inodes.
+
+        Size and time of modification alone would be those of another folder whose files were made alike (by a script,
+        or unpacked); an inode with its time of change is of one file, wherever its folder is moved.
+        """
+        files = []
+        for picture in self.pictures:
+            stat = picture.path.stat()
+            changes = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+            files.append((self.name_of(picture), picture.label, picture.part, *changes))
+        return [file_digest(Path(__file__)), PIL.__version__, files]
+
+    def read(self, size: int | None, channels: int, fit: Literal["squash", "crop"], copies: Copies) -> Pictures:
+        """Decode all images into [images, channels, size, size]; equal ones are refused before, if they are to be.
+
+        Without a size it is the longest side of all images, at most 84: nothing is blown up beyond what there is.
+
+        Raises:
+            DataError: an image that cannot be read, or equal ones where the rule is to refuse them.
+        """
+        names = [self.name_of(picture) for picture in self.pictures]
+        paths, labels, parts = zip(*self.pictures, strict=True)
+
+        def look(path: Path) -> tuple[np.ndarray, int]:
+            data = read_image_bytes(path)
+            return image_digest(data), longest_side(data) if size is None else size
+
+        with ThreadPoolExecutor() as pool:
+            digests, sides = zip(*pool.map(look, paths), strict=True)
+            if copies == "refuse":
+                resolve_copies(np.stack(digests), parts, labels, names, copies, str(self.folder))
+            side = size or max(4, min(_USUAL_SIDE, max(sides)))
+
+            def decode(path: Path) -> np.ndarray:
+                image = read_image(read_image_bytes(path), str(path), "RGB" if channels == 3 else "L")
+                if fit == "crop":
+                    image = ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+                else:
+                    image = image.resize((side, side), Image.Resampling.LANCZOS)
+                return np.ascontiguousarray(np.asarray(image).reshape(side, side, channels).transpose(2, 0, 1))
+
+            by_class: dict[str, list[np.ndarray]] = {}
+            for label, image in zip(labels, pool.map(decode, paths), strict=True):
+                by_class.setdefault(label, []).append(image)
+        return Pictures.stack(by_class, digests, names)
+
+
+def part_of(name: str) -> str | None:
+    """The split that a folder or table is called after: Train, val, meta-test, base, …; None: after none."""
+    return _WORDS.get(name.lower().removeprefix("meta").lstrip("-_ "))
+
+
+def inner(folder: Path) -> Path:
+    """The data set's folder: where there is but one folder, beside notes at most, the one in it, and so on."""
+    while True:
+        there = contents(folder)
+        folders = [path for path in there if path.is_dir()]
+        data = any(path.suffix.lower() in (*SUFFIXES, *TABLES) for path in there if path.is_file())
+        if len(folders) != 1 or data or part_of(folders[0].name):
+            return folder
+        if not (below := contents(folders[0])) or any(_is_image(path) for path in below):
+            return folder  # the folder of a class
+        folder = folders[0]
 
 
 def list_images(folder: Path, table: str, shares: Sequence[int] | None, seed: int) -> Listing:
@@ -111,7 +165,15 @@ def list_images(folder: Path, table: str, shares: Sequence[int] | None, seed: in
     except OSError as error:
         raise DataError(f"cannot read {error.filename or folder}: {error.strerror or error}") from error
     listing = Listing(folder, sorted(set(pictures), key=lambda one: (PARTS.index(one.part), one.label, one.path)))
-    _check(listing)
+    owner: dict[str, str] = {}
+    for _, label, part in listing.pictures:
+        if owner.setdefault(label, part) != part:
+            raise DataError(
+                f"{folder}: class '{label}' is both in {owner[label]} and in {part}; splits must share no class"
+            )
+    for part in PARTS:
+        if part not in owner.values():
+            raise DataError(f"{folder}: the split {part} has no class with images")
     return listing
 
 
@@ -131,7 +193,7 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
-def _tables(folder: Path) -> dict[str, Path]:
+def _tables(folder: Path) -> Mapping[str, Path]:
     """The tables of the three splits, by split; none where there is none of train."""
     for place in (folder, folder / "split", folder / "splits"):
         files = [path for path in contents(place) if path.suffix.lower() == ".csv"] if place.is_dir() else []
@@ -140,7 +202,7 @@ def _tables(folder: Path) -> dict[str, Path]:
     return {}
 
 
-def _split_folders(folder: Path) -> dict[str, Path]:
+def _split_folders(folder: Path) -> Mapping[str, Path]:
     """The folders of the three splits, by split; none where those of such a name are of classes."""
     folders = [path for path in contents(folder) if path.is_dir()]
     named = [path for path in folders if part_of(path.name)]
@@ -151,22 +213,21 @@ def _split_folders(folder: Path) -> dict[str, Path]:
     return {}
 
 
-def _by_part(folder: Path, paths: Sequence[Path], suffix: str) -> dict[str, Path]:
-    found: dict[str, list[Path]] = {part: [] for part in PARTS}
-    for path in paths:
-        if part := part_of(path.stem if suffix else path.name):
-            found[part].append(path)
-    for part, mine in found.items():
+def _by_part(folder: Path, paths: Sequence[Path], suffix: str) -> Mapping[str, Path]:
+    chosen = {}
+    for part in PARTS:
+        mine = [path for path in paths if part_of(path.stem if suffix else path.name) == part]
         if len(mine) != 1:
             accepted = " or ".join(f"{word}{suffix}" for word in _WORDS if _WORDS[word] == part)
             there = " and ".join(path.name for path in mine) or f"no {accepted}"
             raise DataError(f"{folder} has {there}; expected one of {accepted}")
-    return {part: mine[0] for part, mine in found.items()}
+        chosen[part] = mine[0]
+    return chosen
 
 
 def _from_folders(folder: Path, part: str) -> list[ImageFile]:
+    """One folder a class."""
     found: list[ImageFile] = []
-    stray = [path for path in contents(folder) if _is_image(path)]
     others = 0
     for label in (path for path in contents(folder) if path.is_dir()):
         there = contents(label)
@@ -185,10 +246,11 @@ def _from_folders(folder: Path, part: str) -> list[ImageFile]:
             )
         others += len(there) - len(images)
         found += [ImageFile(path, label.name, part) for path in images]
+    stray = sum(_is_image(path) for path in contents(folder))
     if others:
         logger.warning("%s: %d files that are no images (%s) are left out", folder.name, others, ", ".join(SUFFIXES))
     if stray and found:
-        logger.warning("%s: %d images in no folder of a class are left out", folder.name, len(stray))
+        logger.warning("%s: %d images in no folder of a class are left out", folder.name, stray)
     return found
 
 
@@ -217,16 +279,16 @@ def _instead(folder: Path) -> str:
     files = [path for path in contents(folder) if path.is_file()]
     if not files:
         return ""
-    told = f"; it holds {', '.join(path.name for path in files[:4])}{' …' * (len(files) > 4)}"
     suffixes = {path.suffix.lower() for path in files}
-    return told + next((f": {advice}" for mine, advice in _ADVICE.items() if suffixes & set(mine)), "")
+    advice = next((f": {advice}" for mine, advice in _ADVICE.items() if suffixes & set(mine)), "")
+    return f"; it holds {', '.join(path.name for path in files[:4])}{' …' * (len(files) > 4)}{advice}"
 
 
 def _from_csv(folder: Path, table: Path, part: str | None) -> list[ImageFile]:
+    """The images in a table, all of the split `part`; None: its column `split` says which."""
     base = folder / "images" if (folder / "images").is_dir() else folder
     pictures = []
-    for number, row in _read_csv(table, _COLUMNS if part is None else _COLUMNS[:2]):
-        where = f"{table}, line {number}"
+    for where, row in _rows(table, _COLUMNS if part is None else _COLUMNS[:2]):
         named = part or part_of(row["split"])
         if named is None:
             raise DataError(f"{where}: split is {row['split']!r}; expected train, val (or validation) or test")
@@ -237,21 +299,21 @@ def _from_csv(folder: Path, table: Path, part: str | None) -> list[ImageFile]:
     return pictures
 
 
-def _read_csv(path: Path, columns: list[str]) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a CSV by line number: these columns, all filled."""
+def _rows(path: Path, columns: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a CSV, these columns of them, all filled; each after where it is."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
             absent = [column for column in columns if column not in (reader.fieldnames or [])]
             if absent:
                 raise DataError(f"{path} has no column {' and '.join(absent)}; its first line is {reader.fieldnames}")
-            rows = [(reader.line_num, {column: (row[column] or "").strip() for column in columns}) for row in reader]
+            for line in reader:
+                where, row = f"{path}, line {reader.line_num}", {name: (line[name] or "").strip() for name in columns}
+                if not all(row.values()):
+                    raise DataError(f"{where}: expected {', '.join(columns)}; got {list(row.values())}")
+                yield where, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read {path} as CSV in UTF-8: {error}") from error
-    for number, row in rows:
-        if not all(row.values()):
-            raise DataError(f"{path}, line {number}: expected {', '.join(columns)}; got {list(row.values())}")
-    return rows
 
 
 def _inside(name: str, where: object) -> PurePath:
@@ -260,16 +322,3 @@ def _inside(name: str, where: object) -> PurePath:
     if path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts:
         raise DataError(f"{where}: '{name}' leads out of the folder of images; expected a path inside it")
     return path
-
-
-def _check(listing: Listing) -> None:
-    owner: dict[str, str] = {}
-    for picture in listing.pictures:
-        if owner.setdefault(picture.label, picture.part) != picture.part:
-            raise DataError(
-                f"{listing.folder}: class '{picture.label}' is both in {owner[picture.label]} and in {picture.part}; "
-                "splits must share no class"
-            )
-    for part in PARTS:
-        if not listing.labels(part):
-            raise DataError(f"{listing.folder}: the split {part} has no class with images")

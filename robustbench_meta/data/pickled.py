@@ -1,28 +1,96 @@
-"""The pictures of data sets that are spread as pickles."""
+"""Data sets that are distributed as pickles or .npz, one file a split: found by the names of the files, and read."""
 
 from __future__ import annotations
 
 import logging
+import re
 import zipfile
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from robustbench_meta.contracts.tasks import Splits, check_disjoint
 from robustbench_meta.data.archives import Limits, open_zip
-from robustbench_meta.data.copies import Copies, image_digest, resolve_copies
+from robustbench_meta.data.copies import PARTS, Copies, image_digest
 from robustbench_meta.data.pictures import Pictures
 from robustbench_meta.data.safe_pickle import MAX_BYTES, read_pickle
-from robustbench_meta.data.series import Series
-from robustbench_meta.errors import DataError
+from robustbench_meta.errors import DataError, unknown
+from robustbench_meta.runtime.paths import contents
 
 logger = logging.getLogger(__name__)
 
-LAYOUTS = "{image_data, class_dict} or {data, labels}"
+_WORDS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+_FILE = re.compile(
+    r"(?P<series>.*?)(?P<part>train|validation|valid|val|test)\.((pkl|pickle|p)(\.gz)?|npz)", re.IGNORECASE
+)
+_TIERED = re.compile(r"(train|val|test)_images(_png)?\.(pkl|npz)", re.IGNORECASE)
+_BASE_CLASSES = "train_phase_"
+"""Gidaris and Komodakis: NAME_train_phase_train is train, and its …_val and …_test are more images of these classes."""
+_LAYOUTS = "{image_data, class_dict} or {data, labels}"
 _SIDES = (4, 1024)
+
+
+class Series(NamedTuple):
+    """The files of one data set."""
+
+    name: str
+    """What their names begin with, as in CIFAR_FS; 'data' where they are only train, val and test."""
+    files: dict[str, Path]
+    """By split."""
+
+
+def find_series(folder: Path) -> list[Series]:
+    """The data sets that a folder has as pickles, complete or not, by the names of the files.
+
+    Raises:
+        DataError: two files of one split.
+    """
+    found: dict[str, dict[str, Path]] = {}
+    for path in contents(folder) if folder.is_dir() else []:
+        match = _FILE.fullmatch(path.name)
+        if match is None or not path.is_file():
+            continue
+        start, part = match["series"], _WORDS[match["part"].lower()]
+        if start.endswith(_BASE_CLASSES):
+            if part != "train":
+                continue
+            start = start.removesuffix(_BASE_CLASSES)
+        files = found.setdefault(start.rstrip("-_. ") or "data", {})
+        if part in files:
+            raise DataError(f"{folder} has two files of the split {part}: {files[part].name} and {path.name}; keep one")
+        files[part] = path
+    return [Series(name, files) for name, files in sorted(found.items())]
+
+
+def choose_series(folder: Path, wanted: str) -> Series:
+    """The data set of that name, or the only one; with all three splits.
+
+    Raises:
+        DataError: none, several, none of that name, or a split is missing.
+    """
+    there = {series.name: series for series in find_series(folder)}
+    if tiered := next((path for path in contents(folder) if _TIERED.fullmatch(path.name)), None):
+        raise DataError(
+            f"{folder} has {tiered.name}, as tieredImageNet is spread: compressed images, with labels apart; these are "
+            "not read: write the images as files, a folder a class in train, val and test, and use image-folder"
+        )
+    if not there:
+        raise DataError(
+            f"{folder} has no pickles of a data set; expected three files as mini-imagenet-cache-train.pkl, …-val.pkl "
+            "and …-test.pkl, or CIFAR_FS_train.pickle, CIFAR_FS_val.pickle and CIFAR_FS_test.pickle"
+        )
+    if wanted and wanted not in there:
+        raise DataError(f"{folder}: {unknown('series', wanted, there)}")
+    if not wanted and len(there) > 1:
+        raise DataError(f"{folder} has several data sets: choose one with the option series, of {', '.join(there)}")
+    series = there[wanted] if wanted else next(iter(there.values()))
+    missing = [part for part in PARTS if part not in series.files]
+    if missing:
+        names = ", ".join(path.name for path in series.files.values())
+        raise DataError(f"{folder} has no file of the split {' and '.join(missing)} beside {names}: get it, too")
+    return series
 
 
 def read_series(series: Series, name: str, copies: Copies) -> Splits:
@@ -32,29 +100,25 @@ def read_series(series: Series, name: str, copies: Copies) -> Splits:
         DataError: a file that is no pickle of images in a known layout, images of several shapes, a class in two
             splits, or equal images where the rule is to refuse them.
     """
-    read = {part: _pictures(_read(path), part, str(path)) for part, path in series.ordered()}
-    shapes = {part: "×".join(map(str, pictures.images.shape[1:])) for part, pictures in read.items()}
+    files = {part: _images_and_members(_read(series.files[part]), str(series.files[part])) for part in PARTS}
+    shapes = {part: images.shape[1:] for part, (images, _) in files.items()}
     if len(set(shapes.values())) > 1:
-        told = ", ".join(f"{name} {part} {shape}" for part, shape in shapes.items())
-        raise DataError(f"the splits have images of different shapes: {told}; expected one")
-    check_disjoint({f"{name} {part}": pictures.classes.tolist() for part, pictures in read.items()})
-    sizes = [len(pictures.images) for pictures in read.values()]
-    found = resolve_copies(
-        np.concatenate([pictures.digests for pictures in read.values()]),
-        np.repeat(list(read), sizes).tolist(),
-        np.concatenate([np.repeat(pictures.classes, pictures.counts) for pictures in read.values()]).tolist(),
-        np.concatenate([pictures.names for pictures in read.values()]).tolist(),
-        copies, name,
-    )  # fmt: skip
-    stays = dict(zip(read, np.split(found.stays, np.cumsum(sizes)[:-1]), strict=True))
-    return Splits(*(
-        pictures.select(f"{name} {part}", range(len(pictures.classes)), stays[part], found.told[part])
-        for part, pictures in read.items()
-    ))  # fmt: skip
+        listed = ", ".join(f"{name} {part} {c}×{h}×{w}" for part, (h, w, c) in shapes.items())
+        raise DataError(f"the splits have images of different shapes: {listed}; expected one")
+    check_disjoint({f"{name} {part}": members for part, (_, members) in files.items()})
+    by_class: dict[str, list[np.ndarray]] = {}
+    digests, names = [], []
+    parts: dict[str, list[int]] = {part: [] for part in PARTS}
+    for part, (images, members) in files.items():
+        for label, places in members.items():
+            parts[part].append(len(by_class))
+            by_class[label] = list(images[places].transpose(0, 3, 1, 2))
+            digests += [image_digest(images[place].tobytes()) for place in places]
+            names += [f"{part} image {place} (class '{label}')" for place in places]
+    return Pictures.stack(by_class, digests, names).split(name, parts, copies)
 
 
 def _read(path: Path) -> Any:
-    """What a pickle or an .npz holds."""
     if path.suffix.lower() != ".npz":
         return read_pickle(path)
     with open_zip(path, Limits(total=MAX_BYTES)):
@@ -66,78 +130,64 @@ def _read(path: Path) -> Any:
         raise DataError(f"{path} is not readable as arrays of numbers or text ({error}): get it again") from error
 
 
-def _pictures(content: Any, part: str, where: str) -> Pictures:
-    """The images of a file by class, channels first, named by split and place in the file."""
+def _images_and_members(content: Any, where: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The images of a file, uint8 [images, height, width, channels], and which of them each class has."""
     if not isinstance(content, dict):
-        raise DataError(f"{where} holds a {type(content).__name__}; expected a dict: {LAYOUTS}")
+        raise DataError(f"{where} holds a {type(content).__name__}; expected a dict: {_LAYOUTS}")
     content = {key.decode("latin-1") if isinstance(key, bytes) else key: value for key, value in content.items()}
+    key = next((key for key in ("data", "images") if key in content), "")
     if {"image_data", "class_dict"} <= content.keys():
         images = _images(content["image_data"], f"{where}: image_data")
-        members = _members(content["class_dict"], len(images), f"{where}: class_dict")
-    elif "labels" in content and (held := next((name for name in ("data", "images") if name in content), None)):
-        images = _images(content[held], f"{where}: {held}")
+        members = _by_class(content["class_dict"], len(images), f"{where}: class_dict")
+    elif key and "labels" in content:
+        images = _images(content[key], f"{where}: {key}")
         members = _by_label(content["labels"], len(images), f"{where}: labels")
     else:
         raise DataError(
-            f"{where} is a dict of {', '.join(map(repr, list(content)[:8])) or 'nothing'}; expected {LAYOUTS}"
+            f"{where} is a dict of {', '.join(map(repr, list(content)[:8])) or 'nothing'}; expected {_LAYOUTS}"
         )
-    counts = np.array([len(places) for places in members.values()], dtype=np.int64)
-    left = len(images) - int(counts.sum())
+    left = len(images) - sum(map(len, members.values()))
     if left:
         logger.warning("%s: %d of %d images belong to no class: left out", where, left, len(images))
-    channels_first = images.transpose(0, 3, 1, 2)
-    ordered = np.empty((len(images) - left, *channels_first.shape[1:]), dtype=np.uint8)
-    for end, places in zip(np.cumsum(counts), members.values(), strict=True):
-        ordered[end - len(places) : end] = channels_first[places]
-    names = [f"{part} image {place} (class '{label}')" for label, places in members.items() for place in places]
-    return Pictures(
-        ordered,
-        counts,
-        np.array(list(members)),
-        np.stack([image_digest(image.data) for image in ordered]),
-        np.array(names),
-    )
+    return images, members
 
 
 def _images(value: Any, where: str) -> np.ndarray:
     expected = "expected uint8 [images, height, width, 3] (or 1)"
     if not isinstance(value, np.ndarray):
         raise DataError(f"{where} is a {type(value).__name__}; {expected}")
-    fits = value.dtype == np.uint8 and value.ndim == 4 and len(value) > 0 and value.shape[3] in (1, 3)
-    if not fits:
+    if not (value.dtype == np.uint8 and value.ndim == 4 and len(value) > 0 and value.shape[3] in (1, 3)):
         raise DataError(f"{where} is {value.dtype} {list(value.shape)}; {expected}")
     if not all(_SIDES[0] <= side <= _SIDES[1] for side in value.shape[1:3]):
         raise DataError(f"{where} has images of {value.shape[1]}×{value.shape[2]} pixels; expected {_SIDES} a side")
     return value
 
 
-def _members(value: Any, total: int, where: str) -> Mapping[str, np.ndarray]:
+def _by_class(value: Any, total: int, where: str) -> dict[str, np.ndarray]:
     """The places of the images of each class, from a dict of them."""
     if not isinstance(value, dict) or not value:
-        raise DataError(f"{where} is {_told(value)}; expected a dict of the images' places by class")
+        raise DataError(f"{where} is {_shown(value)}; expected a dict of the images' places by class")
     members = {_text(label): _whole_numbers(places, f"{where}[{label!r}]") for label, places in value.items()}
     if len(members) < len(value):
         raise DataError(f"{where} has two classes of one name")
-    every = np.concatenate(list(members.values()))
-    if every.min() < 0 or every.max() >= total:
-        raise DataError(f"{where} names image {every.max() if every.min() >= 0 else every.min()}; there are {total}")
-    if len(np.unique(every)) < len(every):
-        raise DataError(f"{where} names an image twice: {np.sort(every)[:-1][np.diff(np.sort(every)) == 0][0]}")
+    every, counts = np.unique(np.concatenate(list(members.values())), return_counts=True)
+    if every[0] < 0 or every[-1] >= total:
+        raise DataError(f"{where} names image {every[-1] if every[0] >= 0 else every[0]}; there are {total}")
+    if counts.max() > 1:
+        raise DataError(f"{where} names an image twice: {every[counts > 1][0]}")
     return members
 
 
-def _by_label(value: Any, total: int, where: str) -> Mapping[str, np.ndarray]:
+def _by_label(value: Any, total: int, where: str) -> dict[str, np.ndarray]:
     """The places of the images of each class, from a label for each; in order of the numbers or names."""
     if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "iuSU":
-        labels: list[Any] = value.tolist()
-    elif isinstance(value, list | tuple) and all(type(label) in (int, str, bytes) for label in value):
-        labels = list(value)
-    else:
-        raise DataError(f"{where} is {_told(value)}; expected a list of whole numbers or names")
-    if len(labels) != total:
-        raise DataError(f"{where} has {len(labels)} entries for {total} images")
+        value = value.tolist()
+    if not isinstance(value, list | tuple) or any(type(label) not in (int, str, bytes) for label in value):
+        raise DataError(f"{where} is {_shown(value)}; expected a list of whole numbers or names")
+    if len(value) != total:
+        raise DataError(f"{where} has {len(value)} entries for {total} images")
     places: dict[Any, list[int]] = {}
-    for place, label in enumerate(labels):
+    for place, label in enumerate(value):
         places.setdefault(label, []).append(place)
     ordered = sorted(
         places, key=lambda label: (isinstance(label, int), label if isinstance(label, int) else 0, str(label))
@@ -153,7 +203,7 @@ def _whole_numbers(value: Any, where: str) -> np.ndarray:
         return value.astype(np.int64)
     if isinstance(value, list | tuple) and value and all(type(place) is int and abs(place) < 2**62 for place in value):
         return np.array(value, dtype=np.int64)
-    raise DataError(f"{where} is {_told(value)}; expected a list of whole numbers, not empty")
+    raise DataError(f"{where} is {_shown(value)}; expected a list of whole numbers, not empty")
 
 
 def _text(label: Any) -> str:
@@ -165,9 +215,7 @@ def _text(label: Any) -> str:
     return text
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"an array {value.dtype} {list(value.shape)}"
-    if isinstance(value, list | tuple | dict):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
+    return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, list | tuple | dict) else "")

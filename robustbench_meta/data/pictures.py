@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from robustbench_meta.contracts.tasks import Splits, check_disjoint_classes
-from robustbench_meta.data.array_cache import Arrays, cached
+from robustbench_meta.contracts.tasks import Splits, check_disjoint
+from robustbench_meta.data.array_cache import cached
 from robustbench_meta.data.copies import PARTS, Copies, resolve_copies
 from robustbench_meta.data.image_bank import ImageBank
 
@@ -44,58 +44,34 @@ class Pictures(NamedTuple):
         made = Pictures(np.stack(images), counts, np.array(list(by_class)))
         return made if digests is None else made._replace(digests=np.stack(digests), names=np.array(names))
 
-    def select(self, name: str, chosen: Iterable[int], stays: np.ndarray | None = None, copies: str = "") -> ImageBank:
-        """The classes of these places as the split `name`; without a copy where their images lie side by side.
-
-        Args:
-            name: which split of which data set.
-            chosen: places of classes.
-            stays: which of all images are not dropped; None: all.
-            copies: what was done about equal images of this split.
-        """
-        places = np.fromiter(chosen, dtype=np.int64)
-        ends = np.cumsum(self.counts)
-        rows = [np.arange(ends[place] - self.counts[place], ends[place]) for place in places]
-        if stays is not None:
-            rows = [each[stays[each]] for each in rows]
-        whole = np.concatenate([*rows, np.empty(0, np.int64)])
-        beside = len(whole) > 0 and bool((np.diff(whole) == 1).all())
-        images = self.images[whole[0] : whole[-1] + 1] if beside else self.images[whole]
-        counts, classes = np.array([len(each) for each in rows], dtype=np.int64), self.classes[places]
-        fingerprint = _fingerprint(images, counts, classes)
-        return ImageBank(name, torch.from_numpy(images), counts.tolist(), classes.tolist(), fingerprint, copies)
-
     def split(self, name: str, parts: Mapping[str, Sequence[int]], copies: Copies = "drop") -> Splits:
         """Train, validation and test by places of classes; checked to share no class, nor an image by the rule."""
-        stays, told = None, dict.fromkeys(PARTS, "")
+        check_disjoint({f"{name} {part}": self.classes[list(parts[part])].tolist() for part in PARTS})
+        owner = np.repeat(np.arange(len(self.counts)), self.counts)
+        stays, notes = np.ones(len(owner), dtype=bool), dict.fromkeys(PARTS, "")
         if len(self.digests):
             part_of = {place: part for part in PARTS for place in parts[part]}
-            classes = np.repeat(np.arange(len(self.counts)), self.counts)
-            used = np.flatnonzero(np.isin(classes, list(part_of)))
-            found = resolve_copies(
-                self.digests[used], [part_of[place] for place in classes[used].tolist()],
-                self.classes[classes[used]].tolist(), self.names[used].tolist(), copies, name,
+            used = np.flatnonzero(np.isin(owner, list(part_of)))
+            stays[used], notes = resolve_copies(
+                self.digests[used], [part_of[place] for place in owner[used].tolist()],
+                self.classes[owner[used]].tolist(), self.names[used].tolist(), copies, name,
             )  # fmt: skip
-            stays, told = np.ones(len(classes), dtype=bool), found.told
-            stays[used] = found.stays
-        splits = Splits(*(self.select(f"{name} {part}", parts[part], stays, told[part]) for part in PARTS))
-        check_disjoint_classes(splits)
-        return splits
+        return Splits(*(self._select(f"{name} {part}", parts[part], stays, notes[part]) for part in PARTS))
+
+    def _select(self, name: str, places: Sequence[int], stays: np.ndarray, copies: str) -> ImageBank:
+        """The classes of these places, without what does not stay; a view where their images lie side by side."""
+        ends = np.cumsum(self.counts)
+        rows = [np.arange(ends[place] - self.counts[place], ends[place]) for place in places]
+        rows = [each[stays[each]] for each in rows]
+        chosen = np.concatenate([*rows, np.empty(0, np.int64)])
+        adjacent = len(chosen) > 0 and bool((np.diff(chosen) == 1).all())
+        images = self.images[chosen[0] : chosen[-1] + 1] if adjacent else self.images[chosen]
+        counts, classes = [len(each) for each in rows], self.classes[list(places)].tolist()
+        digest = hashlib.sha256(repr((images.shape, counts, classes)).encode())
+        digest.update(np.ascontiguousarray(images).data)
+        return ImageBank(name, torch.from_numpy(images), counts, classes, digest.hexdigest()[:16], copies)
 
 
 def cached_pictures(name: str, key: Mapping[str, object], make: Callable[[], Pictures]) -> Pictures:
     """The pictures that `make` returns, kept between runs under everything that they depend on, `key`."""
-
-    def arrays() -> Arrays:
-        return make()._asdict()
-
-    stored = cached(name, {**key, "fields": Pictures._fields}, arrays)
-    if set(stored) != set(Pictures._fields) or stored["counts"].sum() != len(stored["images"]):
-        return make()
-    return Pictures(**stored)
-
-
-def _fingerprint(images: np.ndarray, counts: np.ndarray, classes: np.ndarray) -> str:
-    digest = hashlib.sha256(repr((images.shape, counts.tolist(), classes.tolist())).encode())
-    digest.update(np.ascontiguousarray(images).data)
-    return digest.hexdigest()[:16]
+    return Pictures(**cached(name, {**key, "fields": Pictures._fields}, lambda: make()._asdict()))

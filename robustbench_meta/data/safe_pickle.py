@@ -1,4 +1,4 @@
-"""Pickles from strangers, read by an unpickler that knows ten names and imports nothing."""
+"""Untrusted pickles, read by an unpickler whose `find_class` allows ten names and imports nothing."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ class _NotData(Exception):  # noqa: N818  # what a pickle holds that is not read
 
 class _DataUnpickler(_Unpickler):  # type: ignore[misc]  # typeshed does not know it
     def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
-        if f"{module}.{name}" not in _ALLOWED:
-            raise _NotData(repr(f"{module}.{name}"[:120]))
-        function = _ALLOWED[f"{module}.{name}"]
+        full = f"{module.replace('numpy._core', 'numpy.core').replace('__builtin__', 'builtins')}.{name}"
+        if full not in _ALLOWED:
+            raise _NotData(repr(full[:120]))
+        function = _ALLOWED[full]
 
         def called(*arguments: Any) -> Any:  # anew each time, and no class: BUILD sets attributes, NEWOBJ calls __new__
             return function(*arguments)
@@ -99,9 +99,9 @@ class _DataUnpickler(_Unpickler):  # type: ignore[misc]  # typeshed does not kno
 
 
 class _Dtype:
-    """A dtype of numbers or text, named first; BUILD sets its byte order."""
+    """A dtype of numbers or text; a real one would let BUILD forge its size and fields."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *_: Any) -> None:
         if not _DTYPE.fullmatch(name):
             raise _NotData(f"an array of the dtype {name[:20]!r}")
         self.dtype = np.dtype(name)
@@ -119,13 +119,17 @@ class _Array(np.ndarray):
         version, shape, dtype, is_fortran, content = state
         if isinstance(content, list):
             raise _NotData("an array of Python objects")
-        content = content.encode("latin-1") if isinstance(content, str) else bytes(content)
+        content = _bytes(content)
         checked: Any = (version, shape, _flat(content, dtype, shape).dtype, bool(is_fortran), content)
         super().__setstate__(checked)
         self.flags.writeable = False
 
 
-def _flat(content: bytes | bytearray, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+def _bytes(content: Any) -> bytes:
+    return content.encode("latin-1") if isinstance(content, str) else bytes(content)
+
+
+def _flat(content: Any, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
     """A view of the content, of exactly its size."""
     if not isinstance(content, bytes | bytearray) or not isinstance(dtype, _Dtype):
         raise ValueError("an array without content or dtype")
@@ -144,23 +148,18 @@ def _from_buffer(content: Any, dtype: Any, shape: Any, order: str, axes: Any = N
     return array if axes is None else array.transpose(axes)
 
 
-def _scalar(dtype: Any, content: str | bytes) -> Any:
-    return _flat(content.encode("latin-1") if isinstance(content, str) else content, dtype, (1,)).item()
-
-
 def _range(*arguments: int) -> list[int]:
-    numbers = range(*arguments)
-    if len(numbers) > _LONGEST:
-        raise _NotData(f"a range of {len(numbers)} numbers")
-    return list(numbers)
+    if len(range(*arguments)) > _LONGEST:
+        raise _NotData(f"a range of {len(range(*arguments))} numbers")
+    return list(range(*arguments))
 
 
 _ALLOWED: dict[str, Callable[..., Any]] = {
     "numpy.core.multiarray._reconstruct": lambda *_: _Array((0,), "b"),
-    "numpy.core.multiarray.scalar": _scalar,
+    "numpy.core.multiarray.scalar": lambda dtype, content: _flat(_bytes(content), dtype, (1,)).item(),
     "numpy.core.numeric._frombuffer": _from_buffer,
     "numpy.ndarray": lambda: None,  # named, and never called
-    "numpy.dtype": lambda name, *_: _Dtype(name),
+    "numpy.dtype": _Dtype,
     "collections.OrderedDict": dict,
     "_codecs.encode": lambda text, encoding: text.encode("latin-1"),
     "builtins.bytes": lambda: b"",

@@ -12,15 +12,15 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from robustbench_meta.data.archives import extract, is_tar, looks_like_html
 from robustbench_meta.data.copies import PARTS
 from robustbench_meta.data.image_decoding import SUFFIXES
-from robustbench_meta.data.image_folder import TABLES, Listing, inner, list_images, split_tables
-from robustbench_meta.data.omniglot_parts import find_parts
-from robustbench_meta.data.series import find_series
+from robustbench_meta.data.image_folder import TABLES, inner, list_images, split_tables
+from robustbench_meta.data.omniglot import find_parts
+from robustbench_meta.data.pickled import find_series
 from robustbench_meta.errors import DataError
 from robustbench_meta.experiment.profiles import get_profile
 from robustbench_meta.runtime.paths import contents, data_root, is_clutter, size_of
@@ -33,18 +33,8 @@ MD5 = {
 MAX_DOWNLOAD = 64 * 2**20
 """Bytes; the archives have 9.5 and 6.5 million."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_RESERVED = {
-    "glyphs",
-    "toy",
-    "image-folder",
-    "pickled",
-    "omniglot",
-    "omniglot-py",
-    "images_background",
-    "images_evaluation",
-}
-
-
+_BUILT_IN = ("glyphs", "toy")
+_RESERVED = {*_BUILT_IN, "image-folder", "pickled", "omniglot", "omniglot-py", "images_background", "images_evaluation"}
 State = Literal["built in", "ready", "needs options", "damaged", "incomplete", "missing"]
 
 
@@ -61,26 +51,13 @@ class Row(NamedTuple):
     bytes: int
 
 
-class DownloadProgress(Protocol):
-    """A progress bar, as pooch drives it."""
-
-    total: int
-
-    def update(self, increment: int) -> Any:
-        """So many bytes more."""
-        ...
-
-    def reset(self) -> Any:
-        """Start over."""
-        ...
-
-    def close(self) -> Any:
-        """Done with one file."""
-        ...
-
-
-def download_omniglot(root: Path | None, progress: DownloadProgress | None = None, base_url: str = OFFICIAL) -> Row:
+def download_omniglot(root: Path | None, progress: Any = None, base_url: str = OFFICIAL) -> Row:
     """Fetch both official archives into root/omniglot, checked by MD5; what is already there and right is kept.
+
+    Args:
+        root: the data root.
+        progress: a progress bar as pooch drives it, with `total`, `update`, `reset` and `close`.
+        base_url: where the archives are.
 
     Raises:
         DataError: no network, another content than expected, or a different file already there; each says what to
@@ -88,49 +65,42 @@ def download_omniglot(root: Path | None, progress: DownloadProgress | None = Non
     """
     folder = data_root(root) / "omniglot"
     for name, md5 in MD5.items():
-        _refuse_other(folder / name, md5)
+        path = folder / name
+        if path.is_file() and hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != md5:
+            raise DataError(
+                f"{path} is there but is not the official file (MD5 {md5}): it is used as it is; to download the "
+                "official one, move it away first"
+            )
     for name, md5 in MD5.items():
         _fetch(base_url + name, md5, folder / name, progress)
     return _omniglot(data_root(root))
 
 
-def _refuse_other(path: Path, md5: str) -> None:
-    if path.is_file() and hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != md5:
-        raise DataError(
-            f"{path} is there but is not the official file (MD5 {md5}): it is used as it is; to download the official "
-            "one, move it away first"
-        )
-
-
-def _fetch(url: str, md5: str, path: Path, progress: DownloadProgress | None) -> None:
+def _fetch(url: str, md5: str, path: Path, progress: Any) -> None:
+    """Download a file of that checksum, over https or from this machine."""
     import pooch  # noqa: PLC0415  # with requests: 0.2 s
 
+    by_hand = f"; get it by hand, put it at {path}, MD5 {md5}, or `bench data add omniglot FOLDER`"
+
     def download(url: str, output: str, mirror: Any) -> None:
-        checks = {"response": lambda response, **_: _check_place(response, url)}
-        counted = _Counted(progress, url)
-        pooch.HTTPDownloader(progressbar=counted, timeout=30, hooks=checks)(url, output, mirror)
+        hooks = {"response": lambda response, **_: _check_place(response, url)}
+        pooch.HTTPDownloader(progressbar=_Limited(progress, url), timeout=30, hooks=hooks)(url, output, mirror)
         with Path(output).open("rb") as file:
             if looks_like_html(file.read(512)):
                 raise DataError(f"{url} answered with a web page instead of the archive (a proxy or log-in?){by_hand}")
 
-    by_hand = f"; get it by hand, put it at {path}, MD5 {md5}, or `bench data add omniglot FOLDER`"
     pooch.get_logger().setLevel("WARNING")
-    if not _trusted(url):
+    place = urlsplit(url)
+    local = place.scheme == "http" and place.hostname in ("127.0.0.1", "::1", "localhost")
+    if place.scheme != "https" and not local:
         raise DataError(f"{url} is not https: not downloaded{by_hand}")
     try:
         pooch.retrieve(url, f"md5:{md5}", path.name, path.parent, downloader=download)
-    except DataError:
-        raise
     except OSError as error:  # requests' errors, some of which are ValueErrors too, and the disk's
-        raise DataError(f"{url} could not be downloaded to {path.parent} ({_short(error)}){by_hand}") from error
+        reason = error.strerror or f"{type(error).__name__}: {str(error)[:200]}"
+        raise DataError(f"{url} could not be downloaded to {path.parent} ({reason}){by_hand}") from error
     except ValueError as error:  # pooch's word for another checksum
         raise DataError(f"{url} is not the official file (its MD5 is not {md5}): nothing was kept{by_hand}") from error
-
-
-def _trusted(url: str) -> bool:
-    """Whether a download may come from there: by https, or from this machine."""
-    place = urlsplit(url)
-    return place.scheme == "https" or (place.scheme == "http" and place.hostname in ("127.0.0.1", "::1", "localhost"))
 
 
 def _check_place(response: Any, url: str) -> None:
@@ -139,15 +109,14 @@ def _check_place(response: Any, url: str) -> None:
         raise DataError(f"{url} redirects to {response.url}, which is not https: not downloaded")
 
 
-class _Counted:
+class _Limited:
     """Progress that ends a download that is far too long."""
 
-    def __init__(self, progress: DownloadProgress | None, url: str) -> None:
+    def __init__(self, progress: Any, url: str) -> None:
         self._progress, self._url, self._count = progress, url, 0
         self.total = 0
 
     def update(self, increment: int) -> None:
-        """So many bytes more."""
         self._count += increment
         if self._count > MAX_DOWNLOAD:
             raise DataError(
@@ -158,19 +127,13 @@ class _Counted:
             self._progress.update(increment)
 
     def reset(self) -> None:
-        """Start over."""
         self._count = 0
         if self._progress is not None:
             self._progress.reset()
 
     def close(self) -> None:
-        """Done with one file."""
         if self._progress is not None:
             self._progress.close()
-
-
-def _short(error: OSError) -> str:
-    return error.strerror or f"{type(error).__name__}: {str(error)[:200]}"
 
 
 def add(name: str, path: Path, root: Path | None = None) -> Row:
@@ -195,16 +158,18 @@ def add(name: str, path: Path, root: Path | None = None) -> Row:
     if not path.exists():
         raise DataError(f"there is no {path}; expected a folder, or a zip or tar with such a folder")
     with _staging(target.parent) as stage:
-        staged = _copy_omniglot(path, stage / name) if name == "omniglot" else _copy(_archive(path), stage / name)
+        staged = stage / name
+        if name == "omniglot":
+            _copy_omniglot(path, staged)
+        else:
+            _copy(_archive(path), staged)
         try:
-            unfit = _check_loads(name, staged, stage)
+            reason = _check_loads(name, staged, stage)
         except DataError as error:
             raise DataError(f"{path} was not added: {str(error).replace(str(staged), str(path))}") from error
         staged.rename(target)
-    if name == "omniglot":
-        return _omniglot(target.parent)
-    row = _own(target)[0]
-    return row._replace(state="needs options", where=f"{row.where}: {unfit}") if unfit else row
+    row = _omniglot(target.parent) if name == "omniglot" else _own(target)[0]
+    return row._replace(state="needs options", where=f"{row.where}: {reason}") if reason else row
 
 
 @contextmanager
@@ -222,14 +187,16 @@ def _staging(root: Path) -> Iterator[Path]:
         raise DataError(f"cannot write {root}: {error}; name another folder with --data-root") from error
 
 
-def _copy_omniglot(path: Path, target: Path) -> Path:
+def _copy_omniglot(path: Path, target: Path) -> None:
     parts = find_parts(path) if path.is_dir() else []
     if not parts:
         raise DataError(f"{path}: expected a folder with images_background.zip and images_evaluation.zip, or extracted")
     target.mkdir()
     for part in parts:
-        _copy(part.path, target / part.path.name, unpack=False)
-    return target
+        if part.path.is_dir():
+            _copy(part.path, target / part.path.name)
+        else:
+            shutil.copy2(part.path, target / part.path.name)
 
 
 def _archive(path: Path) -> Path:
@@ -240,19 +207,16 @@ def _archive(path: Path) -> Path:
     return archives[0] if len(archives) == 1 and not data else path
 
 
-def _copy(path: Path, target: Path, unpack: bool = True) -> Path:
-    """A copy of a file or folder, without clutter; of an archive, what is in it."""
-    if path.is_dir():
-        for folder, _, _ in os.walk(path, followlinks=True):
-            if not any(map(is_clutter, Path(folder).relative_to(path).parts)):
-                contents(Path(folder))  # for links that lead nowhere
-        shutil.copytree(path, target, ignore=lambda _, names: [name for name in names if is_clutter(name)])
-    elif unpack:
+def _copy(path: Path, target: Path) -> None:
+    """Copy a folder, without clutter, or unpack an archive."""
+    if not path.is_dir():
         extract(path, target)
         target.mkdir(exist_ok=True)
-    else:
-        shutil.copy2(path, target)
-    return target
+        return
+    for folder, _, _ in os.walk(path, followlinks=True):
+        if not any(map(is_clutter, Path(folder).relative_to(path).parts)):
+            contents(Path(folder))  # for links that lead nowhere
+    shutil.copytree(path, target, ignore=lambda _, names: [name for name in names if is_clutter(name)])
 
 
 def _check_loads(name: str, staged: Path, stage: Path) -> str:
@@ -287,7 +251,7 @@ def list_data(root: Path | None = None) -> list[Row]:
         raise DataError(f"{where} is a file; expected the folder that holds data sets: name another with --data-root")
     folders = sorted(path for path in where.iterdir() if path.is_dir()) if where.is_dir() else []
     own = [path for path in folders if path.name not in _RESERVED and not path.name.startswith(".")]
-    built_in = [Row(name, "made when needed", "built in", 0) for name in ("glyphs", "toy")]
+    built_in = [Row(name, "made when needed", "built in", 0) for name in _BUILT_IN]
     return [*built_in, _omniglot(where), *(row for path in own for row in _own(path))]
 
 
@@ -301,48 +265,35 @@ def _omniglot(root: Path) -> Row:
 
 def _own(folder: Path) -> list[Row]:
     """What the user has put there: data sets as pickles, or images."""
+
+    def row(plugin: str, option: str, state: State, size: int | None = None) -> Row:
+        named = f"{plugin}:path={folder.name}{option}"
+        return Row(named, str(folder), state, size_of(folder) if size is None else size)
+
     try:
         series = find_series(inner(folder))
-        whole = [one for one in series if len(one.files) == len(PARTS)]
-        if whole:
-            names = [f",series={one.name}" if len(series) > 1 else "" for one in whole]
-            sizes = [sum(size_of(path) for path in one.files.values()) for one in whole]
-            return [
-                Row(f"pickled:path={folder.name}{name}", str(folder), "ready", size)
-                for name, size in zip(names, sizes, strict=True)
-            ]
         there = contents(inner(folder))
-    except DataError:  # told when it is read
-        return [Row(f"pickled:path={folder.name}", str(folder), "damaged", size_of(folder))]
+    except DataError:  # explained when it is read
+        return [row("pickled", "", "damaged")]
+    whole = [one for one in series if len(one.files) == len(PARTS)]
+    if whole:
+        sizes = {one.name: sum(map(size_of, one.files.values())) for one in whole}
+        return [row("pickled", f",series={name}" * (len(series) > 1), "ready", size) for name, size in sizes.items()]
     if series and not any(path.is_dir() or path.suffix.lower() == ".csv" for path in there):
-        return [Row(f"pickled:path={folder.name}", str(folder), "incomplete", size_of(folder))]
-    return [
-        Row(f"image-folder:path={folder.name}{table}", str(folder), state, size_of(folder))
-        for table, state in _image_rows(folder)
-    ]
+        return [row("pickled", "", "incomplete")]
+    state = _state_of_images(folder, "")
+    tables = split_tables(inner(folder)) if state == "damaged" else []
+    if len(tables) > 1:  # then one has to be chosen
+        return [row("image-folder", f",csv={one.name}", _state_of_images(folder, one.name)) for one in tables]
+    return [row("image-folder", "", state)]
 
 
-def _image_rows(folder: Path) -> Iterator[tuple[str, State]]:
-    """What to type besides the path, and whether that lists images; only a table of splits beside others needs it."""
-    try:
-        listing = list_images(folder, "", None, 0)
-    except DataError:
-        tables = split_tables(inner(folder))
-        if len(tables) < 2:  # one needs no choice
-            yield "", "damaged"
-        for table in tables if len(tables) > 1 else ():
-            try:
-                listing = list_images(folder, table.name, None, 0)
-            except DataError:
-                yield f",csv={table.name}", "damaged"
-            else:
-                yield f",csv={table.name}", _suffices(listing)
-    else:
-        yield "", _suffices(listing)
-
-
-def _suffices(listing: Listing) -> State:
+def _state_of_images(folder: Path, table: str) -> State:
     """Whether each split has the classes and images that `bench run` asks for by default."""
+    try:
+        listing = list_images(folder, table, None, 0)
+    except DataError:
+        return "damaged"
     profile = get_profile("quick")  # the default
     sizes = Counter((picture.part, picture.label) for picture in listing.pictures)
     classes = Counter(part for part, _ in sizes)

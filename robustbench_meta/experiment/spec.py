@@ -143,7 +143,9 @@ class PluginSpec(BaseModel):
 
 
 def _typed(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else exact(value) if isinstance(value, float) else str(value)
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return exact(value) if isinstance(value, float) else str(value)
 
 
 class _Hashed(BaseModel):

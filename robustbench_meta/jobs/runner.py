@@ -27,7 +27,6 @@ from robustbench_meta.jobs.policy import RECIPE, Policy, Recipe
 from robustbench_meta.jobs.queue import Queue
 from robustbench_meta.jobs.status import run_lock
 from robustbench_meta.registry.registry import Registry, load_registry
-from robustbench_meta.registry.trackers import attach
 from robustbench_meta.results.store import Store
 from robustbench_meta.runtime.atomic_files import cannot_write, write_bytes
 from robustbench_meta.runtime.cpu import available_cores
@@ -84,7 +83,7 @@ def make_ready(
     registry = load_registry(plugins, local=local_plugins)
     if bring is not None:
         bring(registry)
-    attach(registry, track)
+    registry.attach(track)
     grids = prepare_all(specs, registry, data_root, [part.placed for part in suite.parts])
     return PreparedRun(suite, grids, registry, device, plugins, local_plugins, data_root)
 

@@ -50,7 +50,7 @@ class Source(NamedTuple):
     where: str
     load: Callable[[], Any]
     identity: Callable[[], str]
-    """Once it is loaded, for only then is it known where its imports lie."""
+    """To be called once it is loaded, for only then is it known where its imports are."""
 
 
 def sources(folder: Path | None = None, *, local: bool = True) -> Iterator[Source]:
@@ -67,7 +67,8 @@ def sources(folder: Path | None = None, *, local: bool = True) -> Iterator[Sourc
         raise PluginError(f"--plugins {folder} and --no-local-plugins exclude each other: leave one of them out")
     for name, identity in _built_in_modules():
         yield Source("built-in", name, partial(importlib.import_module, name), partial(str, identity))
-    for entry in _entry_points():
+    entries = {entry.value: entry for entry in metadata.entry_points(group=hookspecs.PROJECT)}  # each module once
+    for _, entry in sorted(entries.items()):
         label = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "entry point"
         yield Source("installed", f"{label} ({entry.value})", entry.load, partial(_installed_identity, label, entry))
     _forget_edited()
@@ -79,22 +80,19 @@ def sources(folder: Path | None = None, *, local: bool = True) -> Iterator[Sourc
 
 
 def _warn_of_others(folder: Path, files: Sequence[Path]) -> None:
-    """Plugins are code that runs as the user: tell who else may write it, where the system knows owners."""
-    if not hasattr(os, "getuid"):
-        return
-    for path in (folder, *files):
+    """Plugins are code that runs as the user: say who else may write it, where the system knows owners."""
+    for path in (folder, *files) if hasattr(os, "getuid") else ():
         try:
             status = path.stat()
         except OSError:
             continue
-        if status.st_mode & stat.S_IWOTH:
-            reason = "every user of this machine may write it"
-        elif status.st_uid not in (0, os.getuid()):
+        reason = "every user of this machine may write it" if status.st_mode & stat.S_IWOTH else ""
+        if not reason and status.st_uid not in (0, os.getuid()):
             reason = f"it belongs to another user (number {status.st_uid})"
-        else:
-            continue
-        _warn(f"{path} holds plugins, which are code that runs as you, and {reason}; to load none: --no-local-plugins")
-        return
+        if reason:
+            return _warn(
+                f"{path} holds plugins, which are code that runs as you, and {reason}; to load none: --no-local-plugins"
+            )
 
 
 @cache
@@ -175,23 +173,17 @@ def _forget_edited() -> None:
 def _built_in_modules() -> Iterator[tuple[str, str]]:
     """Modules in the sub-packages of the built-in folder, with their identity.
 
-    What lies directly in the folder is a local plugin.
+    What lies directly in the folder is a local plugin. The identity is the version, a digest of the module and of those
+    of the built-in folder that it needs, and the release of torchattacks where one of these imports that.
     """
     folders = [Path(path) for path in _built_in_package().__path__]
     for kind in sorted(FOLDERS):
         for module in pkgutil.iter_modules([str(folder / kind) for folder in folders]):
             name = f"{_BUILT_IN}.{kind}.{module.name}"
-            yield name, _built_in_identity(name, folders)
-
-
-def _built_in_identity(name: str, folders: Sequence[Path]) -> str:
-    """The version, and a digest of the module and of those of the built-in folder that it needs.
-
-    The release of torchattacks is in it where one of these imports that.
-    """
-    needed = imports_of(name, partial(source_in, folders, below=_BUILT_IN))
-    identity = f"robustbench_meta=={__version__} sha256:{_digest(dict(sorted(needed.code.items())))}"
-    return identity + (f" torchattacks=={release_of('torchattacks')}" if "torchattacks" in needed.others else "")
+            needed = imports_of(name, partial(source_in, folders, below=_BUILT_IN))
+            release = f" torchattacks=={release_of('torchattacks')}" if "torchattacks" in needed.others else ""
+            code = _digest(dict(sorted(needed.code.items())))
+            yield name, f"robustbench_meta=={__version__} sha256:{code}{release}"
 
 
 def _built_in_package() -> ModuleType:
@@ -206,21 +198,9 @@ def _built_in_package() -> ModuleType:
     there = sys.modules.get(_BUILT_IN)
     if there is not None and Path(there.__file__ or "").resolve() == source:
         return there
-    _forget(_BUILT_IN)
-    spec = importlib.util.spec_from_file_location(_BUILT_IN, source, submodule_search_locations=[str(source.parent)])
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[_BUILT_IN] = module
-    spec.loader.exec_module(module)
+    module = _import_as(_BUILT_IN, source.parent)
     setattr(sys.modules["robustbench_meta"], "plugins", module)  # noqa: B010  # as an import does; mypy knows no plugins
     return module
-
-
-def _entry_points() -> list[metadata.EntryPoint]:
-    """Those of the group, each module once, in an order that does not depend on the file system."""
-    found = {entry.value: entry for entry in metadata.entry_points(group=hookspecs.PROJECT)}
-    return [found[value] for value in sorted(found)]
 
 
 def _local_files(folder: Path | None) -> list[Path]:
@@ -242,8 +222,13 @@ def is_built_in_folder(where: Path) -> bool:
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Import a file or package under a name of its own, afresh."""
+    """Import a local plugin under a name of its own."""
     name = f"robustbench_meta_local_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
+    return _import_as(name, path)
+
+
+def _import_as(name: str, path: Path) -> ModuleType:
+    """Import a file or package under this name, afresh."""
     source = path / "__init__.py" if path.is_dir() else path
     locations = [str(path)] if path.is_dir() else None
     spec = importlib.util.spec_from_file_location(name, source, submodule_search_locations=locations)

@@ -1,8 +1,14 @@
-"""Plugins that are given to the Python API as classes or instances, in the place of names."""
+"""Plugins that are given to the Python API as classes or instances, in the place of names; their code."""
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import inspect
+import sys
+import textwrap
 from collections.abc import Callable, Iterable
+from types import FunctionType
 from typing import Any
 
 from robustbench_meta import hookspecs
@@ -10,8 +16,7 @@ from robustbench_meta.contracts import Plugin
 from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.hookspecs import hookimpl
 from robustbench_meta.options import exact, parse_choice
-from robustbench_meta.registry.code_identity import class_digest
-from robustbench_meta.registry.discovery import SESSION, Origin
+from robustbench_meta.registry.discovery import SESSION, Origin, own_code
 from robustbench_meta.registry.registry import KINDS, Registry
 
 Named = str | Plugin | type[Plugin]
@@ -48,7 +53,12 @@ class GivenPlugins:
             raise PluginError(f"two different classes are given as the {kind} '{name}'; rename one of them")
         if not isinstance(given, Plugin):
             return name
-        text = _said(name, given)
+        changed = [
+            f"{key}={_text(getattr(given, key))}"
+            for key, option in type(given).model_fields.items()
+            if getattr(given, key) != option.get_default(call_default_factory=True)
+        ]
+        text = f"{name}:{','.join(changed)}" if changed else name
         self._instances.append((kind, text, given))
         return text
 
@@ -77,16 +87,6 @@ class GivenPlugins:
                     f"the {kind} {given!r} has options that cannot be said as text, which read '{text}'; "
                     "give it as a name with options"
                 )
-
-
-def _said(name: str, plugin: Plugin) -> str:
-    """Name and options, those that differ from the defaults."""
-    options = []
-    for key, info in type(plugin).model_fields.items():
-        value = getattr(plugin, key)
-        if value != info.get_default(call_default_factory=True):
-            options.append(f"{key}={_text(value)}")
-    return f"{name}:{','.join(options)}" if options else name
 
 
 def _text(value: Any) -> str:
@@ -118,3 +118,54 @@ def check_alone(new: Iterable[str], executor: str, jobs: object, cell_timeout: o
             f"{names}: given as a class of this process, and {' and '.join(other)} would run it in others, which do "
             "not know it; put the class into a file of a folder, and give its name, and plugins='FOLDER'"
         )
+
+
+def class_digest(cls: type[Plugin]) -> str:
+    """Changes with the source of a class and of its bases, and with their `version`.
+
+    A class of a module is identified by the module's file, one of a notebook or script by its own text alone.
+
+    Raises:
+        PluginError: a class has neither source nor version.
+    """
+    contracts = Plugin.__module__.rpartition(".")[0]
+    own = [base for base in cls.__mro__ if not issubclass(Plugin, base) and not base.__module__.startswith(contracts)]
+    return hashlib.sha256("\0".join(map(_identity, own)).encode()).hexdigest()[:16]
+
+
+def _identity(cls: type) -> str:
+    version = vars(cls).get("version", "")
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    in_file = cls.__module__ != "__main__" and file is not None
+    code = "".join(map(str, own_code(cls.__module__).items())) if in_file else _source(cls)
+    if not code and not version:
+        raise PluginError(
+            f"no source was found for the class '{cls.__qualname__}', and without it nothing identifies its results: "
+            "give the class a variable `version`, and change it with the code; or put the class into a file, and name "
+            "its folder: plugins='FOLDER'"
+        )
+    return f"{cls.__module__}.{cls.__qualname__} {version} {code}"
+
+
+def _source(cls: type) -> str:
+    """The text of a class, or "".
+
+    `inspect` finds no classes of notebooks, only functions, so the text is cut out of the cell of a method.
+    """
+    for value in vars(cls).values():
+        function = inspect.unwrap(getattr(value, "__func__", value))
+        if isinstance(function, FunctionType):
+            try:
+                lines, _ = inspect.findsource(function.__code__)
+            except (OSError, TypeError):
+                continue
+            for node in ast.walk(ast.parse("".join(lines))):
+                if not isinstance(node, ast.ClassDef) or node.name != cls.__name__:
+                    continue
+                if node.lineno <= function.__code__.co_firstlineno <= (node.end_lineno or 0):
+                    first = min((each.lineno for each in node.decorator_list), default=node.lineno)
+                    return textwrap.dedent("".join(lines[first - 1 : node.end_lineno]))
+    try:
+        return textwrap.dedent(inspect.getsource(cls))
+    except (OSError, TypeError):
+        return ""

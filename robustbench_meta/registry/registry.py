@@ -1,4 +1,4 @@
-"""Keeps plugins by kind and name, checked; `discovery` finds them."""
+"""Plugins by kind and name, checked as they are registered; `discovery` finds them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import inspect
 import logging
 import re
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +20,10 @@ from robustbench_meta import hookspecs
 from robustbench_meta.contracts import AnyLearner, Attack, Backbone, Dataset, Plugin
 from robustbench_meta.contracts.plugin import made_by
 from robustbench_meta.contracts.tracker import Tracker
-from robustbench_meta.errors import BenchError, PluginError, expected, unknown
-from robustbench_meta.options import NAME, NAMED, Choice
+from robustbench_meta.errors import BenchError, PluginError, brief, expected, unknown
+from robustbench_meta.options import NAME, NAMED, Choice, parse_choice
 from robustbench_meta.registry.declarations import check_declarations
-from robustbench_meta.registry.discovery import Origin, Source, code_digest, release_of, sources
+from robustbench_meta.registry.discovery import Origin, code_digest, release_of, sources
 
 __all__ = ["KINDS", "CollisionError", "LoadedModule", "Origin", "Registry", "core_code", "load_registry"]
 
@@ -55,28 +55,20 @@ class LoadedModule:
     cause: BaseException | None = None
 
 
-class _Kept:
-    """A class of a plugin, made when it is first wanted."""
+@dataclass
+class _Entry:
+    """A plugin class by name, loaded when it is first used."""
 
-    def __init__(self, kind: str, name: str, found: LoadedModule, load: Callable[[], type[Plugin]]) -> None:
-        self.kind, self.name, self.found = kind, name, found
-        self._load = load
-        self._cls: type[Plugin] | None = None
+    kind: str
+    name: str
+    module: LoadedModule
+    load: Callable[[], type[Plugin]]
 
+    @cached_property
     def cls(self) -> type[Plugin]:
-        """The class.
-
-        Raises:
-            PluginError: the plugin cannot make it, or makes another one than it said.
-        """
-        if self._cls is None:
-            self._cls = self._loaded()
-        return self._cls
-
-    def _loaded(self) -> type[Plugin]:
-        origin = self.found.origin
+        origin = self.module.origin
         try:
-            cls = self._load()
+            cls = self.load()
             name = _checked_name(self.kind, cls)
             if name != self.name:
                 raise PluginError(
@@ -90,17 +82,15 @@ class _Kept:
 
 
 class _Register:
-    """The `register` that a plugin is given: what it brings is kept aside until all of the plugin is fine."""
+    """The `register` that a plugin is given: what it brings is staged until all of the plugin is fine."""
 
     def __init__(self, kind: str, stage: Callable[[str, str, Callable[[], type[Plugin]]], None]) -> None:
         self._kind, self._stage = kind, stage
 
     def __call__(self, plugin: type[Plugin]) -> None:
-        """Bring a class."""
         self._stage(self._kind, _checked_name(self._kind, plugin), lambda: plugin)
 
     def later(self, name: str, load: Callable[[], type[Plugin]]) -> None:
-        """Bring the class of that name, which `load` returns."""
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise PluginError(f"register.later: invalid name {name!r}: expected {NAMED}")
         if not callable(load):
@@ -117,12 +107,12 @@ class Registry:
         self.manager = pluggy.PluginManager(hookspecs.PROJECT)
         self.manager.add_hookspecs(hookspecs)
         self.found: list[LoadedModule] = []
-        self._kept: dict[str, dict[str, _Kept]] = {kind: {} for kind in KINDS}
-        self._grumbled: set[tuple[str, str]] = set()
+        self._entries: dict[str, dict[str, _Entry]] = {kind: {} for kind in KINDS}
+        self._warned: set[tuple[str, str]] = set()
 
     def names(self, kind: str) -> list[str]:
         """The names of one kind, in alphabetical order."""
-        return sorted(self._kept[kind])
+        return sorted(self._entries[kind])
 
     def norm_of(self, attack: str) -> str | None:
         """The norm of an attack without options; None: it does not say."""
@@ -138,34 +128,27 @@ class Registry:
             BenchError: unknown name, with the nearest ones.
             PluginError: it was to be made when first wanted, and cannot be.
         """
-        return self._find(kind, name).cls()
+        return self._find(kind, name).cls
 
-    def _find(self, kind: str, name: str) -> _Kept:
-        try:
-            return self._kept[kind][name]
-        except KeyError:
-            failed = [item for item in self.found if item.error]
-            hint = f" ({len(failed)} plugin(s) failed to load: see `bench plugins`)" if failed else ""
-            told = self._counted(kind, name) or unknown(kind, name, self.names(kind))
-            if kind == "dataset" and "did you mean" not in told:
-                told += (
-                    "; of your own files: `bench data add NAME PATH`, then --dataset image-folder:path=NAME, or "
-                    "pickled:path=NAME for pickles (as of miniImageNet, CIFAR-FS, FC100)"
-                )
-            raise BenchError(told + hint) from None
-
-    def _counted(self, kind: str, name: str) -> str | None:
-        """The message for `PGD-20`, as papers write it."""
-        found = re.fullmatch(r"(.+?)[-_]?(\d+)", name.lower())
-        if kind != "attack" or found is None or found[1] not in self.names(kind):
-            return None
-        if "steps" not in self.get(kind, found[1]).model_fields:
-            return None
-        return f"unknown attack '{name}': did you mean '{found[1]}:steps={found[2]}'?"
+    def _find(self, kind: str, name: str) -> _Entry:
+        if name in self._entries[kind]:
+            return self._entries[kind][name]
+        message = unknown(kind, name, self.names(kind))
+        counted = re.fullmatch(r"(.+?)[-_]?(\d+)", name.lower())  # PGD-20, as papers write it
+        known = kind == "attack" and counted is not None and counted[1] in self.names(kind)
+        if counted is not None and known and "steps" in self.get(kind, counted[1]).model_fields:
+            message = f"unknown attack '{name}': did you mean '{counted[1]}:steps={counted[2]}'?"
+        if kind == "dataset" and "did you mean" not in message:
+            message += (
+                "; of your own files: `bench data add NAME PATH`, then --dataset image-folder:path=NAME, or "
+                "pickled:path=NAME for pickles (as of miniImageNet, CIFAR-FS, FC100)"
+            )
+        failed = sum(module.error is not None for module in self.found)
+        raise BenchError(message + (f" ({failed} plugin(s) failed to load: see `bench plugins`)" if failed else ""))
 
     def origin(self, kind: str, name: str) -> Origin:
         """Where the plugin of that name comes from."""
-        return self._find(kind, name).found.origin
+        return self._find(kind, name).module.origin
 
     def code(self, kind: str, plugin: Plugin) -> str:
         """What identifies a plugin with its options: its code, and what is in the files that they name.
@@ -216,13 +199,20 @@ class Registry:
 
     def add(self, module: Any, origin: Origin) -> LoadedModule:
         """Register a plugin module; whatever goes wrong is its own line in `found`, and nothing of it is kept."""
-        found = LoadedModule(origin)
-        self.found.append(found)
-        staged: dict[tuple[str, str], _Kept] = {}
+        loaded = LoadedModule(origin)
+        self.found.append(loaded)
+        staged: dict[tuple[str, str], _Entry] = {}
 
         def stage(kind: str, name: str, load: Callable[[], type[Plugin]]) -> None:
-            self._check_new(kind, name, staged, origin)
-            staged[kind, name] = _Kept(kind, name, found, load)
+            if (kind, name) in staged:
+                raise PluginError(f"it registers two classes as the {kind} '{name}'")
+            if name in self._entries[kind]:
+                first = self.origin(kind, name)
+                raise CollisionError(
+                    f"two plugins bring the {kind} '{name}': {first.kind} {first.where} and {origin.kind} "
+                    f"{origin.where}; rename or remove one of them"
+                )
+            staged[kind, name] = _Entry(kind, name, loaded, load)
 
         label = f"{origin.kind}: {origin.where}"
         try:
@@ -234,26 +224,12 @@ class Registry:
         except _BROKEN as error:
             if self.manager.get_plugin(label) is module:
                 self.manager.unregister(module)
-            found.error, found.cause = _reason(error, origin), error
-            return found
-        for (kind, name), kept in staged.items():
-            self._kept[kind][name] = kept
-            found.brought.append(f"{kind} {name}")
-        return found
-
-    def fail(self, origin: Origin, error: BaseException) -> None:
-        """Note a plugin that could not even be imported."""
-        self.found.append(LoadedModule(origin, error=_reason(error, origin), cause=error))
-
-    def check_collisions(self) -> None:
-        """Let no name depend on which of two plugins was found first.
-
-        Raises:
-            CollisionError: two plugins bring the same name; names both, and where they are.
-        """
-        for found in self.found:
-            if isinstance(found.cause, CollisionError):
-                raise found.cause
+            loaded.error, loaded.cause = _reason(error, origin), error
+            return loaded
+        for (kind, name), entry in staged.items():
+            self._entries[kind][name] = entry
+            loaded.brought.append(f"{kind} {name}")
+        return loaded
 
     def listen(self, listener: object, label: str) -> None:
         """Let an object hear the events: its methods that are hooks, marked with @hookimpl; the label is for messages.
@@ -264,6 +240,24 @@ class Registry:
         _check_hooks(listener)
         self.manager.register(listener, name=label)
 
+    def attach(self, trackers: Sequence[str]) -> None:
+        """Let trackers, as typed, listen to the events.
+
+        Raises:
+            BenchError: an unknown tracker or option, or a tracker that lacks what it needs, or fails.
+        """
+        for text, choice in {str(choice): choice for choice in map(parse_choice, trackers)}.items():
+            tracker: Tracker = self.make("tracker", choice.name, choice.options)
+            try:
+                listener = tracker.listener()
+            except BenchError:
+                raise
+            except Exception as error:  # a tracker is a plugin, and may raise anything
+                raise PluginError(
+                    f"tracker '{text}' failed to begin: {brief(error)}; leave --track {text} out"
+                ) from error
+            self.listen(listener, f"tracker {text}")
+
     def emit(self, event: str, /, **facts: Any) -> None:
         """Call an event hook of every plugin; one that raises costs a warning, once, and nobody else anything."""
         for listener in [implementation.plugin for implementation in getattr(self.manager.hook, event).get_hookimpls()]:
@@ -271,29 +265,13 @@ class Registry:
                 self.manager.subset_hook_caller(event, self._all_but(listener))(**facts)
             except _BROKEN as error:
                 label = self.manager.get_name(listener) or repr(listener)
-                if (label, event) not in self._grumbled:
-                    self._grumbled.add((label, event))
-                    _log.warning(
-                        "plugin %s failed in %s, the run goes on: %s: %s",
-                        label,
-                        event,
-                        type(error).__name__,
-                        error,
-                    )
+                if (label, event) not in self._warned:
+                    self._warned.add((label, event))
+                    reason = f"{type(error).__name__}: {error}"
+                    _log.warning("plugin %s failed in %s, the run goes on: %s", label, event, reason)
 
     def _all_but(self, plugin: Any) -> list[Any]:
         return [other for other in self.manager.get_plugins() if other is not plugin]
-
-    def _check_new(self, kind: str, name: str, staged: Collection[tuple[str, str]], origin: Origin) -> None:
-        """Raise unless nobody brings that name yet."""
-        if (kind, name) in staged:
-            raise PluginError(f"it registers two classes as the {kind} '{name}'")
-        if name in self._kept[kind]:
-            first = self._kept[kind][name].found.origin
-            raise CollisionError(
-                f"two plugins bring the {kind} '{name}': {first.kind} {first.where} and {origin.kind} {origin.where}; "
-                "rename or remove one of them"
-            )
 
 
 def _checked_name(kind: str, cls: Any) -> str:
@@ -326,22 +304,19 @@ def load_registry(folder: Path | None = None, *, local: bool = True, strict: boo
     """
     registry = Registry()
     for source in sources(folder, local=local):
-        _add_import(registry, source)
-    if strict:
-        registry.check_collisions()
+        try:
+            module = source.load()
+            origin = Origin(source.kind, source.where, source.identity())
+        except _BROKEN as error:
+            origin = Origin(source.kind, source.where, "")
+            registry.found.append(LoadedModule(origin, error=_reason(error, origin), cause=error))
+            continue
+        if origin.kind != "built-in" or _hooks(module):  # what built-in plugins share has none
+            registry.add(module, origin)
+    for loaded in registry.found:
+        if strict and isinstance(loaded.cause, CollisionError):
+            raise loaded.cause
     return registry
-
-
-def _add_import(registry: Registry, source: Source) -> None:
-    try:
-        module = source.load()
-        origin = Origin(source.kind, source.where, source.identity())
-    except _BROKEN as error:
-        registry.fail(Origin(source.kind, source.where, ""), error)
-        return
-    if origin.kind == "built-in" and not _hooks(module):
-        return
-    registry.add(module, origin)
 
 
 def _hooks(module: Any) -> dict[str, Callable[..., Any]]:

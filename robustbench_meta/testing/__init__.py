@@ -44,14 +44,27 @@ def checks_of(
     Raises:
         BenchError: it is no plugin, cannot be made without options, or there is no such clause to leave out.
     """
-    made = _made(plugin)
-    contract = next(contract for kind, contract in _CONTRACTS.items() if isinstance(made, kind))
-    found = registry if registry is not None else load_registry(strict=False)
-    bound = contract(made, found, backbone=backbone, data_root=data_root)
+    if isinstance(plugin, type) and issubclass(plugin, Plugin):
+        name = plugin.__name__
+        try:
+            plugin = plugin()
+        except Exception as error:  # pydantic's, TypeError for an abstract class, or its own
+            raise BenchError(
+                f"{name} cannot be made without options: {' '.join(str(error).split())}; give every option "
+                "a default, or hand over an instance"
+            ) from error
+    cls = next((contract for kind, contract in _CONTRACTS.items() if isinstance(plugin, kind)), None)
+    if cls is None:
+        raise BenchError(
+            f"invalid {plugin!r}: expected a learner, attack, data set or backbone: an instance or class of "
+            "robustbench_meta.contracts"
+        )
+    plugins = registry if registry is not None else load_registry(strict=False)
+    contract = cls(plugin, plugins, backbone=backbone, data_root=data_root)
     for name in leave_out:
-        if name not in bound.clauses:
-            raise BenchError(unknown("clause to leave out", name, bound.clauses))
-    return [Check(bound, name) for name in bound.clauses if name not in leave_out]
+        if name not in contract.clauses:
+            raise BenchError(unknown("clause to leave out", name, contract.clauses))
+    return [Check(contract, name) for name in contract.clauses if name not in leave_out]
 
 
 def verify(
@@ -72,21 +85,3 @@ def verify(
     broken = [text for check in checks if (text := check.problem()) is not None]
     if broken:
         raise ContractError(f"{checks[0].contract.title} breaks {len(broken)} of {len(checks)} clauses", broken)
-
-
-def _made(plugin: object) -> Plugin:
-    made = plugin
-    if isinstance(plugin, type) and issubclass(plugin, Plugin):
-        try:
-            made = plugin()
-        except Exception as error:  # pydantic's, TypeError for an abstract class, or its own
-            raise BenchError(
-                f"{plugin.__name__} cannot be made without options: {' '.join(str(error).split())}; give every option "
-                "a default, or hand over an instance"
-            ) from error
-    if not isinstance(made, Plugin) or not isinstance(made, tuple(_CONTRACTS)):
-        raise BenchError(
-            f"invalid {plugin!r}: expected a learner, attack, data set or backbone: an instance or class of "
-            "robustbench_meta.contracts"
-        )
-    return made

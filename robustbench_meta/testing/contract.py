@@ -1,33 +1,30 @@
-"""A contract as clauses, each with a method that checks it; and the clauses that all plugins share."""
+"""A contract as a class whose methods each check one clause; and the clauses that all plugins share."""
 
 from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import ValidationError
 
-from robustbench_meta import hookimpl
-from robustbench_meta.contracts import Plugin, Setting
+from robustbench_meta.contracts import Setting
+from robustbench_meta.contracts.plugin import made_by
 from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.experiment.spec import PluginSpec
 from robustbench_meta.options import parse_choice
 from robustbench_meta.registry.declarations import check_declarations
 from robustbench_meta.registry.file_reads import files_read, unnamed
+from robustbench_meta.registry.in_memory import bringing
 from robustbench_meta.registry.registry import Origin, Registry
 from robustbench_meta.runtime.seeds import seeded
 from robustbench_meta.testing.fixtures import settings
 
-_READS = "reads no file but those that its options name"
 Method = TypeVar("Method", bound=Callable[[Any], None])
-
-
-DECLARES = "declares what it is in the words that the contract has"
 
 
 class ContractError(AssertionError):
@@ -43,7 +40,7 @@ class ContractError(AssertionError):
         self.broken = broken
 
 
-class Broken(Exception):  # noqa: N818  # not an error: what a clause found
+class Broken(Exception):  # noqa: N818  # not an error: the result of a clause
     """What was seen that the contract rules out, and what to do."""
 
     def __init__(self, seen: str, remedy: str) -> None:
@@ -57,18 +54,35 @@ def expect(kept: bool, seen: str, remedy: str) -> None:
         raise Broken(seen, remedy)
 
 
-def clause(name: str, *, after: tuple[str, ...] = ()) -> Callable[[Method], Method]:
-    """Mark a method as the check of a clause, which says nothing if one of those in `after` is broken."""
+@contextmanager
+def works(where: str = "", remedy: str = "let it work there, or say in `obstacle` why it cannot") -> Iterator[None]:
+    """Raise Broken for any exception inside: its type, message, and the line of the plugin's that it came through."""
+    try:
+        yield
+    except Broken:
+        raise
+    except Exception as error:  # a plugin may raise anything
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if not {"robustbench_meta", "torch"} & set(Path(frame.filename).parts)]
+        place = f" (line {own[-1].lineno} of {Path(own[-1].filename).name})" if own else ""
+        text = " ".join(str(error).split()) or "no message"
+        raise Broken(f"{where}it raised {type(error).__name__}: {text}{place}", remedy) from error
+
+
+def clause(*, after: tuple[Callable[[Any], None], ...] = ()) -> Callable[[Method], Method]:
+    """Mark a method as the check of the clause that its docstring states; not checked if one in `after` is broken."""
 
     def mark(method: Method) -> Method:
-        method.clause, method.after = name, after  # type: ignore[attr-defined]  # a mark, as pluggy's
+        text = (method.__doc__ or "").partition("\n")[0]
+        method.clause = text[0].lower() + text[1:]  # type: ignore[attr-defined]  # a mark, as pluggy's
+        method.after = tuple(each.clause for each in after)  # type: ignore[attr-defined]  # as above
         return method
 
     return mark
 
 
 class Contract:
-    """A plugin under its contract: every clause is checked once, whoever asks."""
+    """A plugin under its contract: every clause is checked at most once."""
 
     kind: ClassVar[str]
 
@@ -76,12 +90,11 @@ class Contract:
         self, plugin: Any, registry: Registry, *, backbone: str | None = None, data_root: Path | None = None
     ) -> None:
         self.plugin, self.registry, self.backbone, self.data_root = plugin, registry, backbone, data_root
-        self.clauses: dict[str, Callable[[], None]] = {}
-        for cls in reversed(type(self).__mro__):
-            for attribute, member in vars(cls).items():
-                if hasattr(member, "clause"):
-                    self.clauses[member.clause] = getattr(self, attribute)
-        self._found: dict[str, Broken | None] = {}
+        members = [(name, member) for cls in reversed(type(self).__mro__) for name, member in vars(cls).items()]
+        self.clauses: dict[str, Any] = {
+            member.clause: getattr(self, name) for name, member in members if hasattr(member, "clause")
+        }
+        self._results: dict[str, Broken | None] = {}
         self._read: list[Path] = []
 
     @property
@@ -89,89 +102,83 @@ class Contract:
         """The plugin, for messages."""
         return f"{self.kind} '{getattr(self.plugin, 'name', type(self.plugin).__name__)}'"
 
-    def told(self, name: str) -> Broken | None:
-        """What is wrong with a clause; None if it is kept, or cannot be told while another one is broken."""
-        if name not in self._found:
-            check = self.clauses[name]
-            after: tuple[str, ...] = check.after  # type: ignore[attr-defined]  # marked by `clause`
+    def result(self, name: str) -> Broken | None:
+        """What is wrong with a clause; None if it is kept, or makes no sense while another one is broken."""
+        if name not in self._results:
+            self._results[name] = None
             with files_read() as read:
-                self._found[name] = None if self._in_doubt(after) else _run(check)
+                if not self._in_doubt(self.clauses[name].after):
+                    try:
+                        with seeded(0), works():
+                            self.clauses[name]()
+                    except Broken as broken:
+                        self._results[name] = broken
             self._read += read
-        return self._found[name]
+        return self._results[name]
 
     def _in_doubt(self, names: tuple[str, ...]) -> bool:
         """Whether one of these clauses is broken, or itself in doubt."""
-        return any(
-            self.told(name) is not None or self._in_doubt(self.clauses[name].after)  # type: ignore[attr-defined]  # as above
-            for name in names
-        )
+        return any(self.result(name) is not None or self._in_doubt(self.clauses[name].after) for name in names)
 
-    @clause("can be registered under its name")
+    @clause()
     def registers(self) -> None:
-        """By the registry itself, as a module that brings nothing else."""
-        module, cls = ModuleType("conformance"), type(self.plugin)
-        hook = f"register_{self.kind}s"
+        """Can be registered under its name"""
+        cls = type(self.plugin)
+        module = Registry().add(bringing(self.kind, cls), Origin("local", cls.__module__, ""))
+        expect(module.error is None, str(module.error), "see 'A plugin' in docs/plugins.md")
 
-        def bring(register: Callable[[type[Plugin]], None]) -> None:
-            register(cls)
-
-        setattr(module, hook, hookimpl(specname=hook)(bring))
-        found = Registry().add(module, Origin("local", cls.__module__, ""))
-        expect(found.error is None, str(found.error), "see 'A plugin' in docs/plugins.md")
-
-    @clause("says what it is: a summary, and options with descriptions and defaults")
+    @clause()
     def describes_itself(self) -> None:
-        """What `bench list` prints."""
+        """Says what it is: a summary, and options with descriptions and defaults"""
         cls = type(self.plugin)
         own = cls.__doc__ if "__doc__" in vars(cls) else None
         expect(bool((own or "").strip()), "the class has no docstring", "its first line is its line in `bench list`")
         expect(isinstance(cls.source, str), f"source is {cls.source!r}", "give the paper or project, as text")
         for name, option in cls.model_fields.items():
             expect(not option.is_required(), f"option '{name}' has no default", "every option needs one")
-            expect(
-                bool(option.description),
-                f"option '{name}' has no description",
-                f'write {name}: … = Field(…, description="…")',
-            )
+            remedy = f'write {name}: … = Field(…, description="…")'
+            expect(bool(option.description), f"option '{name}' has no description", remedy)
         clash = self.kind == "attack" and "eps" in cls.model_fields
         expect(not clash, "it has an option 'eps'", "every attack is given eps in `threat`: drop the option")
 
-    @clause(DECLARES)
+    @clause()
     def declares(self) -> None:
-        """As the registry asks when a run names it."""
+        """Declares what it is in the words that the contract has"""
         try:
             check_declarations(self.plugin)
         except PluginError as error:
             raise Broken(str(error), "see robustbench_meta/contracts/ for what may be declared") from error
 
-    @clause("its options survive JSON and the command line", after=("can be registered under its name",))
+    @clause(after=(registers,))
     def options_travel(self) -> None:
-        """Records, worker processes and labels hold options as plain data, and users type them."""
-        cls, kept = type(self.plugin), self.plugin.model_dump(mode="json")
-        again = cls(**json.loads(json.dumps(kept)))
+        """Its options survive JSON and the command line"""
+        cls, options = type(self.plugin), self.plugin.model_dump(mode="json")
+        with made_by(self.registry.make):
+            again = cls(**json.loads(json.dumps(options)))
         expect(again == self.plugin, f"{self.plugin!r} came back from JSON as {again!r}", "use plain types for options")
-        typed = PluginSpec(name=cls.name, options=kept, code="").label({}).replace("=None", "=none")
+        typed = PluginSpec(name=cls.name, options=options, code="").label({})
         try:
-            read = cls(**parse_choice(typed).options)
+            with made_by(self.registry.make):
+                read = cls(**parse_choice(typed).options)
         except (BenchError, ValidationError) as error:
             raise Broken(f"typed as '{typed}' it is refused: {error}", "let options be read from their text") from error
         expect(read == self.plugin, f"typed as '{typed}' it is {read!r}", "let options be read from their text")
 
-    @clause(_READS)
+    @clause()
     def reads_what_it_names(self) -> None:
-        """What a plugin reads is part of what it is; the images of a data set identify themselves."""
+        """Reads no file but those that its options name"""
         for name in self.clauses:
-            if name != _READS:
-                self.told(name)
-        found = [] if self.kind == "dataset" else unnamed(self.plugin, self._read)
+            self.result(name)
+        # the images of a data set identify themselves
+        paths = [] if self.kind == "dataset" else unnamed(self.plugin, self._read)
         expect(
-            not found, f"it read {', '.join(dict.fromkeys(map(str, found)))}, which no option names",
+            not paths, f"it read {', '.join(dict.fromkeys(map(str, paths)))}, which no option names",
             "let an option of type robustbench_meta.contracts.File name it, so that its content identifies the results",
         )  # fmt: skip
 
-    @clause("is frozen: its options cannot be changed once it is made")
+    @clause()
     def frozen(self) -> None:
-        """Plugins are shared by cells."""
+        """Is frozen: its options cannot be changed once it is made"""
         names = list(type(self.plugin).model_fields)
         twin = self.plugin.model_copy()
         try:
@@ -194,8 +201,8 @@ class Check:
 
     def problem(self) -> str | None:
         """The clause with what was seen and what to do, if it is broken."""
-        found = self.contract.told(self.name)
-        return None if found is None else f"{self.name}: {found.seen}. To do: {found.remedy}"
+        broken = self.contract.result(self.name)
+        return None if broken is None else f"{self.name}: {broken.seen}. To do: {broken.remedy}"
 
     def __call__(self) -> None:
         """Check the clause.
@@ -206,29 +213,6 @@ class Check:
         problem = self.problem()
         if problem is not None:
             raise ContractError(f"{self.contract.title} breaks its contract", [problem])
-
-
-def _run(check: Callable[[], None]) -> Broken | None:
-    with seeded(0):
-        try:
-            check()
-        except Broken as broken:
-            return broken
-        except Exception as error:  # a plugin may raise anything
-            return as_broken(error)
-    return None
-
-
-def as_broken(error: Exception, where: str = "") -> Broken:
-    """An exception as what was seen: its type and message, and the line of the plugin's that it came through."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not {"robustbench_meta", "torch"} & set(Path(frame.filename).parts)]
-    place = f" (line {own[-1].lineno} of {Path(own[-1].filename).name})" if own else ""
-    text = " ".join(str(error).split()) or "no message"
-    return Broken(
-        f"{where}it raised {type(error).__name__}: {text}{place}",
-        "let it work there, or say in `obstacle` why it cannot",
-    )
 
 
 def first_accepted(obstacle: Callable[[Setting], str | None], *, transductive: bool = False) -> Setting:
@@ -242,10 +226,10 @@ def first_accepted(obstacle: Callable[[Setting], str | None], *, transductive: b
     raise Broken(f"it refuses every setting: {'; '.join(reasons)}", "let `obstacle` return None where it can work")
 
 
-def reason_or_none(value: object, asked: str) -> None:
-    """Raise Broken unless an obstacle is None or a reason in words."""
-    expect(
-        value is None or (isinstance(value, str) and bool(value.strip())),
-        f"{asked} returned {value!r}",
-        "return None, or the reason as text",
-    )
+def expect_reasons(obstacle: Callable[[Any], object], cases: Iterator[Any] | tuple[float, ...]) -> None:
+    """Raise Broken unless an obstacle is None or a reason in words, in all cases."""
+    for case in cases:
+        value = obstacle(case)
+        fits = value is None or (isinstance(value, str) and bool(value.strip()))
+        name = getattr(obstacle, "__name__", "obstacle")
+        expect(fits, f"{name}({case}) returned {value!r}", "return None, or the reason as text")

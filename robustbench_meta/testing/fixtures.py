@@ -1,9 +1,10 @@
-"""Small real worlds in which plugins are checked: tasks with a pattern a class, and engines on small networks."""
+"""Small real tasks and engines in which plugins are checked, and the comparisons that several contracts make."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,20 +21,25 @@ from robustbench_meta.registry.registry import Registry
 from robustbench_meta.runtime.seeds import seeded
 
 LOOP = Plan("loop", "loop", 4)
-VMAP = Plan("vmap", "vmap", 4)
 TASKS, SHOT, QUERY = 3, 2, 2
 BASE_CLASSES = 12
 _SHAPES: tuple[tuple[int, ...], ...] = ((1, 8, 8), (3, 8, 8), (1, 28, 28), (3, 32, 32), (16,))
-TRAINING_EPS: dict[Norm, float] = {"linf": 0.05, "l2": 0.5, "l1": 4.0, "l0": 4.0}
+_LOSSES: tuple[LossName, ...] = ("cross_entropy", "squared")
+_TRAINING_EPS: dict[Norm, float] = {"linf": 0.05, "l2": 0.5, "l1": 4.0, "l0": 4.0}
 
 
 def settings(*, transductive: bool = False) -> Iterator[Setting]:
     """Settings to work in, the likeliest first."""
-    losses: tuple[LossName, ...] = ("cross_entropy", "squared")
-    for loss in losses:
+    for loss in _LOSSES:
         for shape in _SHAPES:
             for way in (5, 2):
                 yield Setting(shape, way, SHOT, QUERY, loss, transductive, BASE_CLASSES)
+
+
+def all_settings() -> Iterator[Setting]:
+    """Those of inductive and of transductive models."""
+    yield from settings()
+    yield from settings(transductive=True)
 
 
 def tasks_of(
@@ -70,28 +76,30 @@ def engine_of(
     Raises:
         BenchError: a name that the learner gives is unknown.
     """
-    choice = parse_choice(backbone, ";" if ";" in backbone else ",")
-    net = registry.make("backbone", choice.name, dict(choice.options))
+
+    def make(kind: str, text: str) -> tuple[Any, Any]:
+        choice = parse_choice(text, ";" if ";" in text or kind == "attack" else ",")
+        options = dict(choice.options)
+        eps = options.pop("eps", None) if kind == "attack" else None
+        return registry.make(kind, choice.name, options), eps
+
+    net, _ = make("backbone", backbone)
     with seeded(1):
         module = net.build(setting.shape, learner.outputs(setting)).to(dtype)
     engine = Engine(
         learner, Network(module, setting.loss, setting.way), event=len(setting.shape),
         transductive=net.transductive or learner.transductive, plan=plan,
     )  # fmt: skip
-    attack_wanted, surrogate_wanted = learner.training_attack(), learner.surrogate_backbone()
-    if attack_wanted is not None:
-        text, eps = attack_wanted
-        asked = parse_choice(text, ";")
-        options = dict(asked.options)
-        own = options.pop("eps", None)
-        attack = registry.make("attack", asked.name, options)
-        chosen = eps if eps is not None else parse_eps(own).value if own is not None else TRAINING_EPS[attack.norm]
-        engine.attack = arm(attack, ThreatModel(attack.norm, chosen))
-    if surrogate_wanted is not None:
-        asked = parse_choice(surrogate_wanted, ";")
+    training_attack, surrogate_backbone = learner.training_attack(), learner.surrogate_backbone()
+    if training_attack is not None:
+        text, eps = training_attack
+        attack, typed = make("attack", text)
+        default = _TRAINING_EPS[attack.norm] if typed is None else parse_eps(typed).value
+        engine.attack = arm(attack, ThreatModel(attack.norm, default if eps is None else eps))
+    if surrogate_backbone is not None:
+        surrogate, _ = make("backbone", surrogate_backbone)
         with seeded(2):
-            separate = registry.make("backbone", asked.name, dict(asked.options)).build(setting.shape, setting.way)
-        separate = separate.to(dtype)
+            separate = surrogate.build(setting.shape, setting.way).to(dtype)
         engine.surrogate_network = Network(separate, setting.loss, setting.way)
         engine.surrogate_weights = {name: weight.detach() for name, weight in separate.named_parameters()}
     engine.set_mode(training=False)
@@ -100,15 +108,13 @@ def engine_of(
     return engine, {name: weight.detach().to(dtype).requires_grad_() for name, weight in weights.items()}
 
 
-def vector(weights: Weights) -> Tensor:
-    """All weights, end to end."""
-    return torch.cat([weight.detach().flatten() for weight in weights.values()])
-
-
-def at(point: Tensor, like: Weights) -> Weights:
-    """Weights of these names and shapes, from a vector."""
-    parts = torch.split(point, [weight.numel() for weight in like.values()])
-    return {name: part.view_as(like[name]) for name, part in zip(like, parts, strict=True)}
+def equal_calls(call: Callable[[], Tensor]) -> float:
+    """How far apart two identical calls are, whatever the seed of the global generators."""
+    results = []
+    for seed in (0, 1):
+        with seeded(seed):
+            results.append(call())
+    return apart(*results)
 
 
 def apart(found: Tensor, expected: Tensor) -> float:

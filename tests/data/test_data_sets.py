@@ -16,7 +16,7 @@ from scipy import stats
 
 from robustbench_meta.data.array_cache import cache_dir, cached
 from robustbench_meta.data.image_decoding import read_image
-from robustbench_meta.data.series import find_series
+from robustbench_meta.data.pickled import find_series
 from robustbench_meta.errors import DataError
 from robustbench_meta.experiment.data_library import add, list_data
 from robustbench_meta.options import parse_choice
@@ -259,44 +259,16 @@ class TestImageFolder:
         others = ImageFolder(path=str(root), size=8, split="60:20:20", split_seed=1).load(None)
         assert others.train.classes != splits.train.classes
 
-    @pytest.mark.parametrize(
-        ("classes", "shares", "sizes"),
-        [
-            (100, "64:16:20", [64, 16, 20]),
-            (3, "64:16:20", [1, 1, 1]),
-            (4, "64:16:20", [2, 1, 1]),
-            (5, "1:98:1", [1, 3, 1]),
-        ],
-    )
-    def test_every_split_gets_a_class(self, tmp_path, classes, shares, sizes):
-        self.folders(tmp_path, classes, images=1)
-        splits = ImageFolder(path=str(tmp_path), size=4, split=shares).load(None)
-        assert [len(split.classes) for split in splits] == sizes
-
-    def test_train_val_test_folders(self, tmp_path):
-        for part, start in (("train", 0), ("val", 10), ("test", 20)):
-            for c in range(2):
-                paint(tmp_path / part / f"c{start + c}" / "a.jpg", (start, c))
-                paint(tmp_path / part / f"c{start + c}" / "b.png", (start, c, 1))
-        splits = ImageFolder(path=str(tmp_path), size=8, channels=1).load(None)
-        assert [split.classes for split in splits] == [["c0", "c1"], ["c10", "c11"], ["c20", "c21"]]
-        assert splits.test.shape == (1, 8, 8)
-
-    @pytest.mark.parametrize("one_table", [True, False], ids=["one csv", "three csvs"])
-    def test_split_csvs(self, tmp_path, one_table):
+    def test_one_csv_of_splits(self, tmp_path):
         rows = [
             (f"{part}{c}{i}.png", f"n{part}{c}", part) for part in ("train", "val", "test") for c in "ab" for i in "01"
         ]
         for n, (file, _, _) in enumerate(rows):
             paint(tmp_path / "images" / file, n)
-        for part in ("train", "val", "test"):
-            mine = [f"{file},{label}" for file, label, of in rows if of == part]
-            if not one_table:
-                (tmp_path / f"{part}.csv").write_text("\n".join(["filename,label", *mine]))
         (tmp_path / "split.csv").write_text("\n".join(["filename,label,split", *(",".join(row) for row in rows)]))
-        splits = ImageFolder(path=str(tmp_path), size=8, csv="split.csv" if one_table else "").load(None)
+        splits = ImageFolder(path=str(tmp_path), size=8, csv="split.csv", channels=1).load(None)
         assert [split.classes for split in splits] == [[f"n{part}a", f"n{part}b"] for part in ("train", "val", "test")]
-        assert splits.train.images.shape == (4, 3, 8, 8)
+        assert splits.train.images.shape == (4, 1, 8, 8)
 
     def test_pixels_are_those_of_the_file(self, tmp_path):
         self.folders(tmp_path, 3)
@@ -322,13 +294,6 @@ class TestImageFolder:
             prints.append({s.fingerprint for s in ImageFolder(path=str(tmp_path), size=8, split="1:1:1").load(None)})
             paint(tmp_path / "class00" / "0.png", 999)
         assert len(prints[0] & prints[1]) == 2
-
-    def test_a_copy_inside_a_class_is_left_out_with_a_warning(self, tmp_path, caplog):
-        self.folders(tmp_path, 3)
-        shutil.copy(tmp_path / "class00" / "0.png", tmp_path / "class00" / "z.png")
-        splits = ImageFolder(path=str(tmp_path), size=8, split="1:1:1").load(None)
-        assert sorted(int(n) for split in splits for n in split.counts) == [3, 3, 4]
-        assert "z.png" in caplog.text
 
     @pytest.mark.parametrize(
         ("mode", "colour", "expected"),

@@ -135,9 +135,10 @@ def test_images_are_never_blown_up(tmp_path, sizes, side):
 @pytest.mark.parametrize(
     ("count", "split", "expected"),
     [(20, "auto", [10, 5, 5]), (15, "auto", [5, 5, 5]), (14, "auto", [6, 4, 4]), (100, "auto", [64, 16, 20]),
-     (20, "90:5:5", [18, 1, 1])],
+     (20, "90:5:5", [18, 1, 1]), (100, "64:16:20", [64, 16, 20]), (3, "64:16:20", [1, 1, 1]),
+     (4, "64:16:20", [2, 1, 1]), (5, "1:98:1", [1, 3, 1])],
 )  # fmt: skip
-def test_twenty_classes_are_enough_for_5_way_tasks(tmp_path, count, split, expected):
+def test_every_split_gets_a_class_and_twenty_are_enough_for_5_way_tasks(tmp_path, count, split, expected):
     classes(tmp_path, [f"c{n:03}" for n in range(count)], images=1)
     assert [len(split) for split in load(tmp_path, split=split)] == expected
 
@@ -226,7 +227,7 @@ class TestAdd:
         (tmp_path / "zeros").write_bytes(bytes(8 * 2**20))
         with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as archive:
             archive.add(tmp_path / "zeros", "a.png")
-        with pytest.raises(DataError, match="more than 200 times its size"):
+        with pytest.raises(DataError, match="times its size; at most 200 times"):
             add("my", tmp_path / "x.tar.gz", tmp_path / "root")
 
     def test_zips_by_windows_and_by_a_mac(self, tmp_path, mine):

@@ -34,8 +34,7 @@ from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.plugins.attacks.fgsm import FGSM
 from robustbench_meta.plugins.backbones.conv4 import Conv4
 from robustbench_meta.plugins.learners.maml import MAML
-from robustbench_meta.registry.code_identity import class_digest
-from robustbench_meta.registry.in_memory import GivenPlugins
+from robustbench_meta.registry.in_memory import GivenPlugins, class_digest
 from robustbench_meta.reporting.results import Results
 from robustbench_meta.results import frames
 from robustbench_meta.results.leaderboard import COLUMNS

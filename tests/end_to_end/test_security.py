@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,31 +20,12 @@ from robustbench_meta.registry import discovery
 from robustbench_meta.registry.registry import load_registry
 from robustbench_meta.results.csv_safety import harmless, harmless_frame
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
 # -- cells ---------------------------------------------------------------------------------------------
 
 NUMBERS = st.integers().map(str) | st.floats(allow_nan=False, allow_infinity=False).map(repr)
-PIECES = [
-    "=",
-    "+",
-    "-",
-    "@",
-    "＝",
-    "\t",
-    "\r",
-    "\n",
-    ";",
-    ",",
-    "|",
-    " ",
-    '"',
-    "'",
-    "1",
-    ".",
-    "e",
-    "cmd|' /C calc'!A0",
-    "A1",
-    "\ufeff",
-]
+PIECES = [*"=+-@＝\t\r\n;,| \"'1.e\ufeff", "cmd|' /C calc'!A0", "A1"]
 TEXTS = st.lists(st.sampled_from(PIECES) | NUMBERS, max_size=8).map("".join) | st.text(max_size=8)
 
 
@@ -137,27 +119,11 @@ def test_a_table_of_harmless_cells_keeps_its_numbers():
 
 # -- plugins -------------------------------------------------------------------------------------------
 
-PLUGIN = """
-from robustbench_meta import hookimpl
-from robustbench_meta.contracts import Attack
-
-class Mine(Attack):
-    \"\"\"It does nothing.\"\"\"
-    name = "mine"
-
-    def perturb(self, model, x, y, threat, random):
-        return x
-
-@hookimpl
-def register_attacks(register):
-    register(Mine)
-"""
-
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     (tmp_path / "plugins").mkdir(mode=0o755)
-    (tmp_path / "plugins" / "mine.py").write_text(PLUGIN)
+    (tmp_path / "plugins" / "mine.py").write_text((EXAMPLES / "sign_noise.py").read_text())
     (tmp_path / "plugins" / "mine.py").chmod(0o644)
     monkeypatch.chdir(tmp_path)
     discovery._warn.cache_clear()
@@ -165,8 +131,8 @@ def here(tmp_path, monkeypatch):
 
 
 def test_plugins_of_the_working_folder_are_loaded_unless_told_otherwise(here):
-    assert "mine" in load_registry().names("attack")
-    assert "mine" not in load_registry(local=False).names("attack")
+    assert "sign-noise" in load_registry().names("attack")
+    assert "sign-noise" not in load_registry(local=False).names("attack")
 
 
 def test_a_local_plugin_that_is_not_wanted_is_not_even_imported(here):

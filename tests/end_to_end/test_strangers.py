@@ -118,8 +118,6 @@ def test_a_validation_that_can_tell_nothing_is_an_error(plugins):
 
 
 class InPlace(MAML):
-    """One gradient step on the weights' own memory."""
-
     def adapt(self, model, state, support, **_):
         gradients = torch.func.grad(lambda weights: model.loss(model(weights, support.x), support.y))(state)
         with torch.no_grad():
@@ -129,8 +127,6 @@ class InPlace(MAML):
 
 
 class Optimised(MAML):
-    """One step of torch.optim.SGD on the weights that it was given."""
-
     def adapt(self, model, state, support, **_):
         with torch.enable_grad():
             weights = {name: weight.detach().requires_grad_() for name, weight in state.items()}
@@ -141,30 +137,22 @@ class Optimised(MAML):
 
 
 class NormalisesSupport(MAML):
-    """Normalises its support images in place."""
-
     def adapt(self, model, state, support, **_):
         return super().adapt(model, state, Batch(support.x.sub_(0.5).div_(0.5), support.y))
 
 
 class NormalisesQueries(MAML):
-    """Normalises its queries in place."""
-
     def logits(self, model, state, x):
         return model(state, x.sub_(0.5).div_(0.5))
 
 
 class ShiftsLabels(MAML):
-    """Its objective changes the labels in place."""
-
     def objective(self, ops, theta, tasks):
         tasks.query.y.add_(1).remainder_(3)
         return super().objective(ops, theta, tasks)
 
 
 class ByAutograd(MAML):
-    """Everybody's first attempt."""
-
     def adapt(self, model, state, support, **_):
         loss = model.loss(model(state, support.x), support.y)
         gradients = torch.autograd.grad(loss, list(state.values()), create_graph=True)
@@ -172,16 +160,12 @@ class ByAutograd(MAML):
 
 
 class ByBackward(MAML):
-    """The second."""
-
     def adapt(self, model, state, support, **_):
         model.loss(model(state, support.x), support.y).backward()
         return {name: weight - self.alpha * weight.grad for name, weight in state.items()}
 
 
 class OwnEntropy(MAML):
-    """Seeds a generator by the clock."""
-
     def adapt(self, model, state, support, **_):
         draw = torch.Generator()
         draw.seed()
@@ -189,8 +173,6 @@ class OwnEntropy(MAML):
 
 
 class InitByTheClock(MAML):
-    """θ is another one each time."""
-
     def init(self, weights, feature_shape):
         draw = torch.Generator()
         draw.seed()
@@ -198,16 +180,12 @@ class InitByTheClock(MAML):
 
 
 class OneTaskOnly(MAML):
-    """Shows one task to the operations over all."""
-
     def objective(self, ops, theta, tasks):
         adapted = ops.adapt(theta, tasks.support)
         return [Update(ops.loss(adapted, Batch(tasks.query.x[0], tasks.query.y[0])))]
 
 
 class KeepsOnItself(MAML):
-    """Keeps a number on itself."""
-
     def adapt(self, model, state, support, **_):
         self.x = 1
         return super().adapt(model, state, support)

@@ -38,8 +38,7 @@ def small_omniglot(root: Path, packed: bool) -> None:
 
 def pass_for_whole(patch: pytest.MonkeyPatch) -> None:
     """Let the small Omniglot pass for a whole one."""
-    for module in ("omniglot", "omniglot_parts"):
-        patch.setattr(f"robustbench_meta.data.{module}.CHARACTERS", {"images_background": 7, "images_evaluation": 2})
+    patch.setattr("robustbench_meta.data.omniglot.CHARACTERS", {"images_background": 7, "images_evaluation": 2})
     patch.setattr(Omniglot, "_check", lambda *_: None)
 
 

@@ -185,8 +185,7 @@ def test_of_several_starts_the_worst_of_each_image_is_kept(norm):
 
 
 @pytest.mark.parametrize(
-    ("options", "how"),
-    [({"steps": 1}, "single-step"), ({"steps": 1, "restarts": 2}, "iterative"), ({}, "iterative")],
+    ("options", "how"), [({"steps": 1}, "single-step"), ({"steps": 1, "restarts": 2}, "iterative"), ({}, "iterative")]
 )
 def test_one_step_once_is_a_single_step_by_whatever_name(options, how):
     assert PGD(**options).how() == PGDL2(**options).how() == how

@@ -287,20 +287,10 @@ def test_modules_keep_their_modes_and_generators_their_states(steps):
     )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "torchattacks-pgd",
-        "torchattacks-apgd",
-        "torchattacks-square",
-        "onepixel",
-        "pixle",
-        "autoattack",
-        "spsa",
-        "difgsm",
-        "jitter",
-    ],
-)
+DRAWS = "torchattacks-pgd torchattacks-apgd torchattacks-square onepixel pixle autoattack spsa difgsm jitter"
+
+
+@pytest.mark.parametrize("name", DRAWS.split())
 def test_what_is_drawn_depends_on_the_given_randomness_only(task, name):
     victim, x, y = task
     attack = BRIDGED[name](**FAST.get(name, {}))

@@ -20,7 +20,6 @@ from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.options import parse_choice
 from robustbench_meta.plugins.trackers.mlflow import Experiment
 from robustbench_meta.registry.registry import load_registry
-from robustbench_meta.registry.trackers import attach
 
 STEPS = 4
 RUN = ("run", "--profile", "smoke", "-l", "maml", "-a", "none", "-a", "fgsm", "-a", "sulky", "--no-checks",
@@ -309,7 +308,7 @@ def test_what_is_missing_is_told_before_anything_is_done(tmp_path):
 def test_what_cannot_track_is_told(tmp_path, text, told):
     (tmp_path / "own.py").write_text(OWN)
     with pytest.raises((BenchError, PluginError), match=told):
-        attach(load_registry(tmp_path), [text])
+        load_registry(tmp_path).attach([text])
 
 
 def test_a_tracker_given_as_a_class_hears_a_run_of_several_jobs(tmp_path):
@@ -333,7 +332,7 @@ def test_a_tracker_given_as_a_class_hears_a_run_of_several_jobs(tmp_path):
 def test_one_tracker_that_is_asked_for_twice_hears_once(tmp_path):
     (tmp_path / "own.py").write_text(OWN)
     registry = load_registry(tmp_path)
-    attach(registry, ["raising", " raising"])
+    registry.attach(["raising", " raising"])
     assert str(parse_choice(" raising")) == "raising"
     assert len(registry.manager.hook.cell_finished.get_hookimpls()) == 1
 

@@ -92,9 +92,9 @@ def test_the_folder_is_plugins_unless_another_is_named(tmp_path, monkeypatch):
         load_registry(Path("nowhere"))
 
 
-@pytest.fixture(params=["the running checkout", "another checkout"])
-def checkout(request, tmp_path):
-    """A copy of the checkout; its own package runs, or (as when a wheel is installed) another one does."""
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the checkout."""
     copy = tmp_path / "checkout"
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "plugins", copy / "plugins", ignore=ignore)
@@ -102,29 +102,34 @@ def checkout(request, tmp_path):
         theirs.unlink()  # what whoever runs the tests has dropped into the checkout
     shutil.copytree(ROOT / "robustbench_meta", copy / "robustbench_meta", ignore=ignore)
     put(copy / "plugins", dropped=attack("dropped"))
-    return copy, {**os.environ, "PYTHONPATH": str(copy) if request.param == "the running checkout" else str(ROOT)}
+    return copy
 
 
-def test_what_is_dropped_into_a_checkouts_plugins_is_found_once(checkout):
-    folder, environment = checkout
+def python(folder, *arguments, path=""):
+    """The output of Python in a folder, whose package is imported, or (as when a wheel is installed) another one."""
+    environment = {**os.environ, "PYTHONPATH": str(path)}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["the running checkout", "another checkout"])
+def test_what_is_dropped_into_a_checkouts_plugins_is_found_once(checkout, running):
     code = (
-        "from robustbench_meta.registry.registry import load_registry\n"
+        "import site; site.main()\nfrom robustbench_meta.registry.registry import load_registry\n"
         "for found in load_registry().found: print(found.origin.kind, found.origin.where, found.brought, found.error)"
     )
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", "import site; site.main()\n" + code],
-        cwd=folder, env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert [line for line in done.stdout.splitlines() if not line.startswith("built-in")] == [
-        f"local {folder / 'plugins' / 'dropped.py'} ['attack dropped'] None"
+    shown = python(checkout, "-S", "-c", code, path=checkout if running else ROOT)
+    assert [line for line in shown.splitlines() if not line.startswith("built-in")] == [
+        f"local {checkout / 'plugins' / 'dropped.py'} ['attack dropped'] None"
     ]
-    assert done.stdout.count("'attack fgsm'") == 1
-    assert not [line for line in done.stdout.splitlines() if not line.endswith(" None")]
+    assert shown.count("'attack fgsm'") == 1
+    assert not [line for line in shown.splitlines() if not line.endswith(" None")]
 
 
 def test_a_checkout_runs_its_own_built_in_plugins_not_those_that_are_installed(checkout):
-    folder, environment = checkout
-    fgsm = folder / "plugins" / "attacks" / "fgsm.py"
+    fgsm = checkout / "plugins" / "attacks" / "fgsm.py"
     fgsm.write_text(fgsm.read_text().replace('source: ClassVar[str] = "', 'source: ClassVar[str] = "edited: '))
     code = (
         "import robustbench_meta.registry.registry as registry\n"
@@ -132,15 +137,12 @@ def test_a_checkout_runs_its_own_built_in_plugins_not_those_that_are_installed(c
         "import robustbench_meta.plugins as plugins\n"
         "print(loaded.get('attack', 'fgsm').source, registry.__file__, plugins.__file__)"
     )
-    (folder / "show.py").write_text(code)
-    done = subprocess.run(
-        [sys.executable, "show.py"], cwd=folder, env={**environment, "PYTHONPATH": ""},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout.startswith("edited: ")
-    assert done.stdout.split()[-2:] == [
-        str(folder / "robustbench_meta" / "registry" / "registry.py"),
-        str(folder / "plugins" / "__init__.py"),
+    (checkout / "show.py").write_text(code)
+    shown = python(checkout, "show.py")
+    assert shown.startswith("edited: ")
+    assert shown.split()[-2:] == [
+        str(checkout / "robustbench_meta" / "registry" / "registry.py"),
+        str(checkout / "plugins" / "__init__.py"),
     ]
 
 
@@ -166,8 +168,7 @@ EDITS = {
 
 
 def test_an_edit_is_another_identity_for_what_needs_that_module_only(checkout):
-    folder, environment = checkout
-    put(folder / "plugins", own="from robustbench_meta.plugins.learners.maml import MAML\n" + attack("x").replace(
+    put(checkout / "plugins", own="from robustbench_meta.plugins.learners.maml import MAML\n" + attack("x").replace(
         "contracts import Attack", "plugins.learners.maml import MAML as Attack"
     ).replace("attacks", "learners").replace('"x"', '"own"'))  # fmt: skip
     code = f"""
@@ -188,11 +189,7 @@ for name in {list(EDITS)}:
     after = identities()
     print(json.dumps([name, sorted(each for each in before if before[each] != after[each])]))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env={**environment, "PYTHONPATH": ""},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    found = dict(map(json.loads, done.stdout.splitlines()))
+    found = dict(map(json.loads, python(checkout, "-c", code).splitlines()))
     assert {name: set(changed) for name, changed in found.items()} == EDITS
 
 
@@ -217,8 +214,7 @@ for name, _ in list(_built_in_modules()):
     found[name] = [each for each in sys.modules if each.startswith("robustbench_meta.plugins")]
 print(json.dumps(found))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    imported = json.loads(done.stdout)
+    imported = json.loads(python(ROOT, "-c", code))
     assert len(imported) > 10
     for name, modules in imported.items():
         assert set(modules) <= set(
@@ -259,10 +255,7 @@ def test_what_a_module_needs_is_read_from_its_import_statements(tmp_path, code, 
 
 @pytest.mark.parametrize(
     ("dataset", "option", "typed", "value"),
-    [
-        ("image-folder", "path", "2024/11", "2024/11"),
-        ("image-folder", "csv", "1/2", "1/2"),
-    ],
+    [("image-folder", "path", "2024/11", "2024/11"), ("image-folder", "csv", "1/2", "1/2")],
 )
 def test_a_ratio_is_read_only_where_a_number_is_wanted(registry, dataset, option, typed, value):
     assert getattr(registry.make("dataset", dataset, {option: typed}), option) == value
@@ -523,11 +516,16 @@ BROKEN = {
 }
 
 
+@pytest.fixture(scope="module")
+def clean():
+    return load_registry(local=False)
+
+
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_plugin_costs_its_own_line_only(name, tmp_path):
+def test_a_broken_plugin_costs_its_own_line_only(name, tmp_path, clean):
     text, reason = BROKEN[name]
     put(tmp_path, **{name: text, "zz_sound": attack("sound")})
-    registry, clean = load_registry(tmp_path), load_registry(local=False)
+    registry = load_registry(tmp_path)
     found = locals_of(registry)
     assert found["zz_sound.py"].error is None
     assert found[f"{name}.py"].brought == []
@@ -625,37 +623,21 @@ def identity(folder, name="mine"):
     return load_registry(folder).origin("attack", name).identity
 
 
-def test_an_edited_file_is_another_plugin(tmp_path):
-    put(tmp_path, mine=attack("mine"))
-    first = identity(tmp_path)
-    assert first == identity(tmp_path)
-    put(tmp_path, mine=attack("mine") + "# edited\n")
-    assert identity(tmp_path) != first
-
-
 @pytest.mark.parametrize(
     ("gone", "new"),
-    [
-        ("mine/part", {"mine/part": "x = 2"}),
-        (None, {"mine/other": ""}),
-        ("mine/part", {"mine/deep/part": "x = 1"}),
-        ("mine/last", {}),
-    ],
-    ids=["a module changed", "a module more", "a module moved", "a module less"],
-)
-def test_an_edited_package_is_another_plugin(tmp_path, gone, new):
-    put(tmp_path, {"mine/__init__": attack("mine"), "mine/part": "x = 1", "mine/last": ""})
+    [(None, {"mine/__init__": attack("mine") + "# edited\n"}), ("mine/part", {"mine/part": "x = 2"}),
+     (None, {"mine/other": ""}), ("mine/part", {"mine/deep/part": "x = 1"}), ("mine/last", {})],
+    ids=["a file edited", "a module changed", "a module more", "a module moved", "a module less"],
+)  # fmt: skip
+def test_an_edited_package_is_another_plugin_and_the_same_one_elsewhere_is_not(tmp_path, gone, new):
+    package = {"mine/__init__": attack("mine"), "mine/part": "x = 1", "mine/last": ""}
+    put(tmp_path, package)
     first = identity(tmp_path)
+    assert first == identity(tmp_path) == identity(put(tmp_path / "elsewhere", package))
     if gone:
         (tmp_path / f"{gone}.py").unlink()
     put(tmp_path, new)
     assert identity(tmp_path) != first
-
-
-def test_a_plugin_is_the_same_wherever_it_lies(tmp_path):
-    put(tmp_path / "here", mine=attack("mine"))
-    put(tmp_path / "there", mine=attack("mine"))
-    assert identity(tmp_path / "here") == identity(tmp_path / "there")
 
 
 def test_an_edited_package_is_imported_afresh(tmp_path):
