@@ -14,8 +14,20 @@ from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Attack, Method, Random, Setting, Victim
 from robustbench_meta.contracts.threat_model import Norm, ThreatModel
 from robustbench_meta.errors import BenchError
+from robustbench_meta.hookspecs import Register
 
-from .searching import TINY, Harm, SearchAttack, WorstCase, direction, gradient_of, over_images, project, to_edge
+from .search_attack import (
+    TINY,
+    Harm,
+    SearchAttack,
+    WorstCase,
+    direction,
+    gradient_of,
+    over_images,
+    project,
+    to_edge,
+    worse,
+)
 
 Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Images → (what is to be large, differentiably; whether they fool), each in the shape of y."""
@@ -183,12 +195,8 @@ class _Ascent:
         considered = set(checkpoints(steps))
         best, before = self._now, self._now.images
         size = torch.full_like(best.value, 2 * self._threat.eps)
-        rises, since, best_then, halved = (
-            torch.zeros_like(size),
-            0,
-            best.value,
-            torch.zeros_like(size, dtype=torch.bool),
-        )
+        rises, halved = torch.zeros_like(size), torch.zeros_like(size, dtype=torch.bool)
+        since, best_then = 0, best.value
         for step in range(1, steps + 1):
             now = self._now
             images = self._step(now, before, size, MOMENTUM if step > 1 else 1.0)
@@ -219,9 +227,7 @@ class _Ascent:
 
     def _visit(self, images: Tensor, last: bool) -> None:
         self._now, harm = self._at(images, last)
-        chosen = harm.exceeds(self._harm)
-        self._harm = harm.or_else(self._harm, chosen)
-        self._worst = torch.where(over_images(chosen, self._event), images, self._worst)
+        self._worst, self._harm = worse(images, harm, self._worst, self._harm, self._event)
 
     def _at(self, images: Tensor, last: bool = False) -> tuple[_Point, Harm]:
         with torch.set_grad_enabled(not last):
@@ -242,7 +248,7 @@ class _Ascent:
 
 
 @hookimpl
-def register_attacks(register: Callable[[type[Attack]], None]) -> None:
+def register_attacks(register: Register[Attack]) -> None:
     """Bring `apgd` and `apgdl2`."""
     register(APGD)
     register(APGDL2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 from pydantic import Field
@@ -11,12 +10,13 @@ from torch import Tensor
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Attack, Random, Victim
 from robustbench_meta.contracts.threat_model import Norm, ThreatModel
+from robustbench_meta.hookspecs import Register
 
 from .apgd import APGD, APGDL2
 from .fab import FAB, FABL2
 from .fgsm import FGSM
 from .pgd import PGD, PGDL2
-from .searching import SearchAttack, WorstCase
+from .search_attack import SearchAttack, WorstCase
 from .square import Square, SquareL2, Squares
 
 
@@ -99,7 +99,7 @@ class AutoL2(Auto):
 
 
 @hookimpl
-def register_attacks(register: Callable[[type[Attack]], None]) -> None:
+def register_attacks(register: Register[Attack]) -> None:
     """Bring `auto` and `autol2`."""
     register(Auto)
     register(AutoL2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -12,8 +11,9 @@ from torch import Tensor
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Attack, Random, Victim
 from robustbench_meta.contracts.threat_model import Norm, ThreatModel
+from robustbench_meta.hookspecs import Register
 
-from .searching import TINY, SearchAttack, WorstCase, direction, gradient_of, length, over_images, project
+from .search_attack import TINY, SearchAttack, WorstCase, direction, gradient_of, length, over_images, project
 
 ALPHA, BETA, ETA = 0.1, 0.9, 1.05
 """The most that a step leans towards the clean image; how far it goes back once it fools; how far it overshoots."""
@@ -159,7 +159,7 @@ def _start(x: Tensor, threat: ThreatModel, random: Random, event: int) -> Tensor
 
 
 @hookimpl
-def register_attacks(register: Callable[[type[Attack]], None]) -> None:
+def register_attacks(register: Register[Attack]) -> None:
     """Bring `fab` and `fabl2`."""
     register(FAB)
     register(FABL2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 from torch import Tensor
@@ -10,8 +9,9 @@ from torch import Tensor
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Attack, Method, Random, Victim
 from robustbench_meta.contracts.threat_model import ThreatModel
+from robustbench_meta.hookspecs import Register
 
-from .searching import image_gradient
+from .search_attack import image_gradient
 
 
 class FGSM(Attack):
@@ -38,6 +38,6 @@ class FGSM(Attack):
 
 
 @hookimpl
-def register_attacks(register: Callable[[type[Attack]], None]) -> None:
+def register_attacks(register: Register[Attack]) -> None:
     """Bring `fgsm`."""
     register(FGSM)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch import Tensor
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Attack, Random, Victim
 from robustbench_meta.contracts.threat_model import ThreatModel
+from robustbench_meta.hookspecs import Register
 
 
 class NoAttack(Attack):
@@ -24,6 +24,6 @@ class NoAttack(Attack):
 
 
 @hookimpl
-def register_attacks(register: Callable[[type[Attack]], None]) -> None:
+def register_attacks(register: Register[Attack]) -> None:
     """Bring `none`."""
     register(NoAttack)

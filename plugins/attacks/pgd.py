@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar, Self
 
 import torch
@@ -12,8 +11,9 @@ from torch import Tensor
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Attack, Method, Random, Victim
 from robustbench_meta.contracts.threat_model import Norm, ThreatModel
+from robustbench_meta.hookspecs import Register
 
-from .searching import Harm, SearchAttack, direction, image_gradient, over_images, project
+from .search_attack import Harm, SearchAttack, direction, image_gradient, project, worse
 
 
 class PGD(SearchAttack):
@@ -59,17 +59,16 @@ class PGD(SearchAttack):
         """
         best: tuple[Tensor, Harm] | None = None
         for turn in range(self.restarts):
-            begin = start if start is not None and turn == 0 else self._start(x, threat, random, model.event)
+            if start is not None and turn == 0:
+                begin = start
+            else:
+                begin = self._random_start(x, threat, random, model.event) if self.random_start else x
             found = self._ascend(model, begin, x, y, threat)
             if self.restarts == 1:
                 return found
             with torch.no_grad():
                 harm = Harm.of(model.fooled(found, y), model.loss(found, y), model.transductive)
-            if best is None:
-                best = found, harm
-                continue
-            worse = harm.exceeds(best[1])
-            best = torch.where(over_images(worse, model.event), found, best[0]), harm.or_else(best[1], worse)
+            best = (found, harm) if best is None else worse(found, harm, *best, model.event)
         assert best is not None
         return best[0]
 
@@ -82,10 +81,7 @@ class PGD(SearchAttack):
             found = project(found + step, x, threat, model.event)
         return found
 
-    def _start(self, x: Tensor, threat: ThreatModel, random: Random, event: int) -> Tensor:
-        return self._draw(x, threat, random, event) if self.random_start else x
-
-    def _draw(self, x: Tensor, threat: ThreatModel, random: Random, event: int) -> Tensor:
+    def _random_start(self, x: Tensor, threat: ThreatModel, random: Random, event: int) -> Tensor:
         """Uniform in the ball."""
         return threat.clip(x + threat.eps * (2 * random.uniform(x) - 1))
 
@@ -100,14 +96,14 @@ class PGDL2(PGD):
         """L2."""
         return "l2"
 
-    def _draw(self, x: Tensor, threat: ThreatModel, random: Random, event: int) -> Tensor:
+    def _random_start(self, x: Tensor, threat: ThreatModel, random: Random, event: int) -> Tensor:
         """A random direction, and a distance uniform on [0, ε]."""
         radius = random.uniform(x.flatten(-event)[..., :1]).view(*x.shape[:-event], *(1,) * event)
         return threat.clip(x + threat.eps * radius * direction(random.normal(x), "l2", event))
 
 
 @hookimpl
-def register_attacks(register: Callable[[type[Attack]], None]) -> None:
+def register_attacks(register: Register[Attack]) -> None:
     """Bring `pgd` and `pgdl2`."""
     register(PGD)
     register(PGDL2)

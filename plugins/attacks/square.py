@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
 from functools import lru_cache
 from typing import ClassVar
 
@@ -16,9 +15,10 @@ from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Attack, Method, Random, Setting, Victim
 from robustbench_meta.contracts.attack import margin
 from robustbench_meta.contracts.threat_model import Norm, ThreatModel
+from robustbench_meta.hookspecs import Register
 from robustbench_meta.runtime.devices import send
 
-from .searching import Harm, SearchAttack, Survivors, WorstCase, direction, over_images, signs, to_edge
+from .search_attack import Harm, SearchAttack, Survivors, WorstCase, direction, over_images, signs, to_edge, worse
 
 BLOCK = 50
 """After so many queries those that are fooled are left out; so many queries' draws are made at once."""
@@ -75,9 +75,9 @@ class Squares(SearchAttack):
         Its draws are for all examples, so that no example's depend on how long the others withstand.
         """
         found = self._first(x, threat, random)
-        harm = _judge(model, found, y)
+        harm = _harm(model, found, y)
         if start is not None:
-            found, harm = _worse(start, _judge(model, start, y), found, harm, model.event)
+            found, harm = worse(start, _harm(model, start, y), found, harm, model.event)
         for done in range(1, self.queries, BLOCK):
             some = None
             if not model.transductive and y.dim() == 2:
@@ -91,7 +91,7 @@ class Squares(SearchAttack):
             for query in range(min(BLOCK, self.queries - done)):
                 part = self._part(done - 1 + query)
                 proposal = self._propose(clean, images, drawn[..., query, :], part, threat)
-                images, now = _worse(proposal, _judge(model, proposal, labels), images, now, model.event)
+                images, now = worse(proposal, _harm(model, proposal, labels), images, now, model.event)
             found = images if some is None else some.scatter(images, found)
             harm = now if some is None else Harm(*(some.scatter(*pair) for pair in zip(now, harm, strict=True)))
         return found
@@ -185,16 +185,10 @@ class SquareL2(Squares):
         return to_edge(moved.view_as(x), x, threat, 3)
 
 
-def _judge(model: Victim, images: Tensor, y: Tensor) -> Harm:
+def _harm(model: Victim, images: Tensor, y: Tensor) -> Harm:
     """The less the margin, the worse."""
     logits = model(images)
     return Harm.of(logits.argmax(-1) != y, -margin(logits, y), model.transductive)
-
-
-def _worse(these: Tensor, harm: Harm, those: Tensor, known: Harm, event: int) -> tuple[Tensor, Harm]:
-    """The worse of two images each."""
-    chosen = harm.exceeds(known)
-    return torch.where(over_images(chosen, event), these, those), harm.or_else(known, chosen)
 
 
 def _place(uniform: Tensor, last: int) -> Tensor:
@@ -250,7 +244,7 @@ def _pyramid(height: int, width: int) -> Tensor:
 
 
 @hookimpl
-def register_attacks(register: Callable[[type[Attack]], None]) -> None:
+def register_attacks(register: Register[Attack]) -> None:
     """Bring `square` and `squarel2`."""
     register(Square)
     register(SquareL2)

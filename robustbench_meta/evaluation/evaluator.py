@@ -23,7 +23,7 @@ from robustbench_meta.evaluation.episode_evaluator import AdaptableModel, Episod
 from robustbench_meta.evaluation.example_images import encoded, example_of
 from robustbench_meta.evaluation.flags import ReliabilityReport, assess
 from robustbench_meta.evaluation.model_checks import Observation, UnexposedCopy, observe
-from robustbench_meta.evaluation.partial_results import Chunk, Tally
+from robustbench_meta.evaluation.partial_results import Chunk, ScenarioResult
 from robustbench_meta.experiment.grid import Cell, obstacle
 from robustbench_meta.experiment.probes import CHECKED, Probe, Probes, probes
 from robustbench_meta.experiment.scenario import AttackAtEps, Scenario
@@ -221,11 +221,11 @@ class _Portion:
 
     def _on(self, places: range) -> Chunk:
         tasks = test_episodes(self.source, self.spec, places)
-        strangers = {
+        surrogates = {
             key: AdaptableModel(other, other.theta(_data(theta))) for key, (other, theta) in self.surrogates.items()
         }
         trained_model = AdaptableModel(self.engine, self.engine.theta(self.weights))
-        episode_evaluator = EpisodeEvaluator(trained_model, tasks, strangers, self.device)
+        episode_evaluator = EpisodeEvaluator(trained_model, tasks, surrogates, self.device)
         chunk, checked, noticing = (
             Chunk(_noted(tasks).hex()), self.probe_plan is not None and places.start < CHECKED, 0.0,
         )  # fmt: skip
@@ -237,10 +237,12 @@ class _Portion:
         for key, scenario in self.scenarios.items():
             with self.at(key):
                 chunk.cells[key] = self._held(episode_evaluator, scenario, key, key)
-        chunk.clean = episode_evaluator.clean if any(tally.failure is None for tally in chunk.cells.values()) else None
+        chunk.clean = (
+            episode_evaluator.clean if any(result.failure is None for result in chunk.cells.values()) else None
+        )
         if places.start == 0:
-            for key, tally in chunk.cells.items():
-                tally.gallery = example_of(episode_evaluator, self.scenarios[key]) if tally.failure is None else None
+            for key, result in chunk.cells.items():
+                result.gallery = example_of(episode_evaluator, self.scenarios[key]) if result.failure is None else None
         changed = kept.changed()
         if changed:  # attacks are held to account one by one, and what they changed is given back
             raise BenchError(
@@ -273,7 +275,7 @@ class _Portion:
         own = [*module.named_parameters(), *module.named_buffers()]
         return theta | {f"the network's '{name}'": tensor for name, tensor in own}
 
-    def _held(self, episode_evaluator: EpisodeEvaluator, scenario: Scenario, key: str, cell: str) -> Tally:
+    def _held(self, episode_evaluator: EpisodeEvaluator, scenario: Scenario, key: str, cell: str) -> ScenarioResult:
         """One scenario of a cell; one that has failed on other episodes is not tried again.
 
         Raises:
@@ -281,24 +283,24 @@ class _Portion:
         """
         if key in self.given_up:
             reason, where = self.given_up[key]
-            return Tally(failure=reason, traceback=where)
+            return ScenarioResult(failure=reason, traceback=where)
         try:
             held = episode_evaluator.hold(scenario)
-            return Tally(held.correct, held.seconds, effort=held.effort)
+            return ScenarioResult(held.correct, held.seconds, effort=held.effort)
         except BenchError as failure:
             if is_lost(failure):
                 lost = DeviceLostError(str(failure))
                 lost.cell = cell
                 raise lost from failure
             self.given_up[key] = str(failure), traceback_of(failure)
-            return Tally(failure=str(failure), traceback=traceback_of(failure))
+            return ScenarioResult(failure=str(failure), traceback=traceback_of(failure))
         except torch.OutOfMemoryError:
             if episode_evaluator.tasks.tasks > 1:
                 raise
             name = " and ".join(
                 f"'{side.attack.name}'" for side in (scenario.support, scenario.query) if side is not None
             )
-            return Tally(failure=f"attack {name} on one task at a time does not fit in the device's memory")
+            return ScenarioResult(failure=f"attack {name} on one task at a time does not fit in the device's memory")
 
     def _check(self, episode_evaluator: EpisodeEvaluator, chunk: Chunk, places: range) -> None:
         """The probes of all cells, the self-tests of their attacks, and a look at the model."""
@@ -326,19 +328,19 @@ def outcome_of(
     failure = _failure(cell, chunks)
     if failure is not None:
         return BenchError(failure)
-    tallies, count = [chunk.cells[cell.key] for chunk in chunks], cell.spec.episodes
-    clean, robust = _gathered([chunk.clean for chunk in chunks]), _gathered([tally.correct for tally in tallies])
+    results, count = [chunk.cells[cell.key] for chunk in chunks], cell.spec.episodes
+    clean, robust = _gathered([chunk.clean for chunk in chunks]), _gathered([result.correct for result in results])
     assert len(clean) == len(robust) == count, "an episode is missing, or counted twice"
     reliability = None if probe_plan is None else _reliability(cell, chunks, probe_plan, shape, clean, robust)
-    example = tallies[0].gallery
+    example = results[0].gallery
     return Outcome(
         clean, robust,
         hashlib.sha256(b"".join(bytes.fromhex(chunk.episodes) for chunk in chunks)).hexdigest()[:16],
         1000 * sum(chunk.adapt_seconds for chunk in chunks) / max(sum(chunk.adapted_tasks for chunk in chunks), 1),
-        1000 * sum(tally.seconds for tally in tallies) / count,
+        1000 * sum(result.seconds for result in results) / count,
         1000 * sum(chunk.check_seconds for chunk in chunks) / count,
         reliability,
-        sum((tally.effort for tally in tallies), QueryCount()),
+        sum((result.effort for result in results), QueryCount()),
         encoded(example) if example is not None else None,
     )  # fmt: skip
 
@@ -358,12 +360,12 @@ def _reliability(
         for chunk in chunks:
             if name == "noise" and scenario.key in chunk.noisy:
                 observation.merge(chunk.noisy[scenario.key])
-        tallies = [chunk.probes[scenario.key] for chunk in chunks if scenario.key in chunk.probes]
-        failures = [tally.failure for tally in tallies if tally.failure is not None]
+        results = [chunk.probes[scenario.key] for chunk in chunks if scenario.key in chunk.probes]
+        failures = [result.failure for result in results if result.failure is not None]
         if failures:
             failed[name] = failures[0]
-        elif tallies:  # none where its attack cannot work in this setting
-            found[name] = _gathered([tally.correct for tally in tallies])
+        elif results:  # none where its attack cannot work in this setting
+            found[name] = _gathered([result.correct for result in results])
     effects = [effect for chunk in chunks if (effect := chunk.cells[cell.key].effect) is not None]
     tested = [effect for effect in effects if isinstance(effect, Tensor)]
     failed.update(("self-test", effect) for effect in effects if isinstance(effect, str))

@@ -18,7 +18,7 @@ _KIND = "part of an evaluation"
 
 
 @dataclass
-class Tally:
+class ScenarioResult:
     """What one scenario gave on one chunk of episodes, or why it failed."""
 
     correct: Tensor | None = None
@@ -40,8 +40,8 @@ class Chunk:
     episodes: str
     """What goes into their digest, in hexadecimal digits."""
     clean: Tensor | None = None
-    cells: dict[str, Tally] = field(default_factory=dict)
-    probes: dict[str, Tally] = field(default_factory=dict)
+    cells: dict[str, ScenarioResult] = field(default_factory=dict)
+    probes: dict[str, ScenarioResult] = field(default_factory=dict)
     """By the key of their scenario."""
     observation: Observation = field(default_factory=Observation)
     noisy: dict[str, Observation] = field(default_factory=dict)
@@ -89,9 +89,12 @@ def read_part(data: bytes, training: str) -> PartialResult:
 
 
 def _chunk(plain: dict[str, Any]) -> Chunk:
-    tallies = {
-        name: {key: Tally(**{**tally, "effort": QueryCount(**tally["effort"])}) for key, tally in plain[name].items()}
+    results = {
+        name: {
+            key: ScenarioResult(**{**result, "effort": QueryCount(**result["effort"])})
+            for key, result in plain[name].items()
+        }
         for name in ("cells", "probes")
     }
     seen = Observation(**plain["observation"]), {key: Observation(**each) for key, each in plain["noisy"].items()}
-    return Chunk(**{**plain, **tallies, "observation": seen[0], "noisy": seen[1]})
+    return Chunk(**{**plain, **results, "observation": seen[0], "noisy": seen[1]})

@@ -158,7 +158,7 @@ EDITS = {
     "plugins/attacks/fgsm.py": {"attack fgsm"},
     "plugins/attacks/pgd.py": set(),
     "plugins/attacks/none.py": {"attack none"},
-    "plugins/attacks/torchattacks_mends.py": {"attack cw"},
+    "plugins/attacks/torchattacks/victim_module.py": {"attack cw"},
     "plugins/backbones/conv4.py": {"backbone conv4"},
     "robustbench_meta/engine/engine.py": {"training"},
     "robustbench_meta/evaluation/evaluator.py": {"evaluation"},

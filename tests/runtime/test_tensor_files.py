@@ -21,7 +21,7 @@ from robustbench_meta.engine.query_counter import QueryCount
 from robustbench_meta.engine.training_snapshots import TrainingState, read_state, state_bytes
 from robustbench_meta.errors import BenchError, StorageError
 from robustbench_meta.evaluation.model_checks import Observation
-from robustbench_meta.evaluation.partial_results import Chunk, PartialResult, Tally, part_bytes, read_part
+from robustbench_meta.evaluation.partial_results import Chunk, PartialResult, ScenarioResult, part_bytes, read_part
 from robustbench_meta.experiment.checkpoints import (
     Trained,
     check_checkpoint,
@@ -128,14 +128,14 @@ def chunk() -> Chunk:
         "006e6f746564ff",
         torch.eye(3, dtype=torch.bool),
         {
-            "a" * 16: Tally(
+            "a" * 16: ScenarioResult(
                 torch.eye(3, dtype=torch.bool), 0.1, effort=QueryCount(9, 180, 171),
                 gallery={"episode": 0, "pictures": [{"clean": torch.eye(4, dtype=torch.uint8)[None], "linf": 0.1}]},
             ),
-            "b" * 16: Tally(None, 0.2, "no effect: é", "too much"),
-            "c" * 16: Tally(None, 0.0, torch.tensor([0.5, math.nan], dtype=torch.float64), None),
+            "b" * 16: ScenarioResult(None, 0.2, "no effect: é", "too much"),
+            "c" * 16: ScenarioResult(None, 0.0, torch.tensor([0.5, math.nan], dtype=torch.float64), None),
         },
-        {"probe": Tally(torch.zeros(3, 0, dtype=torch.bool), 7.0)},
+        {"probe": ScenarioResult(torch.zeros(3, 0, dtype=torch.bool), 7.0)},
         Observation(9, 1, 2, 1e-7, 0.25),
         {"noise": Observation(9, 4, 2, 1e-6, 0.5)},
         0.3, 4, 0.5,

@@ -197,6 +197,12 @@ class Harm(NamedTuple):
         return Harm(*(torch.where(chosen, mine, theirs) for mine, theirs in zip(self, other, strict=True)))
 
 
+def worse(these: Tensor, harm: Harm, those: Tensor, other: Harm, event: int) -> tuple[Tensor, Harm]:
+    """Of two images for each example the one that does more harm, and its harm; `those` where they are equal."""
+    chosen = harm.exceeds(other)
+    return torch.where(over_images(chosen, event), these, those), harm.or_else(other, chosen)
+
+
 class WorstCase:
     """The worst image of each example over several searches, one after the other.
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random as python_random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -103,18 +101,3 @@ def drawn_to_grey(images: Tensor) -> Tensor:
 def widened(images: Tensor) -> Tensor:
     """The way back from `drawn_to_grey`, clipped to [0, 1]."""
     return (0.5 + (images - 0.5) / PIXEL_RANGE).clamp(0, 1)
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the generators of torch, numpy and Python, which torchattacks draws from, and give them back after."""
-    python_state, numpy_state = python_random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        python_random.seed(seed)
-        try:
-            yield
-        finally:
-            python_random.setstate(python_state)
-            np.random.set_state(numpy_state)

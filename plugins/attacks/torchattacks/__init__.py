@@ -19,9 +19,9 @@ from robustbench_meta.contracts.threat_model import Norm
 from robustbench_meta.errors import BenchError, unknown
 from robustbench_meta.hookspecs import Register
 
-from .torchattacks_attack import TorchAttack
-from .torchattacks_mends import PIXEL_RANGE, VictimModule, drawn_to_grey, widened
-from .torchattacks_options import TRAITS, options
+from .attack import TorchAttack
+from .options import TRAITS, options
+from .victim_module import PIXEL_RANGE, VictimModule, drawn_to_grey, widened
 
 
 class _CW(TorchAttack):

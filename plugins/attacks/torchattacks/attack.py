@@ -10,9 +10,10 @@ from torch import Tensor
 from robustbench_meta.contracts import Attack, Method, Random, Setting, Victim
 from robustbench_meta.contracts.threat_model import TOLERANCE, Norm, ThreatModel
 from robustbench_meta.errors import BenchError
+from robustbench_meta.runtime.seeds import seeded
 
-from .torchattacks_mends import VictimModule, seeded
-from .torchattacks_options import Traits, defaults, step_factor
+from .options import Traits, defaults, step_factor
+from .victim_module import VictimModule
 
 DEFAULT_EPS: dict[Norm, float | str] = {"linf": "8/255", "l2": 1.0, "l1": 5.0, "l0": 50}
 """linf, l2: torchattacks' own; l1: its FAB's; l0: 6 % of the pixels of a 28×28 image."""
