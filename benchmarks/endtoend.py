@@ -134,7 +134,7 @@ def _training_of(library: Library, steps: int) -> Callable[[], None]:
     """Meta-training with a library: the same tasks from the same source."""
     problem, spec = library.problem, library.problem.training.spec
     source = problem.grid.splits.train.to(problem.device)
-    optimizer = torch.optim.Adam(library.module.parameters(), lr=problem.training.learner.meta_lr)
+    optimizer = torch.optim.Adam(library.module.parameters(), lr=problem.meta_lr)
 
     def train() -> None:
         for step in range(1, steps + 1):

@@ -135,7 +135,7 @@ def _gradient_of(library: Library) -> Callable[[], Tensor]:
 def our_step(problem: Problem) -> Callable[[], Tensor]:
     """Meta-gradient and Adam's step on a copy of θ that is put back: everybody's next step starts at the same θ."""
     start = [weight.detach().clone() for weight in problem.weights.values()]
-    optimizer = torch.optim.Adam(problem.weights.values(), lr=problem.training.learner.meta_lr)
+    optimizer = torch.optim.Adam(problem.weights.values(), lr=problem.meta_lr)
     seeds = list(range(problem.tasks.tasks))
 
     def step() -> Tensor:
@@ -153,7 +153,7 @@ def their_step(library: Library) -> Callable[[], Tensor]:
     """The same with a library."""
     parameters = list(library.module.parameters())
     start = [parameter.detach().clone() for parameter in parameters]
-    optimizer = torch.optim.Adam(parameters, lr=library.problem.training.learner.meta_lr)
+    optimizer = torch.optim.Adam(parameters, lr=library.problem.meta_lr)
 
     def step() -> Tensor:
         _put_back(parameters, start)

@@ -82,10 +82,16 @@ class Problem:
         assert self.training.attack is not None
         return self.training.attack.eps.value
 
+    @property
+    def meta_lr(self) -> float:
+        """The rate of the meta-optimiser."""
+        rate: float = self.training.learner.make_optimizer(self.weights).param_groups[0]["lr"]
+        return rate
+
     def module(self) -> nn.Module:
         """The network with θ in it, made anew: what the other libraries are given."""
-        spec, setting = self.training.spec, self.grid.setting
-        module = self.grid.backbone.build(setting.shape, self.training.learner.outputs(spec.way))
+        setting = self.grid.setting
+        module = self.grid.backbone.build(setting.shape, self.training.learner.outputs(setting))
         like = next(iter(self.weights.values()))
         module = module.to(self.device, like.dtype)
         module.load_state_dict({name: weight.detach() for name, weight in self.weights.items()}, strict=False)

@@ -16,10 +16,10 @@ from benchmarks.apart import Apart, Job
 from benchmarks.measure import Settings
 from benchmarks.outcomes import Goal, Outcome, Point
 from benchmarks.problems import Problem, grid_of, registry
+from robustbench_meta.api import threads
 from robustbench_meta.engine.plans import plan_for
 from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs.runner import run
-from robustbench_meta.python_run import threads
 from robustbench_meta.results.store import Store
 
 STRAIGHT = 0.15

@@ -301,7 +301,7 @@ def evaluate(
         store = Store(folder)
         stored = [] if fresh else [each for each in store.records() if each["training"] == grid.trainings[0].key]
         callable_learner.check_on_test_episodes(models, grid, ready.device, stored)
-        stack.enter_context(_threads(processes))
+        stack.enter_context(threads(processes))
         found = _compute(ready, folder, policy, progress, kept=results is not None)
     if not len(found):
         raise BenchError(str(found.failed["reason"].iloc[0]))
@@ -348,7 +348,7 @@ def _interruptible(stop: Stop, folder: Path | None) -> Iterator[None]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Iterator[None]:
     """Inside, torch has at most so many threads, and a run as many processes."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustbench_meta.contracts import Backbone, Learner, Model, Operations, Update
+from robustbench_meta.contracts import Backbone, Learner, Model, Operations, Toward, Update
 from robustbench_meta.contracts.state import State
 from robustbench_meta.contracts.tasks import Batch, TaskBatch
 from robustbench_meta.errors import BenchError, PluginError, located
@@ -149,7 +149,7 @@ def own_learner(models: OwnModels, called: str, *, is_transductive: bool) -> typ
             own = models.get(int(state["number"]), Batch(state["x"], state["y"]))
             return models.logits(own, x, model.way)
 
-        def objective(self, ops: Operations, theta: State, tasks: TaskBatch) -> list[Update]:
+        def objective(self, ops: Operations, theta: State, tasks: TaskBatch) -> list[Update | Toward]:
             raise BenchError(f"'{called}' is evaluated only, and not meta-trained here")
 
     return Own

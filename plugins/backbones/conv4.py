@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from robustbench_meta import hookimpl
-from robustbench_meta.contracts import Backbone, Setting
+from robustbench_meta.contracts import Backbone, Setting, with_head
 
 
 class BatchStatistics(nn.Module):
@@ -168,21 +168,14 @@ class Conv4(Backbone):
         if self.features == "last2":
             units = before + channels * height * width
             joined = Joined(nn.Sequential(*layers[:third]), nn.Sequential(*layers[third:]))
-            network = nn.Sequential(joined)
-            network.feature_shape = (units,)
-            if outputs is not None:
-                network.add_module("head", nn.Linear(units, outputs))
-            return network
+            return with_head(nn.Sequential(joined), (units,), outputs)
         meant = "mean" if self.pool == "stride" and self.norm in {"batch", "support"} else "flat"
         if (self.features or meant) == "mean":
             layers.append(nn.AdaptiveAvgPool2d(1))
             height = width = 1
         layers.append(nn.Flatten())
         network = SupportNormed(*layers) if self.norm == "support" else nn.Sequential(*layers)
-        network.feature_shape = (channels, height, width)
-        if outputs is not None:
-            network.add_module("head", nn.Linear(channels * height * width, outputs))
-        return network
+        return with_head(network, (channels, height, width), outputs)
 
     def _norm(self, places: int, width: int) -> list[nn.Module]:
         """The norm of `width` maps of so many places; a group of one number would be the same for every image."""

@@ -23,7 +23,7 @@ class Linear(Backbone):
     def build(self, shape: tuple[int, ...], outputs: int | None) -> nn.Module:
         """The layer."""
         network = nn.Sequential(nn.Flatten())
-        network.feature_shape = (prod(shape),)
+        network.feature_shape = (prod(shape),)  # type: ignore[assignment]  # torch's modules take any attribute
         if outputs is not None:
             network.add_module("head", nn.Linear(prod(shape), outputs, bias=self.bias))
         return network

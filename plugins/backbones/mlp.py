@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from robustbench_meta import hookimpl
-from robustbench_meta.contracts import Backbone
+from robustbench_meta.contracts import Backbone, with_head
 
 
 class MLP(Backbone):
@@ -28,11 +28,7 @@ class MLP(Backbone):
         for _ in range(self.depth):
             layers += [nn.Linear(units, self.width), nn.ReLU()]
             units = self.width
-        network = nn.Sequential(*layers)
-        network.feature_shape = (units,)
-        if outputs is not None:
-            network.add_module("head", nn.Linear(units, outputs))
-        return network
+        return with_head(nn.Sequential(*layers), (units,), outputs)
 
 
 @hookimpl

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from robustbench_meta import hookimpl
-from robustbench_meta.contracts import Backbone, Setting
+from robustbench_meta.contracts import Backbone, Setting, with_head
 
 from .conv4 import BatchStatistics
 
@@ -59,11 +59,7 @@ class ResNet12(Backbone):
         if self.features == "mean":
             layers.append(nn.AdaptiveAvgPool2d(1))
             height = width = 1
-        network = nn.Sequential(*layers, nn.Flatten())
-        network.feature_shape = (channels, height, width)
-        if outputs is not None:
-            network.add_module("head", nn.Linear(channels * height * width, outputs))
-        return network
+        return with_head(nn.Sequential(*layers, nn.Flatten()), (channels, height, width), outputs)
 
     def _norm(self, channels: int) -> nn.Module:
         return (

@@ -84,7 +84,6 @@ class RMAML(Defence):
     name: ClassVar[str] = "r-maml"
     source: ClassVar[str] = "Wang et al. 2021, arXiv 2102.10454, and its code (one Adam for both updates, theirs two)"
 
-    base: AnyLearner = Field("maml", description="the learner that is defended")
     train_attack: str = Field("pgd:steps=1", description="attack in meta-training (FGSM from a random start)")
     rate: float = Field(0.2, gt=0, description="of the update on attacked queries, as a factor on meta_lr")
 
@@ -97,8 +96,9 @@ class RMAML(Defence):
 
     def base_objective(self, ops: Operations, theta: State, images: Batch) -> list[Update | Toward]:
         """The same on images of the base classes."""
-        return [*self.base.base_objective(ops, theta, images),
-                *(Update(update.loss, self.rate) for update in attacked_base(self, ops, theta, images))]  # fmt: skip
+        classifier = ops.base_classifier(theta)
+        attacked = ops.loss(classifier, ops.perturb(classifier, images))
+        return [*self.base.base_objective(ops, theta, images), Update(attacked, self.rate)]
 
 
 def attacked_base(learner: Defence, ops: Operations, theta: State, images: Batch) -> list[Update | Toward]:

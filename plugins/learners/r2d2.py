@@ -56,8 +56,10 @@ def ridge_regression(x: Tensor, y: Tensor, ridge: Tensor) -> Tensor:
     """Argmin over W of ‖XW − Y‖²/n + λ‖W‖², for x [n, d], y [n, way]: by the smaller of the two systems (Woodbury)."""
     x, y = x / len(x) ** 0.5, y / len(x) ** 0.5
     if len(x) <= x.shape[1]:
-        return x.T @ torch.linalg.solve(x @ x.T + ridge * torch.eye(len(x)).to(x), y)
-    return torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1]).to(x), x.T @ y)
+        dual: Tensor = torch.linalg.solve(x @ x.T + ridge * torch.eye(len(x)).to(x), y)
+        return x.T @ dual
+    weights: Tensor = torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1]).to(x), x.T @ y)
+    return weights
 
 
 @hookimpl

@@ -5,7 +5,7 @@ Every plugin is a frozen pydantic model: its fields are its options, settable on
 """
 
 from robustbench_meta.contracts.attack import Attack, Method, Random, Victim, margin
-from robustbench_meta.contracts.backbone import Backbone
+from robustbench_meta.contracts.backbone import Backbone, with_head
 from robustbench_meta.contracts.dataset import Dataset
 from robustbench_meta.contracts.defence import Defence
 from robustbench_meta.contracts.learner import AnyLearner, BaseTraining, Learner, Model, Operations, Toward, Update
@@ -16,5 +16,5 @@ from robustbench_meta.contracts.tracker import Tracker
 __all__ = [
     "AnyLearner", "Attack", "Backbone", "BaseTraining", "Dataset", "Defence", "File", "Learner", "LossName", "Method",
     "Model", "Operations", "Plugin", "Random", "Setting", "State", "Toward", "Tracker", "Update", "Victim", "Weights",
-    "margin",
+    "margin", "with_head",
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
@@ -26,7 +26,7 @@ class Defence(AnyLearner):
     """
 
     base: AnyLearner = Field(
-        "maml", description="the learner defended, with options as 'r2d2:train_shot=5;augment=flip'"
+        cast("Any", "maml"), description="the learner defended, with options as 'r2d2:train_shot=5;augment=flip'"
     )
     train_attack: str = Field("fgsm", description="attack in meta-training, with options as 'pgd:steps=7;alpha=0.02'")
     train_eps: float | None = Field(None, ge=0, description="its ε; none: the data set's default")
@@ -35,25 +35,26 @@ class Defence(AnyLearner):
         """The options `train_attack` and `train_eps`."""
         return self.train_attack, self.train_eps
 
-    transductive = property(lambda self: self.base.transductive)
-    theta_predicts = property(lambda self: self.base.theta_predicts)
-    takes_step = property(lambda self: self.base.takes_step)
-    outputs = _as_the_base("outputs")
-    init = _as_the_base("init")
-    inner_steps = _as_the_base("inner_steps")
-    adapt = _as_the_base("adapt")
-    logits = _as_the_base("logits")
-    query_loss = _as_the_base("query_loss")
-    objective = _as_the_base("objective")
-    base_training = _as_the_base("base_training")
-    base_logits = _as_the_base("base_logits")
-    base_objective = _as_the_base("base_objective")
-    surrogate_backbone = _as_the_base("surrogate_backbone")
-    make_optimizer = _as_the_base("make_optimizer")
-    rate_factor = _as_the_base("rate_factor")
-    train_tasks = _as_the_base("train_tasks")
-    augmentation = _as_the_base("augmentation")
-    obstacle = _as_the_base("obstacle")
+    if not TYPE_CHECKING:  # mypy takes the signatures from AnyLearner
+        transductive = property(lambda self: self.base.transductive)
+        theta_predicts = property(lambda self: self.base.theta_predicts)
+        takes_step = property(lambda self: self.base.takes_step)
+        outputs = _as_the_base("outputs")
+        init = _as_the_base("init")
+        inner_steps = _as_the_base("inner_steps")
+        adapt = _as_the_base("adapt")
+        logits = _as_the_base("logits")
+        query_loss = _as_the_base("query_loss")
+        objective = _as_the_base("objective")
+        base_training = _as_the_base("base_training")
+        base_logits = _as_the_base("base_logits")
+        base_objective = _as_the_base("base_objective")
+        surrogate_backbone = _as_the_base("surrogate_backbone")
+        make_optimizer = _as_the_base("make_optimizer")
+        rate_factor = _as_the_base("rate_factor")
+        train_tasks = _as_the_base("train_tasks")
+        augmentation = _as_the_base("augmentation")
+        obstacle = _as_the_base("obstacle")
 
     @classmethod
     def option_names(cls, options: Mapping[str, str]) -> Collection[str]:

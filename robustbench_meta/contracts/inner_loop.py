@@ -46,7 +46,7 @@ def gradient_of(
     loss: Callable[[Weights], torch.Tensor], weights: Weights, names: Iterable[str], *, first_order: bool = False
 ) -> Weights:
     """∇loss with respect to the weights of these names, on ONE task; itself differentiable unless `first_order`."""
-    gradients = torch.func.grad(lambda chosen: loss(weights | chosen))({name: weights[name] for name in names})
+    gradients: Weights = torch.func.grad(lambda chosen: loss(weights | chosen))({name: weights[name] for name in names})
     if first_order and not _THROUGHOUT.get():
         return {name: gradient.detach() for name, gradient in gradients.items()}
     return gradients

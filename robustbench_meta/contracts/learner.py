@@ -26,8 +26,11 @@ class Model(Protocol):
     """
 
     way: int
-    feature_shape: tuple[int, ...]
-    """Of the features of one image, such as (channels, height, width); () where the backbone does not say."""
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Of the features of one image, such as (channels, height, width); () where the backbone does not say."""
+        ...
 
     @property
     def head(self) -> Sequence[str]:
