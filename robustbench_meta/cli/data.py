@@ -15,7 +15,7 @@ from robustbench_meta.errors import BenchError
 if TYPE_CHECKING:
     from robustbench_meta.experiment.data_library import Row
 
-DOWNLOADS = ("omniglot",)
+DOWNLOADS = ("omniglot", "cifar100")
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="See, add and download data sets.")
 
@@ -35,20 +35,29 @@ def list_data(data_root: DataRoot = None, json: Json = False, debug: Debug = Fal
 
 @app.command()
 def add(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="omniglot, or a name of your own.", show_default=False)],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="omniglot, cifar100, cifar-fs, fc100, mini-imagenet, tiered-imagenet, cub, or a name of your own.",
+            show_default=False,
+        ),
+    ],
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="A folder, or a zip or tar with such a folder.", show_default=False)
     ],
     data_root: DataRoot = None,
     debug: Debug = False,
 ) -> None:
-    """Copy images, or a download of Omniglot, below the data root, after checking that they load.
+    """Copy images, or a download of Omniglot or CIFAR-100, below the data root, after checking that they load.
 
     Images lie in a folder a class, or beside CSVs of the splits: see bench list datasets image-folder.
     Or three pickles, as of miniImageNet, CIFAR-FS and FC100: see bench list datasets pickled.
+    Under the name of a known data set, its classes are split as published.
 
     [bold]Examples[/]
     bench data add birds ~/Downloads/birds.zip
+    bench data add mini-imagenet ~/Downloads/miniImageNet
     bench data add omniglot ~/Downloads
     """
     from robustbench_meta.experiment.data_library import add as add_data
@@ -64,18 +73,21 @@ def download(
 ) -> None:
     """Download a data set from its official place, checked by MD5.
 
-    [bold]Example[/]
+    CIFAR-FS and FC100 are made of cifar100.
+
+    [bold]Examples[/]
     bench data download omniglot
+    bench data download cifar100
     """
     if name not in DOWNLOADS:
         raise BenchError(
             f"'{name}' cannot be downloaded; what can: {', '.join(DOWNLOADS)}. Add others: `bench data add`"
         )
-    from robustbench_meta.experiment.data_library import download_omniglot
+    from robustbench_meta.experiment.data_library import download_cifar100, download_omniglot
 
     with _bar() as bar:
-        row = download_omniglot(data_root, bar)
-    _show([row])
+        rows = [download_omniglot(data_root, bar)] if name == "omniglot" else download_cifar100(data_root, bar)
+    _show(rows)
 
 
 def _show(rows: list[Row]) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from robustbench_meta.data.archives import extract, is_tar, looks_like_html
+from robustbench_meta.data.cifar100 import ARCHIVE, find_cifar100
 from robustbench_meta.data.copies import PARTS
 from robustbench_meta.data.image_decoding import SUFFIXES
 from robustbench_meta.data.image_folder import TABLES, inner, list_images, split_tables
@@ -30,11 +31,17 @@ MD5 = {
     "images_background.zip": "68d2efa1b9178cc56df9314c21c6e718",
     "images_evaluation.zip": "6b91aef0f799c5bb55b94e3f2daec811",
 }
-MAX_DOWNLOAD = 64 * 2**20
-"""Bytes; the archives have 9.5 and 6.5 million."""
+CIFAR100 = "https://www.cs.toronto.edu/~kriz/"
+CIFAR100_MD5 = "eb9058c3a382ffc7106e4002c42a8d85"
+MAX_DOWNLOAD = 256 * 2**20
+"""Bytes; Omniglot's archives have 9.5 and 6.5 million, CIFAR-100's 169 million."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BUILT_IN = ("glyphs", "toy")
-_RESERVED = {*_BUILT_IN, "image-folder", "pickled", "omniglot", "omniglot-py", "images_background", "images_evaluation"}
+_NAMED = ("cifar-fs", "fc100", "mini-imagenet", "tiered-imagenet", "cub")
+_OF_CIFAR100 = ("cifar-fs", "fc100")
+_WHOLE = ("omniglot", "cifar100")
+"""Added as they are officially distributed."""
+_RESERVED = {*_BUILT_IN, "image-folder", "pickled", "omniglot-py", "images_background", "images_evaluation"}
 State = Literal["built in", "ready", "needs options", "damaged", "incomplete", "missing"]
 
 
@@ -63,24 +70,34 @@ def download_omniglot(root: Path | None, progress: Any = None, base_url: str = O
         DataError: no network, another content than expected, or a different file already there; each says what to
             do by hand. A file is there whole or not at all.
     """
-    folder = data_root(root) / "omniglot"
-    for name, md5 in MD5.items():
-        path = folder / name
+    _download("omniglot", {base_url + name: md5 for name, md5 in MD5.items()}, data_root(root) / "omniglot", progress)
+    return _omniglot(data_root(root))
+
+
+def download_cifar100(root: Path | None, progress: Any = None, base_url: str = CIFAR100) -> list[Row]:
+    """The same for the archive of CIFAR-100, of which CIFAR-FS and FC100 are made."""
+    _download("cifar100", {base_url + ARCHIVE: CIFAR100_MD5}, data_root(root) / "cifar100", progress)
+    return [_named(name, data_root(root)) for name in _OF_CIFAR100]
+
+
+def _download(what: str, files: dict[str, str], folder: Path, progress: Any) -> None:
+    """Fetch files, by URL and MD5; nothing if one of another content is there."""
+    for url, md5 in files.items():
+        path = folder / url.rpartition("/")[2]
         if path.is_file() and hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != md5:
             raise DataError(
                 f"{path} is there but is not the official file (MD5 {md5}): it is used as it is; to download the "
                 "official one, move it away first"
             )
-    for name, md5 in MD5.items():
-        _fetch(base_url + name, md5, folder / name, progress)
-    return _omniglot(data_root(root))
+    for url, md5 in files.items():
+        _fetch(what, url, md5, folder / url.rpartition("/")[2], progress)
 
 
-def _fetch(url: str, md5: str, path: Path, progress: Any) -> None:
+def _fetch(what: str, url: str, md5: str, path: Path, progress: Any) -> None:
     """Download a file of that checksum, over https or from this machine."""
     import pooch  # noqa: PLC0415  # with requests: 0.2 s
 
-    by_hand = f"; get it by hand, put it at {path}, MD5 {md5}, or `bench data add omniglot FOLDER`"
+    by_hand = f"; get it by hand, put it at {path}, MD5 {md5}, or `bench data add {what} FOLDER`"
 
     def download(url: str, output: str, mirror: Any) -> None:
         hooks = {"response": lambda response, **_: _check_place(response, url)}
@@ -140,16 +157,16 @@ def add(name: str, path: Path, root: Path | None = None) -> Row:
     """Copy a zip, tar or folder below the data root as the data set `name`, after checking that it loads.
 
     Args:
-        name: 'omniglot' (the two archives or the two folders are in `path`), or a name of your own for images in a
-            layout that `image-folder` knows, or pickles that `pickled` knows.
-        path: a folder, or a zip or tar with such a folder (not for omniglot, which consists of two zips).
+        name: 'omniglot' or 'cifar100' (the official archives, or what is in them), a data set whose classes are known,
+            or a name of your own; the latter two for images in a layout that `image-folder` knows, or pickles.
+        path: a folder, or a zip or tar with such a folder (for omniglot, a folder with its two zips).
         root: the data root.
 
     Raises:
         DataError: the name is taken or unfit, or the data do not load; then nothing is left behind.
     """
     target = data_root(root).absolute() / name
-    if name != "omniglot" and (not _NAME.fullmatch(name) or name.lower() in _RESERVED):
+    if name not in _WHOLE and (not _NAME.fullmatch(name) or name.lower() in _RESERVED):
         raise DataError(
             f"a data set cannot be named '{name}': use letters, digits, '-', '_', '.', and no built-in name"
         )
@@ -161,6 +178,8 @@ def add(name: str, path: Path, root: Path | None = None) -> Row:
         staged = stage / name
         if name == "omniglot":
             _copy_omniglot(path, staged)
+        elif name == "cifar100":
+            _copy_cifar100(path, staged)
         else:
             _copy(_archive(path), staged)
         try:
@@ -168,7 +187,9 @@ def add(name: str, path: Path, root: Path | None = None) -> Row:
         except DataError as error:
             raise DataError(f"{path} was not added: {str(error).replace(str(staged), str(path))}") from error
         staged.rename(target)
-    row = _omniglot(target.parent) if name == "omniglot" else _own(target)[0]
+    if name == "cifar100":
+        return _named(_OF_CIFAR100[0], target.parent)
+    row = _omniglot(target.parent) if name == "omniglot" else _rows(target)[0]
     return row._replace(state="needs options", where=f"{row.where}: {reason}") if reason else row
 
 
@@ -197,6 +218,17 @@ def _copy_omniglot(path: Path, target: Path) -> None:
             _copy(part.path, target / part.path.name)
         else:
             shutil.copy2(part.path, target / part.path.name)
+
+
+def _copy_cifar100(path: Path, target: Path) -> None:
+    place = find_cifar100(path) if path.is_dir() else path
+    if place is None:
+        raise DataError(f"{path}: expected {ARCHIVE}, or a folder with it or with the files meta, train and test")
+    target.mkdir()
+    if place.is_dir():
+        _copy(place, target / "cifar-100-python")
+    else:
+        shutil.copy2(place, target / ARCHIVE)
 
 
 def _archive(path: Path) -> Path:
@@ -228,15 +260,16 @@ def _check_loads(name: str, staged: Path, stage: Path) -> str:
     from robustbench_meta.registry.registry import load_registry  # noqa: PLC0415  # imports torch
 
     registry = load_registry(local=False)
-    if name == "omniglot":
-        registry.make("dataset", "omniglot", {}).load(stage)
+    if name in _WHOLE:
+        for dataset in ("omniglot",) if name == "omniglot" else _OF_CIFAR100:
+            registry.make("dataset", dataset, {}).load(stage)
         return ""
     profile = get_profile("quick")  # the default
-    for row in _own(staged):
+    for row in _rows(staged):
         plugin, _, options = row.dataset.partition(":")
         chosen = dict(option.split("=", 1) for option in options.split(",")[1:])
-        splits = registry.make("dataset", plugin, {**chosen, "path": str(staged.absolute())}).load(stage)
-        for source in splits:
+        given = {} if plugin in _NAMED else {**chosen, "path": str(staged.absolute())}
+        for source in registry.make("dataset", plugin, given).load(stage):
             try:
                 source.check(profile.way, profile.shot, profile.query)
             except DataError as error:
@@ -250,9 +283,11 @@ def list_data(root: Path | None = None) -> list[Row]:
     if where.is_file():
         raise DataError(f"{where} is a file; expected the folder that holds data sets: name another with --data-root")
     folders = sorted(path for path in where.iterdir() if path.is_dir()) if where.is_dir() else []
-    own = [path for path in folders if path.name not in _RESERVED and not path.name.startswith(".")]
+    elsewhere = {*_RESERVED, *_WHOLE, *_NAMED}
+    own = [path for path in folders if path.name not in elsewhere and not path.name.startswith(".")]
     built_in = [Row(name, "made when needed", "built in", 0) for name in _BUILT_IN]
-    return [*built_in, _omniglot(where), *(row for path in own for row in _own(path))]
+    named = (_named(name, where) for name in _NAMED)
+    return [*built_in, _omniglot(where), *named, *(row for path in own for row in _own(path))]
 
 
 def _omniglot(root: Path) -> Row:
@@ -261,6 +296,23 @@ def _omniglot(root: Path) -> Row:
     states: tuple[State, ...] = ("missing", "incomplete", "ready")
     whole = all(part.path.is_dir() or zipfile.is_zipfile(part.path) for part in parts)
     return Row("omniglot", where, states[len(parts)] if whole else "damaged", sum(size_of(part.path) for part in parts))
+
+
+def _named(name: str, root: Path) -> Row:
+    """A data set whose classes are known: its folder below the data root, or the archive that it is made of."""
+    archive = find_cifar100(root / "cifar100") if name in _OF_CIFAR100 else None
+    if (root / name).is_dir():
+        state = _own(root / name)[0].state
+        return Row(name, str(root / name), "ready" if state == "needs options" else state, size_of(root / name))
+    if archive is not None:
+        return Row(name, str(archive), "ready", size_of(archive))
+    how = "bench data download cifar100" if name in _OF_CIFAR100 else f"bench data add {name} PATH"
+    return Row(name, f"{root / name} ({how})", "missing", 0)
+
+
+def _rows(folder: Path) -> list[Row]:
+    """What was added to a folder, by its name."""
+    return [_named(folder.name, folder.parent)] if folder.name in _NAMED else _own(folder)
 
 
 def _own(folder: Path) -> list[Row]:

@@ -157,11 +157,15 @@ def test_relative_paths(tmp_path, monkeypatch):
     assert [split.classes for split in ImageFolder(path="./mine").load(None)] == THREE
 
 
-@pytest.mark.parametrize("name", ["cifar-fs", "miniimagenet", "tieredimagenet"])
-def test_an_unknown_benchmark_says_what_to_type(name):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("meta-dataset", ("bench data add", "image-folder:path=", "pickled:path=")), ("cifarfs", ("'cifar-fs'",)),
+     ("miniimagenet", ("'mini-imagenet'",)), ("tieredimagenet", ("'tiered-imagenet'",))],
+)  # fmt: skip
+def test_an_unknown_benchmark_says_what_to_type(name, words):
     with pytest.raises(BenchError) as error:
         load_registry(local=False).make("dataset", name, {})
-    assert all(word in str(error.value) for word in ("bench data add", "image-folder:path=", "pickled:path="))
+    assert all(word in str(error.value) for word in words)
 
 
 class TestPickled:

@@ -21,7 +21,7 @@ from robustbench_meta.contracts.plugin import typed
 from robustbench_meta.contracts.tasks import Batch, TaskBatch
 from robustbench_meta.engine.engine import Plan
 from robustbench_meta.engine.training import _step
-from robustbench_meta.errors import BenchError
+from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.options import parse_choice
 from robustbench_meta.registry.registry import load_registry
 from robustbench_meta.testing import verify
@@ -147,14 +147,19 @@ def test_meta_gradient_through_inner_steps_that_move_what_the_learner_moves(lear
 
 @pytest.mark.parametrize(
     ("learner", "backbone", "moved"),
-    [("anil", MLP, HEAD), ("anil", "linear", HEAD), ("boil", MLP, BODY), ("boil", "linear", []),
-     ("maml", MLP, BODY + HEAD)],
+    [("anil", MLP, HEAD), ("anil", "linear", HEAD), ("boil", MLP, BODY), ("maml", MLP, BODY + HEAD)],
 )  # fmt: skip
 def test_only_what_the_learner_moves_is_another_after_adaptation(learner, backbone, moved):
     engine, weights = world(learner, backbone, alpha=0.3)
     adapted = engine.adapt(engine.theta(weights), shuffled().support)
     changed = [name for name in weights if not torch.equal(adapted.task(1)[name], weights[name])]
     assert sorted(changed) == sorted(moved)
+
+
+def test_boil_refuses_a_network_that_is_all_head():
+    engine, weights = world("boil", "linear")
+    with pytest.raises(PluginError, match="this backbone is all head"):
+        engine.adapt(engine.theta(weights), shuffled().support)
 
 
 @pytest.mark.parametrize("backbone", [MLP, "linear"])
@@ -400,21 +405,19 @@ def ridge(x, y, lam):
     return np.linalg.lstsq(rows, np.concatenate([y / n**0.5, np.zeros((d, y.shape[1]))]), rcond=None)[0]
 
 
-def r2d2_logits(weights, support, query, log_ridge, scale, shift):
+def r2d2_logits(weights, support, query, log_ridge, scale):
     known, asked = (
         np.concatenate([features(weights, b.x).detach().numpy(), np.ones((len(b.x), 1))], 1) for b in (support, query)
     )
-    return scale * asked @ ridge(known, np.eye(WAY)[support.y.numpy()], np.exp(log_ridge)) + shift
+    return scale * asked @ ridge(known, np.eye(WAY)[support.y.numpy()], np.exp(log_ridge))
 
 
 @pytest.mark.parametrize("width", [2, 5, 6, 9], ids=lambda width: f"6 images of {width} features")
-def test_r2d2_is_ridge_regression_by_either_system_with_learned_lambda_scale_and_shift(width):
+def test_r2d2_is_ridge_regression_by_either_system_with_learned_lambda_and_scale(width):
     engine, weights = world("r2d2", ("mlp", {"width": str(width), "depth": "1"}), ridge=0.3, scale=7.0)
-    with torch.no_grad():
-        weights["learner.shift"] += 0.4
     tasks = shuffled()
     logits = engine.logits(engine.adapt(engine.theta(weights), tasks.support), tasks.query.x).detach()
-    start = np.array([np.log(0.3), 7.0, 0.4])
+    start = np.array([np.log(0.3), 7.0])
     for i, task in enumerate(each(tasks)):
         torch.testing.assert_close(logits[i], torch.from_numpy(r2d2_logits(weights, *task, *start)), rtol=0, atol=1e-10)
 
@@ -423,8 +426,8 @@ def test_r2d2_is_ridge_regression_by_either_system_with_learned_lambda_scale_and
         return float(sum(nll(s, query.y) for s, (_, query) in zip(scores, each(tasks), strict=True)) / tasks.tasks)
 
     [(found, _)] = engine.meta_gradients(weights, tasks)
-    for k, name in enumerate(("log_ridge", "scale", "shift")):
-        away = 1e-5 * np.eye(3)[k]
+    for k, name in enumerate(("log_ridge", "scale")):
+        away = 1e-5 * np.eye(2)[k]
         slope = (objective(start + away) - objective(start - away)) / 2e-5
         assert float(found[f"learner.{name}"]) == pytest.approx(slope, abs=1e-8)
 
@@ -826,9 +829,6 @@ BASES = {
              "train_shot": st.none() | st.integers(1, 9), "augment": st.sampled_from(["none", "crop+flip"])},
     "r2d2": {"scale": st.floats(1e-9, 1e9), "ridge": st.floats(1e-9, 1e9), "weight_decay": st.floats(0, 1)},
     "reptile": {"train_shot": st.integers(1, 9), "batch": st.integers(1, 99)},
-    "adml": {"alpha_adv": st.none() | st.floats(0.01, 1), "train_attack": st.sampled_from(["fgsm", "pgd"]),
-             "outer": st.sampled_from(["joint", "sequential"]), "crossed": st.booleans()},
-    "at-transfer": {"calibration": st.floats(0, 1), "train_attack": st.sampled_from(["fgsm", "pgd"])},
     "protonet": {},
 }  # fmt: skip
 OWN = {
@@ -863,20 +863,19 @@ def test_none_can_be_typed_where_the_description_has_it():
     assert REGISTRY.make("learner", "at", {"base": "reptile:train_shot=none"}).base.train_shot is None
 
 
-@pytest.mark.parametrize("base", ["adml", "at-transfer", "aq"])
-def test_a_base_keeps_the_options_of_its_attack(base):
-    """Both lists are typed with ';'."""
-    defended = REGISTRY.make("learner", base, {"train_attack": "pgd:steps=7;alpha=0.02"})
-    defence = REGISTRY.get("learner", "trades")(base=defended)
-    assert REGISTRY.make("learner", "trades", defence.model_dump(mode="json")) == defence
+@pytest.mark.parametrize("base", ["adml", "at-transfer", "aq", "at", "trades", "r-maml"])
+@pytest.mark.parametrize("name", ["aq", "at", "trades", "r-maml"])
+def test_what_is_attacked_in_training_already_is_not_defended_again(name, base):
+    """Its images would be attacked twice, up to 2ε from the clean ones."""
+    with pytest.raises(BenchError, match=f"base '{base}' is trained against an attack already: defend another"):
+        REGISTRY.make("learner", name, {"base": base})
 
 
-@pytest.mark.parametrize("name", ["at", "trades"])
-def test_a_defence_of_a_defence_comes_back_too(name):
-    defence = REGISTRY.make("learner", name, {"base": "aq:base=r2d2:scale=3;ridge=2;train_eps=0.5"})
-    assert (defence.base.name, defence.base.train_eps) == ("aq", 0.5)
-    assert (defence.base.base.scale, defence.base.base.ridge) == (3.0, 2.0)
-    assert REGISTRY.make("learner", name, defence.model_dump(mode="json")) == defence
+@pytest.mark.parametrize("name", ["aq", "trades", "r-maml"])
+def test_reptile_has_no_queries_to_defend(name):
+    engine, weights = world(name, MLP, base="reptile")
+    with pytest.raises(PluginError, match="reptile' has no loss of queries"):
+        engine.meta_gradients(weights, shuffled())
 
 
 # ---- all of them
@@ -922,17 +921,12 @@ def test_a_task_is_adapted_to_alike_alone_and_among_others(learner, mapping, tra
         torch.testing.assert_close(alone[0], among[i], rtol=0, atol=1e-10)
 
 
-OF_NO_EFFECT = {"r2d2": {"learner.shift"}}
-"""What softmax does not see: the same number added to the logits of all classes."""
-
-
 @pytest.mark.parametrize("learner", NAMES)
 def test_what_a_learner_declares_is_learned(learner):
     engine, weights, tasks = small(learner)
     own = {name for name in weights if name.startswith("learner.")}
     [(found, _), *_] = engine.meta_gradients(weights, tasks)
-    still = {name for name in own if found[name].abs().max() < 1e-9}
-    assert still == OF_NO_EFFECT.get(learner, set())
+    assert not {name for name in own if found[name].abs().max() < 1e-9}
     declaring = {"meta-sgd", "maml++", "relationnet", "r2d2", "metaoptnet", "meta-baseline"}
     assert bool(own) == (learner in declaring)
 
