@@ -16,7 +16,7 @@ from .maml import MAML
 
 
 class ADML(MAML):
-    """Adapt on clean and on attacked support; judge each on the other kind of queries."""
+    """Adapt on clean and on attacked support; judge each on the other."""
 
     name: ClassVar[str] = "adml"
     source: ClassVar[str] = "Yin, Tang, Xu, Wang 2018, arXiv 1806.03316, algorithm 1"

@@ -19,7 +19,7 @@ from .protonet import Prototypes, class_means
 
 
 class ATTransfer(Transfer):
-    """Train on attacked images of the base classes; classify by centroids, moved towards near base classes."""
+    """Train on attacked base classes; classify by calibrated centroids."""
 
     name: ClassVar[str] = "at-transfer"
     source: ClassVar[str] = (

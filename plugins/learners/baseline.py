@@ -56,7 +56,7 @@ class Transfer(Learner):
 
 
 class Baseline(Transfer):
-    """Train on all base classes, freeze the features, and fit a new linear head on the support set."""
+    """Train on all base classes; fit a linear head on the support set."""
 
     name: ClassVar[str] = "baseline"
     source: ClassVar[str] = "Chen, Liu, Kira, Wang, Huang 2019, arXiv 1904.04232, section 3.2"
@@ -93,7 +93,7 @@ class Baseline(Transfer):
 
 
 class BaselinePlusPlus(Baseline):
-    """The same with heads that compare by cosine similarity."""
+    """Train on all base classes; fit a cosine head on the support set."""
 
     name: ClassVar[str] = "baseline++"
     source: ClassVar[str] = "Chen, Liu, Kira, Wang, Huang 2019, arXiv 1904.04232, section 3.3"
@@ -114,7 +114,7 @@ class BaselinePlusPlus(Baseline):
 
 
 class MetaBaseline(Transfer):
-    """Train on all base classes; then tune, in episodes, the cosine similarity to the classes' mean features."""
+    """Train on all base classes; then tune cosines to class means."""
 
     name: ClassVar[str] = "meta-baseline"
     source: ClassVar[str] = "Chen, Liu, Xu, Darrell, Wang 2021, arXiv 2003.04390, section 3"

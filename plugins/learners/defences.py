@@ -15,7 +15,7 @@ from robustbench_meta.contracts.tasks import Batch, TaskBatch
 
 
 class AdversarialQuerying(Defence):
-    """Judge adapted models on attacked queries only; adapt on clean support sets."""
+    """A defence: judge adapted models on attacked queries only."""
 
     name: ClassVar[str] = "aq"
     source: ClassVar[str] = "Goldblum, Fowl, Goldstein 2020, arXiv 1910.00982, algorithm 2 (theirs trains with PGD-7)"
@@ -35,7 +35,7 @@ class AdversarialQuerying(Defence):
 
 
 class AdversarialTraining(Defence):
-    """Train on attacked images in place of clean ones: support and query, or batches of the base classes."""
+    """A defence: train on attacked images in place of clean ones."""
 
     name: ClassVar[str] = "at"
     source: ClassVar[str] = "Madry et al. 2018, arXiv 1706.06083, for episodes as in Goldblum, Fowl, Goldstein 2020"
@@ -53,7 +53,7 @@ class AdversarialTraining(Defence):
 
 
 class Trades(Defence):
-    """Judge adapted models on clean queries, and hold their predictions on attacked ones to those on clean ones."""
+    """A defence: hold predictions on attacked queries to clean ones."""
 
     name: ClassVar[str] = "trades"
     source: ClassVar[str] = "Zhang et al. 2019, arXiv 1901.08573, on the queries as in Goldblum, Fowl, Goldstein 2020"
@@ -79,7 +79,7 @@ class Trades(Defence):
 
 
 class RMAML(Defence):
-    """MAML with a second, smaller meta-update on queries that are attacked through the adapted weights."""
+    """A defence: a second, smaller meta-update on attacked queries."""
 
     name: ClassVar[str] = "r-maml"
     source: ClassVar[str] = "Wang et al. 2021, arXiv 2102.10454, and its code (one Adam for both updates, theirs two)"

@@ -16,7 +16,7 @@ from robustbench_meta.errors import PluginError
 
 
 class MAML(Learner):
-    """Learn weights from which a few gradient steps on the support set fit a new task."""
+    """Learn weights from which a few gradient steps fit a new task."""
 
     name: ClassVar[str] = "maml"
     source: ClassVar[str] = "Finn, Abbeel, Levine 2017, arXiv 1703.03400, algorithm 2"
@@ -47,7 +47,7 @@ class MAML(Learner):
 
 
 class FOMAML(MAML):
-    """MAML that takes the adapted weights' gradient for θ's: no second derivatives."""
+    """MAML without second derivatives (first order)."""
 
     name: ClassVar[str] = "fomaml"
     source: ClassVar[str] = "Finn, Abbeel, Levine 2017, arXiv 1703.03400, section 5.2"
@@ -56,7 +56,7 @@ class FOMAML(MAML):
 
 
 class ANIL(MAML):
-    """MAML whose inner steps move the head alone (almost no inner loop)."""
+    """MAML whose inner steps move the head alone."""
 
     name: ClassVar[str] = "anil"
     source: ClassVar[str] = "Raghu, Raghu, Bengio, Vinyals 2020, arXiv 1909.09157, section 4"
@@ -67,7 +67,7 @@ class ANIL(MAML):
 
 
 class BOIL(MAML):
-    """MAML whose inner step moves everything but the head (body only update in the inner loop)."""
+    """MAML whose inner steps move everything but the head."""
 
     name: ClassVar[str] = "boil"
     source: ClassVar[str] = "Oh, Yoo, Kim, Yun 2021, arXiv 2008.08882, section 3"

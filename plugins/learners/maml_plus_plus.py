@@ -20,7 +20,7 @@ RATE = "learner.rate."
 
 
 class MAMLPlusPlus(MAML):
-    """MAML with learned rates per layer and step, the loss of every inner step, and annealed derivative order."""
+    """MAML with learned rates by layer and step, and a loss each step."""
 
     name: ClassVar[str] = "maml++"
     source: ClassVar[str] = "Antoniou, Edwards, Storkey 2019, arXiv 1810.09502, section 3"

@@ -26,7 +26,7 @@ class Remembered(NamedTuple):
 
 
 class MatchingNet(OnFeatures):
-    """Attend to the support images by cosine similarity; a class's probability is the attention on its images."""
+    """Attend to the support images by cosine similarity."""
 
     name: ClassVar[str] = "matchingnet"
     source: ClassVar[str] = "Vinyals et al. 2016, arXiv 1606.04080, equations 1 and 2, without full context embeddings"

@@ -18,7 +18,7 @@ RATE = "learner.rate."
 
 
 class MetaSGD(MAML):
-    """MAML with a learned rate for each single weight, which may be negative."""
+    """MAML with a learned rate for each single weight."""
 
     name: ClassVar[str] = "meta-sgd"
     source: ClassVar[str] = "Li, Zhou, Chen, Li 2017, arXiv 1707.09835, algorithm 1"

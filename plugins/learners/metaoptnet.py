@@ -24,7 +24,7 @@ class Machine(NamedTuple):
 
 
 class MetaOptNet(OnFeatures):
-    """A head by a multi-class support vector machine on the support features; the logits' scale is meta-learned."""
+    """A support vector machine on features as the head."""
 
     name: ClassVar[str] = "metaoptnet"
     source: ClassVar[str] = "Lee, Maji, Ravichandran, Soatto 2019, arXiv 1904.03758, equations 10 to 12"

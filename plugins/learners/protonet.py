@@ -48,7 +48,7 @@ def one_hot(y: Tensor, way: int, like: Tensor) -> Tensor:
 
 
 class ProtoNet(OnFeatures):
-    """Classify by squared distance to the mean embedding of each class's support images."""
+    """Classify by squared distance to the mean features of each class."""
 
     name: ClassVar[str] = "protonet"
     source: ClassVar[str] = "Snell, Swersky, Zemel 2017, arXiv 1703.05175, algorithm 1"

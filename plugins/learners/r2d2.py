@@ -25,7 +25,7 @@ class Ridge(NamedTuple):
 
 
 class R2D2(OnFeatures):
-    """A head by ridge regression on the support features; λ and the scale of the logits are meta-learned."""
+    """Ridge regression on features as the head."""
 
     name: ClassVar[str] = "r2d2"
     source: ClassVar[str] = "Bertinetto, Henriques, Torr, Vedaldi 2019, arXiv 1805.08136, equations 4 to 6"

@@ -20,7 +20,7 @@ from .protonet import OnFeatures, Prototypes, class_means
 
 
 class RelationNet(OnFeatures):
-    """A learned comparison: a small network scores a query's map of features beside each class's."""
+    """A small network compares maps of features."""
 
     name: ClassVar[str] = "relationnet"
     source: ClassVar[str] = "Sung et al. 2018, arXiv 1711.06025, section 3 (class maps are means, theirs sums)"

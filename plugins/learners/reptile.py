@@ -22,7 +22,7 @@ BETA2, EPSILON = 0.999, 1e-8
 
 
 class Reptile(Learner):
-    """Move θ towards the weights that ordinary training on a task leads to."""
+    """Move θ towards the weights that training on a task leads to."""
 
     name: ClassVar[str] = "reptile"
     source: ClassVar[str] = "Nichol, Achiam, Schulman 2018, arXiv 1803.02999, algorithm 2; Adam begins anew per task"

@@ -14,6 +14,7 @@ from robustbench_meta.errors import BenchError, PluginError, unknown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
     from rich.text import Text
 
     from robustbench_meta.contracts import Plugin
@@ -44,7 +45,8 @@ def list_plugins(
         str | None, typer.Option("--norm", metavar="|".join(NORMS), help="Of attacks: only those of this norm.")
     ] = None,
     long: Annotated[
-        bool, typer.Option("--long", metavar="", help="Of attacks: with their options, as other kinds are listed.")
+        bool,
+        typer.Option("--long", metavar="", help="Learners and attacks with their options, as other kinds are listed."),
     ] = False,
     plugins: Plugins = None,
     no_local_plugins: NoLocalPlugins = False,
@@ -80,8 +82,8 @@ def list_plugins(
         console.print(_explained(registry, kinds[0], name))
         return
     for heading in kinds:
-        attacks = KINDS[heading] == "attack" and not long
-        console.print(_attacks(registry, norm) if attacks else _listed(registry, heading, norm))
+        brief = _BRIEF.get(heading) if not long else None
+        console.print(brief(registry, norm) if brief else _listed(registry, heading, norm))
     if kind is None:
         console.print(_suites())
 
@@ -123,24 +125,55 @@ def _kinds(kind: str | None, plugins: Path | None, *, local: bool) -> list[str]:
 
 def _attacks(registry: Registry, norm: str | None) -> RenderableType:
     """A line an attack: its name, norm, what it sees of the model, and its source; torchattacks' last."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name, style in (("name", "bold cyan"), ("norm", None), ("sees", None), ("source", "dim")):
-        table.add_column(name, style=style, no_wrap=name != "source")  # which is shortened where there is no room
+    table = _brief_table(("norm", None), ("sees", None), ("source", "dim"))
     names = [name for name in registry.names("attack") if norm in {None, registry.norm_of(name)}]
     for name in sorted(names, key=lambda name: (registry.origin("attack", name).where.endswith("torchattacks"), name)):
         try:
             attack = registry.get("attack", name)()
             sees, source = "–" if attack.clean else _SEES[attack.how()], attack.source or attack.summary()
             norm_shown = "–" if attack.clean else attack.norm
-            table.add_row(name, norm_shown, sees, Text(source, no_wrap=True, overflow="ellipsis"))
+            table.add_row(name, norm_shown, sees, _shortened(source))
         except Exception as error:  # it is a plugin
-            table.add_row(name, "?", "?", Text(f"failed: {error}", style="red"))
-    told = "All of one: bench list attacks pgd; of all: --long; of one norm: --norm l2\n"
-    return Group(Text(f"ATTACKS ({len(names)})", style="bold"), table, Text(told, style="dim"))
+            table.add_row(name, "?", "?", _shortened(f"failed: {error}"), style="red")
+    return _under("ATTACKS", table, "All of one: bench list attacks pgd; of all: --long; of one norm: --norm l2")
+
+
+def _learners(registry: Registry, _: str | None) -> RenderableType:
+    """A line a learner: its name and what it does."""
+    table = _brief_table(("what it does", None))
+    for name in registry.names("learner"):
+        try:
+            table.add_row(name, _shortened(registry.get("learner", name).summary()))
+        except PluginError as error:
+            table.add_row(name, _shortened(f"failed: {error}"), style="red")
+    return _under("LEARNERS", table, "Options and source of one: bench list learners maml; of all: --long")
+
+
+def _brief_table(*columns: tuple[str, str | None]) -> Table:
+    """Of names beside columns, the last of which is for `_shortened` text."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("name", style="bold cyan", no_wrap=True)
+    for name, style in columns:
+        table.add_column(name, style=style, no_wrap=(name, style) != columns[-1])
+    return table
+
+
+def _shortened(text: str) -> Text:
+    from rich.text import Text
+
+    return Text(text, no_wrap=True, overflow="ellipsis")
+
+
+def _under(heading: str, table: Table, hint: str) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(Text(f"{heading} ({table.row_count})", style="bold"), table, Text(f"{hint}\n", style="dim"))
+
+
+_BRIEF = {"learners": _learners, "attacks": _attacks}
 
 
 _SEES = {"single-step": "white-box", "iterative": "white-box", "black-box": "black-box", "random": "nothing"}
