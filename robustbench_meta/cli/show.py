@@ -143,7 +143,8 @@ def _learners(registry: Registry, _: str | None) -> RenderableType:
     table = _brief_table(("what it does", None))
     for name in registry.names("learner"):
         try:
-            table.add_row(name, _shortened(registry.get("learner", name).summary()))
+            place = "" if registry.origin("learner", name).kind == "built-in" else _place(registry, "learner", name)
+            table.add_row(name, _shortened(f"{registry.get('learner', name).summary()}  {place}".rstrip()))
         except PluginError as error:
             table.add_row(name, _shortened(f"failed: {error}"), style="red")
     return _under("LEARNERS", table, "Options and source of one: bench list learners maml; of all: --long")

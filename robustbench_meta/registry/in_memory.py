@@ -44,7 +44,8 @@ class GivenPlugins:
         base = KINDS[kind]
         if not issubclass(cls, base):
             raise BenchError(
-                f"invalid {kind} {given!r}: expected a name, a subclass of {base.__name__}, or an instance of one"
+                f"invalid {kind} {given!r}: expected a name, a subclass of {base.__name__.removeprefix('Any')}, or an "
+                "instance of one"
             )
         name = getattr(cls, "name", None)
         if not isinstance(name, str) or not name:

@@ -15,7 +15,7 @@ from robustbench_meta.contracts.threat_model import ThreatModel
 from robustbench_meta.engine.attack_harness import arm
 from robustbench_meta.engine.attacked_model import PoisonedAdaptation
 from robustbench_meta.engine.engine import Plan
-from robustbench_meta.engine.training import _optimizer, _step, make_engine
+from robustbench_meta.engine.training import _step, make_engine
 from robustbench_meta.evaluation.evaluator import Outcome, evaluate_cells
 from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs import runner
@@ -279,7 +279,7 @@ def test_a_meta_step_does_not_wait(registry, learner):
     source = grid.splits.train.to(CUDA)
     with computing_in("float32", CUDA):
         engine, weights = make_engine(grid, training, CUDA, Plan("vmap", "vmap", spec.tasks_per_step))
-        optimizer = _optimizer(training, weights)
+        optimizer = training.learner.make_optimizer(weights)
 
         def step(seed):
             tasks = source.sample([seed], spec.way, spec.shot, spec.query, spec.tasks_per_step)

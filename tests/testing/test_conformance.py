@@ -23,7 +23,7 @@ from robustbench_meta.data.image_bank import ImageBank
 from robustbench_meta.errors import BenchError, DataError
 from robustbench_meta.plugins.attacks.fgsm import image_gradient
 from robustbench_meta.plugins.backbones.conv4 import BatchStatistics
-from robustbench_meta.plugins.learners.aq import AdversarialQuerying
+from robustbench_meta.plugins.learners.adml import ADML
 from robustbench_meta.plugins.learners.maml import MAML
 from robustbench_meta.plugins.learners.protonet import ProtoNet
 from robustbench_meta.registry.registry import load_registry
@@ -371,7 +371,7 @@ class AsksForAnAttack(MAML):
         return [Update(ops.loss(adapted, ops.perturb(adapted, tasks.query)))]
 
 
-class NamesNobody(AdversarialQuerying):
+class NamesNobody(ADML):
     train_attack: str = Field("fgms", description="attack in meta-training")
 
 
