@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from robustbench_meta.contracts.learner import AnyLearner
-from robustbench_meta.contracts.plugin import Plugin, make_plugin, typed
+from robustbench_meta.contracts.plugin import Plugin, make_plugin, plugin_as_typed
 
 
 def _as_the_base(method: str) -> Any:
@@ -88,4 +88,4 @@ class Defence(AnyLearner):
 
     @field_serializer("base")
     def _typed_base(self, base: Plugin) -> str:
-        return typed(base)
+        return plugin_as_typed(base)

@@ -134,7 +134,7 @@ def as_typed(value: object) -> str:
     return exact(value) if isinstance(value, float) else str(value)
 
 
-def typed(plugin: Plugin) -> str:
+def plugin_as_typed(plugin: Plugin) -> str:
     """The plugin as an option of another one names it, with what differs from its defaults; undone by `make_plugin`."""
     fields = type(plugin).model_fields
     given = {

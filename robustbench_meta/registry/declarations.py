@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, ClassVar, get_args, get_origin
 
@@ -17,6 +18,7 @@ def check_declarations(plugin: Plugin) -> None:
     """Raise PluginError unless everything that a plugin declares is of the words and types that its contract allows."""
     base = next((base for base in (Attack, Backbone, Dataset, Learner, AnyLearner) if isinstance(plugin, base)), Plugin)
     kind = base.__name__.lower().removeprefix("any")
+    _check_spelling(plugin, kind, _allowed(base))
     for name, allowed in _allowed(base).items():
         found: Any = None
         try:
@@ -30,6 +32,18 @@ def check_declarations(plugin: Plugin) -> None:
             raise PluginError(
                 f"{kind} '{plugin.name}' cannot say its {name}: {type(error).__name__}: {error}"
             ) from error
+
+
+def _check_spelling(plugin: Plugin, kind: str, allowed: Mapping[str, object]) -> None:
+    """Raise PluginError for a class variable that is nearly called as a declaration, which nobody would read."""
+    for cls in type(plugin).__mro__:
+        for name, annotation in inspect.get_annotations(cls).items():
+            if name in allowed or name in Plugin.__annotations__ or "ClassVar" not in str(annotation):
+                continue
+            if near := get_close_matches(name, allowed, 1, 0.9):
+                raise PluginError(
+                    f"{kind} '{plugin.name}' declares '{name}', which nothing reads: did you mean '{near[0]}'?"
+                )
 
 
 @cache

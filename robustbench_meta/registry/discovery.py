@@ -116,6 +116,8 @@ def _installed_identity(label: str, entry: metadata.EntryPoint) -> str:
 
 _LOCAL = "<plugin>"
 """Stands for the name of a local plugin among those of modules."""
+_LOCAL_PREFIX = "robustbench_meta_local_"
+"""What the names of local plugins' modules begin with."""
 _read: dict[str, tuple[Path, bytes]] = {}
 """The modules that belong to no distribution and that plugins imported, with their source at that time."""
 
@@ -165,7 +167,8 @@ def _own_file(name: str, start: Path | None) -> Path | None:
 def _forget_edited() -> None:
     """Let what plugins imported be imported afresh, as they are, if any of it was edited since."""
     if any(not path.is_file() or path.read_bytes() != text for path, text in _read.values()):
-        for name in _read:
+        local = [name for name in sys.modules if name.startswith(_LOCAL_PREFIX)]  # any of them may have imported it
+        for name in [*_read, *local]:
             _forget(name)
         _read.clear()
 
@@ -221,10 +224,19 @@ def is_built_in_folder(where: Path) -> bool:
     return (where.resolve().parent / "robustbench_meta" / "hookspecs.py").is_file()
 
 
+_DIGEST = "__robustbench_meta_digest__"
+"""The attribute of a local plugin's module with the digest of its code when it was imported."""
+
+
 def _import_file(path: Path) -> ModuleType:
     """Import a local plugin under a name of its own."""
-    name = f"robustbench_meta_local_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
-    return _import_as(name, path)
+    name = f"{_LOCAL_PREFIX}{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
+    there, digest = sys.modules.get(name), code_digest(path)
+    if there is not None and vars(there).get(_DIGEST) == digest:
+        return there  # of a second registry in this process: its classes are the same, as pickle wants
+    module = _import_as(name, path)
+    vars(module)[_DIGEST] = digest
+    return module
 
 
 def _import_as(name: str, path: Path) -> ModuleType:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from robustbench_meta.contracts import Setting
-from robustbench_meta.contracts.plugin import typed
+from robustbench_meta.contracts.plugin import plugin_as_typed
 from robustbench_meta.contracts.tasks import Batch, TaskBatch
 from robustbench_meta.engine.engine import Plan
 from robustbench_meta.engine.training import _step
@@ -853,7 +853,7 @@ def test_a_defence_comes_back_from_its_options_and_from_what_is_typed(defence):
     dumped = defence.model_dump(mode="json")
     assert isinstance(dumped["base"], str)
     assert REGISTRY.make("learner", defence.name, dumped) == defence
-    choice = parse_choice(typed(defence.base), ";")
+    choice = parse_choice(plugin_as_typed(defence.base), ";")
     assert REGISTRY.make("learner", choice.name, choice.options) == defence.base
 
 
