@@ -134,7 +134,7 @@ def _attacks(registry: Registry, norm: str | None) -> RenderableType:
             norm_shown = "–" if attack.clean else attack.norm
             table.add_row(name, norm_shown, sees, _shortened(source))
         except Exception as error:  # it is a plugin
-            table.add_row(name, "?", "?", _shortened(f"failed: {error}"), style="red")
+            table.add_row(name, "?", "?", _failed(error))
     return _under("ATTACKS", table, "All of one: bench list attacks pgd; of all: --long; of one norm: --norm l2")
 
 
@@ -146,7 +146,7 @@ def _learners(registry: Registry, _: str | None) -> RenderableType:
             place = "" if registry.origin("learner", name).kind == "built-in" else _place(registry, "learner", name)
             table.add_row(name, _shortened(f"{registry.get('learner', name).summary()}  {place}".rstrip()))
         except PluginError as error:
-            table.add_row(name, _shortened(f"failed: {error}"), style="red")
+            table.add_row(name, _failed(error))
     return _under("LEARNERS", table, "Options and source of one: bench list learners maml; of all: --long")
 
 
@@ -159,6 +159,12 @@ def _brief_table(*columns: tuple[str, str | None]) -> Table:
     for name, style in columns:
         table.add_column(name, style=style, no_wrap=(name, style) != columns[-1])
     return table
+
+
+def _failed(error: Exception) -> Text:
+    from rich.text import Text
+
+    return Text(f"failed: {error}", style="red")
 
 
 def _shortened(text: str) -> Text:

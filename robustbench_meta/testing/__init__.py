@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from robustbench_meta.contracts import AnyLearner, Attack, Backbone, Dataset, Plugin
+from robustbench_meta.contracts.plugin import made_by
 from robustbench_meta.errors import BenchError, unknown
 from robustbench_meta.registry.registry import Registry, load_registry
 from robustbench_meta.testing.attacks import AttackContract
@@ -44,10 +45,12 @@ def checks_of(
     Raises:
         BenchError: it is no plugin, cannot be made without options, or there is no such clause to leave out.
     """
+    plugins = registry if registry is not None else load_registry(strict=False)
     if isinstance(plugin, type) and issubclass(plugin, Plugin):
         name = plugin.__name__
         try:
-            plugin = plugin()
+            with made_by(plugins.make):
+                plugin = plugin()
         except Exception as error:  # pydantic's, TypeError for an abstract class, or its own
             raise BenchError(
                 f"{name} cannot be made without options: {' '.join(str(error).split())}; give every option "
@@ -59,7 +62,6 @@ def checks_of(
             f"invalid {plugin!r}: expected a learner, attack, data set or backbone: an instance or class of "
             "robustbench_meta.contracts"
         )
-    plugins = registry if registry is not None else load_registry(strict=False)
     contract = cls(plugin, plugins, backbone=backbone, data_root=data_root)
     for name in leave_out:
         if name not in contract.clauses:

@@ -42,14 +42,18 @@ def grid_of(plugins, learner, **given):
     return runner.prepare(spec, plugins, None)
 
 
-@pytest.mark.parametrize("name", ["meta-sgd", "squared-distance"])
+@pytest.mark.parametrize("name", ["alfa", "leo", "squared-distance"])
 def test_they_keep_the_contract(plugins, name):
     verify(plugins.get("learner", name), registry=plugins)
 
 
+def test_their_attack_keeps_the_contract(plugins):
+    verify(plugins.get("attack", "mi-fgsm"), registry=plugins)
+
+
 def test_what_init_draws_depends_on_the_runs_seed_alone(plugins):
     def theta(seed, before):
-        grid = grid_of(plugins, "meta-sgd", seeds=(seed,))
+        grid = grid_of(plugins, "alfa:steps=2", seeds=(seed,))
         torch.manual_seed(before)
         return flat(make_engine(grid, grid.trainings[0], CPU, Plan())[1])
 
@@ -62,7 +66,7 @@ def test_a_run_leaves_the_global_generator_as_it_was_and_repeats(plugins, tmp_pa
     for turn in range(2):
         torch.manual_seed(turn)
         before = torch.get_rng_state()
-        grid, store = grid_of(plugins, "meta-sgd"), Store(tmp_path / str(turn))
+        grid, store = grid_of(plugins, "alfa:steps=2"), Store(tmp_path / str(turn))
         assert runner.run(grid, plugins, store, CPU).failed == []
         assert torch.equal(torch.get_rng_state(), before)
         found.append([record["robust"] for record in store.records()])

@@ -24,7 +24,6 @@ from robustbench_meta.engine.training import _step
 from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.options import parse_choice
 from robustbench_meta.registry.registry import load_registry
-from robustbench_meta.testing import verify
 from tests.helpers.worlds import PLANS, flat, make_world, plan_id, random_tasks
 
 REGISTRY = load_registry(local=False)
@@ -929,10 +928,3 @@ def test_what_a_learner_declares_is_learned(learner):
     assert not {name for name in own if found[name].abs().max() < 1e-9}
     declaring = {"meta-sgd", "maml++", "relationnet", "r2d2", "metaoptnet", "meta-baseline"}
     assert bool(own) == (learner in declaring)
-
-
-@pytest.mark.parametrize("learner", NAMES)
-def test_every_learner_keeps_its_contract(learner):
-    torch.set_default_dtype(torch.float32)
-    plugin = REGISTRY.make("learner", learner, SMALL.get(learner, {}))
-    verify(plugin, registry=REGISTRY, backbone="conv4:width=8" if learner == "relationnet" else None)

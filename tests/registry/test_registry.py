@@ -729,8 +729,10 @@ def test_every_built_in_plugin_is_found_once_and_works(registry):
     where = [found.origin.where for found in registry.found if found.origin.kind == "built-in"]
     assert len(where) == len(set(where))
     sources = {
-        f"robustbench_meta.plugins.{path.parent.name}.{path.stem}"
-        for path in (ROOT / "plugins").glob("*/*.py")
+        f"robustbench_meta.plugins.{path.relative_to(ROOT / 'plugins').with_suffix('').as_posix()}".replace(
+            "/", "."
+        ).removesuffix(".__init__")
+        for path in (ROOT / "plugins").glob("*/**/*.py")
         if "@hookimpl" in path.read_text()
     }
     assert set(where) == sources

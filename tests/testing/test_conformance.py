@@ -23,6 +23,7 @@ from robustbench_meta.data.image_bank import ImageBank
 from robustbench_meta.errors import BenchError, DataError
 from robustbench_meta.plugins.attacks.fgsm import image_gradient
 from robustbench_meta.plugins.backbones.conv4 import BatchStatistics
+from robustbench_meta.plugins.datasets.named import CLASSES
 from robustbench_meta.plugins.learners.adml import ADML
 from robustbench_meta.plugins.learners.maml import MAML
 from robustbench_meta.plugins.learners.protonet import ProtoNet
@@ -43,9 +44,9 @@ def loaded(monkeypatch):
 
 
 BRIDGED = ("bim", "cw", "deepfool", "torchattacks-fab", "mifgsm")
-NEED_FILES = ("omniglot", "image-folder", "pickled")
+NEED_FILES = ("omniglot", "image-folder", "pickled", *CLASSES)
 QUICK = {"steps": 10, "queries": 40}
-ENOUGH = {"cw": {"steps": 30, "lr": 0.1}}
+ENOUGH = {"cw": {"steps": 30, "lr": 0.1}, "baseline": {"epochs": 3}, "baseline++": {"epochs": 3}}
 
 
 def ours():
@@ -74,7 +75,7 @@ def label(case):
 def test_ours_keep_their_contract(kind, name, options):
     cls = FOUND.get(kind, name)
     quick = {key: value for key, value in QUICK.items() if kind == "attack" and key in cls.model_fields}
-    verify(cls(**{**quick, **ENOUGH.get(name, {}), **options}), registry=FOUND)
+    verify(FOUND.make(kind, name, {**quick, **ENOUGH.get(name, {}), **options}), registry=FOUND)
 
 
 def test_the_examples_are_among_them():
