@@ -253,7 +253,7 @@ def test_what_hangs_or_kills_its_process_costs_nothing_else(tmp_path, hurts, mon
     monkeypatch.setattr(runner, "available_cores", lambda: 2)  # two cores, one of which dies
     attacks = ("none", "kills", "fgsm", "hangs")
     grid = {"dataset": "toy", "learners": ("maml", "stuck"), "attacks": attacks, "episodes": 40}
-    patient = Policy(executor="processes", cell_timeout=4.0)
+    patient = Policy(executor="processes", cell_timeout=8.0)
     summary, store, _ = run(tmp_path / "r", 1, hurts, patient, **grid)
     reasons = {(cell.learner, cell.attack): reason for cell, reason in summary.failed}
     stuck = {reasons.pop(("stuck", attack)) for attack in attacks}
@@ -261,7 +261,7 @@ def test_what_hangs_or_kills_its_process_costs_nothing_else(tmp_path, hurts, mon
     assert "meta-training made no step for" in stuck.pop()
     assert reasons.keys() == {("maml", "hangs"), ("maml", "kills")}
     assert "was ended by SIGKILL" in reasons["maml", "kills"]
-    assert reasons["maml", "hangs"] == "it took longer than --cell-timeout 4 s"
+    assert reasons["maml", "hangs"] == "it took longer than --cell-timeout 8 s"
     assert {record["labels"]["attack"] for record in store.records()} == {"none", "fgsm"}
     plain, other, _ = run(tmp_path / "plain", 1, hurts, **{**grid, "learners": ("maml",), "attacks": ("none", "fgsm")})
     assert plain.finished == 2
