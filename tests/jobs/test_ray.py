@@ -198,11 +198,11 @@ def test_a_node_that_dies_costs_nothing_and_the_rows_are_those_of_a_local_run(
 
 def test_what_kills_its_process_or_hangs_costs_its_own_cells_alone(tmp_path, plugins, cluster):
     given = {"dataset": "toy", "learners": ("killed", "hangs", "maml"), "attacks": ("none",)}
-    summary, store = run(tmp_path / "r", f"ray:address={cluster.address}", plugins, timeout=4.0, **given)
+    summary, store = run(tmp_path / "r", f"ray:address={cluster.address}", plugins, timeout=8.0, **given)
     reasons = {cell.learner: reason for cell, reason in summary.failed}
     assert (summary.finished, len(summary.failed)) == (1, 2)
     assert "killed (seed 0) was ended by SIGKILL" in reasons["killed"]
-    assert "longer than --cell-timeout 4" in reasons["hangs"]
+    assert "longer than --cell-timeout 8" in reasons["hangs"]
     assert {record["labels"]["learner"] for record in store.records()} == {"maml"}
 
 
