@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any, ClassVar
 
 import torch
@@ -35,10 +36,11 @@ class RelationNet(OnFeatures):
                 f"{feature_shape or 'of a shape that it does not tell'}: use conv4"
             )
         channels = feature_shape[0]
+        units = prod(feature_shape)
         comparison = nn.ModuleDict({
             "conv1": nn.Conv2d(2 * channels, channels, 3, padding=1),
             "conv2": nn.Conv2d(channels, channels, 3, padding=1),
-            "fc1": nn.Linear(channels, self.hidden), "fc2": nn.Linear(self.hidden, 1),
+            "fc1": nn.Linear(units, self.hidden), "fc2": nn.Linear(self.hidden, 1),
         })  # fmt: skip
         return weights | {f"learner.{name}": weight.detach() for name, weight in comparison.named_parameters()}
 
@@ -53,10 +55,9 @@ class RelationNet(OnFeatures):
         classes = state.prototypes.view(1, way, *model.feature_shape).expand(len(x), -1, -1, -1, -1)
         maps = torch.cat([queries, classes], 2).flatten(0, 1)
         for layer in ("learner.conv1", "learner.conv2"):
-            maps = F.relu(F.conv2d(maps, theta[f"{layer}.weight"], theta[f"{layer}.bias"], padding=1))
-            maps = F.group_norm(maps, 1)
-        pooled = maps.mean((2, 3))
-        hidden = F.relu(F.linear(pooled, theta["learner.fc1.weight"], theta["learner.fc1.bias"]))
+            maps = F.conv2d(maps, theta[f"{layer}.weight"], theta[f"{layer}.bias"], padding=1)
+            maps = F.relu(F.group_norm(maps, 1))
+        hidden = F.relu(F.linear(maps.flatten(1), theta["learner.fc1.weight"], theta["learner.fc1.bias"]))
         return F.linear(hidden, theta["learner.fc2.weight"], theta["learner.fc2.bias"]).view(len(x), way)
 
     def query_loss(self, ops: Operations, adapted: State, query: Batch) -> Tensor:
