@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from robustbench_meta import hookimpl
-from robustbench_meta.contracts import Backbone, Setting
+from robustbench_meta.contracts import Backbone, Setting, with_head
 
 
 class PooledLinear(Backbone):
@@ -28,10 +28,8 @@ class PooledLinear(Backbone):
 
     def build(self, shape: tuple[int, ...], outputs: int | None) -> nn.Module:
         """[n, *shape] → [n, outputs], or → [n, channels·grid²] when `outputs` is None."""
-        layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(self.grid), nn.Flatten()]
-        if outputs is not None:
-            layers.append(nn.Linear(shape[0] * self.grid**2, outputs))
-        return nn.Sequential(*layers)
+        body = nn.Sequential(nn.AdaptiveAvgPool2d(self.grid), nn.Flatten())
+        return with_head(body, (shape[0], self.grid, self.grid), outputs)
 
 
 @hookimpl

@@ -19,7 +19,7 @@ from robustbench_meta.data.image_folder import ImageFile, Listing, inner, list_i
 from robustbench_meta.data.pickled import choose_series, find_series, read_series
 from robustbench_meta.data.pictures import Pictures, cached_pictures
 from robustbench_meta.errors import DataError
-from robustbench_meta.runtime.paths import data_root
+from robustbench_meta.runtime.paths import contents, data_root
 
 CLASSES: Mapping[str, Mapping[str, list[str]]] = json.loads(
     resources.files(__package__).joinpath("classes.json").read_text("utf-8")
@@ -30,7 +30,7 @@ CLASSES: Mapping[str, Mapping[str, list[str]]] = json.loads(
 class Named(Dataset):
     """A data set whose classes and splits are known; its images lie in a folder of its name below the data root."""
 
-    eps: ClassVar = {"linf": "8/255", "l2": 3.0}
+    eps: ClassVar = {"linf": "8/255", "l2": 3.0}  # l2: for 84×84
     cifar: ClassVar[bool] = False
     """Whether it is made of CIFAR-100."""
 
@@ -41,23 +41,36 @@ class Named(Dataset):
     copies: Copies = Field("drop", description=ABOUT)
 
     def load(self, root: Path | None) -> Splits:
-        """The splits by the lists of classes; pickles, which are split already, as they are."""
+        """The splits by the lists of classes; pickles, which are split already, as they are.
+
+        Raises:
+            DataError: nothing is there, a class is missing, or images whose size is fixed are to have another.
+        """
         folder = data_root(root) / self.name
         archive = find_cifar100(data_root(root) / "cifar100") if self.cifar else None
         if not folder.is_dir():
             if archive is None:
                 raise DataError(self._where_from(folder))
+            self._check_fixed(f"the images of {archive} are 32×32")
             return self._split(read_cifar100(archive), str(archive))
         folder = folder / "data" if (folder / "data").is_dir() else folder  # beside `splits`, as Bertinetto et al.
         if find_series(inner(folder)):
+            self._check_fixed(f"{folder} has pickles, whose images are read as they are")
             return read_series(choose_series(inner(folder), ""), self.name, self.copies)
         listing = self._listing(folder)
         key = {**self.model_dump(exclude={"copies"}), "state": listing.state()}
         pictures = cached_pictures(self.name, key, lambda: listing.read(self.size, 3, self.fit, self.copies))
         return self._split(pictures, str(folder))
 
+    def _check_fixed(self, why: str) -> None:
+        if self.size is not None or self.fit != "squash":
+            raise DataError(f"{self.name}: {why}: the options size and fit are for folders of images")
+
     def _listing(self, folder: Path) -> Listing:
         """The images of the classes that are listed, however the folder splits them."""
+        folder = inner(folder)
+        if (folder / "images").is_dir() and any(path.is_dir() for path in contents(folder / "images")):
+            folder = folder / "images"  # as CUB has them, beside other folders
         part_of = {label: part for part, labels in CLASSES[self.name].items() for label in labels}
         listing = list_images(folder, "", (1, 1, 1), 0)
         files = [
@@ -97,6 +110,7 @@ class CIFARFS(Named):
 
     name = "cifar-fs"
     source = "Bertinetto et al. 2019, arXiv 1805.08136"
+    eps: ClassVar = {"linf": "8/255", "l2": 1.0}
     cifar: ClassVar[bool] = True
 
 
@@ -105,6 +119,7 @@ class FC100(Named):
 
     name = "fc100"
     source = "Oreshkin, Rodríguez López, Lacoste 2018, arXiv 1805.10123"
+    eps: ClassVar = {"linf": "8/255", "l2": 1.0}
     cifar: ClassVar[bool] = True
 
 

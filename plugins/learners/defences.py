@@ -25,14 +25,6 @@ class AdversarialQuerying(Defence):
         loss: Tensor = self.base.query_loss(ops, adapted, ops.perturb(adapted, query))
         return loss
 
-    def objective(self, ops: Operations, theta: State, tasks: TaskBatch) -> list[Update | Toward]:
-        """L(f_θ', query_adv)."""
-        return AnyLearner.objective(self, ops, theta, tasks)
-
-    def base_objective(self, ops: Operations, theta: State, images: Batch) -> list[Update | Toward]:
-        """On attacked images of the base classes."""
-        return attacked_base(self, ops, theta, images)
-
 
 class AdversarialTraining(Defence):
     """A defence: train on attacked images in place of clean ones."""
@@ -42,14 +34,10 @@ class AdversarialTraining(Defence):
 
     def objective(self, ops: Operations, theta: State, tasks: TaskBatch) -> list[Update | Toward]:
         """The base's objective on attacked tasks: queries through the adapted model, support through θ."""
-        adapted = ops.adapt(theta, tasks.support)
-        support = ops.perturb(theta if self.theta_predicts else adapted, tasks.support)
-        query = ops.perturb(ops.adapt(theta, support), tasks.query)
+        start = theta.detach()
+        support = ops.perturb(start if self.theta_predicts else ops.adapt(start, tasks.support), tasks.support)
+        query = ops.perturb(ops.adapt(start, support), tasks.query)
         return self.base.objective(ops, theta, TaskBatch(support, query))
-
-    def base_objective(self, ops: Operations, theta: State, images: Batch) -> list[Update | Toward]:
-        """On attacked images of the base classes."""
-        return attacked_base(self, ops, theta, images)
 
 
 class Trades(Defence):
@@ -65,10 +53,6 @@ class Trades(Defence):
         divergence = kl(ops.logits(adapted, query.x), ops.logits(adapted, ops.perturb(adapted, query).x))
         clean: Tensor = self.base.query_loss(ops, adapted, query)
         return clean + self.c * divergence
-
-    def objective(self, ops: Operations, theta: State, tasks: TaskBatch) -> list[Update | Toward]:
-        """By `query_loss`."""
-        return AnyLearner.objective(self, ops, theta, tasks)
 
     def base_objective(self, ops: Operations, theta: State, images: Batch) -> list[Update | Toward]:
         """The same on images of the base classes."""
@@ -99,13 +83,6 @@ class RMAML(Defence):
         classifier = ops.base_classifier(theta)
         attacked = ops.loss(classifier, ops.perturb(classifier, images))
         return [*self.base.base_objective(ops, theta, images), Update(attacked, self.rate)]
-
-
-def attacked_base(learner: Defence, ops: Operations, theta: State, images: Batch) -> list[Update | Toward]:
-    """The base's loss on the images of base classes, attacked through the classifier."""
-    attacked = ops.perturb(ops.base_classifier(theta), images)
-    updates: list[Update | Toward] = learner.base.base_objective(ops, theta, attacked)
-    return updates
 
 
 def kl(clean: Tensor, attacked: Tensor) -> Tensor:

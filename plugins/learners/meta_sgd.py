@@ -28,7 +28,7 @@ class MetaSGD(MAML):
     def init(self, weights: Weights, feature_shape: tuple[int, ...]) -> Weights:
         """θ and, as large as θ, the rates."""
         low = 0.1 * self.alpha
-        return weights | {RATE + name: low + (self.alpha - low) * torch.rand_like(w) for name, w in weights.items()}
+        return weights | {RATE + name: low + (self.alpha - low) * torch.rand(w.shape) for name, w in weights.items()}
 
     def rates(self, model: Model, theta: Weights, alpha: float) -> Rate:
         """The learned ones."""

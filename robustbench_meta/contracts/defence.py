@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from robustbench_meta.contracts.learner import AnyLearner
+from robustbench_meta.contracts.learner import AnyLearner, Operations, Toward, Update
 from robustbench_meta.contracts.plugin import Plugin, make_plugin, plugin_as_typed
+from robustbench_meta.contracts.state import State
+from robustbench_meta.contracts.tasks import Batch, TaskBatch
 
 
 def _as_the_base(method: str) -> Any:
@@ -35,6 +37,18 @@ class Defence(AnyLearner):
         """The options `train_attack` and `train_eps`."""
         return self.train_attack, self.train_eps
 
+    def objective(self, ops: Operations, theta: State, tasks: TaskBatch) -> list[Update | Toward]:
+        """As the base, unless `query_loss` is another one: then the loss of states adapted to the support sets."""
+        if type(self).query_loss is not Defence.query_loss:
+            return super().objective(ops, theta, tasks)
+        return self.base.objective(ops, theta, tasks)
+
+    def base_objective(self, ops: Operations, theta: State, images: Batch) -> list[Update | Toward]:
+        """The base's, on images of the base classes that are attacked through the classifier."""
+        if self.training_attack() is not None:
+            images = ops.perturb(ops.base_classifier(theta), images)
+        return self.base.base_objective(ops, theta, images)
+
     if not TYPE_CHECKING:  # mypy takes the signatures from AnyLearner
         transductive = property(lambda self: self.base.transductive)
         theta_predicts = property(lambda self: self.base.theta_predicts)
@@ -45,10 +59,8 @@ class Defence(AnyLearner):
         adapt = _as_the_base("adapt")
         logits = _as_the_base("logits")
         query_loss = _as_the_base("query_loss")
-        objective = _as_the_base("objective")
         base_training = _as_the_base("base_training")
         base_logits = _as_the_base("base_logits")
-        base_objective = _as_the_base("base_objective")
         surrogate_backbone = _as_the_base("surrogate_backbone")
         make_optimizer = _as_the_base("make_optimizer")
         rate_factor = _as_the_base("rate_factor")

@@ -16,7 +16,7 @@ from robustbench_meta.contracts.plugin import Plugin, Setting
 from robustbench_meta.contracts.state import State, Weights
 from robustbench_meta.contracts.tasks import Batch, TaskBatch
 
-Augmentation = Literal["none", "crop", "flip", "crop+flip", "crop+flip+jitter"]
+Augmentation = Literal["none", "crop", "flip", "jitter", "crop+flip", "crop+jitter", "flip+jitter", "crop+flip+jitter"]
 
 
 class Model(Protocol):

@@ -113,14 +113,14 @@ def made_by(make: Make) -> Iterator[None]:
 
 
 def make_plugin(kind: str, text: str, more: Mapping[str, Any] | None = None) -> Plugin:
-    """The plugin that an option of another one names, as typed (`r2d2:scale=10;train_way=20`), with more options.
+    """The plugin that an option names, as typed (`r2d2:scale=10;train_way=20`), with more options where it has none.
 
     Raises:
         ValueError: it cannot be read or made, or options of another plugin are read outside a registry.
     """
     try:
         choice = parse_choice(text, ";")
-        return _MAKE.get()(kind, choice.name, {**choice.options, **(more or {})})
+        return _MAKE.get()(kind, choice.name, {**(more or {}), **choice.options})
     except LookupError:
         raise ValueError(f"'{text}' names a {kind}, and outside a run there is none: give the {kind} itself") from None
     except BenchError as error:

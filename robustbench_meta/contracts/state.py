@@ -58,10 +58,20 @@ class State:
         """What the learner's `adapt` returned, with a task axis in front of leaves that differ by task."""
         return self.without_support().tree
 
-    @property
+    @cached_property
     def kind(self) -> Literal["shared", "own"]:
-        """Whether tasks share at least part of it: what decides how to map."""
-        return "shared" if None in self.leaves[1] else "own"
+        """Whether tasks share most of its numbers, the learner's own aside: what decides how to map."""
+        bare = self.without_support()
+        if isinstance(bare.tree, dict):
+            names = [name for name in bare.tree if not str(name).startswith(OWN)]
+            bare = State(
+                {name: bare.tree[name] for name in names}, {name: bare.dims[name] for name in names}, bare.forward
+            )
+        sizes = {None: 0, 0: 0}
+        for leaf, dim in zip(*bare.leaves, strict=True):
+            if isinstance(leaf, Tensor) and leaf.numel():
+                sizes[dim] += leaf.numel() if dim is None else leaf[0].numel()
+        return "own" if sizes[0] > sizes[None] else "shared"
 
     def with_support(self, support: Tensor) -> State:
         """The same state with support images [tasks, m, *shape] beside what the learner adapted."""

@@ -192,7 +192,9 @@ def _steps(
     for step in range(done + 1, spec.meta_steps + 1):
         engine.progress = (step - 1) / spec.meta_steps
         supervised = base is not None and step <= base.steps
-        tasks = training_tasks(source, training, grid.setting, step, base.images if base and supervised else 0)
+        images = base.images if base is not None and supervised else 0
+        whole = engine.transductive or engine.network.reads_support
+        tasks = training_tasks(source, training, grid.setting, step, images, whole=whole)
         seeds = [seed_from(spec.seed, "training attack", step, task) for task in range(tasks.tasks)]
         factor = training.learner.rate_factor(engine.progress)
         for gradients, rate in engine.meta_gradients(weights, tasks, seeds, base=supervised):
@@ -245,13 +247,18 @@ def validates_at(step: int, steps: int, times: int) -> bool:
     return step * times // steps > (step - 1) * times // steps
 
 
-def training_tasks(source: TaskSource, training: Training, setting: Setting, step: int, images: int = 0) -> TaskBatch:
-    """The tasks of a meta-step, or so many images of the base classes in parts, as queries of tasks without support."""
+def training_tasks(
+    source: TaskSource, training: Training, setting: Setting, step: int, images: int = 0, *, whole: bool = False
+) -> TaskBatch:
+    """The tasks of a meta-step, or so many images of the base classes, as queries of tasks without support.
+
+    Images come in equal parts, which cores share out; in one, `whole`, where they influence each other.
+    """
     spec, augment = training.spec, training.learner.augmentation()
     seed = seed_from(spec.seed, "train", step)
     if images:
-        parts = min(spec.tasks_per_step, images)
-        x, y = source.examples(seed, parts * (images // parts))
+        parts = 1 if whole else max(n for n in range(1, spec.tasks_per_step + 1) if images % n == 0)
+        x, y = source.examples(seed, images)
         batch = Batch(x.view(parts, -1, *x.shape[1:]), y.view(parts, -1))
         tasks = TaskBatch(Batch(batch.x[:, :0], batch.y[:, :0]), batch)
     else:

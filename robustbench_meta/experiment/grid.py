@@ -326,7 +326,13 @@ def _check_training_tasks(label: str, learner: AnyLearner, setting: Setting, sou
             f"learner '{label}' cannot train on {tasks[0]}-way tasks here: its network has an output for each of the "
             f"test's {setting.way} classes; learners on features (protonet) can"
         )
-    source.check(*tasks)
+    try:
+        source.check(*tasks)
+    except DataError as error:
+        raise BenchError(
+            f"learner '{label}' trains on {tasks[0]}-way tasks of {tasks[1]} support and {tasks[2]} query images a "
+            f"class (its options train_way, train_shot, train_query): {error}"
+        ) from error
 
 
 def _loaded(dataset: Dataset, label: str, data_root: Path | None) -> Splits:

@@ -13,9 +13,10 @@ from typing import Any
 
 from robustbench_meta import hookspecs
 from robustbench_meta.contracts import Plugin
+from robustbench_meta.contracts.plugin import as_typed, plugin_as_typed
 from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.hookspecs import hookimpl
-from robustbench_meta.options import exact, parse_choice
+from robustbench_meta.options import parse_choice
 from robustbench_meta.registry.discovery import SESSION, Origin, own_code
 from robustbench_meta.registry.registry import KINDS, Registry
 
@@ -54,10 +55,13 @@ class GivenPlugins:
             raise PluginError(f"two different classes are given as the {kind} '{name}'; rename one of them")
         if not isinstance(given, Plugin):
             return name
+        for _, value in given:  # the base of a defence
+            if isinstance(value, Plugin):
+                self.typed(kind, value)
         changed = [
             f"{key}={_text(getattr(given, key))}"
             for key, option in type(given).model_fields.items()
-            if getattr(given, key) != option.get_default(call_default_factory=True)
+            if _text(getattr(given, key)) != _text(option.get_default(call_default_factory=True))
         ]
         text = f"{name}:{','.join(changed)}" if changed else name
         self._instances.append((kind, text, given))
@@ -91,9 +95,7 @@ class GivenPlugins:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    return exact(value) if isinstance(value, float) else str(value)
+    return plugin_as_typed(value) if isinstance(value, Plugin) else as_typed(value)
 
 
 def bringing(kind: str, cls: type[Plugin]) -> object:

@@ -32,7 +32,7 @@ KINDS: dict[str, type[Plugin]] = {
 }  # fmt: skip
 _log = logging.getLogger(__name__)
 _CORE = {
-    "training": ("contracts", "engine", "runtime/precision.py", "runtime/seeds.py"),
+    "training": ("contracts", "data/image_bank.py", "engine", "runtime/precision.py", "runtime/seeds.py"),
     "evaluation": ("evaluation", "experiment/attack_grid.py", "experiment/probes.py", "experiment/scenario.py",
                    "experiment/surrogates.py"),
 }  # fmt: skip

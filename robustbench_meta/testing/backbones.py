@@ -68,6 +68,10 @@ class BackboneContract(Contract):
                     module = self.plugin.build(setting.shape, outputs)
                     expect(isinstance(module, nn.Module), f"{where}build returned {module!r}", "return an nn.Module")
                     found = self.answers(module.eval(), x, x)
+                expect(
+                    outputs is None or hasattr(module, "head"), f"{where}the module has no submodule `head`",
+                    "call the last layer, which gives the outputs, `head`: learners tell it from the others",
+                )  # fmt: skip
                 fits = found.dim() == 2 and len(found) == len(x) and outputs in (None, found.shape[-1])
                 expected = f"[{len(x)}, {'features' if outputs is None else outputs}]"
                 expect(fits, f"{where}{len(x)} examples gave {tuple(found.shape)}", f"give {expected}")

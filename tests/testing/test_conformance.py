@@ -15,7 +15,7 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import nn
 
-from robustbench_meta.contracts import Attack, Backbone, Dataset, File, Update
+from robustbench_meta.contracts import Attack, Backbone, Dataset, File, Update, with_head
 from robustbench_meta.contracts.attack import margin
 from robustbench_meta.contracts.tasks import Batch, Splits, TaskBatch
 from robustbench_meta.contracts.threat_model import ThreatModel
@@ -460,7 +460,7 @@ class Net(Backbone):
 
     def build(self, shape, outputs):
         layers = [nn.Conv2d(shape[0], 4, 3, 2), self.middle(), nn.AdaptiveAvgPool2d(3), nn.Flatten()]
-        return nn.Sequential(*layers, *([] if outputs is None else [nn.Linear(36, outputs)]))
+        return with_head(nn.Sequential(*layers), (4, 3, 3), outputs)
 
     def obstacle(self, setting):
         return None if len(setting.shape) == 3 else "it needs images"
