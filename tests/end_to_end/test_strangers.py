@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_meta.contracts import Backbone, Update
+from robustbench_meta.contracts import Backbone, Update, with_head
 from robustbench_meta.contracts.tasks import Batch
 from robustbench_meta.engine.engine import Plan
 from robustbench_meta.engine.training import make_engine, meta_train
@@ -269,7 +269,7 @@ class Frozen(Backbone):
         first = nn.Linear(math.prod(shape), 32)
         for parameter in first.parameters():
             parameter.requires_grad_(False)
-        return nn.Sequential(nn.Flatten(), first, nn.ReLU(), nn.Linear(32, outputs or 32))
+        return with_head(nn.Sequential(nn.Flatten(), first, nn.ReLU()), (32,), outputs)
 
 
 class Subtracts(nn.Module):
@@ -290,11 +290,14 @@ def test_frozen_weights_are_neither_trained_nor_adapted_nor_counted(plugins):
     grid = grid_of(plugins, "maml")
     object.__setattr__(grid.trainings[0], "backbone", Frozen())
     engine, weights = make_engine(grid, grid.trainings[0], CPU, Plan("loop", "loop", 4))
-    assert {name: tuple(weight.shape) for name, weight in weights.items()} == {"3.weight": (5, 32), "3.bias": (5,)}
+    assert {name: tuple(weight.shape) for name, weight in weights.items()} == {
+        "head.weight": (5, 32),
+        "head.bias": (5,),
+    }
     first = engine.network.module[1].weight
     x = torch.rand(4, 1, 28, 28)
     hidden = (x.flatten(1) @ first.T + engine.network.module[1].bias).relu()
-    expected = hidden @ weights["3.weight"].T + weights["3.bias"]
+    expected = hidden @ weights["head.weight"].T + weights["head.bias"]
     torch.testing.assert_close(engine.network(weights, x), expected)
     trained = meta_train(grid, grid.trainings[0], CPU, Plan("loop", "loop", 4))
     assert trained.parameters == 5 * 32 + 5
