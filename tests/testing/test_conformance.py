@@ -46,7 +46,12 @@ def loaded(monkeypatch):
 BRIDGED = ("bim", "cw", "deepfool", "torchattacks-fab", "mifgsm")
 NEED_FILES = ("omniglot", "image-folder", "pickled", *CLASSES)
 QUICK = {"steps": 10, "queries": 40}
-ENOUGH = {"cw": {"steps": 30, "lr": 0.1}, "baseline": {"epochs": 3}, "baseline++": {"epochs": 3}}
+ENOUGH = {
+    "cw": {"steps": 30, "lr": 0.1},
+    "resnet12": {"width": 4},
+    "baseline": {"epochs": 3},
+    "baseline++": {"epochs": 3},
+}
 
 
 def ours():
