@@ -166,6 +166,13 @@ def exact(value: float) -> str:
     return ratio if is_ratio and len(ratio) < len(decimal) else decimal
 
 
+def as_typed(value: object) -> str:
+    """An option's value as one types it."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return exact(value) if isinstance(value, float) else str(value)
+
+
 def parse_scenarios(given: list[str]) -> list[str]:
     """Read scenarios (support/query, of `SCENARIOS`), or `all`.
 

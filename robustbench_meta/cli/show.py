@@ -11,6 +11,7 @@ from robustbench_meta.cli import completion
 from robustbench_meta.cli.options import RESULTS, Debug, Json, NoLocalPlugins, Plugins
 from robustbench_meta.cli.results import read_results
 from robustbench_meta.errors import BenchError, PluginError, unknown
+from robustbench_meta.options import as_typed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -218,13 +219,7 @@ def _told(registry: Registry, kind: str, name: str) -> list[Text]:
 
 def _options(cls: type[Plugin]) -> dict[str, str]:
     """The options with their defaults, as typed."""
-    return {key: _typed(info.get_default(call_default_factory=True)) for key, info in cls.model_fields.items()}
-
-
-def _typed(value: object) -> str:
-    if value is None:
-        return "none"
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    return {key: as_typed(info.get_default(call_default_factory=True)) for key, info in cls.model_fields.items()}
 
 
 def _place(registry: Registry, kind: str, name: str) -> str:

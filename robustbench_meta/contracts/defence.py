@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic import Field, field_serializer, model_validator
 
 from robustbench_meta.contracts.learner import AnyLearner, Operations, Toward, Update
 from robustbench_meta.contracts.plugin import Plugin, make_plugin, plugin_as_typed
@@ -77,7 +77,7 @@ class Defence(AnyLearner):
     @model_validator(mode="before")
     @classmethod
     def _hand_on(cls, options: Any) -> Any:
-        """Give the base the options that the defence does not have."""
+        """Make the base, with the options that the defence does not have."""
         own = {name: value for name, value in options.items() if name in cls.model_fields}
         more = {name: value for name, value in options.items() if name not in own}
         base = own.get("base", cls.model_fields["base"].default)
@@ -86,11 +86,6 @@ class Defence(AnyLearner):
         if more:
             raise ValueError(f"{', '.join(more)}: set options of a base that is made already in the base itself")
         return options
-
-    @field_validator("base", mode="before")
-    @classmethod
-    def _made(cls, base: Any) -> Any:
-        return make_plugin("learner", base) if isinstance(base, str) else base
 
     @model_validator(mode="after")
     def _one_attack(self) -> Self:

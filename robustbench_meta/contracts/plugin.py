@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, fiel
 
 from robustbench_meta.contracts.threat_model import Norm
 from robustbench_meta.errors import BenchError, PluginError
-from robustbench_meta.options import Choice, exact, parse_choice, parse_eps
+from robustbench_meta.options import Choice, as_typed, parse_choice, parse_eps
 
 LossName = Literal["cross_entropy", "squared"]
 
@@ -127,22 +127,15 @@ def make_plugin(kind: str, text: str, more: Mapping[str, Any] | None = None) -> 
         raise ValueError(str(error)) from error
 
 
-def as_typed(value: object) -> str:
-    """An option's value as one types it."""
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    return exact(value) if isinstance(value, float) else str(value)
-
-
-def plugin_as_typed(plugin: Plugin) -> str:
-    """The plugin as an option of another one names it, with what differs from its defaults; undone by `make_plugin`."""
+def plugin_as_typed(plugin: Plugin, separator: str = ";") -> str:
+    """The plugin with the options that differ from its defaults; by default as an option of another one names it."""
     fields = type(plugin).model_fields
     given = {
         option: as_typed(value)
         for option, value in plugin.model_dump(mode="json").items()
         if value != fields[option].get_default(call_default_factory=True)
     }
-    return Choice(plugin.name, given).text(";")
+    return Choice(plugin.name, given).text(separator)
 
 
 class Setting(NamedTuple):

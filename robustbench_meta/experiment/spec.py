@@ -14,7 +14,7 @@ from robustbench_meta.experiment.run_options import RunOptions, option_of
 from robustbench_meta.options import (
     Choice,
     Precision,
-    exact,
+    as_typed,
     parse_choice,
     parse_eps,
     parse_eps_range,
@@ -138,14 +138,8 @@ class PluginSpec(BaseModel):
 
     def label(self, defaults: dict[str, Any]) -> str:
         """The name with the options that differ from the defaults, as one would type it."""
-        given = ",".join(f"{key}={_typed(value)}" for key, value in self.options.items() if value != defaults.get(key))
-        return f"{self.name}:{given}" if given else self.name
-
-
-def _typed(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    return exact(value) if isinstance(value, float) else str(value)
+        given = {key: as_typed(value) for key, value in self.options.items() if value != defaults.get(key)}
+        return str(Choice(self.name, given))
 
 
 class _Hashed(BaseModel):

@@ -9,11 +9,10 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable
 from types import FunctionType
-from typing import Any
 
 from robustbench_meta import hookspecs
 from robustbench_meta.contracts import Plugin
-from robustbench_meta.contracts.plugin import as_typed, plugin_as_typed
+from robustbench_meta.contracts.plugin import plugin_as_typed
 from robustbench_meta.errors import BenchError, PluginError
 from robustbench_meta.hookspecs import hookimpl
 from robustbench_meta.options import parse_choice
@@ -58,12 +57,7 @@ class GivenPlugins:
         for _, value in given:  # the base of a defence
             if isinstance(value, Plugin):
                 self.typed(kind, value)
-        changed = [
-            f"{key}={_text(getattr(given, key))}"
-            for key, option in type(given).model_fields.items()
-            if _text(getattr(given, key)) != _text(option.get_default(call_default_factory=True))
-        ]
-        text = f"{name}:{','.join(changed)}" if changed else name
+        text = plugin_as_typed(given, ",")
         self._instances.append((kind, text, given))
         return text
 
@@ -92,10 +86,6 @@ class GivenPlugins:
                     f"the {kind} {given!r} has options that cannot be said as text, which read '{text}'; "
                     "give it as a name with options"
                 )
-
-
-def _text(value: Any) -> str:
-    return plugin_as_typed(value) if isinstance(value, Plugin) else as_typed(value)
 
 
 def bringing(kind: str, cls: type[Plugin]) -> object:

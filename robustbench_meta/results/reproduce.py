@@ -8,7 +8,7 @@ from typing import Any
 
 from robustbench_meta.errors import BenchError
 from robustbench_meta.experiment.profiles import PROFILES, Profile
-from robustbench_meta.options import Choice, exact, parse_choice, parse_eps
+from robustbench_meta.options import Choice, as_typed, exact, parse_choice, parse_eps
 from robustbench_meta.registry.discovery import SESSION
 
 _SIZES = {
@@ -134,14 +134,9 @@ def _typed(plugin: Mapping[str, Any], label: str, filled: Mapping[str, str]) -> 
 
 
 def _value(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return exact(value)
-    if isinstance(value, int) or (isinstance(value, str) and value.strip() == value != "" and "," not in value):
-        return str(value)
+    readable = value.strip() == value != "" and "," not in value if isinstance(value, str) else True
+    if readable and isinstance(value, str | int | float | None):
+        return as_typed(value)
     raise _UntellableError
 
 
