@@ -497,16 +497,16 @@ def _kinds(weights: Weights, tasks: TaskBatch) -> list[object]:
 
 
 def _steps_away(adapted: State, weights: Weights, tasks: int, of: int) -> list[Tensor]:
-    """θ − φ of each weight, summed over these tasks, as a share of all."""
+    """θ − φ of each weight, summed over these tasks, as a share of all; nothing where φ has none."""
     bare = adapted.without_support()
-    tree, dims = bare.tree, bare.dims
-    return [
-        torch.zeros_like(theta)
-        if name not in tree
-        else (theta - tree[name] if dims[name] == 0 else (theta - tree[name])[None].expand(tasks, *theta.shape))
-        .detach().sum(0) / of
-        for name, theta in weights.items()
-    ]  # fmt: skip
+
+    def away(name: str, theta: Tensor) -> Tensor:
+        if name not in bare.tree:
+            return torch.zeros_like(theta)
+        difference: Tensor = (theta - bare.tree[name]).detach()
+        return (difference.sum(0) if bare.dims[name] == 0 else tasks * difference) / of
+
+    return [away(name, theta) for name, theta in weights.items()]
 
 
 def _check_updates(learner: str, updates: Any, tasks: int) -> None:

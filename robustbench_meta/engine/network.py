@@ -80,10 +80,19 @@ class Network:
         return self._call(self.module, weights, x)
 
     def features(self, weights: Weights, x: Tensor) -> Tensor:
-        """What the head is given [n, features]: the outputs of the module without its head."""
+        """What the head is given [n, features]: the outputs of the module without its head.
+
+        Raises:
+            PluginError: the module tells neither its head nor that its outputs are features.
+        """
         body = copy(self.module)
         if "head" in self.module._modules:
             body._modules = {**self.module._modules, "head": nn.Identity()}
+        elif not self.feature_shape:
+            raise PluginError(
+                "the learner works on features, and the backbone has neither a submodule `head` nor a `feature_shape`: "
+                "call its last layer `head`, or build it by `with_head`"
+            )
         return self._call(body, {name: weight for name, weight in weights.items() if not name.startswith(HEAD)}, x)
 
     def _call(self, module: nn.Module, weights: Weights, x: Tensor) -> Tensor:

@@ -94,7 +94,11 @@ def _check_kept(kept: Snapshot, what: str) -> None:
 
 
 def _gradient(engine: Engine, weights: Weights, tasks: TaskBatch, plan: Plan, dtype: torch.dtype) -> Tensor:
-    """The meta-gradients of all updates, end to end, without attack and in evaluation mode (no dropout)."""
+    """The meta-gradients of all updates, end to end, without attack and in evaluation mode (no dropout).
+
+    Of a learner that trains on base classes alone, queries stand for images of these.
+    """
+    base = engine.learner.base_training(1)
     theta = {name: weight.detach().to(dtype).requires_grad_() for name, weight in weights.items()}
     exact = TaskBatch(*(Batch(batch.x.to(dtype), batch.y) for batch in tasks))
     kept = Snapshot(_tensors(engine, theta, exact))
@@ -103,7 +107,7 @@ def _gradient(engine: Engine, weights: Weights, tasks: TaskBatch, plan: Plan, dt
     )
     engine.network.module.eval()
     try:
-        updates = clean.meta_gradients(theta, exact, [0] * tasks.tasks)
+        updates = clean.meta_gradients(theta, exact, [0] * tasks.tasks, base=base is not None and base.steps > 0)
     finally:
         engine.network.module.train()
     _check_kept(kept, f"learner '{engine.learner.name}': objective")
