@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -78,22 +78,24 @@ class Named(Dataset):
             for picture in listing.pictures
             if picture.label in part_of
         ]
-        if missing := sorted(part_of.keys() - {file.label for file in files}):
-            shown = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
-            raise DataError(
-                f"{folder} lacks {len(missing)} of the {len(part_of)} classes of {self.name}: {shown}; expected a "
-                "folder of images for each, of that name"
-            )
+        self._check_whole(
+            {file.label for file in files}, f"{folder}; expected a folder of images for each, of that name"
+        )
         files.sort(key=lambda file: (PARTS.index(file.part), file.label, file.path))
         return Listing(listing.folder, files)
 
     def _split(self, pictures: Pictures, where: str) -> Splits:
         place = {label: index for index, label in enumerate(pictures.classes.tolist())}
-        lists = CLASSES[self.name]
-        if missing := [label for labels in lists.values() for label in labels if label not in place]:
-            raise DataError(f"{where} lacks {len(missing)} of the classes of {self.name}, such as '{missing[0]}'")
-        parts = {part: [place[label] for label in labels] for part, labels in lists.items()}
+        self._check_whole(place, where)
+        parts = {part: [place[label] for label in labels] for part, labels in CLASSES[self.name].items()}
         return pictures.split(self.name, parts, self.copies)
+
+    def _check_whole(self, classes: Collection[str], where: str) -> None:
+        """Raise DataError unless all classes that are listed are there."""
+        listed = [label for labels in CLASSES[self.name].values() for label in labels]
+        if missing := sorted(set(listed) - set(classes)):
+            shown = ", ".join(missing[:5]) + " …" * (len(missing) > 5)
+            raise DataError(f"{self.name}: {len(missing)} of {len(listed)} classes are missing ({shown}) in {where}")
 
     def _where_from(self, folder: Path) -> str:
         add = f"`bench data add {self.name} PATH` takes a folder or archive with a folder of images for each class"

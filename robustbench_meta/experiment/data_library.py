@@ -301,11 +301,9 @@ def _omniglot(root: Path) -> Row:
 def _named(name: str, root: Path) -> Row:
     """A data set whose classes are known: its folder below the data root, or the archive that it is made of."""
     archive = find_cifar100(root / "cifar100") if name in _OF_CIFAR100 else None
-    if (root / name).is_dir():
-        state = _own(root / name)[0].state
-        return Row(name, str(root / name), "ready" if state == "needs options" else state, size_of(root / name))
-    if archive is not None:
-        return Row(name, str(archive), "ready", size_of(archive))
+    there = root / name if (root / name).is_dir() else archive
+    if there is not None:
+        return Row(name, str(there), "ready", size_of(there))
     how = "bench data download cifar100" if name in _OF_CIFAR100 else f"bench data add {name} PATH"
     return Row(name, f"{root / name} ({how})", "missing", 0)
 
