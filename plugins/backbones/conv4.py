@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import gcd
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -63,7 +63,24 @@ class Joined(nn.Module):
         return torch.cat([middle.flatten(1), self.last(middle).flatten(1)], 1)
 
 
-class Conv4(Backbone):
+class NormedBackbone(Backbone):
+    """A backbone with an option `norm`."""
+
+    if TYPE_CHECKING:  # an option has its place among those of the backbone
+        norm: str
+
+    @property
+    def norm_layer(self) -> str:
+        """The option `norm`."""
+        return self.norm
+
+    @property
+    def transductive(self) -> bool:
+        """Statistics of the batch at hand make an example's output depend on its batch mates."""
+        return self.norm == "batch"
+
+
+class Conv4(NormedBackbone):
     """Four blocks of 3×3 convolution, norm, ReLU, each halving the picture; then a linear layer."""
 
     name: ClassVar[str] = "conv4"
@@ -102,16 +119,6 @@ class Conv4(Backbone):
     def widths(self) -> list[int]:
         """Filters of the four blocks."""
         return [self.width] * 4 if isinstance(self.width, int) else [int(part) for part in self.width.split("-")]
-
-    @property
-    def norm_layer(self) -> str:
-        """The option `norm`."""
-        return self.norm
-
-    @property
-    def transductive(self) -> bool:
-        """Statistics of the batch at hand make an example's output depend on its batch mates."""
-        return self.norm == "batch"
 
     def obstacle(self, setting: Setting) -> str | None:
         """It needs images, of at least 16 pixels where it max-pools."""

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from robustbench_meta import hookimpl
 from robustbench_meta.contracts import Backbone, Setting, with_head
 
-from .conv4 import BatchStatistics
+from .conv4 import BatchStatistics, NormedBackbone
 
 WIDTHS = (64, 160, 320, 640)
 
 
-class ResNet12(Backbone):
+class ResNet12(NormedBackbone):
     """Four residual blocks of three 3×3 convolutions, each halving the picture; then a linear layer."""
 
     name: ClassVar[str] = "resnet12"
@@ -30,16 +30,6 @@ class ResNet12(Backbone):
     )
     features: Literal["mean", "flat"] = Field("mean", description="last block: its mean over places, or all of it")
     dropblock: float = Field(0.0, ge=0, lt=1, description="share of squares dropped after the last two blocks")
-
-    @property
-    def norm_layer(self) -> str:
-        """The option `norm`."""
-        return self.norm
-
-    @property
-    def transductive(self) -> bool:
-        """Statistics of the batch at hand make an example's output depend on its batch mates."""
-        return self.norm == "batch"
 
     def obstacle(self, setting: Setting) -> str | None:
         """It needs images of at least 16 pixels."""

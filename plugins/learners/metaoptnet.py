@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -14,13 +14,7 @@ from robustbench_meta.contracts import Learner, Model, Weights
 from robustbench_meta.contracts.tasks import Batch
 
 from .protonet import OnFeatures, one_hot
-
-
-class Machine(NamedTuple):
-    """The adapted state: θ and the machine's weights [features, way]."""
-
-    theta: Weights
-    weights: Tensor
+from .r2d2 import LinearHead
 
 
 class MetaOptNet(OnFeatures):
@@ -37,13 +31,13 @@ class MetaOptNet(OnFeatures):
         """θ and the scale."""
         return weights | {"learner.scale": torch.tensor(self.scale)}
 
-    def adapt(self, model: Model, state: Weights, support: Batch, **settings: Any) -> Machine:
+    def adapt(self, model: Model, state: Weights, support: Batch, **settings: Any) -> LinearHead:
         """w_k = Σ_n α_nk f(x_n), α from the dual problem."""
         features = model(state, support.x)
         alpha = crammer_singer(features @ features.T, one_hot(support.y, model.way, features), self.c, self.iterations)
-        return Machine(state, features.T @ alpha)
+        return LinearHead(state, features.T @ alpha)
 
-    def logits(self, model: Model, state: Machine, x: Tensor) -> Tensor:
+    def logits(self, model: Model, state: LinearHead, x: Tensor) -> Tensor:
         """γ·w_k·f(x) (equation 12)."""
         return state.theta["learner.scale"] * (model(state.theta, x) @ state.weights)
 

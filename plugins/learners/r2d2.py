@@ -17,8 +17,8 @@ from robustbench_meta.contracts.tasks import Batch
 from .protonet import OnFeatures, one_hot
 
 
-class Ridge(NamedTuple):
-    """The adapted state: θ and the regression's weights [features + 1, way], the last row for the bias."""
+class LinearHead(NamedTuple):
+    """The adapted state: θ, and the weights [features, way] of a linear head that was solved for."""
 
     theta: Weights
     weights: Tensor
@@ -37,12 +37,14 @@ class R2D2(OnFeatures):
         """θ, log λ, and the scale of the logits."""
         return weights | {"learner.log_ridge": torch.tensor(log(self.ridge)), "learner.scale": torch.tensor(self.scale)}
 
-    def adapt(self, model: Model, state: Weights, support: Batch, **settings: Any) -> Ridge:
+    def adapt(self, model: Model, state: Weights, support: Batch, **settings: Any) -> LinearHead:
         """W = argmin ‖XW − Y‖²/n + λ‖W‖², X the support features beside a column of ones."""
         x = with_ones(model(state, support.x))
-        return Ridge(state, ridge_regression(x, one_hot(support.y, model.way, x), state["learner.log_ridge"].exp()))
+        return LinearHead(
+            state, ridge_regression(x, one_hot(support.y, model.way, x), state["learner.log_ridge"].exp())
+        )
 
-    def logits(self, model: Model, state: Ridge, x: Tensor) -> Tensor:
+    def logits(self, model: Model, state: LinearHead, x: Tensor) -> Tensor:
         """s·f(x)W (equation 6, without its shift of all logits, which changes no prediction)."""
         return state.theta["learner.scale"] * (with_ones(model(state.theta, x)) @ state.weights)
 

@@ -110,7 +110,7 @@ class RunOptions:
         int | None, Ge(1), Le(10_000),
         RunOption("Tasks computed at a time: fewer need less memory.", WHERE, default="by device and network"),
     ] = None  # fmt: skip
-    """Decides rounding only, and so is in no hash."""
+    """Decides rounding, and what dropout draws; in no hash."""
 
 
 _REPEATED = {"learners", "attacks", "scenarios", "seeds"}
