@@ -91,7 +91,7 @@ def run(
 
     Arguments mean what the options of that name mean on the command line, and so do messages about them; what may be
     repeated there is a list here. What is finished is kept in the results folder: the same call goes on where it was
-    interrupted, a larger grid does only what is new. Ctrl-C keeps what is under way, too.
+    interrupted, a larger grid does only what is new. Ctrl-C saves unfinished work, too.
 
     Where a plugin is named, its class or an instance will do: of one that was defined in a notebook, its source
     and its `version` identify its results. Such a plugin runs in this process only; a tracker needs no other.
@@ -138,7 +138,7 @@ def run(
 
     Raises:
         BenchError: something of it cannot be, and what to do; of the subclasses in `robustbench_meta.errors`.
-        KeyboardInterrupt: Ctrl-C; what was under way is kept.
+        KeyboardInterrupt: Ctrl-C; unfinished work is saved.
 
     Examples:
         >>> import robustbench_meta as rbm
@@ -336,7 +336,7 @@ def _showing(ready: PreparedRun, progress: Progress) -> AbstractContextManager[A
 
 @contextmanager
 def _interruptible(stop: Stop, folder: Path | None) -> Iterator[None]:
-    """Inside, Ctrl-C and SIGTERM let what is under way be kept; they then have the effect that they usually have."""
+    """Inside, Ctrl-C and SIGTERM first save unfinished work, and then have their usual effect."""
     try:
         with stop.listening(lambda: _log.warning("stopping: saving unfinished work; interrupt again to stop at once")):
             yield

@@ -30,7 +30,7 @@ Adapted = Callable[[Tensor], Tensor]
 Adapt = Callable[[Tensor, Tensor], Adapted]
 """(support images [way·shot, *shape] in [0, 1], labels [way·shot] in 0 … way−1) → the model for that task."""
 OWN = "own"
-"""The backbone where none is told."""
+"""The backbone where none is named."""
 LOOKED_AT = 8
 """Test episodes on which stored answers are held against those of the model at hand."""
 _MOST_APART = 0.02

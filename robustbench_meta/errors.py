@@ -51,7 +51,7 @@ class DeviceLostError(BenchError):
     """After an error on the CUDA device nothing more can be computed on it in this process."""
 
     cell: str | None = None
-    """The key of the cell that was under way."""
+    """The key of the cell that was being evaluated."""
 
 
 def brief(error: BaseException) -> str:

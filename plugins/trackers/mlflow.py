@@ -46,7 +46,7 @@ class MLflow(Tracker):
 
 
 class Experiment:
-    """An experiment of MLflow: what is told of a training goes to one run, whoever tells it and however often."""
+    """An experiment of MLflow: the events of a training go to one run, from whichever process and however often."""
 
     def __init__(self, uri: str | None, name: str) -> None:
         self._uri, self._name = uri, name

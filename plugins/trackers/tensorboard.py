@@ -41,7 +41,7 @@ class TensorBoard(Tracker):
 class Logs:
     """A folder of logs: one for each training, and in it one for each of its cells.
 
-    What is told again, by a run that goes on or begins anew, takes the place of what was there: a log that is opened
+    What a resumed or restarted run logs again takes the place of what was there: a log that is opened
     at a step has TensorBoard drop what earlier ones say of that step and later ones.
     """
 

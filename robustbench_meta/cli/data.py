@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from robustbench_meta.experiment.data_library import Row
 
 DOWNLOADS = ("omniglot", "cifar100")
+_MADE_OF = {"cifar-fs": "cifar100", "fc100": "cifar100"}
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="See, add and download data sets.")
 
@@ -79,6 +80,7 @@ def download(
     bench data download omniglot
     bench data download cifar100
     """
+    name = _MADE_OF.get(name, name)
     if name not in DOWNLOADS:
         raise BenchError(
             f"'{name}' cannot be downloaded; what can: {', '.join(DOWNLOADS)}. Add others: `bench data add`"

@@ -53,7 +53,7 @@ class Events:
 
     Args:
         stream: where lines go.
-        progress: False for a stream without the lines about work under way.
+        progress: False for a stream without the lines about progress.
         clock: gives seconds.
     """
 

@@ -68,7 +68,7 @@ def _parts(suite: Suite, grids: Sequence[Grid]) -> list[str]:
 
 
 def _rows(grid: Grid) -> dict[str, str]:
-    """What one grid is, by what is told of it."""
+    """The facts of one grid, by their names."""
     run, setting = grid.run, grid.setting
     return {
         "data set": f"{grid.labels['dataset']}, {setting.way}-way {setting.shot}-shot, "

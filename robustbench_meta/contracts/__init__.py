@@ -1,4 +1,4 @@
-"""What a learner, an attack, a backbone, a data set and a tracker must offer, and what they are lent.
+"""What a learner, an attack, a backbone, a data set and a tracker must offer, and what they are given.
 
 Every plugin is a frozen pydantic model: its fields are its options, settable on the command line as
 `name:option=value,…`; its class variables are what it declares about itself.

@@ -1,4 +1,4 @@
-"""What an attack must offer, and the model that it is lent."""
+"""What an attack must offer, and the model that it is given."""
 
 from __future__ import annotations
 

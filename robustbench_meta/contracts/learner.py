@@ -1,4 +1,4 @@
-"""What a meta-learner must offer, and what it is lent."""
+"""What a meta-learner must offer, and what it is given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trackers: plugins that keep what is told of a run in a tool for experiments, where one asks for it."""
+"""Trackers: plugins that log a run to an experiment tracker."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Pool(Generic[Item, Result]):
     Args:
         work: what each does with an item; its result is pickled.
         count: how many processes.
-        cores: is told the memory that they took.
+        cores: records the memory that they took.
     """
 
     def __init__(self, work: Callable[[Item], Result], count: int, cores: Cores) -> None:

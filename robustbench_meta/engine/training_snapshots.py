@@ -1,4 +1,4 @@
-"""The state of a meta-training, saved now and then and when the training is told to stop, to resume from."""
+"""Snapshots of a meta-training, saved now and then and when it is to stop, to resume from."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from robustbench_meta.runtime.interrupts import Stop
 
 _log = logging.getLogger(__name__)
 SECONDS = "ROBUSTBENCH_META_KEEP_SECONDS"
-"""The environment variable with the seconds between two times that the work under way is kept; 15 if not given."""
+"""The environment variable with the seconds between two saves of unfinished work; 15 by default."""
 _SHARE = 0.02
 """The most of the time that keeping may take."""
 
 
 def keep_seconds() -> float:
-    """The seconds between two times that the work under way is kept.
+    """The seconds between two saves of unfinished work.
 
     Raises:
         BenchError: the environment says something else than a number of seconds.
@@ -118,7 +118,7 @@ _STATE = "state of a meta-training"
 
 
 def state_name(key: str) -> str:
-    """What the state of a training under way is kept under."""
+    """The file of an unfinished training's state."""
     return f"progress/{key}.safetensors"
 
 
@@ -144,7 +144,7 @@ class TrainingState:
 
 
 def state_bytes(state: TrainingState, key: str) -> bytes:
-    """The state of a training under way."""
+    """The state of an unfinished training."""
     judged = {"loss": state.judged.loss, "correct": state.judged.correct, "batches": state.judged.batches}
     optimizer = {
         "groups": state.optimizer["param_groups"],

@@ -229,7 +229,7 @@ class _Portion:
         chunk, checked, noticing = (
             Chunk(_noted(tasks).hex()), self.probe_plan is not None and places.start < CHECKED, 0.0,
         )  # fmt: skip
-        kept = Snapshot(self._lent())
+        kept = Snapshot(self._fixed())
         if checked:
             started = episode_evaluator.now()
             fresh, noises = UnexposedCopy(trained_model), self._noises(episode_evaluator, chunk)
@@ -244,7 +244,7 @@ class _Portion:
             for key, result in chunk.cells.items():
                 result.gallery = example_of(episode_evaluator, self.scenarios[key]) if result.failure is None else None
         changed = kept.changed()
-        if changed:  # attacks are held to account one by one, and what they changed is given back
+        if changed:  # the harness checks attacks one by one, and restores what they changed
             raise BenchError(
                 f"learner '{self.engine.learner.name}', or its backbone, changed {', '.join(changed)} in place while "
                 "it was tested, so that one task leaks into the next; compute new tensors"
@@ -268,8 +268,8 @@ class _Portion:
                     found[probe.key] = probe
         return [probe for key, probe in found.items() if chunk.probes[key].failure is None]
 
-    def _lent(self) -> dict[str, Tensor]:
-        """What a learner is lent at test, and must leave as it is, by what messages call it; images are copies."""
+    def _fixed(self) -> dict[str, Tensor]:
+        """What a learner must leave as it is at the test, by what messages call it; images are copies."""
         module = self.engine.network.module
         theta = {f"θ's '{name}'": weight for name, weight in self.weights.items()}
         own = [*module.named_parameters(), *module.named_buffers()]

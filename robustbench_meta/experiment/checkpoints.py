@@ -1,4 +1,4 @@
-"""Meta-trained weights, and the state of a meta-training under way, as bytes: safetensors with a checksum."""
+"""Meta-trained weights, as bytes: safetensors with a checksum."""
 
 from __future__ import annotations
 

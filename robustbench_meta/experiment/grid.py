@@ -276,7 +276,7 @@ def prepare_all(
         runs: the parts.
         registry: the plugins.
         data_root: where data sets are.
-        told: by part, how an error of it is told: with its place in the suite's file.
+        told: by part, adds the place in the suite's file to an error.
 
     Raises:
         BenchError: as of `prepare`.

@@ -65,7 +65,7 @@ class RunStatus:
             "name": self.name, "state": self.state, "cells": progress.cells, "cells_over": progress.cells_over,
             "failed": [{"cell": what, "reason": reason} for what, reason in self.failed],
             "share_done": progress.fraction,
-            "under_way": [
+            "running": [
                 {"stage": each.stage, "training": each.title, "done": each.done, "total": each.total}
                 for each in progress.stretches
             ],

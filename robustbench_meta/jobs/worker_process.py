@@ -106,7 +106,7 @@ def _grids(recipe: Recipe) -> list[Grid]:
     grids = prepare_all(recipe.runs, registry, recipe.data_root)
     if not set(recipe.cells) <= {cell.key for grid in grids for cell in grid.cells}:
         raise BenchError(
-            "a worker makes other cells of this run: code, data or plugins changed while it was under way, or are not "
+            "a worker makes other cells of this run: code, data or plugins changed during the run, or are not "
             f"the same on {socket.gethostname()}; rerun the same command"
         )
     return grids

@@ -1,4 +1,4 @@
-"""A results folder: records, checkpoints, what is under way, and what failed; one atomic, checked file each."""
+"""A results folder: records, checkpoints, unfinished work and failures; one atomic, checked file each."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class Store:
         return {name.removesuffix(".json") for name in names if not name.startswith(".")}
 
     def parts(self, training: str) -> list[Path]:
-        """The files of a training's evaluations under way."""
+        """The partial results of a training's evaluation."""
         return sorted((self.root / "progress").glob(f"{training}.*-*.safetensors"))
 
     def forget(self, cells: Iterable[str], trainings: Iterable[str]) -> None:

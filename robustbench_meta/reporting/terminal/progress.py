@@ -149,11 +149,11 @@ def _shortened(text: str, width: int) -> str:
 
 
 def draw_progress(progress: RunProgress, width: int, height: int = 24) -> RenderableType:
-    """A line for each training and evaluation under way, as many as there is room for, and one for the whole run."""
+    """A line for each running training and evaluation, as many as there is room for, and one for the whole run."""
     width = min(width, MOST_WIDTH)
-    under_way = list(progress.stretches)
+    running = list(progress.stretches)
     room = max(1, min(MOST_BARS, height - 4))
-    shown = under_way if len(under_way) <= room else under_way[: room - 1]
+    shown = running if len(running) <= room else running[: room - 1]
     table = Table.grid(padding=(0, 1), expand=True)
     table.width = width
     wide = width >= WIDE
@@ -171,8 +171,8 @@ def draw_progress(progress: RunProgress, width: int, height: int = 24) -> Render
             _metrics(stretch).replace(" %", "%").replace(",", ""),
         )
     parts: list[RenderableType] = [table] if shown else []
-    if len(shown) < len(under_way):
-        parts.append(Text(f"and {counted(len(under_way) - len(shown), 'other')} under way", style="dim"))
+    if len(shown) < len(running):
+        parts.append(Text(f"and {counted(len(running) - len(shown), 'other')} running", style="dim"))
     if progress.cells:
         parts.append(_overall(progress, width))
     return Group(*parts)
