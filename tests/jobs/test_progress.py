@@ -315,7 +315,7 @@ def test_bars_fit_the_terminal_and_leave_no_trace(columns, rows):
     lines = lines_of(written)
     assert max(map(len, lines)) <= columns
     assert len({line.split("━")[0] for line in lines if line.startswith("train maml[x] (seed")}) == 7
-    assert {line.strip() for line in lines if "others" in line} == {"and 93 others under way"}
+    assert {line.strip() for line in lines if "others" in line} == {"and 93 others running"}
     assert any(re.match(r"all .*0 %\s+0/100 cells .* so far\s+…", line) for line in lines)
     assert any(line.rstrip().endswith("loss 1.23 val 56.7%") for line in lines)
     assert "\x1b[?25h" in written, "the cursor is shown again"

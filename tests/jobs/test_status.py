@@ -56,7 +56,7 @@ def shown(folder, capsys, *options):
     return capsys.readouterr().out
 
 
-def test_a_run_under_way_shows_what_its_workers_are_at(told, capsys):
+def test_a_running_run_shows_what_its_workers_are_at(told, capsys):
     folder = told(
         "1", driver=BEGIN,
         worker=[
@@ -69,7 +69,7 @@ def test_a_run_under_way_shows_what_its_workers_are_at(told, capsys):
     assert locks.take(run_lock(folder / "events" / "1"))
     [run] = plain(folder, capsys)
     assert (run["state"], run["cells"], run["cells_over"]) == ("running", 2, 0)
-    assert run["under_way"] == [{"stage": "train", "training": "maml (seed 0)", "done": 25, "total": 100}]
+    assert run["running"] == [{"stage": "train", "training": "maml (seed 0)", "done": 25, "total": 100}]
     assert run["share_done"] == pytest.approx(25 / 120)
     doing = {worker["name"]: (worker["place"], worker["doing"]) for worker in run["workers"]}
     assert doing == {"worker": ("node7:42", "train maml (seed 0)"), "other": ("node8:43", "waits for others")}
