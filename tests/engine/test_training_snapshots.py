@@ -163,7 +163,7 @@ def test_a_run_that_is_stopped_again_and_again_gives_the_same_rows(tmp_path, who
     assert sorted(finished) == sorted(set(finished)), "a cell was finished twice"
     store = Store(tmp_path)
     pd.testing.assert_frame_equal(leaderboard.build(store).drop(columns=leaderboard.COSTS), whole, check_exact=True)
-    assert list((tmp_path / "progress").iterdir()) == [], "nothing is under way any more"
+    assert list((tmp_path / "progress").iterdir()) == [], "no unfinished work is left"
     assert not (tmp_path / "damaged").exists()
 
 

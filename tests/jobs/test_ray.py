@@ -239,7 +239,7 @@ def test_a_node_with_other_code_is_named_and_told_why(tmp_path, plugins, monkeyp
 
     monkeypatch.setattr(RayCluster, "launch", launch)
     run(tmp_path / "r", "ray", plugins, dataset="toy", learners=("slow",))
-    assert "code, data or plugins changed while it was under way, or are not the same on" in made[0]["unfit"]
+    assert "code, data or plugins changed during the run, or are not the same on" in made[0]["unfit"]
 
 
 def test_a_run_that_is_told_to_stop_saves_what_its_nodes_are_at(tmp_path, plugins, cluster, monkeypatch):
