@@ -143,8 +143,9 @@ class Engine:
     def _states(self, theta: State, support: Batch, settings: dict[str, Any]) -> Iterator[State]:
         self._check_whole(support.x)
         state = theta.without_support()
+        numbered = self.learner.takes_step
         for step in range(self.learner.inner_steps(self.training)):
-            given = {**settings, "step": step} if self.learner.takes_step else settings
+            given = {**settings, "step": step} if numbered else settings
             with self._explaining("adapt"):
                 state = self._adapt_once(state, support, given)
             yield state
