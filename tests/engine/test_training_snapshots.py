@@ -73,6 +73,18 @@ def interrupted(grid, folder, steps):
         {"learners": ("adml:attack_on=surrogate",)},
         {"learners": ("protonet",), "dataset": "glyphs", "backbone": "conv4:norm=batch,width=4"},
         {"learners": ("maml:first_order=true",), "dataset": "glyphs", "backbone": "conv4:width=4,norm=support"},
+        {
+            "learners": ("meta-baseline:base_batch=12,schedule=cosine,augment=flip",),
+            "dataset": "glyphs",
+            "backbone": "conv4:width=4,dropout=0.2",
+        },
+        {"learners": ("reptile:momentum=0.5",), "dataset": "glyphs", "backbone": "conv4:width=4"},
+        {"learners": ("maml++:steps=2",), "dataset": "glyphs", "backbone": "conv4:width=4"},
+        {
+            "learners": ("at:base=baseline++:base_batch=12;epochs=2;optimizer=sgd;momentum=0.9",),
+            "dataset": "glyphs",
+            "backbone": "conv4:width=4",
+        },
     ],
     ids=lambda given: " ".join(given["learners"]),
 )
