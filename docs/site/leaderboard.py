@@ -26,13 +26,9 @@ HEAD = """\
 
 <!-- Written by docs/site/leaderboard.py from results/published; not by hand. -->
 
-The published tables, as `bench leaderboard` shows them; accuracy in %. One seed: ± is half of the 95 % interval over
-the test episodes, without the luck of training. Several: the mean over seeds ± their standard deviation. **Worst
-case**: right under every attack of the table and, with clean support, without any. `#` is 1 + the number of
-[significantly better](statistics.md#ranks) learners; in the last column the best are bold. `!` marks a
-[flag](flags.md), explained below the table. Tables with
-[other settings](results.md#what-makes-rows-comparable) are not comparable. Commands and code versions:
-[published tables](../results/published/README.md).
+The [published tables](../results/published/README.md), with their commands and code versions, as
+[`bench leaderboard`](command-line.md#output) shows them; accuracy in %. One seed: ± does not include the luck
+of training. Tables with [other settings](results.md#what-makes-rows-comparable) are not comparable.
 """
 DEFAULTS = {"precision": "float32", "surrogate": "none", "warm_start": ""}
 """Of columns that older tables do not have."""
