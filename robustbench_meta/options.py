@@ -11,7 +11,7 @@ from typing import Literal
 
 from robustbench_meta.errors import BenchError, unknown
 
-Part = Literal["clean", "adv", "poisoned", "transfer"]
+Part = Literal["clean", "adv", "poisoned", "asp", "swap", "transfer", "certified"]
 Precision = Literal["float32", "tf32", "bf16"]
 Compile = Literal["on", "off"]
 Jobs = int | Literal["auto"]
@@ -23,13 +23,26 @@ SCENARIOS: dict[str, tuple[Part, Part]] = {
     "adv/adv": ("adv", "adv"),
     "poisoned/clean": ("poisoned", "clean"),
     "poisoned/adv": ("poisoned", "adv"),
+    "asp/clean": ("asp", "clean"),
+    "swap/clean": ("swap", "clean"),
     "clean/transfer": ("clean", "transfer"),
+    "clean/certified": ("clean", "certified"),
 }
 """What is done to (support, query).
 
 ADML's four first. `adv` support is made on θ before adaptation, `adv` queries on the adapted model; `poisoned` support
 is made through adaptation, to hurt the clean queries; `transfer` queries are made on another model, the surrogate.
+
+`asp` and `swap` support (Oldewage et al. 2021) is made with half of a task's queries and judged on the other half:
+`asp` through adaptation, towards the next class; `swap` by attacking these queries on the adapted model and putting
+them into the support set. `certified` queries are proved right within ε; attacks that certify run there only.
 """
+
+THROUGH_ADAPTATION = ("poisoned", "asp")
+"""Support that is attacked by the gradient through adaptation."""
+BY_HALVES = ("asp", "swap")
+"""Support that is made with half of the queries."""
+CERTIFIED = "clean/certified"
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*")
 """A plugin's."""

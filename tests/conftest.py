@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
@@ -23,6 +24,8 @@ install_import_hook(
 import torch  # noqa: E402  # after the import hook
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one is slow at times
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

@@ -17,11 +17,13 @@ from robustbench_meta.errors import BenchError
 from robustbench_meta.hookspecs import Register
 
 from .search_attack import (
+    EOT,
     TINY,
     Harm,
     SearchAttack,
     WorstCase,
     direction,
+    expected,
     gradient_of,
     over_images,
     project,
@@ -50,6 +52,7 @@ class APGD(SearchAttack):
         "class in turn, the likeliest first, 9 at most",
     )
     rho: float = Field(0.75, gt=0, le=1, description="the step halves where less than this part of the steps helped")
+    eot: int = EOT
 
     @property
     def loss_only(self) -> bool:
@@ -81,6 +84,7 @@ class APGD(SearchAttack):
         Raises:
             BenchError: the loss does not depend differentiably on x, or it or its gradient is no number.
         """
+        model = expected(model, self.eot)
         worst = WorstCase(model, x, y, x if start is None else start)
         for target in range(min(model.way - 1, TARGETS) if self.loss == "dlr-targeted" else 1):
             for turn in range(self.restarts):

@@ -16,7 +16,7 @@ from .apgd import APGD, APGDL2
 from .fab import FAB, FABL2
 from .fgsm import FGSM
 from .pgd import PGD, PGDL2
-from .search_attack import SearchAttack, WorstCase
+from .search_attack import EOT, SearchAttack, WorstCase, expected
 from .square import Square, SquareL2, Squares
 
 
@@ -28,8 +28,8 @@ class Auto(SearchAttack):
 
     steps: int = Field(100, ge=1, description="number of steps of Auto-PGD and FAB")
     queries: int = Field(5000, ge=1, description="queries of Square Attack, for each image")
-
     restarts: int = Field(1, ge=1, description="starts of Auto-PGD and FAB")
+    eot: int = EOT
 
     _apgd: ClassVar[type[APGD]] = APGD
     _fab: ClassVar[type[FAB]] = FAB
@@ -51,6 +51,7 @@ class Auto(SearchAttack):
         Raises:
             BenchError: the model's loss does not depend differentiably on x.
         """
+        model = expected(model, self.eot)
         worst = WorstCase(model, x, y, x if start is None else start)
         for attack in self._cheap():
             worst.offer(attack.perturb(model, x, y, threat, Random(random.seeds)))
@@ -83,7 +84,6 @@ class AutoL2(Auto):
     """The worst of PGD, Auto-PGD with two losses, FAB and Square Attack in the L2 norm, one after the other."""
 
     name: ClassVar[str] = "autol2"
-    restarts: int = Field(1, ge=1, description="starts of Auto-PGD and FAB")
 
     _apgd: ClassVar[type[APGD]] = APGDL2
     _fab: ClassVar[type[FAB]] = FABL2

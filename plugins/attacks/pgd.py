@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Self
 
 import torch
@@ -13,7 +14,7 @@ from robustbench_meta.contracts import Attack, Method, Random, Victim
 from robustbench_meta.contracts.threat_model import Norm, ThreatModel
 from robustbench_meta.hookspecs import Register
 
-from .search_attack import Harm, SearchAttack, direction, image_gradient, project, worse
+from .search_attack import EOT, Harm, SearchAttack, direction, expected, image_gradient, over_images, project, worse
 
 
 class PGD(SearchAttack):
@@ -26,6 +27,8 @@ class PGD(SearchAttack):
     alpha: float | None = Field(None, gt=0, description="size of a step; none: 2.5·ε/steps, as Madry et al.")
     random_start: bool = Field(True, description="start at a random point of the ε-ball")
     restarts: int = Field(1, ge=1, description="starts; of several, the one that fools, else that of the highest loss")
+    share: float = Field(1.0, gt=0, le=1, description="part of each task's images that is changed, drawn at random")
+    eot: int = EOT
 
     @property
     def loss_only(self) -> bool:
@@ -57,13 +60,14 @@ class PGD(SearchAttack):
         Raises:
             BenchError: the model's loss does not depend differentiably on x.
         """
-        best: tuple[Tensor, Harm] | None = None
+        model, best = expected(model, self.eot), None
+        changes = self._changes(x, random, model.event)
         for turn in range(self.restarts):
             if start is not None and turn == 0:
                 begin = start
             else:
                 begin = self._random_start(x, threat, random, model.event) if self.random_start else x
-            found = self._ascend(model, begin, x, y, threat)
+            found = self._ascend(model, begin, x, y, threat, changes)
             if self.restarts == 1:
                 return found
             with torch.no_grad():
@@ -72,12 +76,22 @@ class PGD(SearchAttack):
         assert best is not None
         return best[0]
 
-    def _ascend(self, model: Victim, start: Tensor, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
+    def _changes(self, x: Tensor, random: Random, event: int) -> Tensor | None:
+        """Which images are changed [tasks, n, 1, …]; None: all."""
+        if self.share == 1:
+            return None
+        places = random.uniform(x.flatten(-event)[..., 0]).argsort(-1).argsort(-1)
+        return over_images(places < math.ceil(self.share * places.shape[-1]), event)
+
+    def _ascend(
+        self, model: Victim, start: Tensor, x: Tensor, y: Tensor, threat: ThreatModel, changes: Tensor | None
+    ) -> Tensor:
         alpha = 2.5 * threat.eps / self.steps if self.alpha is None else self.alpha
-        found = start
+        found = start if changes is None else torch.where(changes, start, x)
         for _ in range(self.steps):
             gradient = image_gradient(self.name, model, found, y)
             step = alpha * direction(gradient, threat.norm, model.event)
+            step = step if changes is None else step * changes
             found = project(found + step, x, threat, model.event)
         return found
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from robustbench_meta.contracts import Attack, Random, Victim
@@ -35,6 +36,44 @@ class SearchAttack(Attack):
         self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor | None
     ) -> Tensor:
         """Adversarial images in the shape of x, from `start` if any is given."""
+
+
+class Expectation:
+    """A victim of which each question is answered by several calls: what to attack of a model that draws.
+
+    The expectation over its transformations (Athalye et al. 2018, arXiv 1707.07397): mean logits, the mean loss, and
+    whether more than half of the calls are wrong.
+
+    Args:
+        model: draws at each call.
+        calls: how many.
+    """
+
+    def __init__(self, model: Victim, calls: int) -> None:
+        self._model, self._calls = model, calls
+        self.way, self.event, self.transductive = model.way, model.event, model.transductive
+        self.smoothing_sigma, self.unsmoothed = model.smoothing_sigma, model.unsmoothed
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The mean logits of x."""
+        return torch.stack([self._model(x) for _ in range(self._calls)]).mean(0)
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """The mean loss of each example."""
+        return torch.stack([self._model.loss(x, y) for _ in range(self._calls)]).mean(0)
+
+    def fooled(self, x: Tensor, y: Tensor) -> Tensor:
+        """Whether each example is answered wrongly by more than half of the calls."""
+        wrong = torch.stack([self._model.fooled(x, y) for _ in range(self._calls)])
+        return 2 * wrong.sum(0) > self._calls
+
+
+EOT = Field(1, ge=1, description="calls that each answer of the model is averaged over; for models that draw")
+
+
+def expected(model: Victim, calls: int) -> Victim:
+    """The model itself, or the expectation over so many calls of it."""
+    return model if calls == 1 else Expectation(model, calls)
 
 
 def gradient_of(attack: str, objective: Tensor, images: Tensor) -> Tensor:

@@ -9,12 +9,12 @@ from pydantic import Field
 from torch import Tensor
 
 from robustbench_meta import hookimpl
-from robustbench_meta.contracts import AnyLearner, Defence, Operations, Toward, Update
+from robustbench_meta.contracts import AdversarialDefence, AnyLearner, Operations, Toward, Update
 from robustbench_meta.contracts.state import State
 from robustbench_meta.contracts.tasks import Batch, TaskBatch
 
 
-class AdversarialQuerying(Defence):
+class AdversarialQuerying(AdversarialDefence):
     """A defence: judge adapted models on attacked queries only."""
 
     name: ClassVar[str] = "aq"
@@ -26,7 +26,7 @@ class AdversarialQuerying(Defence):
         return loss
 
 
-class AdversarialTraining(Defence):
+class AdversarialTraining(AdversarialDefence):
     """A defence: train on attacked images in place of clean ones."""
 
     name: ClassVar[str] = "at"
@@ -40,7 +40,7 @@ class AdversarialTraining(Defence):
         return self.base.objective(ops, theta, TaskBatch(support, query))
 
 
-class Trades(Defence):
+class Trades(AdversarialDefence):
     """A defence: hold predictions on attacked queries to clean ones."""
 
     name: ClassVar[str] = "trades"
@@ -62,7 +62,7 @@ class Trades(Defence):
         return [Update(ops.loss(classifier, images) + self.c * divergence)]
 
 
-class RMAML(Defence):
+class RMAML(AdversarialDefence):
     """A defence: a second, smaller meta-update on attacked queries."""
 
     name: ClassVar[str] = "r-maml"

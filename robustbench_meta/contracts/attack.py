@@ -57,9 +57,15 @@ class Victim(Protocol):
     event: int
     """How many axes one example has (3 for images): the last ones of x."""
     transductive: bool
+    smoothing_sigma: float
+    """σ of the noise that its logits average over; 0: none."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits of x."""
+        ...
+
+    def unsmoothed(self, x: Tensor) -> Tensor:
+        """Logits of x without that noise."""
         ...
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
@@ -79,6 +85,8 @@ class Attack(Plugin):
 
     per_task: ClassVar[bool] = False
     """True: the attack is given one task at a time, without the task axis."""
+    certifies: ClassVar[bool] = False
+    """True: it changes no image; its rows count the queries whose `certified_radius` is at least ε."""
     clean: ClassVar[bool] = False
     """True for the one that leaves its images as they are: it runs in the scenario clean/clean only."""
     method: ClassVar[Method] = "iterative"
@@ -135,6 +143,10 @@ class Attack(Plugin):
         An attack that cannot begin elsewhere need not define it: whoever sweeps ε keeps what fooled before.
         """
         return self.perturb(model, x, y, threat, random)
+
+    def certified_radius(self, model: Victim, x: Tensor, y: Tensor, random: Random) -> Tensor:
+        """Of a certificate: the distance within which each prediction is proved right [tasks, n]; −1: it is not."""
+        raise NotImplementedError
 
     def obstacle(self, setting: Setting) -> str | None:
         """Why the attack cannot work in this setting; None if it can."""

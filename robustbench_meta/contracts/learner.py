@@ -28,6 +28,11 @@ class Model(Protocol):
     way: int
 
     @property
+    def training(self) -> bool:
+        """Whether this is meta-training, as modules such as dropout have it."""
+        ...
+
+    @property
     def feature_shape(self) -> tuple[int, ...]:
         """Of the features of one image, such as (channels, height, width); () where the backbone does not say."""
         ...
@@ -132,6 +137,8 @@ class AnyLearner(Plugin):
     theta_predicts: ClassVar[bool] = True
     """False if θ alone gives no logits (a prototype head): then an attack on the support set is made
     on the state adapted to the clean support set, instead of on θ."""
+    randomised: ClassVar[bool] = False
+    """True if `logits` draws, from torch's generator: then two calls differ, and each call of an attack draws anew."""
 
     @property
     def takes_step(self) -> bool:
@@ -163,6 +170,14 @@ class AnyLearner(Plugin):
     @abstractmethod
     def logits(self, model: Model, state: Any, x: Tensor) -> Tensor:
         """Logits [n, way] of ONE task's x [n, *shape]."""
+
+    def smoothing_sigma(self) -> float:
+        """σ of the Gaussian noise on images that `logits` averages over (randomised smoothing); 0: none."""
+        return 0.0
+
+    def unsmoothed(self, model: Model, state: Any, x: Tensor) -> Tensor:
+        """Logits [n, way] of the classifier that is smoothed, without noise: what a certificate is computed from."""
+        return self.logits(model, state, x)
 
     def objective(self, ops: Operations, theta: State, tasks: TaskBatch) -> list[Update | Toward]:
         """The meta-updates of a meta-step, in order: losses that are differentiated, or states to move towards."""

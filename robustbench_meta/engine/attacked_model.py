@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from robustbench_meta.contracts import Random, Victim
+from robustbench_meta.contracts import AnyLearner, Random, Victim
 from robustbench_meta.contracts.inner_loop import differentiable
 from robustbench_meta.contracts.state import Forward, State
 from robustbench_meta.contracts.tasks import Batch
@@ -25,6 +25,11 @@ class Mapper(Protocol):
         ...
 
     @property
+    def learner(self) -> AnyLearner:
+        """What is mapped."""
+        ...
+
+    @property
     def event(self) -> int:
         """How many axes an image has."""
         ...
@@ -36,6 +41,10 @@ class Mapper(Protocol):
 
     def adapt(self, theta: State, support: Batch, **settings: Any) -> State:
         """One adapted state a task."""
+        ...
+
+    def unsmoothed(self, state: State) -> State:
+        """The same state without smoothing."""
         ...
 
     def logits(self, state: State, x: Tensor) -> Tensor:
@@ -79,7 +88,7 @@ class AttackedModel:
     def __init__(self, engine: Mapper, state: State, whole: int | None = None, way: int | None = None) -> None:
         self._engine, self._state, self._whole = engine, state.detach(), whole
         self.way, self.event = way or engine.network.way, engine.event
-        self.transductive = engine.transductive
+        self.transductive, self.smoothing_sigma = engine.transductive, engine.learner.smoothing_sigma()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits of x.
@@ -89,6 +98,11 @@ class AttackedModel:
         """
         self.check_whole(x.shape[1])
         return self._engine.logits(self._state, x)
+
+    def unsmoothed(self, x: Tensor) -> Tensor:
+        """Logits of x without smoothing."""
+        self.check_whole(x.shape[1])
+        return self._engine.logits(self._engine.unsmoothed(self._state), x)
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss of each example [tasks, n]."""
@@ -109,7 +123,8 @@ class AttackedModel:
 
     def task(self, index: int) -> AttackedTask:
         """The model of one task."""
-        return AttackedTask(self, self._state.task(index), self._state.forward)
+        unsmoothed = self._engine.unsmoothed(self._state).forward
+        return AttackedTask(self, self._state.task(index), self._state.forward, unsmoothed)
 
     def losses(self, logits: Tensor, y: Tensor) -> Tensor:
         """The loss of each example, from logits."""
@@ -127,14 +142,20 @@ class AttackedModel:
 class AttackedTask:
     """One task's model as an attack sees it: x [n, *shape] → logits [n, way]."""
 
-    def __init__(self, batch: AttackedModel, tree: Any, forward: Forward) -> None:
-        self._batch, self._tree, self._forward = batch, tree, forward
+    def __init__(self, batch: AttackedModel, tree: Any, forward: Forward, unsmoothed: Forward) -> None:
+        self._batch, self._tree, self._forward, self._unsmoothed = batch, tree, forward, unsmoothed
         self.way, self.event, self.transductive = batch.way, batch.event, batch.transductive
+        self.smoothing_sigma = batch.smoothing_sigma
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits of x."""
         self._batch.check_whole(len(x))
         return self._forward(self._tree, x)
+
+    def unsmoothed(self, x: Tensor) -> Tensor:
+        """Logits of x without smoothing."""
+        self._batch.check_whole(len(x))
+        return self._unsmoothed(self._tree, x)
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss of each example [n]."""
@@ -159,12 +180,14 @@ class PoisonedAdaptation:
         engine: maps over tasks.
         theta: what is adapted.
         query: the queries to be hurt, which this attacker knows with their labels: the worst case.
+        shift: 0 to raise their loss; else they are driven towards the class that is so many further on, as its targeted
+            attacks are in Oldewage et al.
     """
 
-    def __init__(self, engine: Mapper, theta: State, query: Batch) -> None:
-        self._engine, self._theta, self._query = engine, theta.detach(), query
+    def __init__(self, engine: Mapper, theta: State, query: Batch, shift: int = 0) -> None:
+        self._engine, self._theta, self._query, self._shift = engine, theta.detach(), query, shift
         self.way, self.event = engine.network.way, engine.event
-        self.transductive = True
+        self.transductive, self.smoothing_sigma = True, 0.0
         """An image's worth depends on all others of its task."""
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -178,11 +201,15 @@ class PoisonedAdaptation:
             "that declares `loss_only`, such as pgd or fgsm"
         )
 
+    unsmoothed = __call__
+
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """An equal share [tasks, n] of the mean loss of the task's queries after adaptation to (x, y)."""
         with differentiable():
             adapted = self._engine.adapt(self._theta, Batch(x, y))
-        losses = self._engine.network.losses(self._engine.logits(adapted, self._query.x), self._query.y)
+        aim = (self._query.y + self._shift) % self.way
+        losses = self._engine.network.losses(self._engine.logits(adapted, self._query.x), aim)
+        losses = -losses if self._shift else losses
         return (losses.mean(1, keepdim=True) / y.shape[1]).expand(y.shape)
 
     def fooled(self, x: Tensor, y: Tensor) -> Tensor:

@@ -154,6 +154,10 @@ class Engine:
         """θ as a classifier of the base classes."""
         return State.shared(theta.tree, self._base_forward)
 
+    def unsmoothed(self, state: State) -> State:
+        """The same state, whose logits are the learner's `unsmoothed`."""
+        return State(state.tree, state.dims, self._unsmoothed_forward)
+
     def logits(self, state: State, x: Tensor) -> Tensor:
         """Logits [tasks, n, way]."""
         self._check_whole(x)
@@ -371,9 +375,16 @@ class Engine:
         return self.learner.base_logits(self.network, tree, x)
 
     def _forward(self, tree: Any, x: Tensor) -> Tensor:
+        return self.learner.logits(*self._seen(tree), x)
+
+    def _unsmoothed_forward(self, tree: Any, x: Tensor) -> Tensor:
+        return self.learner.unsmoothed(*self._seen(tree), x)
+
+    def _seen(self, tree: Any) -> tuple[Any, Any]:
+        """The network, with the support set if it reads that, and the learner's tree."""
         if isinstance(tree, WithSupport):
-            return self.learner.logits(self.network.with_support(tree.support), tree.tree, x)
-        return self.learner.logits(self.network, tree, x)
+            return self.network.with_support(tree.support), tree.tree
+        return self.network, tree
 
     def _adapt_once(self, state: State, support: Batch, settings: dict[str, Any]) -> State:
         """One inner step of all tasks. Leaves that the learner hands through untouched stay shared."""

@@ -67,6 +67,11 @@ class Network:
         return [name for name, _ in self.module.named_parameters() if name not in head]
 
     @property
+    def training(self) -> bool:
+        """Whether this is meta-training."""
+        return self.module.training
+
+    @property
     def feature_shape(self) -> tuple[int, ...]:
         """Of the features of one image, as the module says."""
         return feature_shape(self.module)

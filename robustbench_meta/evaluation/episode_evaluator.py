@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from robustbench_meta.contracts import Attack, Random
 from robustbench_meta.contracts.state import State
 from robustbench_meta.contracts.tasks import Batch, TaskBatch
 from robustbench_meta.engine.attack_harness import arm
@@ -18,7 +19,9 @@ from robustbench_meta.engine.engine import Engine
 from robustbench_meta.engine.query_counter import CountingModel, QueryCount
 from robustbench_meta.errors import BenchError
 from robustbench_meta.experiment.scenario import AttackAtEps, Scenario
+from robustbench_meta.options import BY_HALVES
 from robustbench_meta.runtime.devices import wait
+from robustbench_meta.runtime.seeds import seed_from
 
 
 class AdaptableModel(NamedTuple):
@@ -78,6 +81,7 @@ class EpisodeEvaluator:
         self._states: dict[str, tuple[State, _Found]] = {}
         self._surrogate_models: dict[str, State] = {}
         self._held: dict[str, AttackResult] = {}
+        self._proofs: dict[Attack, tuple[Tensor, _Found]] = {}
 
     @cached_property
     def adapted(self) -> State:
@@ -110,6 +114,8 @@ class EpisodeEvaluator:
 
     def _hold(self, scenario: Scenario) -> AttackResult:
         support, query = None, None
+        if scenario.support is not None and scenario.made in BY_HALVES:
+            return self._by_halves(scenario.support, scenario.made)
         if scenario.support is not None:
             of, state, support = self._misled(scenario.support, poisons=scenario.poisons)
         else:
@@ -123,8 +129,12 @@ class EpisodeEvaluator:
         attacks = [found for found in (support, query) if found is not None]
         shown = query.x if query is not None else self.tasks.query.x
         logits = self._logits(state, shown, scenario.key) if attacks else self.logits
+        correct = logits.argmax(-1) == self.tasks.query.y
+        if scenario.query is not None and scenario.query.attack.certifies:
+            radius, proof = self._certified(victim, scenario.query.attack)
+            correct, attacks = radius >= scenario.query.threat.eps, [proof]
         return AttackResult(
-            logits.argmax(-1) == self.tasks.query.y,
+            correct,
             sum((found.seconds for found in attacks), 0.0),
             sum((found.effort for found in attacks), QueryCount()),
             logits,
@@ -145,6 +155,41 @@ class EpisodeEvaluator:
             found = self._attack("poison" if poisons else "theta", victim, support, armed, "support")
             self._states[of] = self._adapt(Batch(found.x, support.y), of), found
         return of, *self._states[of]
+
+    def _by_halves(self, armed: AttackAtEps, made: str) -> AttackResult:
+        """Support sets made with one half of each task's queries and judged on the other, and the other way round."""
+        support, query = self.tasks
+        order = query.y.argsort(dim=1, stable=True)  # so that each half has queries of every class
+        logits, attacks = torch.empty_like(self.logits), []
+        for half in (0, 1):
+            seeds, judged = order[:, half::2], order[:, 1 - half :: 2]
+            known = Batch(_picked(query.x, seeds), query.y.gather(1, seeds))
+            of = f"{made} {half} {armed.key}"
+            if made == "asp":
+                aimed = PoisonedAdaptation(self.engine, self.theta, known, shift=1)
+                attacks.append(self._attack(of, aimed, support, armed, f"support {half}"))
+                images = attacks[-1].x
+            else:
+                fooling = AttackedModel(self.engine, self.adapted, known.y.shape[1])
+                attacks.append(self._attack(of, fooling, known, armed, f"query {half}"))
+                images = swapped(support, Batch(attacks[-1].x, known.y))
+            told = self._logits(self._adapt(Batch(images, support.y), of), query.x, of)
+            logits.scatter_(1, judged[..., None].expand(-1, -1, told.shape[-1]), _picked(told, judged))
+        return AttackResult(
+            logits.argmax(-1) == query.y, sum((found.seconds for found in attacks), 0.0),
+            sum((found.effort for found in attacks), QueryCount()), logits,
+        )  # fmt: skip
+
+    def _certified(self, victim: Target, attack: Attack) -> tuple[Tensor, _Found]:
+        """The radius within which each prediction is proved right [tasks, queries], and what the proof took."""
+        if attack not in self._proofs:
+            x, y = _copy(self.tasks.query)
+            started, effort = self.now(), QueryCount(y.numel())
+            with self.engine.drawing("certificate", self.device):
+                random = Random([seed_from(seed, "certificate") for seed in self.engine.seeds])
+                radius = attack.certified_radius(CountingModel(victim, effort), x, y, random)
+            self._proofs[attack] = radius, _Found(x, self.now() - started, effort, None)
+        return self._proofs[attack]
 
     def _surrogate_model(self, key: str) -> AttackedModel:
         """A surrogate, adapted to the clean support sets."""
@@ -208,6 +253,25 @@ class EpisodeEvaluator:
         """Seconds on a clock, once the device has done what it was told."""
         wait(self.device)
         return time.perf_counter()
+
+
+def swapped(support: Batch, found: Batch) -> Tensor:
+    """The support images, the k-th of each class exchanged for the k-th found image of that class, if there is one."""
+    same = support.y[:, :, None] == found.y[:, None, :]
+    match = same & (_place(support.y)[:, :, None] == _place(found.y)[:, None, :])
+    images = _picked(found.x, match.long().argmax(-1))
+    return torch.where(match.any(-1).view(*support.y.shape, *(1,) * (support.x.dim() - 2)), images, support.x)
+
+
+def _place(y: Tensor) -> Tensor:
+    """Of each example, how many of its class are before it [tasks, n]."""
+    return (y[:, :, None] == y[:, None, :]).tril(-1).sum(-1)
+
+
+def _picked(values: Tensor, index: Tensor) -> Tensor:
+    """Values [tasks, n, …] at index [tasks, m]: [tasks, m, …]."""
+    deep = index.view(*index.shape, *(1,) * (values.dim() - 2)).expand(*index.shape, *values.shape[2:])
+    return values.gather(1, deep)
 
 
 def _copy(batch: Batch) -> Batch:

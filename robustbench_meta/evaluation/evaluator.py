@@ -373,6 +373,7 @@ def _reliability(
         cell.scenario, clean, robust, found, observation,
         effects=torch.cat(tested).cpu().numpy()[:SELF_TESTED] if tested else None, failed=failed,
         way=cell.training.spec.way, precision=cell.training.spec.precision,
+        randomised=cell.training.learner.randomised,
     )  # fmt: skip
 
 
@@ -386,7 +387,7 @@ def _self_tested(episode_evaluator: EpisodeEvaluator, armed: AttackAtEps) -> Ten
 def _tested(scenario: Scenario) -> AttackAtEps | None:
     """The attack that must show an effect on an undefended model, without a sweep; None: there is nothing to see."""
     armed = scenario.query or scenario.support
-    if armed is None or armed.threat.eps == 0 or armed.attack.clean:
+    if armed is None or armed.threat.eps == 0 or armed.attack.clean or armed.attack.certifies:
         return None
     return AttackAtEps(armed.attack, armed.threat)
 

@@ -75,6 +75,7 @@ def assess(
     scenario: Scenario, clean: np.ndarray, robust: np.ndarray, found: Mapping[str, np.ndarray],
     observation: Observation, *,
     effects: np.ndarray | None, failed: Mapping[str, str], way: int, precision: str,
+    randomised: bool = False,
 ) -> ReliabilityReport:  # fmt: skip
     """The flags of one row, and what they rest on.
 
@@ -88,11 +89,12 @@ def assess(
         failed: why probes could not be run, by name.
         way: classes in a task.
         precision: what layers were computed in.
+        randomised: whether the learner declares that it draws.
     """
     checked = min(len(robust), CHECKED)
     own = robust[:checked].mean(1)
     probed = {name: correct.mean(1) for name, correct in found.items()}
-    flags = observation.flags(precision)
+    flags = [flag for flag in observation.flags(precision) if flag != "random-outputs" or not randomised]
     if scenario.query is None and scenario.support is None:
         flags = [flag for flag in flags if flag != "zero-gradients"]
     if effects is not None and not above(effects, 0.0):

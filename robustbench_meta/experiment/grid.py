@@ -23,7 +23,7 @@ from robustbench_meta.experiment.profiles import get_profile
 from robustbench_meta.experiment.scenario import AttackAtEps, Scenario
 from robustbench_meta.experiment.spec import TRANSFER, CellSpec, PluginSpec, RunSpec, SurrogateSpec, TrainingSpec
 from robustbench_meta.experiment.surrogates import is_file, read_named
-from robustbench_meta.options import SCENARIOS, parse_choice, parse_scenarios
+from robustbench_meta.options import BY_HALVES, CERTIFIED, SCENARIOS, THROUGH_ADAPTATION, parse_choice, parse_scenarios
 from robustbench_meta.registry.registry import Registry, core_code
 from robustbench_meta.runtime.seeds import seed_from, seeded
 
@@ -461,11 +461,8 @@ def _add_cells(grid: Grid, training: Training, threats: list[Threat], surrogate:
     if training.attack is not None:
         grid.note(f"{training.label} is trained against {training.attack.label} at eps {training.attack.eps.text}")
     for threat in threats:
-        names = ["clean/clean"] if threat.attack.clean else parse_scenarios(list(grid.run.scenarios))
-        for name in names:
+        for name in _scenarios(threat.attack, grid.run):
             support, query = SCENARIOS[name]
-            if (support, query) == ("clean", "clean") and not threat.attack.clean:
-                continue
             reason = _left_out(name, training, threat, surrogate)
             if reason is not None:
                 grid.note(f"{threat.label} on {training.label} in {name} is left out: {reason}")
@@ -485,9 +482,21 @@ def _add_cells(grid: Grid, training: Training, threats: list[Threat], surrogate:
             grid.cells.append(Cell(spec.digest(), spec, training, threat, surrogate if name == TRANSFER else None))
 
 
+def _scenarios(attack: Attack, run: RunSpec) -> list[str]:
+    """Those that an attack runs in."""
+    if attack.clean or attack.certifies:
+        return ["clean/clean" if attack.clean else CERTIFIED]
+    return [name for name in parse_scenarios(list(run.scenarios)) if name not in ("clean/clean", CERTIFIED)]
+
+
 def _left_out(scenario: str, training: Training, threat: Threat, surrogate: Surrogate | None) -> str | None:
     """Why an attack cannot be in this scenario; None if it can."""
-    if SCENARIOS[scenario][0] == "poisoned" and (not threat.attack.loss_only or threat.attack.per_task):
+    support = SCENARIOS[scenario][0]
+    if scenario == CERTIFIED and not training.learner.smoothing_sigma():
+        return f"it certifies randomised smoothing; use --learner smoothing:base={training.learner.name}"
+    if support in BY_HALVES and training.spec.query < 2:
+        return "it is made with half of a task's queries and judged on the others; use --query 2 or more"
+    if support in THROUGH_ADAPTATION and (not threat.attack.loss_only or threat.attack.per_task):
         return (
             "it asks for logits or takes one task at a time, and poisoning goes through the loss of the queries after "
             "adaptation alone; fgsm, pgd and apgd can"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from robustbench_meta.contracts import Attack
@@ -89,11 +89,9 @@ def _baselines(probe_plan: Probes, scenario: Scenario, armed: AttackAtEps) -> It
 def _instead(scenario: Scenario, attack: Attack) -> Scenario:
     """The same scenario with another attack on what is attacked last, without a sweep."""
     if scenario.query is not None:
-        return Scenario(
-            scenario.support, AttackAtEps(attack, scenario.query.threat), scenario.poisons, scenario.surrogate
-        )
+        return replace(scenario, query=AttackAtEps(attack, scenario.query.threat))
     assert scenario.support is not None
-    return Scenario(AttackAtEps(attack, scenario.support.threat), None, scenario.poisons)
+    return replace(scenario, support=AttackAtEps(attack, scenario.support.threat))
 
 
 def _white_box(probe_plan: Probes, armed: AttackAtEps, shape: Sequence[int]) -> Iterator[Probe]:

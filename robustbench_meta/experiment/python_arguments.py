@@ -14,7 +14,7 @@ import numpy as np
 from robustbench_meta.errors import BenchError, unknown
 from robustbench_meta.experiment.run_options import fields_of
 from robustbench_meta.experiment.suite import Suite, find_suite, read_suite
-from robustbench_meta.options import SCENARIOS, exact
+from robustbench_meta.options import SCENARIOS, THROUGH_ADAPTATION, exact
 from robustbench_meta.registry.in_memory import GivenPlugins
 
 Folder = str | os.PathLike[str]
@@ -108,7 +108,7 @@ def without_poison(scenarios: Sequence[str], *, transfer: bool) -> list[str]:
     Raises:
         BenchError: one of them was asked for.
     """
-    poisoned = [name for name in scenarios if name.startswith("poisoned/")]
+    poisoned = [name for name in scenarios if SCENARIOS.get(name, ("",))[0] in THROUGH_ADAPTATION]
     if poisoned:
         raise BenchError(
             f"scenario {poisoned[0]} goes through adaptation by its gradient, which a model of your own need not have; "
@@ -117,5 +117,7 @@ def without_poison(scenarios: Sequence[str], *, transfer: bool) -> list[str]:
     if "all" not in scenarios:
         return list(scenarios)
     return [
-        name for name, sides in SCENARIOS.items() if sides[0] != "poisoned" and (transfer or sides[1] != "transfer")
+        name
+        for name, sides in SCENARIOS.items()
+        if sides[0] not in THROUGH_ADAPTATION and (transfer or sides[1] != "transfer")
     ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from robustbench_meta.contracts import Attack
 from robustbench_meta.contracts.threat_model import ThreatModel
+from robustbench_meta.options import THROUGH_ADAPTATION, Part
 
 
 @dataclass(frozen=True)
@@ -36,23 +37,28 @@ class Scenario:
     """On θ before adaptation (or, where θ alone predicts nothing, on the model adapted to the clean support set)."""
     query: AttackAtEps | None = None
     """On the adapted model."""
-    poisons: bool = False
-    """Whether the attack on the support set goes through adaptation, to hurt the clean queries."""
+    made: Part = "adv"
+    """How the support set is attacked, as `options.SCENARIOS` says."""
     surrogate: str | None = None
     """The key of the model on which the attack on the queries is made instead."""
 
     @classmethod
-    def of(cls, armed: AttackAtEps, support: str, query: str, surrogate: str | None = None) -> Scenario:
+    def of(cls, armed: AttackAtEps, support: Part, query: Part, surrogate: str | None = None) -> Scenario:
         """What the words of `options.SCENARIOS` mean for support and query."""
         if armed.attack.clean:
             return cls()
         return cls(
             armed if support != "clean" else None, armed if query != "clean" else None,
-            poisons=support == "poisoned", surrogate=surrogate if query == "transfer" else None,
+            support, surrogate if query == "transfer" else None,
         )  # fmt: skip
+
+    @property
+    def poisons(self) -> bool:
+        """Whether the attack on the support set goes through adaptation."""
+        return self.made in THROUGH_ADAPTATION
 
     @property
     def key(self) -> str:
         """The same for scenarios that give the same numbers."""
         sides = (side.key if side is not None else "" for side in (self.support, self.query))
-        return "|".join([*sides, str(self.poisons), str(self.surrogate)])
+        return "|".join([*sides, self.made, str(self.surrogate)])

@@ -13,6 +13,7 @@ from robustbench_meta.experiment.profiles import get_profile
 from robustbench_meta.experiment.run_options import RunOptions, option_of
 from robustbench_meta.options import (
     Choice,
+    Part,
     Precision,
     as_typed,
     parse_choice,
@@ -212,8 +213,8 @@ class CellSpec(_Hashed):
     code: str
     """Of the modules that evaluate and check."""
     attack: AttackSpec
-    support: str
-    query: str
+    support: Part
+    query: Part
     surrogate: SurrogateSpec | None = None
     episodes: int
     checks: str

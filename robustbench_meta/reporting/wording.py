@@ -12,7 +12,8 @@ from robustbench_meta.experiment.probes import BLACK_BOX_QUERIES
 from robustbench_meta.results.tables import CLEAN, WORST, LeaderboardTable, shown
 
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
-_SIDES = {"clean": "clean", "adv": "attacked", "poisoned": "poisoned"}
+_SIDES = {"clean": "clean", "adv": "attacked", "poisoned": "poisoned", "asp": "poisoned (asp)", "swap": "swapped",
+          "certified": "certified"}  # fmt: skip
 
 # -- settings --------------------------------------------------------------------------------------
 

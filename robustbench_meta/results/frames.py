@@ -33,7 +33,7 @@ TRAINING = ["dataset", "backbone", "learner", "seed", "training_hash", "step", "
 COMPARISONS = [*PLACE, *THREAT, "column", "first", "second", "first_accuracy", "second_accuracy", "difference", "ci95",
                "p", "corrected_p", "seeds_p", "ahead"]  # fmt: skip
 FAILED = ["learner", "attack", "eps", "support", "query", "seed", "spec_hash", "reason", "before"]
-_SUPPORT, _QUERY = ("clean", "adv", "poisoned"), ("clean", "adv", "transfer")
+_SUPPORT, _QUERY = ("clean", "adv", "poisoned", "asp", "swap"), ("clean", "adv", "transfer", "certified")
 
 
 def categorical(frame: pd.DataFrame, board: pd.DataFrame) -> pd.DataFrame:

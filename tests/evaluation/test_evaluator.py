@@ -37,7 +37,7 @@ def outcomes(grid, chunk=4, plan=None, monkeypatch=None):
 
 def test_all_cells_see_the_same_episodes_and_share_what_is_clean(registry):
     found = outcomes(small(registry))
-    assert len(found) == 2 * (1 + 5)
+    assert len(found) == 2 * (1 + 7)
     assert all(isinstance(outcome, Outcome) for outcome in found.values())
     assert len({outcome.episodes_digest for outcome in found.values()}) == 1
     for learner in ("maml", "protonet"):

@@ -133,6 +133,8 @@ def test_each_scenario_shows_what_it_attacks(registry):
         ("poisoned", "clean"): 5 * [told] + 5 * [support],
         ("adv", "adv"): 5 * [attacked] + 5 * [support],
         ("poisoned", "adv"): 5 * [attacked] + 5 * [support],
+        ("asp", "clean"): 5 * [told],
+        ("swap", "clean"): 5 * [told],
     }
 
 
@@ -377,7 +379,7 @@ def test_poisoning_takes_a_gradient_through_adaptation_a_step(registry, name):
     """Nothing counts as fooled there, so that Auto-PGD takes all its steps: as many gradients, the first included."""
     name, _, steps = name.partition(":steps=")
     options = {"steps": steps} if steps else {}
-    found = effort(registry, name, options, scenario=lambda armed: Scenario(support=armed, poisons=True))
+    found = effort(registry, name, options, scenario=lambda armed: Scenario(support=armed, made="poisoned"))
     assert (found.attacked, found.gradients) == (12, 12 * int(steps or 1))
 
 

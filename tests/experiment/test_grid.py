@@ -238,11 +238,14 @@ def scenarios(found):
 
 def test_what_cannot_poison_or_transfer_is_left_out_with_a_note(registry):
     found = grid(registry, attacks=("fgsm", "square"), scenarios=("all",))
-    names = ["clean/adv", "adv/clean", "adv/adv", "poisoned/clean", "poisoned/adv"]
-    assert scenarios(found) == [("fgsm", name) for name in names] + [("square", name) for name in names[:3]]
+    logits = ["clean/adv", "adv/clean", "adv/adv"]
+    names = [*logits, "poisoned/clean", "poisoned/adv", "asp/clean", "swap/clean"]
+    assert scenarios(found) == [("fgsm", name) for name in names] + [("square", name) for name in [*logits, names[-1]]]
     notes = " ".join(found.notes)
     assert "square on maml in poisoned/clean is left out: it asks for logits" in notes
     assert "left out: there is no --surrogate" in notes
+    assert "use --query 2" in told(registry, attacks=("fgsm",), scenarios=("swap/clean",), query=1)
+    assert "nothing to run" in told(registry, attacks=("fgsm",), scenarios=("clean/certified",))
     assert "left out" in told(registry, attacks=("square",), scenarios=("poisoned/clean",))
 
 

@@ -28,6 +28,8 @@ from tests.helpers.worlds import PLANS, flat, make_world, plan_id, random_tasks
 
 REGISTRY = load_registry(local=False)
 NAMES = REGISTRY.names("learner")
+QUIET = [name for name in NAMES if not REGISTRY.make("learner", name, {}).randomised]
+"""Those whose predictions are the same at every call."""
 WAY, EPS = 3, 0.05
 MLP = ("mlp", {"width": "7", "depth": "1"})
 CONV = ("conv4", {"width": "4", "groups": "2"})
@@ -888,7 +890,7 @@ def small(learner, plan=None):
     return engine, weights, shuffled(shape)
 
 
-@pytest.mark.parametrize("learner", NAMES)
+@pytest.mark.parametrize("learner", QUIET)
 def test_every_plan_gives_the_plain_loops_gradient(learner):
     engine, weights, tasks = small(learner, Plan("loop", "loop", 1))
     plain = engine.meta_gradients(weights, tasks)
@@ -903,7 +905,7 @@ def test_every_plan_gives_the_plain_loops_gradient(learner):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("mapping", ["vmap", "loop"])
-@pytest.mark.parametrize("learner", NAMES)
+@pytest.mark.parametrize("learner", QUIET)
 def test_a_task_is_adapted_to_alike_alone_and_among_others(learner, mapping, training):
     engine, weights, tasks = small(learner, Plan(mapping, mapping, 8))
     engine.set_mode(training)

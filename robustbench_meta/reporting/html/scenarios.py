@@ -10,12 +10,13 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
+from robustbench_meta.options import SCENARIOS
 from robustbench_meta.reporting.figures.scenario_bars import draw_scenarios
 from robustbench_meta.reporting.html.embedded_figures import Drawings
 from robustbench_meta.reporting.wording import sides, spread_text, threat
 from robustbench_meta.results.tables import CLEAN, PLACE, LeaderboardTable, Score, alike, all_scores, eps_of, unattacked
 
-_ORDER = ["clean/clean", "clean/adv", "adv/clean", "adv/adv", "poisoned/clean", "poisoned/adv", "clean/transfer"]
+_ORDER = list(SCENARIOS)
 UNATTACKED = "clean support, clean query"
 
 
