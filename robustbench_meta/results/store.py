@@ -70,7 +70,7 @@ class Store:
         """Whether that cell's record is there, and whole; a damaged one is set aside.
 
         Raises:
-            StorageError: it cannot be read, or a newer version wrote it.
+            StorageError: it cannot be read, or another version of the format.
         """
         path = self._record(key)
         if not path.is_file():
