@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from robustbench_meta.reporting.wording import size
+from robustbench_meta.reporting.wording import size_shown
 from robustbench_meta.results.corruptions import MEAN, KindTable
 from robustbench_meta.results.curves import Curve, over_seeds
 from robustbench_meta.results.pairwise import Comparison
@@ -103,7 +103,7 @@ def curve_table(group: Sequence[Curve]) -> Table:
     for curve in group:
         lines.setdefault((curve.learner, curve.attack), []).append(curve)
     most = max(map(len, lines.values()))
-    sizes = [size(group[0].told["threat_norm"], eps) for eps in group[0].eps]
+    sizes = [size_shown(group[0].told["threat_norm"], eps) for eps in group[0].eps]
     columns: dict[str, list[TableCell]] = {name: [] for name in [*sizes, "area"]}
     for seeds in lines.values():
         for cells, mean, spread in zip(columns.values(), *over_seeds(seeds, most), strict=True):

@@ -42,10 +42,10 @@ def threat(setting: Mapping[str, Any]) -> str:
         return "no attack"
     if "eps" not in setting:
         return f"{norm_name(norm)} over {size_name(norm)}"
-    return f"{norm_name(norm)}{',' * (norm == 'severity')} {size(norm, setting['eps'])}"
+    return f"{norm_name(norm)}{',' * (norm == 'severity')} {size_shown(norm, setting['eps'])}"
 
 
-def size(norm: str, eps: str) -> str:
+def size_shown(norm: str, eps: str) -> str:
     """`ε = 0.1`; `severity 3`."""
     return f"severity {eps}" if norm == "severity" else f"ε = {eps}"
 

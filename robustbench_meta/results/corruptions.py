@@ -88,7 +88,7 @@ def _table(scene: pd.DataFrame, samples: Samples) -> KindTable:
     return KindTable(told, tuple(severities), (CLEAN, *kinds, *[MEAN] * (len(single) > 1)), found)
 
 
-def to_frame(found: Sequence[KindTable]) -> pd.DataFrame:
+def kinds_frame(found: Sequence[KindTable]) -> pd.DataFrame:
     """A row for each learner, seed and kind of each table."""
     rows = []
     for table in found:
@@ -106,4 +106,6 @@ def write_corruptions(path: Path, found: Sequence[KindTable]) -> None:
     if not found:
         path.unlink(missing_ok=True)
         return
-    write_atomically(path, lambda part: harmless_frame(to_frame(found)).to_csv(part, index=False, lineterminator="\n"))
+    write_atomically(
+        path, lambda part: harmless_frame(kinds_frame(found)).to_csv(part, index=False, lineterminator="\n")
+    )

@@ -118,14 +118,14 @@ def test_only_images_are_corrupted(shape, fine):
 # -- noise -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("severity", "deviation"), zip(SEVERITIES, (0.04, 0.06, 0.08, 0.09, 0.1), strict=True))
+@pytest.mark.parametrize(("severity", "deviation"), list(zip(SEVERITIES, (0.04, 0.06, 0.08, 0.09, 0.1), strict=True)))
 def test_gaussian_noise_is_normal(severity, deviation):
     x = torch.full((1, 50, 1, 32, 32), 0.5, dtype=torch.float64)
     noise = (corrupt("gaussian-noise", x, severity, (5,)) - x).flatten().numpy()
     assert stats.kstest(noise, "norm", (0, deviation)).pvalue > 1e-3
 
 
-@pytest.mark.parametrize(("severity", "photons"), zip(SEVERITIES, (500, 250, 100, 75, 50), strict=True))
+@pytest.mark.parametrize(("severity", "photons"), list(zip(SEVERITIES, (500, 250, 100, 75, 50), strict=True)))
 def test_shot_noise_is_poisson(severity, photons):
     x = torch.full((1, 50, 1, 32, 32), 0.4, dtype=torch.float64)
     counts = (corrupt("shot-noise", x, severity, (5,)) * photons).round().flatten().numpy()
@@ -136,7 +136,7 @@ def test_shot_noise_is_poisson(severity, photons):
     assert stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 1e-3
 
 
-@pytest.mark.parametrize(("severity", "share"), zip(SEVERITIES, (0.01, 0.02, 0.03, 0.05, 0.07), strict=True))
+@pytest.mark.parametrize(("severity", "share"), list(zip(SEVERITIES, (0.01, 0.02, 0.03, 0.05, 0.07), strict=True)))
 def test_impulse_noise_sets_half_of_its_share_to_black_and_half_to_white(severity, share):
     x = torch.full((1, 50, 1, 32, 32), 0.5, dtype=torch.float64)
     found = corrupt("impulse-noise", x, severity, (5,))
@@ -150,7 +150,8 @@ def test_impulse_noise_sets_half_of_its_share_to_black_and_half_to_white(severit
 
 
 @pytest.mark.parametrize(
-    ("severity", "constants"), zip(SEVERITIES, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)), strict=True)
+    ("severity", "constants"),
+    list(zip(SEVERITIES, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)), strict=True)),
 )
 def test_defocus_blur_is_scipy_s_convolution_with_the_antialiased_disk(severity, constants):
     radius, sigma = constants
@@ -244,7 +245,7 @@ def test_plasma_is_the_diamond_square_algorithm():
     np.testing.assert_allclose(plasma(noise, 2.5)[0], heights / heights.max(), atol=1e-9)
 
 
-@pytest.mark.parametrize(("severity", "thickness"), zip(SEVERITIES, (0.2, 0.5, 0.75, 1, 1.5), strict=True))
+@pytest.mark.parametrize(("severity", "thickness"), list(zip(SEVERITIES, (0.2, 0.5, 0.75, 1, 1.5), strict=True)))
 def test_fog_dims_the_brightest_to_what_it_was_and_adds_one_cloud_to_all_channels(severity, thickness):
     x = torch.full((1, 6, 3, 28, 28), 0.2, dtype=torch.float64)
     x[..., 0, 0, 0] = 0.8
@@ -267,7 +268,7 @@ def test_snow_on_black_is_its_flakes_and_lightens_all():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("severity", "more"), zip(SEVERITIES, (0.05, 0.1, 0.15, 0.2, 0.3), strict=True))
+@pytest.mark.parametrize(("severity", "more"), list(zip(SEVERITIES, (0.05, 0.1, 0.15, 0.2, 0.3), strict=True)))
 def test_brightness_is_the_value_of_hsv(severity, more, channels):
     x = images(channels, 8, 8, tasks=1, each=1)
     x[0, 0, :, 0, 0] = 0
@@ -282,12 +283,12 @@ def test_brightness_is_the_value_of_hsv(severity, more, channels):
 # -- digital ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("severity", "left"), zip(SEVERITIES, (0.75, 0.5, 0.4, 0.3, 0.15), strict=True))
+@pytest.mark.parametrize(("severity", "left"), list(zip(SEVERITIES, (0.75, 0.5, 0.4, 0.3, 0.15), strict=True)))
 def test_contrast_shrinks_the_distance_to_the_mean(severity, left):
     each_channel("contrast", severity, lambda image: image.mean() + left * (image - image.mean()))
 
 
-@pytest.mark.parametrize(("severity", "share"), zip(SEVERITIES, (0.95, 0.9, 0.85, 0.75, 0.65), strict=True))
+@pytest.mark.parametrize(("severity", "share"), list(zip(SEVERITIES, (0.95, 0.9, 0.85, 0.75, 0.65), strict=True)))
 @pytest.mark.parametrize("side", [28, 32])
 def test_pixelate_is_pillow_s_box_filter(severity, share, side):
     def boxed(image):
@@ -297,7 +298,7 @@ def test_pixelate_is_pillow_s_box_filter(severity, share, side):
     each_channel("pixelate", severity, boxed, (1, side, side))
 
 
-@pytest.mark.parametrize(("severity", "quality"), zip(SEVERITIES, (80, 65, 58, 50, 40), strict=True))
+@pytest.mark.parametrize(("severity", "quality"), list(zip(SEVERITIES, (80, 65, 58, 50, 40), strict=True)))
 @pytest.mark.parametrize("channels", [1, 3])
 def test_jpeg_is_pillow_s(severity, quality, channels):
     x = (images(channels, 28, 28, tasks=1, each=2) * 255).round() / 255

@@ -16,9 +16,9 @@ from robustbench_meta.reporting.wording import (
     flags_text,
     norm_name,
     sides,
-    size,
     size_axis,
     size_name,
+    size_shown,
     spread_text,
     title,
 )
@@ -77,7 +77,7 @@ def _points(group: list[Curve], rows: pd.DataFrame) -> dict[str, LeaderboardTabl
                 learner=[curve.learner for curve in run], attack=[curve.attack for curve in run]
             )
             scores = {str(name): scores_of(mine, attacks) for name, mine in part.groupby("learner", sort=True)}
-            found[size(group[0].told["threat_norm"], eps)] = LeaderboardTable(
+            found[size_shown(group[0].told["threat_norm"], eps)] = LeaderboardTable(
                 {str(name): value for name, value in part.iloc[0].items()}, attacks, scores, {}
             )
     return found
@@ -103,7 +103,8 @@ def _panel(axes: Axes, group: list[Curve], look: FigureStyle, *, most: int) -> N
             )  # fmt: skip
     chance(axes, group[0].told["way"])
     axes.set_xlim(0, group[0].values[-1])
-    if all("/" in text for text in group[0].eps[1:]) and len(group[0].eps) <= 6:
+    exact = group[0].told["threat_norm"] == "severity" or all("/" in text for text in group[0].eps[1:])
+    if exact and len(group[0].eps) <= 6:
         axes.set_xticks(group[0].values, group[0].eps)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4))

@@ -18,7 +18,7 @@ from robustbench_meta.evaluation.flags import FLAGS
 from robustbench_meta.experiment.checkpoints import read_file, weights_of
 from robustbench_meta.registry.discovery import SESSION
 from robustbench_meta.reporting.export.markdown import code, escape_markdown
-from robustbench_meta.reporting.wording import size
+from robustbench_meta.reporting.wording import size_shown
 from robustbench_meta.results.leaderboard import build
 from robustbench_meta.results.reproduce import command_for, transfer_command
 from robustbench_meta.results.store import Store
@@ -103,7 +103,7 @@ def _rows(frame: pd.DataFrame) -> Any:
 
 
 def _threat(norm: str, eps: str) -> str:
-    return size(norm, eps) if norm == "severity" else f"{norm}, {size(norm, eps)}"
+    return size_shown(norm, eps) if norm == "severity" else f"{norm}, {size_shown(norm, eps)}"
 
 
 def _with_interval(mean: float, ci95: float) -> str:
