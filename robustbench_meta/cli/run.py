@@ -77,7 +77,8 @@ def run(
         str | None,
         typer.Option(
             "--cell-timeout", metavar="SECONDS|10m|2h", rich_help_panel=HOW,
-            help="The longest that a cell's evaluation, or a meta-training without a step, may take.", show_default="none",
+            help="The longest that a cell's evaluation, or a meta-training without a step, may take.",
+            show_default="none",
         ),
     ] = None,
     retry_failed: Annotated[

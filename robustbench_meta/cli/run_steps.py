@@ -55,16 +55,15 @@ def execute(
         found = [store.traceback(cell.key) for cell, _ in summary.failed + summary.failed_before]
         for trace in dict.fromkeys(filter(None, found)):
             err().print(trace, markup=False, soft_wrap=True)
-    from robustbench_meta.reporting.terminal.tables import curve_tables, tables
+    from robustbench_meta.reporting.terminal.tables import all_tables
     from robustbench_meta.results import leaderboard  # with pandas, which the first progress need not wait for
-    from robustbench_meta.results.curves import curves
 
     path = leaderboard.write(store)
     frame, samples = leaderboard.read(store, keys)  # the worst case is over the run's own attacks
     failed = len(summary.failed) + len(summary.failed_before)
     if events is not None:
         from robustbench_meta.reporting.export.data import records
-        from robustbench_meta.results.curves import to_frame
+        from robustbench_meta.results.curves import curves, to_frame
 
         events.emit(
             "finished", finished=summary.finished, skipped=summary.skipped, failed=failed,
@@ -75,7 +74,7 @@ def execute(
         for line in failures(summary):
             err().print(line, soft_wrap=True)
     else:
-        for table in [*tables(frame, console.width, samples), *curve_tables(curves(frame, samples), console.width)]:
+        for table in all_tables(frame, samples, console.width):
             console.print(table)
         console.print(outcome(summary, path))
         if not frame.empty:

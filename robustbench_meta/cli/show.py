@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 KINDS = {
     "learners": "learner", "attacks": "attack", "datasets": "dataset", "backbones": "backbone", "trackers": "tracker",
 }  # fmt: skip
-NORMS = ("linf", "l2", "l1", "l0")
+NORMS = ("linf", "l2", "l1", "l0", "severity")
 
 
 def list_plugins(
@@ -251,7 +251,7 @@ def leaderboard(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Rebuild leaderboard.csv (and curves.csv, of attacks at several eps) from the records, and show the tables."""
+    """Rebuild leaderboard.csv (curves.csv of attacks at several eps, corruptions.csv) and show the tables."""
     if json:
         from robustbench_meta.cli import json_documents
 
@@ -259,12 +259,11 @@ def leaderboard(
         return
     store, frame, samples = read_results(results)
     from robustbench_meta.reporting.terminal.console import out
-    from robustbench_meta.reporting.terminal.tables import curve_tables, tables
-    from robustbench_meta.results.curves import curves
+    from robustbench_meta.reporting.terminal.tables import all_tables
     from robustbench_meta.results.leaderboard import write
 
     path = write(store)
     console = out()
-    for table in [*tables(frame, console.width, samples), *curve_tables(curves(frame, samples), console.width)]:
+    for table in all_tables(frame, samples, console.width):
         console.print(table)
     console.print(f"leaderboard: {path}", markup=False)

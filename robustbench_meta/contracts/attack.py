@@ -129,6 +129,8 @@ class Attack(Plugin):
             return "it is more than the whole pixel range: images lie in [0, 1]"
         if self.norm == "l0" and (eps < 1 or eps != int(eps)):
             return "in the l0 norm it is how many pixels may change: expected a whole number, 1 or more"
+        if self.norm == "severity" and eps not in {1, 2, 3, 4, 5}:
+            return "it is the severity of a corruption: expected a whole number from 1 to 5"
         return None
 
     @abstractmethod

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from robustbench_meta.errors import ViolationError
 
-Norm = Literal["linf", "l2", "l1", "l0"]
+Norm = Literal["linf", "l2", "l1", "l0", "severity"]
+"""`severity`: no ball but a natural corruption, of which ε is the severity."""
 
 TOLERANCE = 1e-6
 """By how much ‖δ‖ may exceed ε, and a pixel its bounds, before it counts as a violation."""
@@ -23,7 +24,8 @@ class ThreatModel:
     """‖x_adv − x‖ ≤ eps in `norm`, every pixel of x_adv within [low, high].
 
     `eps` is in units of the pixel range [0, 1] for linf, l2 and l1; for l0 it is the number of
-    pixels that may change (a pixel with all its channels counts once).
+    pixels that may change (a pixel with all its channels counts once). A `severity` bounds no distance:
+    every change within the pixel range is allowed.
     """
 
     norm: Norm
@@ -32,7 +34,7 @@ class ThreatModel:
     high: float = 1.0
 
     def distance(self, x_adv: Tensor, x: Tensor, event: int) -> Tensor:
-        """‖x_adv − x‖ over the last `event` axes (the axes of one example), in float64."""
+        """‖x_adv − x‖ over the last `event` axes (the axes of one example), in float64; 0 for a severity."""
         delta = (x_adv.detach() - x.detach()).double()
         axes = tuple(range(-event, 0))
         if self.norm == "linf":
@@ -41,6 +43,8 @@ class ThreatModel:
             return delta.square().sum(axes).sqrt()
         if self.norm == "l1":
             return delta.abs().sum(axes)
+        if self.norm == "severity":
+            return torch.zeros_like(delta.sum(axes))
         changed = delta != 0
         if event == 3:
             changed = changed.any(-3, keepdim=True)

@@ -95,13 +95,14 @@ def assess(
     own = robust[:checked].mean(1)
     probed = {name: correct.mean(1) for name, correct in found.items()}
     flags = [flag for flag in observation.flags(precision) if flag != "random-outputs" or not randomised]
-    if scenario.query is None and scenario.support is None:
+    attacked = scenario.query or scenario.support
+    natural = attacked is not None and attacked.threat.norm == "severity"
+    if attacked is None or natural:  # no gradient is asked for
         flags = [flag for flag in flags if flag != "zero-gradients"]
     if effects is not None and not above(effects, 0.0):
         flags.append("no-effect")
     flags += _compared(scenario, clean[:checked].mean(1), robust, own, probed, found, way)
-    attacked = next((side for side in (scenario.query, scenario.support) if side is not None), None)
-    if attacked is not None and attacked.threat.eps > 0 and above(robust.mean(1) - clean.mean(1), 0.0):
+    if attacked is not None and attacked.threat.eps > 0 and not natural and above(robust.mean(1) - clean.mean(1), 0.0):
         flags.append("above-clean")
     flags += [] if above(clean.mean(1), 1 / way) else ["at-chance"]
     flags += ["few-episodes"] if len(robust) < ENOUGH else []

@@ -12,7 +12,7 @@ from robustbench_meta.contracts.threat_model import ThreatModel
 from robustbench_meta.errors import BenchError, about
 from robustbench_meta.experiment.profiles import get_profile
 from robustbench_meta.experiment.spec import AttackSpec, PluginSpec, RunSpec
-from robustbench_meta.options import Choice, Epsilon, exact, parse_choice, parse_eps, plain
+from robustbench_meta.options import Choice, Epsilon, exact, parse_choice, parse_eps, parse_eps_range, plain
 from robustbench_meta.registry.registry import Registry
 
 
@@ -58,14 +58,20 @@ def split_eps(choice: Choice) -> tuple[Choice, str | None]:
 
 
 def all_threats(run: RunSpec, dataset: Dataset, attacks: list[tuple[Attack, PluginSpec, str]]) -> list[Threat]:
-    """Every attack at every ε that was typed for it (its own option, else --eps) or at a default, each once."""
+    """Every attack at every ε that was typed for it (its own option, else --eps) or at a default, each once.
+
+    --eps is the size of a perturbation: an attack whose ε is a severity does not take it.
+    """
     own = [split_eps(choice)[1] for choice in run.choices("attack")]
-    _refuse_many_norms(run, dataset, [attack for attack, text in zip(attacks, own, strict=True) if text is None])
+    takes = [text is None and attack.norm != "severity" for (attack, _, _), text in zip(attacks, own, strict=True)]
+    _refuse_many_norms(run, dataset, [attack for attack, general in zip(attacks, takes, strict=True) if general])
     found: dict[str, Threat] = {}
-    for (attack, spec, label), text, (typed, _) in zip(attacks, own, run.typed("attack"), strict=True):
-        given: Sequence[str | None] = (run.eps if text is None else [text]) or [None]
+    for (attack, spec, label), text, general, (typed, _) in zip(attacks, own, takes, run.typed("attack"), strict=True):
+        with about("attacks", typed):
+            mine = [] if text is None else parse_eps_range(text)
+        given: Sequence[str | None] = (run.eps if general else mine) or [None]
         for eps in given:
-            with about("eps", eps) if text is None and eps is not None else about("attacks", typed):
+            with about("eps", eps) if general and eps is not None else about("attacks", typed):
                 for threat in _threats(dataset, attack, spec, label, [] if eps is None else [parse_eps(eps)]):
                     found.setdefault(threat.spec.model_dump_json(), threat)
     return [replace(threat, sweep=_sweep(threat, found.values())) for threat in found.values()]
@@ -98,6 +104,11 @@ def _refuse_many_norms(run: RunSpec, dataset: Dataset, attacks: list[tuple[Attac
     )
     error.about = "eps", None
     raise error
+
+
+def sizes(threats: Collection[Threat]) -> set[float]:
+    """The values of ε of those that --eps may be for."""
+    return {threat.eps.value for threat in threats if not threat.attack.clean and threat.attack.norm != "severity"}
 
 
 def _threats(dataset: Dataset, attack: Attack, spec: PluginSpec, label: str, given: list[Epsilon]) -> Iterator[Threat]:

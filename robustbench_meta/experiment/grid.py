@@ -15,6 +15,7 @@ from robustbench_meta.experiment.attack_grid import (
     all_threats,
     eps_values,
     resolve_plugin,
+    sizes,
     split_eps,
     training_threat,
 )
@@ -229,7 +230,7 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None, splits: Sp
         grid.notes.append(f"equal images of {dataset_label}: {copies}")
     with about("backbone"):
         _refuse("backbone", backbone_label, backbone, setting)
-    if run.eps and not {threat.eps.value for threat in threats if not threat.attack.clean} & set(eps_values(run.eps)):
+    if run.eps and not sizes(threats) & set(eps_values(run.eps)):
         grid.notes.append(f"--eps {', '.join(run.eps)} is for no attack of this run")
     base = _base(run, setting, splits, dataset_spec, backbone_spec)
     if run.checks:

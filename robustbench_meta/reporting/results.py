@@ -15,7 +15,7 @@ from rich.console import Console
 
 from robustbench_meta.errors import BenchError
 from robustbench_meta.reporting.table import export_table
-from robustbench_meta.reporting.terminal.tables import curve_tables, tables
+from robustbench_meta.reporting.terminal.tables import all_tables
 from robustbench_meta.reporting.wording import export_notes, title
 from robustbench_meta.results import frames
 from robustbench_meta.results.curves import Curve, curves, to_frame
@@ -108,7 +108,7 @@ class Results:
     def __str__(self) -> str:
         """The tables, as `bench leaderboard` shows them."""
         console = Console(file=io.StringIO(), width=_WIDTH, force_terminal=False, color_system=None, record=True)
-        for table in [*tables(self._frame, _WIDTH, self._samples), *curve_tables(self._curves, _WIDTH)]:
+        for table in all_tables(self._frame, self._samples, _WIDTH):
             console.print(table)
         text = "\n".join(line.rstrip() for line in console.export_text().splitlines()).strip()
         told = [f"failed: {frames.failure_text(row)}" for row in self.failed.to_dict("records")]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from robustbench_meta.reporting.wording import size_shown
+from robustbench_meta.results.corruptions import MEAN, KindTable
 from robustbench_meta.results.curves import Curve, over_seeds
 from robustbench_meta.results.pairwise import Comparison
 from robustbench_meta.results.tables import LeaderboardTable, Score, shown
@@ -101,12 +103,29 @@ def curve_table(group: Sequence[Curve]) -> Table:
     for curve in group:
         lines.setdefault((curve.learner, curve.attack), []).append(curve)
     most = max(map(len, lines.values()))
-    columns: dict[str, list[TableCell]] = {name: [] for name in [*(f"ε = {eps}" for eps in group[0].eps), "area"]}
+    sizes = [size_shown(group[0].told["threat_norm"], eps) for eps in group[0].eps]
+    columns: dict[str, list[TableCell]] = {name: [] for name in [*sizes, "area"]}
     for seeds in lines.values():
         for cells, mean, spread in zip(columns.values(), *over_seeds(seeds, most), strict=True):
             fewer = cells is columns["area"] and len(seeds) < most
             cells.append(TableCell(shown(mean), "" if math.isnan(spread) else shown(spread), fewer=fewer, value=mean))
     return Table({"learner": [learner for learner, _ in lines], "under": [attack for _, attack in lines]}, columns)
+
+
+def corruption_table(found: KindTable) -> Table:
+    """Kinds of corruption by learner: with few learners and many kinds, it is narrow."""
+
+    def cell(learner: str, kind: str) -> TableCell:
+        mean, spread, seeds = found.number(learner, kind)
+        return TableCell(
+            "–" if math.isnan(mean) else shown(mean), _half(spread), kind == MEAN, fewer=0 < seeds < found.seeds,
+            value=mean,
+        )  # fmt: skip
+
+    return Table(
+        {"corruption": list(found.kinds)},
+        {learner: [cell(learner, kind) for kind in found.kinds] for learner in found.episodes},
+    )
 
 
 def comparison_table(pair: Comparison, *, seeds: bool) -> Table:

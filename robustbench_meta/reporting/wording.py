@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from robustbench_meta.evaluation.flags import FLAGS
 from robustbench_meta.experiment.probes import BLACK_BOX_QUERIES
+from robustbench_meta.results.corruptions import DRAWN, MEAN, KindTable
 from robustbench_meta.results.tables import CLEAN, WORST, LeaderboardTable, shown
 
-_NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
+_NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0", "severity": "corruption"}
 _SIDES = {"clean": "clean", "adv": "attacked", "poisoned": "poisoned", "asp": "poisoned (asp)", "swap": "swapped",
           "certified": "certified"}  # fmt: skip
 
@@ -36,11 +37,28 @@ def norm_layer(setting: Mapping[str, Any]) -> str:
 
 
 def threat(setting: Mapping[str, Any]) -> str:
-    """`L∞ ε = 0.1`; `L∞ over ε` where no single one is meant; `no attack`."""
-    if setting["threat_norm"] == "none":
+    """`L∞ ε = 0.1`, `corruption, severity 3`; `L∞ over ε` where no single one is meant; `no attack`."""
+    norm = setting["threat_norm"]
+    if norm == "none":
         return "no attack"
-    norm = norm_name(setting["threat_norm"])
-    return f"{norm} ε = {setting['eps']}" if "eps" in setting else f"{norm} over ε"
+    if "eps" not in setting:
+        return f"{norm_name(norm)} over {size_name(norm)}"
+    return f"{norm_name(norm)}{',' * (norm == 'severity')} {size_shown(norm, setting['eps'])}"
+
+
+def size_shown(norm: str, eps: str) -> str:
+    """`ε = 0.1`; `severity 3`."""
+    return f"severity {eps}" if norm == "severity" else f"ε = {eps}"
+
+
+def size_name(norm: str) -> str:
+    """What grows along a curve: `ε`, `severity`."""
+    return "severity" if norm == "severity" else "ε"
+
+
+def size_axis(norm: str) -> str:
+    """`ε (L∞)`; `severity`."""
+    return "severity" if norm == "severity" else f"ε ({norm_name(norm)})"
 
 
 def norm_name(norm: str) -> str:
@@ -74,6 +92,20 @@ def accuracy_text(board: LeaderboardTable, alone: str = "") -> str:
     if board.seeds == 1:
         return f"Accuracy in %; ± half of the 95 % interval over {episodes}{alone}."
     return f"Accuracy in %, mean of {board.seeds} seeds ({episodes} each); ± standard deviation of the seeds."
+
+
+def kinds_text(found: KindTable) -> str:
+    """What the numbers of a table of corruptions are means of, and what is behind ±."""
+    severities = f"{'severities' if len(found.severities) > 1 else 'severity'} {', '.join(found.severities)}"
+    episodes = f"{found.told['episodes']:,} episodes"
+    lines = [f"Accuracy in %, over {severities}; {CLEAN}: without corruption."]
+    lines += [f"{DRAWN}: a kind drawn for each image."] * (DRAWN in found.kinds)
+    lines += [f"{MEAN}: over kinds{f' but {DRAWN}' * (DRAWN in found.kinds)}."] * (MEAN in found.kinds)
+    spread = (
+        f"half of the 95 % interval over {episodes}" if found.seeds == 1
+        else f"standard deviation of {found.seeds} seeds ({episodes} each); * rests on fewer seeds"
+    )  # fmt: skip
+    return " ".join([*lines, f"±: {spread}."])
 
 
 def fewer_text(board: LeaderboardTable) -> list[str]:

@@ -19,6 +19,8 @@ def flags_between(records: Collection[Mapping[str, Any]]) -> dict[str, list[str]
     """
     found: dict[str, list[str]] = {}
     for group in _beside_each_other(records):
+        if group[0]["spec"]["attack"]["norm"] == "severity":
+            continue  # nobody searches
         white = [record for record in group if record["spec"]["query"] != "transfer"]
         if all(record["method"] in {"single-step", "random"} for record in white):
             for record in white:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from robustbench_meta.evaluation.statistics import mean_and_ci95, worst_decile
+from robustbench_meta.results.corruptions import kind_tables, write_corruptions
 from robustbench_meta.results.cross_row_flags import flags_between
 from robustbench_meta.results.csv_safety import harmless_frame
 from robustbench_meta.results.curves import curves, write_curves
@@ -85,12 +86,16 @@ def _data_apart(frame: pd.DataFrame, episodes: Sequence[str]) -> pd.Series[str]:
 
 
 def write(store: Store) -> Path:
-    """Write `leaderboard.csv` into the results folder, and `curves.csv` beside it if an attack was run at several ε."""
+    """Write `leaderboard.csv` into the results folder.
+
+    Beside it `curves.csv` if an attack was run at several ε, and `corruptions.csv` if several kinds of them were run.
+    """
     path = store.root / "leaderboard.csv"
     with store.locks.alone("leaderboard"):  # else another run, which read the records earlier, might write later
         frame, samples = read(store)
         write_atomically(path, lambda part: harmless_frame(frame).to_csv(part, index=False, lineterminator="\n"))
         write_curves(store.root / "curves.csv", curves(frame, samples))
+        write_corruptions(store.root / "corruptions.csv", kind_tables(frame, samples))
     return path
 
 

@@ -159,6 +159,7 @@ class AttackContract(Contract):
             "l2": (0.0, 1e-3, 1.5, math.sqrt(pixels)),
             "l1": (0.0, 1e-2, 10 * wider, float(pixels)),
             "l0": (0.0, 1.0, float(round(min(24 * wider, 0.75 * places))), float(places)),
+            "severity": (1.0, 3.0, 5.0),
         }
         return [eps for eps in scales[self.plugin.norm] if self.plugin.eps_obstacle(eps) is None]
 
@@ -353,7 +354,10 @@ class AttackContract(Contract):
 
 
 def noise(x: Tensor, threat: ThreatModel, event: int, seed: int) -> Tensor:
-    """Noise of the size ε: a random corner, direction, or so many random pixels; clipped to the pixel range."""
+    """Noise of the size ε: a random corner, direction, or so many random pixels; clipped to the pixel range.
+
+    Of a severity, that of any size.
+    """
     draw = torch.Generator().manual_seed(seed)
     direction = torch.randn(x.shape, generator=draw, dtype=torch.float64)
     axes = tuple(range(-event, 0))
@@ -362,7 +366,7 @@ def noise(x: Tensor, threat: ThreatModel, event: int, seed: int) -> Tensor:
         ranks = torch.rand(*x.shape[:-event], math.prod(places), generator=draw).argsort(-1).argsort(-1)
         mask = (ranks < threat.eps).view(*x.shape[:-event], *(1 for _ in range(event - len(places))), *places)
         return torch.where(mask, (direction > 0).to(x.dtype), x)
-    if threat.norm == "linf":
+    if threat.norm in {"linf", "severity"}:
         step = threat.eps * direction.sign()
     else:
         length = torch.linalg.vector_norm(direction, int(threat.norm[1]), axes, keepdim=True)

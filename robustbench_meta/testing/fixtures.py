@@ -25,7 +25,7 @@ TASKS, SHOT, QUERY = 3, 2, 2
 BASE_CLASSES = 12
 _SHAPES: tuple[tuple[int, ...], ...] = ((1, 8, 8), (3, 8, 8), (1, 28, 28), (3, 32, 32), (16,))
 _LOSSES: tuple[LossName, ...] = ("cross_entropy", "squared")
-_TRAINING_EPS: dict[Norm, float] = {"linf": 0.05, "l2": 0.5, "l1": 4.0, "l0": 4.0}
+_TRAINING_EPS: dict[Norm, float] = {"linf": 0.05, "l2": 0.5, "l1": 4.0, "l0": 4.0, "severity": 3.0}
 
 
 def settings(*, transductive: bool = False) -> Iterator[Setting]:

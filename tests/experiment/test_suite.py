@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from robustbench_meta.cli import main
 from robustbench_meta.cli.run import run as run_command
 from robustbench_meta.errors import BenchError
+from robustbench_meta.experiment.attack_grid import split_eps
 from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.experiment.suite import (
     KEYS,
@@ -381,7 +382,7 @@ def test_the_shipped_suites_name_plugins_and_options_that_there_are(registry):
         spec = part.spec()
         for kind in ("learner", "attack"):
             for choice in spec.choices(kind):
-                registry.make(kind, choice.name, choice.options)
+                registry.make(kind, choice.name, split_eps(choice)[0].options if kind == "attack" else choice.options)
         for kind, text in (("dataset", spec.dataset), ("backbone", spec.backbone or "conv4")):
             [choice] = RunSpec(learners=(text,)).choices("learner")
             registry.make(kind, choice.name, choice.options)

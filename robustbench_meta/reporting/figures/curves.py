@@ -12,7 +12,16 @@ from matplotlib.ticker import MaxNLocator
 from robustbench_meta.reporting.figures.figure import PaperFigure, place_text
 from robustbench_meta.reporting.figures.layout import grid, room
 from robustbench_meta.reporting.figures.style import FigureStyle, chance, percents
-from robustbench_meta.reporting.wording import flags_text, norm_name, sides, spread_text, title
+from robustbench_meta.reporting.wording import (
+    flags_text,
+    norm_name,
+    sides,
+    size_axis,
+    size_name,
+    size_shown,
+    spread_text,
+    title,
+)
 from robustbench_meta.results.curves import SCENE, Curve, grouped, over_seeds
 from robustbench_meta.results.tables import PLACE, LeaderboardTable, scores_of
 
@@ -43,17 +52,18 @@ def _figure(group: list[Curve], attacks: list[str], rows: pd.DataFrame, look: Fi
             _panel(axes, [curve for curve in group if curve.attack == attack], look, most=max(seeds))
             if len(attacks) > 1:
                 axes.set_title(name)
-        look.axis_labels(figure, f"ε ({norm_name(told['threat_norm'])})", "accuracy (%)")
+        look.axis_labels(figure, size_axis(told["threat_norm"]), "accuracy (%)")
         look.legend(figure, {name: look.handle(name) for name in sorted({curve.learner for curve in group})})
     under = f" under {attacks[0]}" if len(attacks) == 1 else ""
+    heading = f"Accuracy over {size_name(told['threat_norm'])}"
     scene = f"{norm_name(told['threat_norm'])}, {sides(told)}"
     told_flags = flags_text(_points([curve for curve in group if curve.attack in attacks], rows))
     caption = " ".join([
-        f"Accuracy over ε{under} ({scene}; at 0: without attack) on {place_text(told)}.",
+        f"{heading}{under} ({scene}; at 0: without attack) on {place_text(told)}.",
         spread_text("bands", seeds, group[0].episodes.shape[1]), *told_flags, "Dotted: chance.",
     ])  # fmt: skip
     setting = {name: told[name] for name in [*PLACE, *SCENE]} | {"eps": f"0-{group[0].eps[-1]}-{len(group[0].eps)}"}
-    return PaperFigure("curves", setting | ({"part": part} if part else {}), figure, "Accuracy over ε", caption)
+    return PaperFigure("curves", setting | ({"part": part} if part else {}), figure, heading, caption)
 
 
 def _points(group: list[Curve], rows: pd.DataFrame) -> dict[str, LeaderboardTable]:
@@ -67,7 +77,7 @@ def _points(group: list[Curve], rows: pd.DataFrame) -> dict[str, LeaderboardTabl
                 learner=[curve.learner for curve in run], attack=[curve.attack for curve in run]
             )
             scores = {str(name): scores_of(mine, attacks) for name, mine in part.groupby("learner", sort=True)}
-            found[f"ε = {eps}"] = LeaderboardTable(
+            found[size_shown(group[0].told["threat_norm"], eps)] = LeaderboardTable(
                 {str(name): value for name, value in part.iloc[0].items()}, attacks, scores, {}
             )
     return found
@@ -93,7 +103,8 @@ def _panel(axes: Axes, group: list[Curve], look: FigureStyle, *, most: int) -> N
             )  # fmt: skip
     chance(axes, group[0].told["way"])
     axes.set_xlim(0, group[0].values[-1])
-    if all("/" in text for text in group[0].eps[1:]) and len(group[0].eps) <= 6:
+    exact = group[0].told["threat_norm"] == "severity" or all("/" in text for text in group[0].eps[1:])
+    if exact and len(group[0].eps) <= 6:
         axes.set_xticks(group[0].values, group[0].eps)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4))

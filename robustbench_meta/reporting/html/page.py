@@ -26,7 +26,9 @@ from robustbench_meta.reporting.html.pairwise import PairwiseSection, pairwise_s
 from robustbench_meta.reporting.html.provenance import commands, versions
 from robustbench_meta.reporting.html.scenarios import Order, threats
 from robustbench_meta.reporting.html.sections import costs, learning_sections, sweeps
-from robustbench_meta.reporting.wording import norm_name
+from robustbench_meta.reporting.table import corruption_table
+from robustbench_meta.reporting.wording import kinds_text, sides, size_axis, threat
+from robustbench_meta.results.corruptions import kind_tables
 from robustbench_meta.results.curves import curves
 from robustbench_meta.results.episode_accuracies import Samples
 from robustbench_meta.results.frames import failures_in
@@ -68,6 +70,9 @@ def page(store: Store, frame: pd.DataFrame, samples: Samples) -> str:
         palette=drawings.palette, places=there, threats=threats(found, drawings),
         sweeps=sorted(
             sweeps(curves(frame, samples), frame, drawings), key=lambda sweep: order({**sweep.setting, "eps": "0"})
+        ),
+        corruptions=sorted(
+            kind_tables(frame, samples), key=lambda kinds: order({**kinds.told, "eps": "0"})
         ),
         pairwise=_pairwise(frame, samples, order), gallery=example_section(tables, records),
         cost_tables=list(costs(frame)),
@@ -120,7 +125,8 @@ def _environment(where: Mapping[tuple[Any, ...], str]) -> Environment:
     made.filters |= {
         "shown": shown, "breakable": breakable,
         "where": lambda told: where[tuple(told[name] for name in PLACE)],
-        "norm": norm_name,
+        "size_axis": size_axis, "threat": threat, "sides": sides, "kinds_text": kinds_text,
+        "corruption_table": corruption_table,
     }  # fmt: skip
     made.tests["known"] = lambda value: value is not None and math.isfinite(value)
     return made

@@ -12,7 +12,7 @@ from robustbench_meta.reporting.figures.curves import draw_curves
 from robustbench_meta.reporting.figures.learning_curves import draw_learning
 from robustbench_meta.reporting.html.embedded_figures import Drawings
 from robustbench_meta.reporting.table import Table, TableCell, curve_table, number_cell
-from robustbench_meta.reporting.wording import norm_name, sides
+from robustbench_meta.reporting.wording import sides, threat
 from robustbench_meta.results.curves import Curve, grouped
 from robustbench_meta.results.learning_curves import learning_curves
 from robustbench_meta.results.tables import PLACE, learners_apart
@@ -36,7 +36,7 @@ def sweeps(curves: Sequence[Curve], frame: pd.DataFrame, drawings: Drawings) -> 
         lines = [(curve.learner, curve.attack) for curve in group]
         seeds = max(map(lines.count, lines))
         yield Sweep(
-            setting, f"{norm_name(setting['threat_norm'])} over ε · {sides(setting)}",
+            setting, f"{threat(setting)} · {sides(setting)}",
             [drawings.embed(each) for each in draw_curves(group, frame, drawings.look)], curve_table(group),
             f"95 % intervals over {episodes}" if seeds == 1
             else f"standard deviation of {seeds} seeds ({episodes} each); * rests on fewer seeds",

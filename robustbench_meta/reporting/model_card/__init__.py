@@ -18,6 +18,7 @@ from robustbench_meta.evaluation.flags import FLAGS
 from robustbench_meta.experiment.checkpoints import read_file, weights_of
 from robustbench_meta.registry.discovery import SESSION
 from robustbench_meta.reporting.export.markdown import code, escape_markdown
+from robustbench_meta.reporting.wording import size_shown
 from robustbench_meta.results.leaderboard import build
 from robustbench_meta.results.reproduce import command_for, transfer_command
 from robustbench_meta.results.store import Store
@@ -91,7 +92,7 @@ def _rows(frame: pd.DataFrame) -> Any:
         attacked = row["threat_norm"] != "none"
         yield {
             "attack": row["attack"],
-            "threat": f"{row['threat_norm']}, ε = {row['eps']}" if attacked else "–",
+            "threat": _threat(row["threat_norm"], row["eps"]) if attacked else "–",
             "scenario": f"{row['support']}/{row['query']}",
             "clean": _with_interval(row["clean_accuracy"], row["clean_ci95"]),
             "robust": _with_interval(row["robust_accuracy"], row["robust_ci95"]) if attacked else "–",
@@ -99,6 +100,10 @@ def _rows(frame: pd.DataFrame) -> Any:
             "episodes": f"{row['episodes']:,}",
             "flags": row["flags"].split(),
         }
+
+
+def _threat(norm: str, eps: str) -> str:
+    return size_shown(norm, eps) if norm == "severity" else f"{norm}, {size_shown(norm, eps)}"
 
 
 def _with_interval(mean: float, ci95: float) -> str:

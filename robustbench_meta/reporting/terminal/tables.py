@@ -12,17 +12,27 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from robustbench_meta.reporting.table import Table, TableCell, comparison_table, curve_table, leaderboard_table
+from robustbench_meta.reporting.table import (
+    Table,
+    TableCell,
+    comparison_table,
+    corruption_table,
+    curve_table,
+    leaderboard_table,
+)
 from robustbench_meta.reporting.wording import (
     accuracy_text,
     fewer_text,
     flag_lines,
     folded,
+    kinds_text,
     luck_text,
+    size_name,
     title,
     worst_text,
 )
-from robustbench_meta.results.curves import Curve, grouped
+from robustbench_meta.results.corruptions import kind_tables
+from robustbench_meta.results.curves import Curve, curves, grouped
 from robustbench_meta.results.episode_accuracies import Samples
 from robustbench_meta.results.pairwise import Comparison, judged, tests_text
 from robustbench_meta.results.tables import WORST, LeaderboardTable, boards
@@ -44,9 +54,18 @@ def tables(frame: pd.DataFrame, width: int = 80, samples: Samples | None = None)
     return [_leaderboard(board, width) for board in (boards(frame) if samples is None else judged(frame, samples))]
 
 
-def curve_tables(curves: Sequence[Curve], width: int = 80) -> list[RenderableType]:
+def all_tables(frame: pd.DataFrame, samples: Samples, width: int = 80) -> list[RenderableType]:
+    """The same, then curves over ε, then corruptions by kind."""
+    found = [*tables(frame, width, samples), *curve_tables(curves(frame, samples), width)]
+    for kinds in kind_tables(frame, samples):
+        parts = _drawn(title(kinds.told), corruption_table(kinds), width)
+        found.append(Group(*parts[:-1], _dim(kinds_text(kinds)), Text("")))
+    return found
+
+
+def curve_tables(found: Sequence[Curve], width: int = 80) -> list[RenderableType]:
     """Tables of accuracies by ε, and of the area under them, that fit `width` columns."""
-    return [_curves(group, width) for group in grouped(curves)]
+    return [_curves(group, width) for group in grouped(found)]
 
 
 def comparison_tables(pairs: Sequence[Comparison], width: int = 80) -> list[RenderableType]:
@@ -88,10 +107,10 @@ def _curves(group: list[Curve], width: int) -> RenderableType:
     )
     seeds = max(len([1 for other in group if (other.learner, other.attack) == (curve.learner, curve.attack)])
                 for curve in group)  # fmt: skip
-    episodes = f"{group[0].episodes.shape[1]:,} episodes"
+    episodes, over = f"{group[0].episodes.shape[1]:,} episodes", size_name(group[0].told["threat_norm"])
     caption = (
-        f"Accuracy in % at each ε (0: without attack). Area: under the curve, over {group[0].eps[-1]}: the mean over "
-        "ε; ± "
+        f"Accuracy in % at each {over} (0: without attack). Area: under the curve, over {group[0].eps[-1]}: the mean "
+        f"over {over}; ± "
     )
     caption += (
         f"half of the 95 % interval over {episodes}." if seeds == 1
