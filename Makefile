@@ -40,10 +40,9 @@ bench: $(VENV)/.bench  ## measure speed against other libraries; ARGS as of `pyt
 
 test: lint types docs audit tests  ## everything: lint, types, docs, audit, tests
 
-lint: $(VENV)/.dev  ## ruff: style and format; import-linter: no import upwards
+lint: $(VENV)/.dev $(TYPED)  ## ruff: style and format; import-linter: no import upwards
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
-	@$(MAKE) -s $(TYPED)
 	cd $(TYPED) && ../bin/lint-imports --no-logo --no-cache $(CURDIR)/pyproject.toml
 
 .PHONY: $(TYPED)
