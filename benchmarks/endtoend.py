@@ -27,7 +27,7 @@ from benchmarks.processes import Watch
 from robustbench_meta.data.array_cache import ENVIRONMENT as CACHE
 from robustbench_meta.engine.training import meta_train
 from robustbench_meta.errors import BenchError
-from robustbench_meta.experiment.grid import prepare
+from robustbench_meta.experiment.grid import build_grid
 from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.runtime.paths import ENVIRONMENT as DATA
 from robustbench_meta.runtime.paths import data_root
@@ -106,7 +106,7 @@ def reading_seconds(spec: RunSpec, *, cold: bool = True) -> dict[str, int | floa
     found: dict[str, int | float | str] = {}
 
     def read() -> float:
-        return clocked(lambda: prepare(spec, registry(), data_root(None)), torch.device("cpu"))[0]
+        return clocked(lambda: build_grid(spec, registry(), data_root(None)), torch.device("cpu"))[0]
 
     if cold:
         with empty_cache():

@@ -20,7 +20,7 @@ from robustbench_meta.contracts.tasks import Batch, TaskBatch
 from robustbench_meta.engine.engine import Engine, Plan
 from robustbench_meta.engine.parallel import Cores
 from robustbench_meta.engine.training import make_engine
-from robustbench_meta.experiment.grid import Grid, Training, prepare
+from robustbench_meta.experiment.grid import Grid, Training, build_grid
 from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs import context as product
 from robustbench_meta.registry.registry import Registry, load_registry
@@ -37,7 +37,7 @@ def registry() -> Registry:
 @cache
 def grid_of(spec: RunSpec) -> Grid:
     """A run's grid with its data loaded, from $ROBUSTBENCH_META_DATA if it needs files."""
-    return prepare(spec, registry(), data_root(None))
+    return build_grid(spec, registry(), data_root(None))
 
 
 @dataclass

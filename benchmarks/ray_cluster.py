@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from robustbench_meta import hookimpl
-from robustbench_meta.experiment.grid import prepare
+from robustbench_meta.experiment.grid import build_grid
 from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs import runner
 from robustbench_meta.jobs.policy import Policy
@@ -71,7 +71,7 @@ def run(spec: RunSpec, executor: str, listener: object | None = None) -> tuple[f
     registry = load_registry(local=False)
     if listener is not None:
         registry.manager.register(listener)
-    grid = prepare(spec, registry, None)
+    grid = build_grid(spec, registry, None)
     with tempfile.TemporaryDirectory() as folder:
         store, began = Store(Path(folder)), time.perf_counter()
         summary = runner.run(grid, registry, store, CPU, Policy(executor), local_plugins=False)

@@ -31,7 +31,7 @@ class SignNoise(Attack):
             noisy = threat.clip(x + threat.eps * (random.uniform(x) - 0.5).sign())
             with torch.no_grad():
                 loss = model.loss(noisy, y)
-            higher = (loss > highest).view(*y.shape, *(1 for _ in range(model.event)))
+            higher = (loss > highest).view(*y.shape, *(1 for _ in range(model.event_ndim)))
             worst, highest = torch.where(higher, noisy, worst), torch.maximum(loss, highest)
         return worst
 

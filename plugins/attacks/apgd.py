@@ -91,7 +91,7 @@ class APGD(SearchAttack):
 
                 def ascend(x: Tensor, y: Tensor, random: Random, found: Tensor) -> Tensor:
                     given = start is not None and turn == 0  # noqa: B023  # called at once
-                    begin = found if given else _start(x, threat, random, model.event)
+                    begin = found if given else _start(x, threat, random, model.event_ndim)
                     objective = self._objective(model, x, y, target)  # noqa: B023
                     ascent = _Ascent(self.name, objective, x, begin, threat, model)
                     return ascent.run(self.steps, self.rho)
@@ -147,13 +147,13 @@ def checkpoints(steps: int) -> Iterator[int]:
         before, part = part, part + max(part - before - 3, 6)
 
 
-def _start(x: Tensor, threat: ThreatModel, random: Random, event: int) -> Tensor:
+def _start(x: Tensor, threat: ThreatModel, random: Random, event_ndim: int) -> Tensor:
     """On the edge of the ball: noise scaled to length ε in its norm, then clipped."""
     if threat.norm == "l2":
-        return to_edge(random.normal(x), x, threat, event)
+        return to_edge(random.normal(x), x, threat, event_ndim)
     noise = 2 * random.uniform(x) - 1
-    longest = noise.abs().amax(tuple(range(-event, 0)), keepdim=True).clamp_min(TINY)
-    return project(x + threat.eps * noise / longest, x, threat, event)
+    longest = noise.abs().amax(tuple(range(-event_ndim, 0)), keepdim=True).clamp_min(TINY)
+    return project(x + threat.eps * noise / longest, x, threat, event_ndim)
 
 
 @dataclass
@@ -181,8 +181,8 @@ class _Ascent:
         self, attack: str, objective: Objective, x: Tensor, begin: Tensor, threat: ThreatModel, model: Victim
     ) -> None:
         self._attack, self._objective, self._x, self._threat = attack, objective, x, threat
-        self._event, self._transductive = model.event, model.transductive
-        self._lost = torch.zeros(x.shape[: -model.event], dtype=torch.bool, device=x.device)
+        self._event, self._transductive = model.event_ndim, model.transductive
+        self._lost = torch.zeros(x.shape[: -model.event_ndim], dtype=torch.bool, device=x.device)
         self._now, self._harm = self._at(begin)
         self._worst = begin
 

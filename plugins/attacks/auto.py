@@ -55,7 +55,7 @@ class Auto(SearchAttack):
         worst = WorstCase(model, x, y, x if start is None else start)
         for attack in self._cheap():
             worst.offer(attack.perturb(model, x, y, threat, Random(random.seeds)))
-        for attack in self._strong(model.way, model.event):
+        for attack in self._strong(model.way, model.event_ndim):
 
             def go_on(x: Tensor, y: Tensor, random: Random, found: Tensor) -> Tensor:
                 begin = None if start is None else found
@@ -68,14 +68,14 @@ class Auto(SearchAttack):
         """For all examples."""
         return [FGSM(), PGD()]
 
-    def _strong(self, way: int, event: int) -> list[SearchAttack]:
+    def _strong(self, way: int, event_ndim: int) -> list[SearchAttack]:
         """For what withstands, as far as the number of classes and the shape of an example allow them."""
         effort = {"steps": self.steps, "restarts": self.restarts}
         attacks: list[SearchAttack] = [self._apgd(**effort)]
         if way >= 3:
             attacks.append(self._apgd(**effort, loss="dlr-targeted" if way >= 4 else "dlr"))
         attacks.append(self._fab(**effort))
-        if event == 3:
+        if event_ndim == 3:
             attacks.append(self._square(queries=self.queries))
         return attacks
 

@@ -50,7 +50,7 @@ class Certificate(Attack):
 
     def _votes(self, model: Victim, x: Tensor, random: Random, draws: int) -> Tensor:
         """How often each class is the answer to x under noise [tasks, n, way]."""
-        votes = x.new_zeros(*x.shape[: -model.event], model.way, dtype=torch.long)
+        votes = x.new_zeros(*x.shape[: -model.event_ndim], model.way, dtype=torch.long)
         with torch.no_grad():
             for _ in range(draws):
                 answer = model.unsmoothed(x + model.smoothing_sigma * random.normal(x)).argmax(-1, keepdim=True)

@@ -50,10 +50,10 @@ class FAB(SearchAttack):
             for turn in range(self.restarts):
 
                 def approach(x: Tensor, y: Tensor, random: Random, found: Tensor) -> Tensor:
-                    begin = found if turn == 0 else _start(x, threat, random, model.event)  # noqa: B023
+                    begin = found if turn == 0 else _start(x, threat, random, model.event_ndim)  # noqa: B023
                     images, near = self.closest(model, x, y, threat, begin, target)  # noqa: B023  # called at once
-                    inside = over_images(near <= threat.eps, model.event)
-                    return project(torch.where(inside, images, x), x, threat, model.event)
+                    inside = over_images(near <= threat.eps, model.event_ndim)
+                    return project(torch.where(inside, images, x), x, threat, model.event_ndim)
 
                 worst.go_on(approach, random)
         return worst.found
@@ -71,30 +71,30 @@ class FAB(SearchAttack):
             begin: where to start.
             target: which class to aim at: 0 is the likeliest wrong one for the clean image.
         """
-        event = model.event
+        event_ndim = model.event_ndim
         with torch.no_grad():
             aim = model(x).scatter(-1, y[..., None], -torch.inf).argsort(-1, descending=True)[..., target, None]
         best, near = x, torch.full(y.shape, torch.inf, dtype=x.dtype, device=x.device)
         now = begin
         for _ in range(self.steps):
             gap, slope = self._linearised(model, now, y, aim)
-            there = gap + (slope * (x - now)).flatten(-event).sum(-1)
-            own, clean = to_plane(now, slope, gap, threat, event), to_plane(x, slope, there, threat, event)
-            far, farther = _size(own, threat.norm, event), _size(clean, threat.norm, event)
+            there = gap + (slope * (x - now)).flatten(-event_ndim).sum(-1)
+            own, clean = to_plane(now, slope, gap, threat, event_ndim), to_plane(x, slope, there, threat, event_ndim)
+            far, farther = _size(own, threat.norm, event_ndim), _size(clean, threat.norm, event_ndim)
             lean = (far / (far + farther).clamp_min(TINY)).clamp_max(ALPHA)
-            lean = over_images(lean, event)
+            lean = over_images(lean, event_ndim)
             now = threat.clip((1 - lean) * (now + ETA * own) + lean * (x + ETA * clean))
-            fooled, wide = model.fooled(now, y), _size(now - x, threat.norm, event)
+            fooled, wide = model.fooled(now, y), _size(now - x, threat.norm, event_ndim)
             closer = fooled & (wide < near)
-            best, near = torch.where(over_images(closer, event), now, best), torch.where(closer, wide, near)
-            now = torch.where(over_images(fooled, event), x + BETA * (now - x), now)
+            best, near = torch.where(over_images(closer, event_ndim), now, best), torch.where(closer, wide, near)
+            now = torch.where(over_images(fooled, event_ndim), x + BETA * (now - x), now)
         low, high = torch.zeros_like(near), torch.ones_like(near)  # of the segment from x to the best
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
-            fooled = model.fooled(x + over_images(middle, event) * (best - x), y)
+            fooled = model.fooled(x + over_images(middle, event_ndim) * (best - x), y)
             low, high = torch.where(fooled, low, middle), torch.where(fooled, middle, high)
-        best = x + over_images(high, event) * (best - x)
-        return best, torch.where(near.isinf(), near, _size(best - x, threat.norm, event))
+        best = x + over_images(high, event_ndim) * (best - x)
+        return best, torch.where(near.isinf(), near, _size(best - x, threat.norm, event_ndim))
 
     def _linearised(self, model: Victim, images: Tensor, y: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
         """By how much the right class is ahead of the one aimed at, and the slope of that in the image."""
@@ -117,7 +117,7 @@ class FABL2(FAB):
         return "l2"
 
 
-def to_plane(z: Tensor, slope: Tensor, value: Tensor, threat: ThreatModel, event: int) -> Tensor:
+def to_plane(z: Tensor, slope: Tensor, value: Tensor, threat: ThreatModel, event_ndim: int) -> Tensor:
     """The smallest δ in linf or l2 with slope·δ = −value and z + δ within the pixel range; the farthest, if none is.
 
     Along the best path each pixel moves at its own speed (1 in linf, |slope| in l2) until it meets the range. How far
@@ -128,10 +128,10 @@ def to_plane(z: Tensor, slope: Tensor, value: Tensor, threat: ThreatModel, event
         slope: of a linear function, in the shape of z.
         value: of that function at z.
         threat: the norm, and the pixel range.
-        event: how many axes an image has.
+        event_ndim: how many axes an image has.
     """
-    flat, steep, short = z.flatten(-event), slope.flatten(-event).abs(), value.abs()[..., None]
-    down = (slope.flatten(-event) > 0) == (value[..., None] > 0)
+    flat, steep, short = z.flatten(-event_ndim), slope.flatten(-event_ndim).abs(), value.abs()[..., None]
+    down = (slope.flatten(-event_ndim) > 0) == (value[..., None] > 0)
     room = torch.where(down, flat - threat.low, threat.high - flat).clamp_min(0)
     speed = (steep > 0).to(z.dtype) if threat.norm == "linf" else steep
     stops, order = (room / speed.clamp_min(TINY)).masked_fill(speed == 0, torch.inf).sort(-1)
@@ -146,16 +146,20 @@ def to_plane(z: Tensor, slope: Tensor, value: Tensor, threat: ThreatModel, event
     return torch.where(down, -moved, moved).view(z.shape)
 
 
-def _size(delta: Tensor, norm: Norm, event: int) -> Tensor:
+def _size(delta: Tensor, norm: Norm, event_ndim: int) -> Tensor:
     """The length of each example's perturbation."""
-    return delta.flatten(-event).abs().amax(-1) if norm == "linf" else length(delta, event).flatten(-event)[..., 0]
+    return (
+        delta.flatten(-event_ndim).abs().amax(-1)
+        if norm == "linf"
+        else length(delta, event_ndim).flatten(-event_ndim)[..., 0]
+    )
 
 
-def _start(x: Tensor, threat: ThreatModel, random: Random, event: int) -> Tensor:
+def _start(x: Tensor, threat: ThreatModel, random: Random, event_ndim: int) -> Tensor:
     """At a random point within ε/2."""
     if threat.norm == "linf":
         return threat.clip(x + threat.eps / 2 * (2 * random.uniform(x) - 1))
-    return threat.clip(x + threat.eps / 2 * direction(random.normal(x), "l2", event))
+    return threat.clip(x + threat.eps / 2 * direction(random.normal(x), "l2", event_ndim))
 
 
 @hookimpl

@@ -42,7 +42,7 @@ class NoiseL2(Noise):
 
     def perturb(self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random) -> Tensor:
         """A point of the ε-sphere, clipped to the pixel range. The model is not asked."""
-        return to_edge(random.normal(x), x, threat, model.event)
+        return to_edge(random.normal(x), x, threat, model.event_ndim)
 
 
 @hookimpl

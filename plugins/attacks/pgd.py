@@ -61,27 +61,27 @@ class PGD(SearchAttack):
             BenchError: the model's loss does not depend differentiably on x.
         """
         model, best = expected(model, self.eot), None
-        changes = self._changes(x, random, model.event)
+        changes = self._changes(x, random, model.event_ndim)
         for turn in range(self.restarts):
             if start is not None and turn == 0:
                 begin = start
             else:
-                begin = self._random_start(x, threat, random, model.event) if self.random_start else x
+                begin = self._random_start(x, threat, random, model.event_ndim) if self.random_start else x
             found = self._ascend(model, begin, x, y, threat, changes)
             if self.restarts == 1:
                 return found
             with torch.no_grad():
                 harm = Harm.of(model.fooled(found, y), model.loss(found, y), model.transductive)
-            best = (found, harm) if best is None else worse(found, harm, *best, model.event)
+            best = (found, harm) if best is None else worse(found, harm, *best, model.event_ndim)
         assert best is not None
         return best[0]
 
-    def _changes(self, x: Tensor, random: Random, event: int) -> Tensor | None:
+    def _changes(self, x: Tensor, random: Random, event_ndim: int) -> Tensor | None:
         """Which images are changed [tasks, n, 1, …]; None: all."""
         if self.share == 1:
             return None
-        places = random.uniform(x.flatten(-event)[..., 0]).argsort(-1).argsort(-1)
-        return over_images(places < math.ceil(self.share * places.shape[-1]), event)
+        places = random.uniform(x.flatten(-event_ndim)[..., 0]).argsort(-1).argsort(-1)
+        return over_images(places < math.ceil(self.share * places.shape[-1]), event_ndim)
 
     def _ascend(
         self, model: Victim, start: Tensor, x: Tensor, y: Tensor, threat: ThreatModel, changes: Tensor | None
@@ -90,12 +90,12 @@ class PGD(SearchAttack):
         found = start if changes is None else torch.where(changes, start, x)
         for _ in range(self.steps):
             gradient = image_gradient(self.name, model, found, y)
-            step = alpha * direction(gradient, threat.norm, model.event)
+            step = alpha * direction(gradient, threat.norm, model.event_ndim)
             step = step if changes is None else step * changes
-            found = project(found + step, x, threat, model.event)
+            found = project(found + step, x, threat, model.event_ndim)
         return found
 
-    def _random_start(self, x: Tensor, threat: ThreatModel, random: Random, event: int) -> Tensor:
+    def _random_start(self, x: Tensor, threat: ThreatModel, random: Random, event_ndim: int) -> Tensor:
         """Uniform in the ball."""
         return threat.clip(x + threat.eps * (2 * random.uniform(x) - 1))
 
@@ -110,10 +110,10 @@ class PGDL2(PGD):
         """L2."""
         return "l2"
 
-    def _random_start(self, x: Tensor, threat: ThreatModel, random: Random, event: int) -> Tensor:
+    def _random_start(self, x: Tensor, threat: ThreatModel, random: Random, event_ndim: int) -> Tensor:
         """A random direction, and a distance uniform on [0, ε]."""
-        radius = random.uniform(x.flatten(-event)[..., :1]).view(*x.shape[:-event], *(1,) * event)
-        return threat.clip(x + threat.eps * radius * direction(random.normal(x), "l2", event))
+        radius = random.uniform(x.flatten(-event_ndim)[..., :1]).view(*x.shape[:-event_ndim], *(1,) * event_ndim)
+        return threat.clip(x + threat.eps * radius * direction(random.normal(x), "l2", event_ndim))
 
 
 @hookimpl

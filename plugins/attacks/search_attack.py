@@ -51,7 +51,7 @@ class Expectation:
 
     def __init__(self, model: Victim, calls: int) -> None:
         self._model, self._calls = model, calls
-        self.way, self.event, self.transductive = model.way, model.event, model.transductive
+        self.way, self.event_ndim, self.transductive = model.way, model.event_ndim, model.transductive
         self.smoothing_sigma, self.unsmoothed = model.smoothing_sigma, model.unsmoothed
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -103,37 +103,37 @@ def image_gradient(attack: str, model: Victim, x: Tensor, y: Tensor) -> Tensor:
         return gradient_of(attack, model.loss(images, y), images)
 
 
-def over_images(values: Tensor, event: int) -> Tensor:
+def over_images(values: Tensor, event_ndim: int) -> Tensor:
     """Values of each example, with an axis of length 1 for each axis of one."""
-    return values.reshape(*values.shape, *(1,) * event)
+    return values.reshape(*values.shape, *(1,) * event_ndim)
 
 
-def length(delta: Tensor, event: int) -> Tensor:
+def length(delta: Tensor, event_ndim: int) -> Tensor:
     """The L2 norm over the axes of one example, which are kept; scaled, so that no square is zero or infinite."""
-    axes = tuple(range(-event, 0))
+    axes = tuple(range(-event_ndim, 0))
     scale = delta.abs().amax(axes, keepdim=True).clamp_min(torch.finfo(delta.dtype).tiny)
     return scale * (delta / scale).square().sum(axes, keepdim=True).sqrt()
 
 
-def direction(gradient: Tensor, norm: Norm, event: int) -> Tensor:
+def direction(gradient: Tensor, norm: Norm, event_ndim: int) -> Tensor:
     """Where to step: the sign of the gradient (linf), or the gradient at length 1 (l2); zero where it is zero."""
     if norm == "linf":
         return gradient.sign()
-    return gradient / length(gradient, event).clamp_min(torch.finfo(gradient.dtype).tiny)
+    return gradient / length(gradient, event_ndim).clamp_min(torch.finfo(gradient.dtype).tiny)
 
 
-def project(moved: Tensor, x: Tensor, threat: ThreatModel, event: int) -> Tensor:
+def project(moved: Tensor, x: Tensor, threat: ThreatModel, event_ndim: int) -> Tensor:
     """Into the ε-ball around x (of linf or l2), and then into the pixel range."""
     delta = moved - x
     if threat.norm == "linf":
         return threat.clip(x + delta.clamp(-threat.eps, threat.eps))
     radius = threat.eps * (1 - ROUNDING)
-    return threat.clip(x + delta * (radius / length(delta, event).clamp_min(max(radius, TINY))))
+    return threat.clip(x + delta * (radius / length(delta, event_ndim).clamp_min(max(radius, TINY))))
 
 
-def to_edge(delta: Tensor, x: Tensor, threat: ThreatModel, event: int) -> Tensor:
+def to_edge(delta: Tensor, x: Tensor, threat: ThreatModel, event_ndim: int) -> Tensor:
     """What x becomes when moved along delta by ε in L2, clipped to the pixel range."""
-    return threat.clip(x + threat.eps * (1 - ROUNDING) * direction(delta, "l2", event))
+    return threat.clip(x + threat.eps * (1 - ROUNDING) * direction(delta, "l2", event_ndim))
 
 
 def signs(uniform: Tensor) -> Tensor:
@@ -236,10 +236,10 @@ class Harm(NamedTuple):
         return Harm(*(torch.where(chosen, mine, theirs) for mine, theirs in zip(self, other, strict=True)))
 
 
-def worse(these: Tensor, harm: Harm, those: Tensor, other: Harm, event: int) -> tuple[Tensor, Harm]:
+def worse(these: Tensor, harm: Harm, those: Tensor, other: Harm, event_ndim: int) -> tuple[Tensor, Harm]:
     """Of two images for each example the one that does more harm, and its harm; `those` where they are equal."""
     chosen = harm.exceeds(other)
-    return torch.where(over_images(chosen, event), these, those), harm.or_else(other, chosen)
+    return torch.where(over_images(chosen, event_ndim), these, those), harm.or_else(other, chosen)
 
 
 class WorstCase:
@@ -269,7 +269,7 @@ class WorstCase:
             harm = self._judge(images, fooled)
             chosen = harm.exceeds(self._harm)
             self._harm, better = harm.or_else(self._harm, chosen), chosen.expand_as(better)
-        self.found = torch.where(over_images(better, self._model.event), images, self.found)
+        self.found = torch.where(over_images(better, self._model.event_ndim), images, self.found)
         self.fooled = torch.where(better, fooled, self.fooled)
 
     def go_on(self, search: Search, random: Random) -> None:

@@ -77,7 +77,7 @@ class Squares(SearchAttack):
         found = self._first(x, threat, random)
         harm = _harm(model, found, y)
         if start is not None:
-            found, harm = worse(start, _harm(model, start, y), found, harm, model.event)
+            found, harm = worse(start, _harm(model, start, y), found, harm, model.event_ndim)
         for done in range(1, self.queries, BLOCK):
             some = None
             if not model.transductive and y.dim() == 2:
@@ -91,7 +91,7 @@ class Squares(SearchAttack):
             for query in range(min(BLOCK, self.queries - done)):
                 part = self._part(done - 1 + query)
                 proposal = self._propose(clean, images, drawn[..., query, :], part, threat)
-                images, now = worse(proposal, _harm(model, proposal, labels), images, now, model.event)
+                images, now = worse(proposal, _harm(model, proposal, labels), images, now, model.event_ndim)
             found = images if some is None else some.scatter(images, found)
             harm = now if some is None else Harm(*(some.scatter(*pair) for pair in zip(now, harm, strict=True)))
         return found

@@ -54,7 +54,7 @@ class Victim(Protocol):
     """
 
     way: int
-    event: int
+    event_ndim: int
     """How many axes one example has (3 for images): the last ones of x."""
     transductive: bool
     smoothing_sigma: float

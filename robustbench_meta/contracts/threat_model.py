@@ -33,10 +33,10 @@ class ThreatModel:
     low: float = 0.0
     high: float = 1.0
 
-    def distance(self, x_adv: Tensor, x: Tensor, event: int) -> Tensor:
-        """‖x_adv − x‖ over the last `event` axes (the axes of one example), in float64; 0 for a severity."""
+    def distance(self, x_adv: Tensor, x: Tensor, event_ndim: int) -> Tensor:
+        """‖x_adv − x‖ over the last `event_ndim` axes (the axes of one example), in float64; 0 for a severity."""
         delta = (x_adv.detach() - x.detach()).double()
-        axes = tuple(range(-event, 0))
+        axes = tuple(range(-event_ndim, 0))
         if self.norm == "linf":
             return delta.abs().amax(axes)
         if self.norm == "l2":
@@ -46,7 +46,7 @@ class ThreatModel:
         if self.norm == "severity":
             return torch.zeros_like(delta.sum(axes))
         changed = delta != 0
-        if event == 3:
+        if event_ndim == 3:
             changed = changed.any(-3, keepdim=True)
         return changed.sum(axes).double()
 
@@ -54,17 +54,17 @@ class ThreatModel:
         """Clip to the valid pixel range."""
         return x.clamp(self.low, self.high)
 
-    def excess(self, x_adv: Tensor, x: Tensor, event: int) -> Float[Tensor, 2]:
+    def excess(self, x_adv: Tensor, x: Tensor, event_ndim: int) -> Float[Tensor, 2]:
         """How far the batch exceeds (ε, the pixel range) at most; ≤ 0 when inside; NaN when a pixel is not finite.
 
         Stays on the device, so that a training loop can gather it without waiting.
         """
-        over_eps = (self.distance(x_adv, x, event) - self.eps).max()
+        over_eps = (self.distance(x_adv, x, event_ndim) - self.eps).max()
         over_range = torch.maximum(self.low - x_adv.min(), x_adv.max() - self.high).double()
         return torch.where(x_adv.isfinite().all(), torch.stack([over_eps, over_range]), torch.nan)
 
     def verify(
-        self, attack: str, x_adv: Tensor, x: Tensor, event: int, deferred: DeferredViolations | None = None
+        self, attack: str, x_adv: Tensor, x: Tensor, event_ndim: int, deferred: DeferredViolations | None = None
     ) -> None:
         """Raise ViolationError, with the attack's name and the amount, unless x_adv is inside.
 
@@ -72,7 +72,7 @@ class ThreatModel:
             attack: its name, for the message.
             x_adv: what it returned.
             x: the images that it was given.
-            event: how many axes one example has.
+            event_ndim: how many axes one example has.
             deferred: where given, all but shape and dtype is noted there, to be judged later: on a GPU, to judge is to
                 wait.
 
@@ -84,7 +84,7 @@ class ThreatModel:
                 f"attack '{attack}' returned {tuple(x_adv.shape)} {x_adv.dtype} on {x_adv.device}; "
                 f"expected {tuple(x.shape)} {x.dtype} on {x.device}, as the images it was given"
             )
-        excess = self.excess(x_adv, x, event)
+        excess = self.excess(x_adv, x, event_ndim)
         if deferred is None:
             self.judge(attack, excess)
         else:

@@ -17,7 +17,7 @@ from robustbench_meta.errors import BenchError, ViolationError, located
 from robustbench_meta.runtime.seeds import restored, seed_all
 
 
-def arm(attack: Attack, threat: ThreatModel, deferred: DeferredViolations | None = None) -> Perturbation:
+def guarded(attack: Attack, threat: ThreatModel, deferred: DeferredViolations | None = None) -> Perturbation:
     """Bind an attack to its threat model: each call runs it, then verifies what it returned and left behind.
 
     `ThreatModel.verify` enforces ε and the pixel range. With `deferred` (meta-training on CUDA, which would have to
@@ -39,7 +39,7 @@ def arm(attack: Attack, threat: ThreatModel, deferred: DeferredViolations | None
         with restored(x.device), guard, torch.enable_grad():
             x_adv = _run(attack, model, given, threat, random, begin)
             guard.compare([("its images", given.x, x), ("the labels", given.y, y)])
-        threat.verify(attack.name, x_adv, x, model.event, deferred)
+        threat.verify(attack.name, x_adv, x, model.event_ndim, deferred)
         return x_adv
 
     return perturb

@@ -30,7 +30,7 @@ class Mapper(Protocol):
         ...
 
     @property
-    def event(self) -> int:
+    def event_ndim(self) -> int:
         """How many axes an image has."""
         ...
 
@@ -87,7 +87,7 @@ class AttackedModel:
 
     def __init__(self, engine: Mapper, state: State, whole: int | None = None, way: int | None = None) -> None:
         self._engine, self._state, self._whole = engine, state.detach(), whole
-        self.way, self.event = way or engine.network.way, engine.event
+        self.way, self.event_ndim = way or engine.network.way, engine.event_ndim
         self.transductive, self.smoothing_sigma = engine.transductive, engine.learner.smoothing_sigma()
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ class AttackedTask:
 
     def __init__(self, batch: AttackedModel, tree: Any, forward: Forward, unsmoothed: Forward) -> None:
         self._batch, self._tree, self._forward, self._unsmoothed = batch, tree, forward, unsmoothed
-        self.way, self.event, self.transductive = batch.way, batch.event, batch.transductive
+        self.way, self.event_ndim, self.transductive = batch.way, batch.event_ndim, batch.transductive
         self.smoothing_sigma = batch.smoothing_sigma
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ class PoisonedAdaptation:
 
     def __init__(self, engine: Mapper, theta: State, query: Batch, shift: int = 0) -> None:
         self._engine, self._theta, self._query, self._shift = engine, theta.detach(), query, shift
-        self.way, self.event = engine.network.way, engine.event
+        self.way, self.event_ndim = engine.network.way, engine.event_ndim
         self.transductive, self.smoothing_sigma = True, 0.0
         """An image's worth depends on all others of its task."""
 

@@ -79,7 +79,7 @@ class Engine:
 
     learner: AnyLearner
     network: Network
-    event: int
+    event_ndim: int
     """How many axes one example has."""
     transductive: bool = False
     plan: Plan = field(default_factory=Plan)
@@ -117,7 +117,7 @@ class Engine:
         """One seed a task of the next batch of tasks; each attack on it draws from seeds of its own."""
         self.seeds, self._attacks = seeds, 0
 
-    def drawing(self, purpose: str, device: torch.device) -> AbstractContextManager[None]:
+    def seeded_for(self, purpose: str, device: torch.device) -> AbstractContextManager[None]:
         """Inside, what learner and backbone draw for the batch at hand depends on its tasks' seeds and the purpose."""
         return seeded(seed_from("drawing", purpose, *self.seeds), device)
 
@@ -245,7 +245,7 @@ class Engine:
         """The share of these tasks, of so many in all, in the meta-gradients; on an engine with `judged` empty."""
         self.batch_seeds(seeds)
         leaves = list(weights.values())
-        with self.drawing("objective", tasks.support.x.device):
+        with self.seeded_for("objective", tasks.support.x.device):
             theta = self.theta(weights)
             if base:
                 updates = self.learner.base_objective(self, theta, tasks.query)
@@ -294,7 +294,7 @@ class Engine:
             engine.batch_seeds(seeds[which])
             tasks = draw(range(len(seeds))[which])
             clean, attacked = engine, engine.fresh()
-            with engine.drawing("validation", tasks.support.x.device):
+            with engine.seeded_for("validation", tasks.support.x.device):
                 adapted = engine.adapt(engine.theta(weights), tasks.support)
                 clean.loss(adapted, tasks.query)
                 if engine.attack is not None:
@@ -354,9 +354,9 @@ class Engine:
 
     def _check_whole(self, x: Tensor) -> None:
         """Raise ValueError, whoever asks, unless images have the axes of all tasks."""
-        if x.dim() != self.event + 2:
+        if x.dim() != self.event_ndim + 2:
             raise ValueError(
-                f"images of shape {tuple(x.shape)} were given for all tasks; expected {self.event + 2} axes, "
+                f"images of shape {tuple(x.shape)} were given for all tasks; expected {self.event_ndim + 2} axes, "
                 "[tasks, n, *shape]: what an objective and an attack call takes all tasks of a batch at once"
             )
 

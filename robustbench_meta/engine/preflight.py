@@ -130,7 +130,7 @@ def check_declared(engine: Engine, weights: Weights, tasks: TaskBatch, who: str)
     with torch.no_grad():
         theta = probe.theta({name: weight.detach().clone() for name, weight in weights.items()})
         tasks = _copied(tasks)
-        with probe.drawing("check", tasks.query.x.device):
+        with probe.seeded_for("check", tasks.query.x.device):
             kept = Snapshot(_tensors(engine, theta.tree, tasks))
             adapted = probe.adapt(theta, tasks.support)
             _check_kept(kept, f"{who}: adapt")
@@ -141,7 +141,7 @@ def check_declared(engine: Engine, weights: Weights, tasks: TaskBatch, who: str)
         expected = (*tasks.query.y.shape, engine.network.way)
         if whole.shape != expected:
             raise BenchError(f"{who}: logits are {tuple(whole.shape)}; expected {expected}, [tasks, queries, way]")
-        with probe.drawing("check", tasks.query.x.device):
+        with probe.seeded_for("check", tasks.query.x.device):
             again = probe.logits(probe.adapt(theta, tasks.support), tasks.query.x)
         if float((again - whole).abs().max()) > MATES["float32"] * float(whole.abs().max()):
             raise BenchError(

@@ -52,7 +52,7 @@ class _CountedTask:
 
     def __init__(self, victim: Victim, effort: QueryCount) -> None:
         self._asked, self._effort = victim, effort
-        self.way, self.event, self.transductive = victim.way, victim.event, victim.transductive
+        self.way, self.event_ndim, self.transductive = victim.way, victim.event_ndim, victim.transductive
         self.smoothing_sigma = victim.smoothing_sigma
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class _CountedTask:
         return self._asked.fooled(x, y)
 
     def _images(self, x: Tensor) -> int:
-        return math.prod(x.shape[: x.dim() - self.event])
+        return math.prod(x.shape[: x.dim() - self.event_ndim])
 
     def _shown(self, x: Tensor) -> Tensor:
         """The same values; a gradient that passes on its way back to x is counted."""

@@ -17,7 +17,7 @@ from robustbench_meta.contracts import Plugin, Setting, Weights
 from robustbench_meta.contracts.state import OWN, feature_shape, trainable
 from robustbench_meta.contracts.tasks import Batch, TaskBatch, TaskSource
 from robustbench_meta.contracts.threat_model import DeferredViolations
-from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.attack_harness import guarded
 from robustbench_meta.engine.augmentation import augmented
 from robustbench_meta.engine.engine import Engine, Plan
 from robustbench_meta.engine.metrics import QueryMetrics
@@ -50,7 +50,7 @@ def make_engine(
         )
     network = Network(module, setting.loss, setting.way, training.spec.precision)
     engine = Engine(
-        training.learner, network, event=len(setting.shape),
+        training.learner, network, event_ndim=len(setting.shape),
         transductive=training.transductive, plan=plan, ways=(setting.way, training.learner.train_tasks(setting)[0]),
         base_classes=setting.base_classes,
         cores=cores if cores is not None and device.type == "cpu" else Cores(),
@@ -59,7 +59,7 @@ def make_engine(
     if training.attack is not None:
         threat = training.attack
         engine.deferred = DeferredViolations() if device.type == "cuda" else None  # a CPU need not wait
-        engine.attack = arm(threat.attack, threat.model, engine.deferred)
+        engine.attack = guarded(threat.attack, threat.model, engine.deferred)
     if training.surrogate is not None:
         with _reading(training.surrogate):
             separate = _build(training.surrogate, setting.shape, setting.way, seed_from(seed, "surrogate"), device)

@@ -11,7 +11,7 @@ from torch import Tensor
 from robustbench_meta.contracts.attack import margin
 from robustbench_meta.contracts.state import State
 from robustbench_meta.contracts.tasks import TaskBatch
-from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.attack_harness import guarded
 from robustbench_meta.engine.attacked_model import AttackedModel
 from robustbench_meta.engine.engine import Engine, Plan
 from robustbench_meta.engine.metrics import QueryMetrics
@@ -23,7 +23,7 @@ SELF_TESTED = 16
 """On how many of the test episodes, the first ones, an attack must show an effect on an undefended model."""
 
 
-def self_test(engine: Engine, armed: AttackAtEps, tasks: TaskBatch) -> Tensor:
+def self_test(engine: Engine, at_eps: AttackAtEps, tasks: TaskBatch) -> Tensor:
     """By how much the attack lowers the margin of the right class on an undefended model: a mean a task [tasks].
 
     Of noise, which asks the model nothing and need not lower it: how much it changes a pixel.
@@ -31,7 +31,7 @@ def self_test(engine: Engine, armed: AttackAtEps, tasks: TaskBatch) -> Tensor:
     model = undefended(engine, tasks)
     x, y = tasks.query
     effort = QueryCount()
-    found = engine.attacked(CountingModel(model, effort), tasks.query, arm(armed.attack, armed.threat), "query").x
+    found = engine.attacked(CountingModel(model, effort), tasks.query, guarded(at_eps.attack, at_eps.threat), "query").x
     if effort.forward == 0:
         return (found - x).abs().flatten(1).mean(1)
     return (margin(model(x), y) - margin(model(found), y)).mean(-1)

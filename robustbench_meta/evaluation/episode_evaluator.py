@@ -13,7 +13,7 @@ from torch import Tensor
 from robustbench_meta.contracts import Attack, Random
 from robustbench_meta.contracts.state import State
 from robustbench_meta.contracts.tasks import Batch, TaskBatch
-from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.attack_harness import guarded
 from robustbench_meta.engine.attacked_model import AttackedModel, PoisonedAdaptation, Target
 from robustbench_meta.engine.engine import Engine
 from robustbench_meta.engine.query_counter import CountingModel, QueryCount
@@ -80,7 +80,7 @@ class EpisodeEvaluator:
         self._found: dict[str, _Found] = {}
         self._states: dict[str, tuple[State, _Found]] = {}
         self._surrogate_models: dict[str, State] = {}
-        self._held: dict[str, AttackResult] = {}
+        self._results: dict[str, AttackResult] = {}
         self._proofs: dict[Attack, tuple[Tensor, _Found]] = {}
 
     @cached_property
@@ -102,22 +102,22 @@ class EpisodeEvaluator:
         """The model adapted to the clean support sets, or another state, as an attack on the queries sees it."""
         return AttackedModel(self.engine, state or self.adapted, self.tasks.query.y.shape[1])
 
-    def hold(self, scenario: Scenario) -> AttackResult:
+    def evaluate(self, scenario: Scenario) -> AttackResult:
         """Which queries stay right, and the seconds that the attacks took.
 
         Raises:
             BenchError: an attack failed or left its threat model, or the logits are not finite.
         """
-        if scenario.key not in self._held:
-            self._held[scenario.key] = self._hold(scenario)
-        return self._held[scenario.key]
+        if scenario.key not in self._results:
+            self._results[scenario.key] = self._evaluate(scenario)
+        return self._results[scenario.key]
 
-    def _hold(self, scenario: Scenario) -> AttackResult:
+    def _evaluate(self, scenario: Scenario) -> AttackResult:
         support, query = None, None
         if scenario.support is not None and scenario.made in BY_HALVES:
             return self._by_halves(scenario.support, scenario.made)
         if scenario.support is not None:
-            of, state, support = self._misled(scenario.support, poisons=scenario.poisons)
+            of, state, support = self._adapted_to_attacked(scenario.support, poisons=scenario.poisons)
         else:
             of, state = "clean", self.adapted
         if scenario.query is not None:
@@ -142,9 +142,9 @@ class EpisodeEvaluator:
             support.x if support is not None else None,
         )
 
-    def _misled(self, armed: AttackAtEps, *, poisons: bool) -> tuple[str, State, _Found]:
+    def _adapted_to_attacked(self, at_eps: AttackAtEps, *, poisons: bool) -> tuple[str, State, _Found]:
         """A name of the state that is adapted to attacked support sets, the state, and what the attack found."""
-        of = f"{'poisoned' if poisons else 'adv'} {armed.key}"
+        of = f"{'poisoned' if poisons else 'adv'} {at_eps.key}"
         if of not in self._states:
             support = self.tasks.support
             if poisons:
@@ -152,11 +152,11 @@ class EpisodeEvaluator:
             else:
                 target = self.theta if self.engine.learner.theta_predicts else self.adapted
                 victim = AttackedModel(self.engine, target, support.y.shape[1])
-            found = self._attack("poison" if poisons else "theta", victim, support, armed, "support")
+            found = self._attack("poison" if poisons else "theta", victim, support, at_eps, "support")
             self._states[of] = self._adapt(Batch(found.x, support.y), of), found
         return of, *self._states[of]
 
-    def _by_halves(self, armed: AttackAtEps, made: str) -> AttackResult:
+    def _by_halves(self, at_eps: AttackAtEps, made: str) -> AttackResult:
         """Support sets made with one half of each task's queries and judged on the other, and the other way round."""
         support, query = self.tasks
         order = query.y.argsort(dim=1, stable=True)  # so that each half has queries of every class
@@ -164,14 +164,14 @@ class EpisodeEvaluator:
         for half in (0, 1):
             seeds, judged = order[:, half::2], order[:, 1 - half :: 2]
             known = Batch(_picked(query.x, seeds), query.y.gather(1, seeds))
-            of = f"{made} {half} {armed.key}"
+            of = f"{made} {half} {at_eps.key}"
             if made == "asp":
                 aimed = PoisonedAdaptation(self.engine, self.theta, known, shift=1)
-                attacks.append(self._attack(of, aimed, support, armed, f"support {half}"))
+                attacks.append(self._attack(of, aimed, support, at_eps, f"support {half}"))
                 images = attacks[-1].x
             else:
                 fooling = AttackedModel(self.engine, self.adapted, known.y.shape[1])
-                attacks.append(self._attack(of, fooling, known, armed, f"query {half}"))
+                attacks.append(self._attack(of, fooling, known, at_eps, f"query {half}"))
                 images = swapped(support, Batch(attacks[-1].x, known.y))
             told = self._logits(self._adapt(Batch(images, support.y), of), query.x, of)
             logits.scatter_(1, judged[..., None].expand(-1, -1, told.shape[-1]), _picked(told, judged))
@@ -185,7 +185,7 @@ class EpisodeEvaluator:
         if attack not in self._proofs:
             x, y = _copy(self.tasks.query)
             started, effort = self.now(), QueryCount(y.numel())
-            with self.engine.drawing("certificate", self.device):
+            with self.engine.seeded_for("certificate", self.device):
                 random = Random([seed_from(seed, "certificate") for seed in self.engine.seeds])
                 radius = attack.certified_radius(CountingModel(victim, effort), x, y, random)
             self._proofs[attack] = radius, _Found(x, self.now() - started, effort, None)
@@ -196,12 +196,12 @@ class EpisodeEvaluator:
         engine, theta = self._surrogates[key]
         if key not in self._surrogate_models:
             engine.batch_seeds(self.engine.seeds)
-            with engine.drawing(f"adapt {key}", self.device):
+            with engine.seeded_for(f"adapt {key}", self.device):
                 self._surrogate_models[key] = engine.adapt(theta, _copy(self.tasks.support))
         return AttackedModel(engine, self._surrogate_models[key], self.tasks.query.y.shape[1])
 
     def _attack(
-        self, of: str, victim: Target, batch: Batch, armed: AttackAtEps, role: str, *, keeps: bool = False
+        self, of: str, victim: Target, batch: Batch, at_eps: AttackAtEps, role: str, *, keeps: bool = False
     ) -> _Found:
         """The batch attacked; along a sweep each ε begins where the smaller one ended.
 
@@ -209,41 +209,41 @@ class EpisodeEvaluator:
             of: names the victim, for what is kept.
             victim: is attacked.
             batch: support sets or queries.
-            armed: attacks.
+            at_eps: the attack.
             role: `support` or `query`.
             keeps: along a sweep, what fools the model within a smaller ε stays as it is: robust accuracy never rises
                 with ε. Only where each image is judged by itself, on the model that it was made on.
         """
-        key = f"{role} {of} {armed.key}"
+        key = f"{role} {of} {at_eps.key}"
         if key in self._found:
             return self._found[key]
-        earlier = armed.before()
+        earlier = at_eps.before()
         before = None if earlier is None else self._attack(of, victim, batch, earlier, role, keeps=keeps)
         started = self.now()
         start, effort = None if before is None else before.x, QueryCount(batch.y.numel())
         counted = CountingModel(victim, effort)
-        x = self.engine.attacked(counted, batch, arm(armed.attack, armed.threat), role, start).x
+        x = self.engine.attacked(counted, batch, guarded(at_eps.attack, at_eps.threat), role, start).x
         keeps = keeps and not victim.transductive
         if before is not None and before.fooled is not None and keeps:
-            x = torch.where(before.fooled.view(*before.fooled.shape, *(1,) * victim.event), before.x, x)
+            x = torch.where(before.fooled.view(*before.fooled.shape, *(1,) * victim.event_ndim), before.x, x)
         seconds = self.now() - started
         fooled = None
         if keeps:
-            with self.engine.drawing(f"fooled {key}", self.device):
+            with self.engine.seeded_for(f"fooled {key}", self.device):
                 fooled = victim.fooled(x.clone(), batch.y)
         found = self._found[key] = _Found(x, seconds, effort, fooled)
         return found
 
     def _adapt(self, support: Batch, of: str) -> State:
         started = self.now()
-        with self.engine.drawing(f"adapt {of}", self.device):
+        with self.engine.seeded_for(f"adapt {of}", self.device):
             adapted = self.engine.adapt(self.theta, _copy(support))
         self.adapt_seconds += self.now() - started
         self.adapted_tasks += support.x.shape[0]
         return adapted
 
     def _logits(self, state: State, x: Tensor, of: str) -> Tensor:
-        with self.engine.drawing(f"logits {of}", self.device):
+        with self.engine.seeded_for(f"logits {of}", self.device):
             logits = self.engine.logits(state, x.clone())
         if not logits.isfinite().all():
             raise BenchError(f"learner '{self.engine.learner.name}' gave logits that are not finite")

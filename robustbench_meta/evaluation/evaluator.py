@@ -23,7 +23,7 @@ from robustbench_meta.evaluation.episode_evaluator import AdaptableModel, Episod
 from robustbench_meta.evaluation.example_images import encoded, example_of
 from robustbench_meta.evaluation.flags import ReliabilityReport, assess
 from robustbench_meta.evaluation.model_checks import Observation, UnexposedCopy, observe
-from robustbench_meta.evaluation.partial_results import Chunk, ScenarioResult
+from robustbench_meta.evaluation.partial_results import ChunkResult, ScenarioResult
 from robustbench_meta.experiment.grid import Cell, obstacle
 from robustbench_meta.experiment.probes import CHECKED, Probe, Probes, probes
 from robustbench_meta.experiment.scenario import AttackAtEps, Scenario
@@ -108,7 +108,7 @@ def evaluate_cells(
         chunk: see `chunks_of`.
     """
     evaluator = Evaluator(engine, weights, source, device, probe_plan, surrogates or {})
-    chunks: list[Chunk] = []
+    chunks: list[ChunkResult] = []
     for places in chunks_of(cells[0].spec.episodes, device.type, chunk):
         chunks += evaluator.on(places, [cell for cell in cells if _failure(cell, chunks) is None])
     return {cell.key: outcome_of(cell, chunks, probe_plan, source.shape) for cell in cells}
@@ -144,7 +144,7 @@ class Evaluator:
 
     def on(
         self, places: range, cells: Sequence[Cell], at: Callable[[str], AbstractContextManager[None]] = _nowhere
-    ) -> list[Chunk]:
+    ) -> list[ChunkResult]:
         """All these cells on these episodes; in halves, from now on, if they do not fit in the device's memory.
 
         Args:
@@ -153,9 +153,9 @@ class Evaluator:
             at: entered while a cell, of that key, is being computed.
         """
         with torch.no_grad():
-            return self._split(places, _Portion(self, cells, at))
+            return self._split(places, _ChunkEvaluation(self, cells, at))
 
-    def _split(self, places: range, portion: _Portion) -> list[Chunk]:
+    def _split(self, places: range, portion: _ChunkEvaluation) -> list[ChunkResult]:
         if self.fits is None or len(places) <= self.fits:
             try:
                 return [portion.on(places)]
@@ -169,7 +169,7 @@ class Evaluator:
         return self._split(places[:half], portion) + self._split(places[half:], portion)
 
 
-class _Portion:
+class _ChunkEvaluation:
     """Some cells on some episodes."""
 
     def __init__(
@@ -206,7 +206,7 @@ class _Portion:
         attacks = [side.attack for side in (scenario.support, scenario.query) if side is not None]
         return next((reason for attack in attacks if (reason := obstacle(attack, setting))), None)
 
-    def on(self, places: range) -> Chunk:
+    def on(self, places: range) -> ChunkResult:
         """All cells on one chunk of episodes, then the probes if it is one of the first.
 
         Whatever a learner draws is the same whoever evaluates the chunk, and whatever went before.
@@ -216,10 +216,10 @@ class _Portion:
             BenchError: the learner or its backbone changed its weights or buffers in place.
         """
         self.engine.batch_seeds([seed_from(self.spec.seed, "attack", place) for place in places])
-        with self.engine.drawing("episodes", self.device):
+        with self.engine.seeded_for("episodes", self.device):
             return self._on(places)
 
-    def _on(self, places: range) -> Chunk:
+    def _on(self, places: range) -> ChunkResult:
         tasks = test_episodes(self.source, self.spec, places)
         surrogates = {
             key: AdaptableModel(other, other.theta(_data(theta))) for key, (other, theta) in self.surrogates.items()
@@ -227,7 +227,7 @@ class _Portion:
         trained_model = AdaptableModel(self.engine, self.engine.theta(self.weights))
         episode_evaluator = EpisodeEvaluator(trained_model, tasks, surrogates, self.device)
         chunk, checked, noticing = (
-            Chunk(_noted(tasks).hex()), self.probe_plan is not None and places.start < CHECKED, 0.0,
+            ChunkResult(_noted(tasks).hex()), self.probe_plan is not None and places.start < CHECKED, 0.0,
         )  # fmt: skip
         kept = Snapshot(self._fixed())
         if checked:
@@ -236,7 +236,7 @@ class _Portion:
             noticing = episode_evaluator.now() - started
         for key, scenario in self.scenarios.items():
             with self.at(key):
-                chunk.cells[key] = self._held(episode_evaluator, scenario, key, key)
+                chunk.cells[key] = self._evaluated(episode_evaluator, scenario, key, key)
         chunk.clean = (
             episode_evaluator.clean if any(result.failure is None for result in chunk.cells.values()) else None
         )
@@ -257,14 +257,14 @@ class _Portion:
             chunk.check_seconds = episode_evaluator.now() - started + noticing
         return chunk
 
-    def _noises(self, episode_evaluator: EpisodeEvaluator, chunk: Chunk) -> list[Scenario]:
+    def _noises(self, episode_evaluator: EpisodeEvaluator, chunk: ChunkResult) -> list[Scenario]:
         """The probes with noise on queries, held before the model is shown any clean query."""
         found: dict[str, Scenario] = {}
         for key, listed in self.probes.items():
             for name, probe in listed:
                 if name == "noise" and probe.support is None and probe.surrogate is None and probe.key not in found:
                     with self.at(key):
-                        chunk.probes[probe.key] = self._held(episode_evaluator, probe, probe.key, key)
+                        chunk.probes[probe.key] = self._evaluated(episode_evaluator, probe, probe.key, key)
                     found[probe.key] = probe
         return [probe for key, probe in found.items() if chunk.probes[key].failure is None]
 
@@ -275,7 +275,9 @@ class _Portion:
         own = [*module.named_parameters(), *module.named_buffers()]
         return theta | {f"the network's '{name}'": tensor for name, tensor in own}
 
-    def _held(self, episode_evaluator: EpisodeEvaluator, scenario: Scenario, key: str, cell: str) -> ScenarioResult:
+    def _evaluated(
+        self, episode_evaluator: EpisodeEvaluator, scenario: Scenario, key: str, cell: str
+    ) -> ScenarioResult:
         """One scenario of a cell; one that has failed on other episodes is not tried again.
 
         Raises:
@@ -285,7 +287,7 @@ class _Portion:
             reason, where = self.given_up[key]
             return ScenarioResult(failure=reason, traceback=where)
         try:
-            held = episode_evaluator.hold(scenario)
+            held = episode_evaluator.evaluate(scenario)
             return ScenarioResult(held.correct, held.seconds, effort=held.effort)
         except BenchError as failure:
             if is_lost(failure):
@@ -302,9 +304,9 @@ class _Portion:
             )
             return ScenarioResult(failure=f"attack {name} on one task at a time does not fit in the device's memory")
 
-    def _check(self, episode_evaluator: EpisodeEvaluator, chunk: Chunk, places: range) -> None:
+    def _check(self, episode_evaluator: EpisodeEvaluator, chunk: ChunkResult, places: range) -> None:
         """The probes of all cells, the self-tests of their attacks, and a look at the model."""
-        with episode_evaluator.engine.drawing("observation", self.device):
+        with episode_evaluator.engine.seeded_for("observation", self.device):
             chunk.observation = observe(episode_evaluator)
         effects: dict[str, Tensor | str] = {}
         for key, scenario in self.scenarios.items():
@@ -313,16 +315,16 @@ class _Portion:
             with self.at(key):
                 for _, probe in self.probes[key]:
                     if probe.key not in chunk.probes:
-                        chunk.probes[probe.key] = self._held(episode_evaluator, probe, probe.key, key)
-                armed = _tested(scenario)
-                if armed is not None and places.start < SELF_TESTED:
-                    if armed.key not in effects:
-                        effects[armed.key] = _self_tested(episode_evaluator, armed)
-                    chunk.cells[key].effect = effects[armed.key]
+                        chunk.probes[probe.key] = self._evaluated(episode_evaluator, probe, probe.key, key)
+                at_eps = _tested(scenario)
+                if at_eps is not None and places.start < SELF_TESTED:
+                    if at_eps.key not in effects:
+                        effects[at_eps.key] = _self_tested(episode_evaluator, at_eps)
+                    chunk.cells[key].effect = effects[at_eps.key]
 
 
 def outcome_of(
-    cell: Cell, chunks: Sequence[Chunk], probe_plan: Probes | None, shape: Sequence[int]
+    cell: Cell, chunks: Sequence[ChunkResult], probe_plan: Probes | None, shape: Sequence[int]
 ) -> Outcome | BenchError:
     """What a cell's evaluation gave, from the chunks of all episodes, in order; an error: why it failed."""
     failure = _failure(cell, chunks)
@@ -345,13 +347,18 @@ def outcome_of(
     )  # fmt: skip
 
 
-def _failure(cell: Cell, chunks: Sequence[Chunk]) -> str | None:
+def _failure(cell: Cell, chunks: Sequence[ChunkResult]) -> str | None:
     found = (chunk.cells[cell.key].failure for chunk in chunks if cell.key in chunk.cells)
     return next((failure for failure in found if failure is not None), None)
 
 
 def _reliability(
-    cell: Cell, chunks: Sequence[Chunk], probe_plan: Probes, shape: Sequence[int], clean: np.ndarray, robust: np.ndarray
+    cell: Cell,
+    chunks: Sequence[ChunkResult],
+    probe_plan: Probes,
+    shape: Sequence[int],
+    clean: np.ndarray,
+    robust: np.ndarray,
 ) -> ReliabilityReport:
     found, failed, observation = {}, {}, Observation()
     for chunk in chunks:
@@ -377,19 +384,19 @@ def _reliability(
     )  # fmt: skip
 
 
-def _self_tested(episode_evaluator: EpisodeEvaluator, armed: AttackAtEps) -> Tensor | str:
+def _self_tested(episode_evaluator: EpisodeEvaluator, at_eps: AttackAtEps) -> Tensor | str:
     try:
-        return self_test(episode_evaluator.engine, armed, episode_evaluator.tasks)
+        return self_test(episode_evaluator.engine, at_eps, episode_evaluator.tasks)
     except BenchError as failure:
         return str(failure)
 
 
 def _tested(scenario: Scenario) -> AttackAtEps | None:
     """The attack that must show an effect on an undefended model, without a sweep; None: there is nothing to see."""
-    armed = scenario.query or scenario.support
-    if armed is None or armed.threat.eps == 0 or armed.attack.clean or armed.attack.certifies:
+    at_eps = scenario.query or scenario.support
+    if at_eps is None or at_eps.threat.eps == 0 or at_eps.attack.clean or at_eps.attack.certifies:
         return None
-    return AttackAtEps(armed.attack, armed.threat)
+    return AttackAtEps(at_eps.attack, at_eps.threat)
 
 
 def _data(weights: Weights) -> Weights:

@@ -36,7 +36,7 @@ def example_of(episode_evaluator: EpisodeEvaluator, scenario: Scenario) -> Examp
     shape = query.x.shape[1:]
     if not can_be_shown(shape) or (scenario.query is None and scenario.support is None):
         return None
-    held = episode_evaluator.hold(scenario)
+    held = episode_evaluator.evaluate(scenario)
     images = (3 if held.query is not None else 1) + (3 if held.support is not None else 0)
     count = max(1, min(MOST, ROOM // (shape.numel() * images)))
     answers = [_answers(logits, query.y) for logits in (episode_evaluator.logits[0], held.logits[0])]

@@ -107,12 +107,12 @@ class UnexposedCopy:
 
         The copy is shown the clean ones first. A model whose answers depend on the images alone gives the same ones.
         """
-        held, (x, y) = episode_evaluator.hold(noise), episode_evaluator.tasks.query
+        held, (x, y) = episode_evaluator.evaluate(noise), episode_evaluator.tasks.query
         assert held.query is not None
         changes = []
         if self._adapted is None:
             support = episode_evaluator.tasks.support
-            with self._engine.drawing("adapt clean", episode_evaluator.device):  # as the evaluator's own
+            with self._engine.seeded_for("adapt clean", episode_evaluator.device):  # as the evaluator's own
                 self._adapted = self._engine.adapt(self._theta, Batch(support.x.clone(), support.y.clone()))
             changes.append(
                 largest_change(

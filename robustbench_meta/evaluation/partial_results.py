@@ -34,7 +34,7 @@ class ScenarioResult:
 
 
 @dataclass
-class Chunk:
+class ChunkResult:
     """What one chunk of episodes gave."""
 
     episodes: str
@@ -55,7 +55,7 @@ class Chunk:
 class PartialResult:
     """The chunks of one job, how they were computed, and what it took."""
 
-    chunks: list[Chunk]
+    chunks: list[ChunkResult]
     plan: dict[str, Any]
     device: str
     peak_memory: int | None = None
@@ -88,7 +88,7 @@ def read_part(data: bytes, training: str) -> PartialResult:
         raise StorageError(f"it is damaged ({brief(error)})") from error
 
 
-def _chunk(plain: dict[str, Any]) -> Chunk:
+def _chunk(plain: dict[str, Any]) -> ChunkResult:
     results = {
         name: {
             key: ScenarioResult(**{**result, "effort": QueryCount(**result["effort"])})
@@ -97,4 +97,4 @@ def _chunk(plain: dict[str, Any]) -> Chunk:
         for name in ("cells", "probes")
     }
     seen = Observation(**plain["observation"]), {key: Observation(**each) for key, each in plain["noisy"].items()}
-    return Chunk(**{**plain, **results, "observation": seen[0], "noisy": seen[1]})
+    return ChunkResult(**{**plain, **results, "observation": seen[0], "noisy": seen[1]})

@@ -103,8 +103,8 @@ class Cell:
     def scenario(self) -> Scenario:
         """Who attacks what."""
         surrogate = self.surrogate.key if self.surrogate is not None else None
-        armed = AttackAtEps(self.threat.attack, self.threat.model, self.spec.attack.sweep)
-        return Scenario.of(armed, self.spec.support, self.spec.query, surrogate)
+        at_eps = AttackAtEps(self.threat.attack, self.threat.model, self.spec.attack.sweep)
+        return Scenario.of(at_eps, self.spec.support, self.spec.query, surrogate)
 
 
 class Work(NamedTuple):
@@ -180,7 +180,7 @@ def _support_key(cell: Cell) -> str:
     return cell.support + cell.spec.attack.model_dump_json() if cell.support != "clean" else "clean"
 
 
-def prepare(run: RunSpec, registry: Registry, data_root: Path | None, splits: Splits | None = None) -> Grid:
+def build_grid(run: RunSpec, registry: Registry, data_root: Path | None, splits: Splits | None = None) -> Grid:
     """Resolve a run into its grid.
 
     Args:
@@ -264,7 +264,7 @@ def prepare(run: RunSpec, registry: Registry, data_root: Path | None, splits: Sp
     return grid
 
 
-def prepare_all(
+def build_grids(
     runs: Sequence[RunSpec], registry: Registry, data_root: Path | None,
     told: Sequence[Callable[[BenchError], BenchError]] = (),
 ) -> list[Grid]:  # fmt: skip
@@ -280,7 +280,7 @@ def prepare_all(
         told: by part, adds the place in the suite's file to an error.
 
     Raises:
-        BenchError: as of `prepare`.
+        BenchError: as of `build_grid`.
     """
     loaded: dict[str, Splits] = {}
     seen: set[str] = set()
@@ -289,7 +289,7 @@ def prepare_all(
         try:
             with about("dataset"):
                 _, dataset, _ = resolve_plugin(registry, "dataset", parse_choice(run.dataset), run.profile, data_root)
-            grid = prepare(run, registry, data_root, loaded.get(dataset.model_dump_json()))
+            grid = build_grid(run, registry, data_root, loaded.get(dataset.model_dump_json()))
         except BenchError as error:
             if not told or (placed := told[index](error)) is error:
                 raise

@@ -63,23 +63,23 @@ def probes(probe_plan: Probes, scenario: Scenario, shape: Sequence[int]) -> list
 
     Queries that are attacked on the model itself are probed most; other rows less, as docs/flags.md tells.
     """
-    armed = scenario.query or scenario.support
-    if armed is None or armed.threat.eps == 0 or armed.attack.clean or armed.threat.norm not in probe_plan.noise:
+    at_eps = scenario.query or scenario.support
+    if at_eps is None or at_eps.threat.eps == 0 or at_eps.attack.clean or at_eps.threat.norm not in probe_plan.noise:
         return []
-    found = list(_baselines(probe_plan, scenario, armed))
+    found = list(_baselines(probe_plan, scenario, at_eps))
     if scenario.surrogate is not None:
         return found
-    stronger = armed.attack.stronger()
+    stronger = at_eps.attack.stronger()
     if stronger is not None and (scenario.support is None or (scenario.query is None and scenario.poisons)):
         found.append(Probe("stronger", _instead(scenario, stronger)))
     if scenario.support is None:
-        found += _white_box(probe_plan, armed, shape)
+        found += _white_box(probe_plan, at_eps, shape)
     return found
 
 
-def _baselines(probe_plan: Probes, scenario: Scenario, armed: AttackAtEps) -> Iterator[Probe]:
+def _baselines(probe_plan: Probes, scenario: Scenario, at_eps: AttackAtEps) -> Iterator[Probe]:
     """Noise and a single step in the place of the row's last attack."""
-    norm = armed.threat.norm
+    norm = at_eps.threat.norm
     yield Probe("noise", _instead(scenario, probe_plan.noise[norm]))
     misled = scenario.surrogate is not None or (scenario.query is None and not scenario.poisons)
     if not misled:
@@ -94,11 +94,11 @@ def _instead(scenario: Scenario, attack: Attack) -> Scenario:
     return replace(scenario, support=AttackAtEps(attack, scenario.support.threat))
 
 
-def _white_box(probe_plan: Probes, armed: AttackAtEps, shape: Sequence[int]) -> Iterator[Probe]:
-    norm, eps = armed.threat.norm, armed.threat.eps
+def _white_box(probe_plan: Probes, at_eps: AttackAtEps, shape: Sequence[int]) -> Iterator[Probe]:
+    norm, eps = at_eps.threat.norm, at_eps.threat.eps
     most = 1.0 if norm == "linf" else math.sqrt(math.prod(shape))
     attack = probe_plan.many_steps[norm]
-    yield Probe("pgd", Scenario(query=AttackAtEps(attack, armed.threat)))
+    yield Probe("pgd", Scenario(query=AttackAtEps(attack, at_eps.threat)))
     yield Probe("pgd, 2 eps", Scenario(query=AttackAtEps(attack, ThreatModel(norm, min(2 * eps, most)))))
     yield Probe("pgd, full range", Scenario(query=AttackAtEps(attack, ThreatModel(norm, most))))
-    yield Probe("black box", Scenario(query=AttackAtEps(probe_plan.black_box[norm], armed.threat)))
+    yield Probe("black box", Scenario(query=AttackAtEps(probe_plan.black_box[norm], at_eps.threat)))

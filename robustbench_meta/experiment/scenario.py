@@ -43,12 +43,12 @@ class Scenario:
     """The key of the model on which the attack on the queries is made instead."""
 
     @classmethod
-    def of(cls, armed: AttackAtEps, support: Part, query: Part, surrogate: str | None = None) -> Scenario:
+    def of(cls, at_eps: AttackAtEps, support: Part, query: Part, surrogate: str | None = None) -> Scenario:
         """What the words of `options.SCENARIOS` mean for support and query."""
-        if armed.attack.clean:
+        if at_eps.attack.clean:
             return cls()
         return cls(
-            armed if support != "clean" else None, armed if query != "clean" else None,
+            at_eps if support != "clean" else None, at_eps if query != "clean" else None,
             support, surrogate if query == "transfer" else None,
         )  # fmt: skip
 

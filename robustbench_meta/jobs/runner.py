@@ -17,7 +17,7 @@ import torch
 
 from robustbench_meta.engine.training_snapshots import keep_seconds
 from robustbench_meta.errors import StorageError
-from robustbench_meta.experiment.grid import Grid, prepare, prepare_all
+from robustbench_meta.experiment.grid import Grid, build_grid, build_grids
 from robustbench_meta.experiment.suite import Suite
 from robustbench_meta.jobs.events import FOLDER, EventLog, RunFinished, RunStarted
 from robustbench_meta.jobs.launchers import Run, check_executor, computes_here, launcher_for
@@ -34,7 +34,17 @@ from robustbench_meta.runtime.devices import choose_device
 from robustbench_meta.runtime.interrupts import Stop
 from robustbench_meta.runtime.precision import check_precision
 
-__all__ = ["Policy", "PreparedRun", "Summary", "compute", "failures_of", "make_ready", "prepare", "prepare_all", "run"]
+__all__ = [
+    "Policy",
+    "PreparedRun",
+    "Summary",
+    "build_grid",
+    "build_grids",
+    "compute",
+    "failures_of",
+    "make_ready",
+    "run",
+]
 MOST_RUNS = 20
 """Runs with event files; when another begins, those of older runs that are over are removed."""
 
@@ -45,7 +55,7 @@ class PreparedRun:
 
     suite: Suite
     grids: list[Grid]
-    """Of its parts, of which no two have a cell in common, see `prepare_all`."""
+    """Of its parts, of which no two have a cell in common, see `build_grids`."""
     registry: Registry
     device: torch.device
     plugins: Path | None = None
@@ -84,7 +94,7 @@ def make_ready(
     if bring is not None:
         bring(registry)
     registry.attach(track)
-    grids = prepare_all(specs, registry, data_root, [part.placed for part in suite.parts])
+    grids = build_grids(specs, registry, data_root, [part.placed for part in suite.parts])
     return PreparedRun(suite, grids, registry, device, plugins, local_plugins, data_root)
 
 

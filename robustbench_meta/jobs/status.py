@@ -67,7 +67,7 @@ class RunStatus:
             "share_done": progress.fraction,
             "running": [
                 {"stage": each.stage, "training": each.title, "done": each.done, "total": each.total}
-                for each in progress.stretches
+                for each in progress.running
             ],
             "workers": [
                 {"name": name, "time": each.time, "place": each.place, "doing": each.doing, "cell": each.cell}

@@ -98,7 +98,7 @@ class TrainingShare:
     """In passes through a task; 0: nothing to do."""
     checked: int = 0
     """Of the (episode, attack) pairs of its test, the first ones."""
-    stretches: dict[Stage, JobProgress] = field(default_factory=dict)
+    running: dict[Stage, JobProgress] = field(default_factory=dict)
     failed: int = 0
     """Cells."""
 
@@ -106,7 +106,7 @@ class TrainingShare:
         """How much of a stage is done; once all cells have failed, nothing is left."""
         if self.cells and self.failed >= self.cells:
             return 1.0
-        return self.stretches[stage].fraction if stage in self.stretches else 0.0
+        return self.running[stage].fraction if stage in self.running else 0.0
 
 
 class TimeLeft(NamedTuple):
@@ -125,7 +125,7 @@ class RunProgress:
         self._clock = clock
         self.cells = self.cells_over = 0
         self.shares: list[TrainingShare] = []
-        self.stretches: list[JobProgress] = []
+        self.running: list[JobProgress] = []
         """Those that go on, in the order in which they began."""
         self._latest: dict[tuple[Stage, str], JobProgress] = {}
         self._began = clock()
@@ -144,26 +144,26 @@ class RunProgress:
         """Something is at `done` of `total`; it begins if it had not, or was over."""
         if stage == "test":  # a training with a checkpoint may have never come to its last step
             self._end("train", title)
-        stretch = self._latest.get((stage, title))
-        if stretch is None or stretch.over:
-            stretch = self._latest[stage, title] = JobProgress(stage, title)
-            self.stretches.append(stretch)
+        job = self._latest.get((stage, title))
+        if job is None or job.over:
+            job = self._latest[stage, title] = JobProgress(stage, title)
+            self.running.append(job)
             for share in self.shares:
-                if share.title == title and share.costs[stage] and stage not in share.stretches:
-                    share.stretches[stage] = stretch
-                    stretch.checked = share.checked if stage == "test" else 0
+                if share.title == title and share.costs[stage] and stage not in share.running:
+                    share.running[stage] = job
+                    job.checked = share.checked if stage == "test" else 0
                     break
-        stretch.reach(self._clock(), done, total)
-        stretch.told = metrics or {}
+        job.reach(self._clock(), done, total)
+        job.told = metrics or {}
         if done >= total:
             self._end(stage, title)
-        return stretch
+        return job
 
     def _end(self, stage: Stage, title: str) -> None:
-        stretch = self._latest.get((stage, title))
-        if stretch is not None and not stretch.over:
-            stretch.over = True
-            self.stretches.remove(stretch)
+        job = self._latest.get((stage, title))
+        if job is not None and not job.over:
+            job.over = True
+            self.running.remove(job)
 
     def cell_over(self, failed_of: str | None = None) -> None:
         """A cell is finished, or one of that training failed."""
@@ -196,7 +196,7 @@ class RunProgress:
         means = {stage: list(self._paces(stage, lambda job: job.mean_rate).values()) for stage in STAGES}
         if not any(paces.values()):
             return None
-        chains, known = [], {"less"} if any(stretch.quickens for stretch in self.stretches) else set()
+        chains, known = [], {"less"} if any(job.quickens for job in self.running) else set()
         for share in self.shares:
             seconds = 0.0
             for stage in STAGES:
@@ -211,7 +211,7 @@ class RunProgress:
                 else:
                     seconds += pace * share.costs[stage] * (1 - share.fraction(stage))
             chains.append(seconds)
-        seconds = max([*chains, sum(chains) / max(1, len(self.stretches))], default=0.0)
+        seconds = max([*chains, sum(chains) / max(1, len(self.running))], default=0.0)
         if {"more", "less"} <= known:
             return TimeLeft(seconds, "guessed")
         return TimeLeft(seconds, next((mark for mark in ("more", "less", "guessed") if mark in known), "measured"))
@@ -220,7 +220,7 @@ class RunProgress:
         """The seconds that a unit of cost takes, by the titles of which this is known."""
         paces = {}
         for share in self.shares:
-            stretch = share.stretches.get(stage)
-            if stretch is not None and stretch.total and (known := rate(stretch)):
-                paces[share.title] = stretch.total / share.costs[stage] / known
+            job = share.running.get(stage)
+            if job is not None and job.total and (known := rate(job)):
+                paces[share.title] = job.total / share.costs[stage] / known
         return paces

@@ -14,7 +14,7 @@ from typing import Any
 
 from robustbench_meta.engine.parallel import Cores
 from robustbench_meta.errors import BenchError
-from robustbench_meta.experiment.grid import Grid, prepare_all
+from robustbench_meta.experiment.grid import Grid, build_grids
 from robustbench_meta.jobs.context import WorkerContext
 from robustbench_meta.jobs.events import EventLog
 from robustbench_meta.jobs.monitor import Monitor
@@ -103,7 +103,7 @@ def _grids(recipe: Recipe) -> list[Grid]:
         BenchError: they cannot be made, or differ from those of the run.
     """
     registry = load_registry(recipe.plugins, local=recipe.local_plugins)
-    grids = prepare_all(recipe.runs, registry, recipe.data_root)
+    grids = build_grids(recipe.runs, registry, recipe.data_root)
     if not set(recipe.cells) <= {cell.key for grid in grids for cell in grid.cells}:
         raise BenchError(
             "a worker makes other cells of this run: code, data or plugins changed during the run, or are not "

@@ -14,12 +14,18 @@ from robustbench_meta.evaluation.statistics import mean_and_ci95
 from robustbench_meta.results.csv_safety import harmless_frame
 from robustbench_meta.results.curves import SCENE
 from robustbench_meta.results.episode_accuracies import Samples
-from robustbench_meta.results.tables import CLEAN, PLACE, learners_apart, numbered, once
+from robustbench_meta.results.tables import (
+    CLEAN,
+    SETTING,
+    distinct_labels,
+    with_distinct_learners,
+    without_duplicates,
+)
 from robustbench_meta.runtime.atomic_files import write_atomically
 
 MEAN, DRAWN = "mean", "all"
 """The mean over kinds, each counted once; and one kind drawn for each image, which is not in it."""
-COLUMNS = [*PLACE, *SCENE, "learner", "kind", "seed", "severities", "accuracy", "ci95"]
+COLUMNS = [*SETTING, *SCENE, "learner", "kind", "seed", "severities", "accuracy", "ci95"]
 """The CSV's columns. Accuracies are fractions; `ci95` half-widths of 95 % intervals over episodes."""
 _ATTACK = "corruption"
 
@@ -61,10 +67,10 @@ class KindTable:
 def kind_tables(frame: pd.DataFrame, samples: Samples) -> list[KindTable]:
     """A table for each setting and scenario in which several kinds were run, in the order of the leaderboard."""
     found = []
-    rows = once(frame[frame["threat_norm"] == "severity"])
-    for _, place in rows.groupby(PLACE, sort=False, dropna=False):
-        for _, scene in learners_apart(place).groupby(SCENE, sort=False):
-            attacks = numbered(scene.assign(series=scene["spec_hash"].map(samples.series)), "attack", "series")
+    rows = without_duplicates(frame[frame["threat_norm"] == "severity"])
+    for _, place in rows.groupby(SETTING, sort=False, dropna=False):
+        for _, scene in with_distinct_learners(place).groupby(SCENE, sort=False):
+            attacks = distinct_labels(scene.assign(series=scene["spec_hash"].map(samples.series)), "attack", "series")
             kinds = attacks.str.removeprefix(f"{_ATTACK}:kind=").replace(_ATTACK, DRAWN)
             if kinds.nunique() > 1:
                 found.append(_table(scene.assign(kind=kinds), samples))
@@ -84,7 +90,7 @@ def _table(scene: pd.DataFrame, samples: Samples) -> KindTable:
         if values.keys() >= set(single):
             values[MEAN] = np.mean([values[kind] for kind in single], axis=0)
         found.setdefault(str(learner), {})[int(str(seed))] = values
-    told = {name: scene[name].iloc[0] for name in [*PLACE, *SCENE]}
+    told = {name: scene[name].iloc[0] for name in [*SETTING, *SCENE]}
     return KindTable(told, tuple(severities), (CLEAN, *kinds, *[MEAN] * (len(single) > 1)), found)
 
 

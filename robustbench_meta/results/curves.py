@@ -14,13 +14,13 @@ from scipy.integrate import trapezoid
 from robustbench_meta.evaluation.statistics import mean_and_ci95
 from robustbench_meta.results.csv_safety import harmless_frame
 from robustbench_meta.results.episode_accuracies import Samples
-from robustbench_meta.results.tables import PLACE, learners_apart, numbered
+from robustbench_meta.results.tables import SETTING, distinct_labels, with_distinct_learners
 from robustbench_meta.runtime.atomic_files import write_atomically
 
 SCENE = ["support", "query", "surrogate", "threat_norm"]
 """What the points of a curve share besides a table's place."""
 COLUMNS = [
-    *PLACE, *SCENE, "learner", "attack", "warm_start", "seed", "eps", "accuracy", "ci95", "area", "area_ci95",
+    *SETTING, *SCENE, "learner", "attack", "warm_start", "seed", "eps", "accuracy", "ci95", "area", "area_ci95",
     "training_hash", "recipe_hash", "spec_hash",
 ]  # fmt: skip
 """The CSV's columns, one row a point. Accuracies and areas are fractions; `…ci95` half-widths of 95 % intervals."""
@@ -66,10 +66,10 @@ def curves(frame: pd.DataFrame, samples: Samples) -> list[Curve]:
     """
     found = []
     attacked = frame[frame["threat_norm"] != "none"]
-    for _, part in attacked.groupby(PLACE, sort=False, dropna=False):
-        named = learners_apart(part)["learner"]
+    for _, part in attacked.groupby(SETTING, sort=False, dropna=False):
+        named = with_distinct_learners(part)["learner"]
         for _, scene in part.assign(series=part["spec_hash"].map(samples.series)).groupby(SCENE, sort=False):
-            attacks = numbered(scene, "attack", "series")
+            attacks = distinct_labels(scene, "attack", "series")
             for _, same in scene.groupby(["recipe_hash", "seed", "series"], sort=False):
                 learner, attack = named[same.index[0]], attacks[same.index[0]]
                 found += [_curve(same, learner, attack, run, samples) for run in _runs(same, samples) if len(run) > 1]
@@ -80,7 +80,7 @@ def grouped(found: Sequence[Curve]) -> list[list[Curve]]:
     """The curves by what a table or figure of them shares: setting, scenario and list of ε."""
     groups: dict[tuple[Any, ...], list[Curve]] = {}
     for curve in found:
-        groups.setdefault((*(curve.told[name] for name in [*PLACE, *SCENE]), curve.eps), []).append(curve)
+        groups.setdefault((*(curve.told[name] for name in [*SETTING, *SCENE]), curve.eps), []).append(curve)
     return list(groups.values())
 
 
@@ -132,7 +132,7 @@ def _curve(rows: pd.DataFrame, learner: str, attack: str, points: Mapping[float,
     if values[0] > 0:
         keys, values, texts = [keys[0], *keys], [0.0, *values], ["0", *texts]
         accuracies = [samples.clean(keys[0]), *accuracies]
-    names = [*PLACE, *SCENE, "learner", "attack", "warm_start", "seed", "training_hash", "recipe_hash"]
+    names = [*SETTING, *SCENE, "learner", "attack", "warm_start", "seed", "training_hash", "recipe_hash"]
     told = {name: last[name] for name in names}
     attack = f"{attack} (warm)" if told["warm_start"] else attack
     return Curve(told, learner, attack, tuple(texts), np.array(values), np.stack(accuracies), tuple(keys))

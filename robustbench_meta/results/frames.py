@@ -18,7 +18,7 @@ from robustbench_meta.results.episode_accuracies import Samples
 from robustbench_meta.results.learning_curves import learning_curve
 from robustbench_meta.results.pairwise import Comparison
 from robustbench_meta.results.records import unpack
-from robustbench_meta.results.tables import PLACE, THREAT
+from robustbench_meta.results.tables import SETTING, THREAT
 
 CELL = [
     "dataset", "way", "shot", "backbone", "norm", "inference", "learner", "attack", "threat_norm", "eps", "eps_value",
@@ -30,8 +30,8 @@ QUERIES = ["learner", "attack", "eps", "eps_value", "support", "query", "seed", 
            "clean_correct", "robust_correct"]  # fmt: skip
 TRAINING = ["dataset", "backbone", "learner", "seed", "training_hash", "step", "loss", "accuracy", "validation_loss",
             "validation_accuracy", "chosen"]  # fmt: skip
-COMPARISONS = [*PLACE, *THREAT, "column", "first", "second", "first_accuracy", "second_accuracy", "difference", "ci95",
-               "p", "corrected_p", "seeds_p", "ahead"]  # fmt: skip
+COMPARISONS = [*SETTING, *THREAT, "column", "first", "second", "first_accuracy", "second_accuracy", "difference",
+               "ci95", "p", "corrected_p", "seeds_p", "ahead"]  # fmt: skip
 FAILED = ["learner", "attack", "eps", "support", "query", "seed", "spec_hash", "reason", "before"]
 _SUPPORT, _QUERY = ("clean", "adv", "poisoned", "asp", "swap"), ("clean", "adv", "transfer", "certified")
 

@@ -17,7 +17,7 @@ from robustbench_meta.results.curves import curves, write_curves
 from robustbench_meta.results.episode_accuracies import Samples, surrogate_of
 from robustbench_meta.results.pairwise import ranks
 from robustbench_meta.results.store import Store, unpack
-from robustbench_meta.results.tables import PLACE, numbered
+from robustbench_meta.results.tables import SETTING, distinct_labels
 from robustbench_meta.runtime.atomic_files import write_atomically
 from robustbench_meta.runtime.digest import digest_of
 
@@ -67,7 +67,7 @@ def rows_of(records: Sequence[Mapping[str, Any]]) -> tuple[pd.DataFrame, Samples
     frame = pd.DataFrame(rows, columns=COLUMNS)
     if rows:
         models = [digest_of(surrogate_of(record["spec"])) for record in records]
-        frame["surrogate"] = numbered(frame.assign(model=models), "surrogate", "model")
+        frame["surrogate"] = distinct_labels(frame.assign(model=models), "surrogate", "model")
         frame["dataset"] = _data_apart(frame, [record["episodes_digest"] for record in records])
         dated = frame.assign(written=[record["written"] for record in records])
         ascending = [*([True] * len(_ORDER)), False, True]
@@ -80,8 +80,8 @@ def _data_apart(frame: pd.DataFrame, episodes: Sequence[str]) -> pd.Series[str]:
 
     So rows of other images or episodes share no table, figure, mean, rank or comparison.
     """
-    frame = frame.assign(dataset=numbered(frame, "dataset", "data_hash"), episodes_hash=episodes)
-    several = frame.groupby(PLACE, dropna=False)["episodes_hash"].transform("nunique") > 1
+    frame = frame.assign(dataset=distinct_labels(frame, "dataset", "data_hash"), episodes_hash=episodes)
+    several = frame.groupby(SETTING, dropna=False)["episodes_hash"].transform("nunique") > 1
     return frame["dataset"].where(~several, frame["dataset"] + " @" + frame["episodes_hash"].str[:4])
 
 

@@ -16,20 +16,20 @@ from robustbench_meta.results.episode_accuracies import Sample, Samples
 from robustbench_meta.results.selection import not_there
 from robustbench_meta.results.tables import (
     CLEAN,
-    DENIES,
-    PLACE,
+    DISQUALIFYING,
+    SETTING,
     THREAT,
     WORST,
     LeaderboardTable,
     Score,
-    attacks_apart,
     attacks_of,
     boards,
     columns_of,
     groups,
-    learners_apart,
-    once,
     scores_of,
+    with_distinct_attacks,
+    with_distinct_learners,
+    without_duplicates,
 )
 
 _NO_THREAT = {"support": "clean", "query": "clean", "surrogate": "none", "threat_norm": "none", "eps": "0"}
@@ -145,7 +145,7 @@ def _ranks(
     attacks = attacks_of(rows)
     known = {
         str(name): sample for name, part in rows.groupby("learner", sort=False)
-        if not scores[str(name)][column].flags & DENIES
+        if not scores[str(name)][column].flags & DISQUALIFYING
         and (sample := samples.of(part, column, attacks)) is not None
     }  # fmt: skip
     return ranked(known)
@@ -192,7 +192,9 @@ def compare_learners(
     Raises:
         BenchError: a learner is unknown, or its name stands for several; or there is nothing to compare, and why.
     """
-    places = [learners_apart(rows) for _, rows in once(frame).groupby(PLACE, sort=False, dropna=False)]
+    places = [
+        with_distinct_learners(rows) for _, rows in without_duplicates(frame).groupby(SETTING, sort=False, dropna=False)
+    ]
     wanted = (
         None if first is None or second is None else (_chosen(frame, places, first), _chosen(frame, places, second))
     )
@@ -289,13 +291,13 @@ def _columns(
     one: pd.DataFrame, two: pd.DataFrame, numbers: _Numbers
 ) -> Iterator[tuple[dict[str, Any], str, tuple[Sample, Sample], tuple[Score, Score]]]:
     """The setting, column, samples and numbers of all that both have: clean, then each threat's attacks, worst case."""
-    place = {name: one[name].iloc[0] for name in PLACE}
+    place = {name: one[name].iloc[0] for name in SETTING}
     (sample, score), (other, others) = numbers.clean(one), numbers.clean(two)
     if sample is not None and other is not None:
         yield {**place, **_NO_THREAT}, CLEAN, (sample, other), (score, others)
     both = pd.concat([one, two])
     for _, group in both[both["threat_norm"] != "none"].groupby(THREAT, sort=False, dropna=False):
-        rows = attacks_apart(group)
+        rows = with_distinct_attacks(group)
         setting = {**place, **{name: rows[name].iloc[0] for name in THREAT}}
         mine, theirs = (rows[rows["recipe_hash"] == part["recipe_hash"].iloc[0]] for part in (one, two))
         columns = columns_of(rows)

@@ -14,19 +14,19 @@ from robustbench_meta.errors import BenchError
 from robustbench_meta.options import parse_eps
 
 CLEAN, WORST = "clean", "worst case"
-PLACE = [
+SETTING = [
     "dataset", "way", "shot", "queries", "backbone", "norm", "inference", "precision", "episodes", "meta_steps",
     "tasks_per_step",
 ]  # fmt: skip
 """What learners must share to be compared at all."""
 THREAT = ["support", "query", "surrogate", "threat_norm", "eps"]
 """What their attacks must share besides."""
-OF_THE_MODEL = frozenset({
+MODEL_FLAGS = frozenset({
     "probabilities", "random-outputs", "remembers", "zero-gradients", "masked-gradients", "flat-in-eps",
     "robust-at-full-range",
 })  # fmt: skip
 """Flags of the model or its gradients: from the row of any attack they reach the worst case as well."""
-DENIES = frozenset({
+DISQUALIFYING = frozenset({
     "remembers", "zero-gradients", "no-effect", "weaker-than-noise", "weaker-than-fgsm", "above-clean",
     "masked-gradients", "flat-in-eps", "robust-at-full-range",
 })  # fmt: skip
@@ -141,14 +141,14 @@ def groups(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
     Clean accuracies make a table of their own only for learners that nothing attacked.
     """
-    frame = once(frame)
+    frame = without_duplicates(frame)
     attacked = frame[frame["threat_norm"] != "none"]
-    shown = attacked[[*PLACE, "learner", "recipe_hash"]].drop_duplicates()
+    shown = attacked[[*SETTING, "learner", "recipe_hash"]].drop_duplicates()
     clean = frame[frame["threat_norm"] == "none"].reset_index().merge(shown, how="left", indicator=True)
     clean = clean[clean["_merge"] == "left_only"].drop(columns="_merge").set_index("index")
     for part in (attacked, clean):
-        for _, rows in part.groupby([*PLACE, *THREAT], sort=False, dropna=False):
-            yield attacks_apart(learners_apart(rows))
+        for _, rows in part.groupby([*SETTING, *THREAT], sort=False, dropna=False):
+            yield with_distinct_attacks(with_distinct_learners(rows))
 
 
 def eps_of(setting: Mapping[str, Any]) -> float:
@@ -164,7 +164,7 @@ def all_scores(found: Iterable[LeaderboardTable]) -> list[Score]:
     return [score for board in found for row in board.scores.values() for score in row.values()]
 
 
-def alike(found: Iterable[LeaderboardTable], pictured: Iterable[Score]) -> list[LeaderboardTable]:
+def with_comparable_spreads(found: Iterable[LeaderboardTable], pictured: Iterable[Score]) -> list[LeaderboardTable]:
     """The boards of a picture, without the intervals of single seeds if any of the numbers in it is of several seeds.
 
     They would be intervals over episodes beside deviations between seeds, in one panel or in two.
@@ -182,7 +182,7 @@ def alike(found: Iterable[LeaderboardTable], pictured: Iterable[Score]) -> list[
     ]  # fmt: skip
 
 
-def unattacked(group: Iterable[LeaderboardTable]) -> LeaderboardTable:
+def clean_table(group: Iterable[LeaderboardTable]) -> LeaderboardTable:
     """The clean accuracies of boards that differ in the threat alone: each learner's where it rests on most seeds."""
     boards = list(group)
     rows: dict[str, dict[str, Score]] = {}
@@ -193,23 +193,23 @@ def unattacked(group: Iterable[LeaderboardTable]) -> LeaderboardTable:
     return replace(boards[0], columns=[CLEAN], scores=rows)
 
 
-def once(frame: pd.DataFrame) -> pd.DataFrame:
+def without_duplicates(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows without those that tell again what another does: the first checked one stays, else the first.
 
     The leaderboard has the newest of them first.
     """
-    same = [*PLACE, *THREAT, "learner", "recipe_hash", "attack", "attack_hash", "seed"]
+    same = [*SETTING, *THREAT, "learner", "recipe_hash", "attack", "attack_hash", "seed"]
     unchecked = frame["flags"].fillna("").str.split().map(lambda flags: "unchecked" in flags)
     kept = frame.assign(unchecked=unchecked).sort_values("unchecked", kind="stable").drop_duplicates(same)
     return frame.loc[frame.index.isin(kept.index)]
 
 
-def learners_apart(rows: pd.DataFrame) -> pd.DataFrame:
+def with_distinct_learners(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with the first digits of the recipe's hash behind the name of a learner of several versions."""
-    return rows.assign(learner=numbered(rows, "learner", "recipe_hash"))
+    return rows.assign(learner=distinct_labels(rows, "learner", "recipe_hash"))
 
 
-def attacks_apart(rows: pd.DataFrame) -> pd.DataFrame:
+def with_distinct_attacks(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of one threat model with the versions of an attack told apart in their names.
 
     An attack that started from what smaller ε found is `pgd (warm)` beside the same one that did not; other versions
@@ -219,7 +219,7 @@ def attacks_apart(rows: pd.DataFrame) -> pd.DataFrame:
     both = rows["attack"].isin(set(rows.loc[warm, "attack"]) & set(rows.loc[~warm, "attack"]))
     rows = rows.assign(attack=rows["attack"].where(~(warm & both), rows["attack"] + " (warm)"))
     attacked = rows["threat_norm"] != "none"
-    return rows.assign(attack=rows["attack"].where(~attacked, numbered(rows, "attack", "attack_hash")))
+    return rows.assign(attack=rows["attack"].where(~attacked, distinct_labels(rows, "attack", "attack_hash")))
 
 
 def attacks_of(rows: pd.DataFrame) -> list[str]:
@@ -256,14 +256,14 @@ def _board(rows: pd.DataFrame) -> LeaderboardTable:
         scores, key=lambda name: (ranks.get(name, math.inf), -np.nan_to_num(means[name], nan=-math.inf), name)
     )
     extras = {name: _extras(part) for name, part in parts.items()}
-    setting = {name: rows[name].iloc[0] for name in [*PLACE, *THREAT]}
+    setting = {name: rows[name].iloc[0] for name in [*SETTING, *THREAT]}
     first = {name for name, rank in ranks.items() if rank == 1} if len(ranks) > 1 else set()
     return LeaderboardTable(
         setting, columns, {name: scores[name] for name in ordered}, extras, ranks, {columns[-1]: first}
     )
 
 
-def numbered(rows: pd.DataFrame, name: str, version: str) -> pd.Series[str]:
+def distinct_labels(rows: pd.DataFrame, name: str, version: str) -> pd.Series[str]:
     """Names of learners or attacks, with the first digits of a hash where one name stands for several versions.
 
     Versions differ in code or data: no number is ever a mean over them.
@@ -297,7 +297,7 @@ def scores_of(rows: pd.DataFrame, columns: list[str]) -> dict[str, Score]:
         if column == WORST and not part.empty:
             whole = rows[rows["seed"].isin(part.index)]
             each = [_flags(under(whole, attack, attacks)) for attack in attacks]
-            flags = frozenset.intersection(*each) | (frozenset.union(*each) & OF_THE_MODEL)
+            flags = frozenset.intersection(*each) | (frozenset.union(*each) & MODEL_FLAGS)
         searched = _searched(part) if column in attacks else math.nan
         scores[column] = _score(part[accuracy], part[ci95], flags, searched)
     return scores

@@ -16,7 +16,7 @@ from robustbench_meta.contracts.attack import margin
 from robustbench_meta.contracts.state import State
 from robustbench_meta.contracts.tasks import Batch, TaskBatch
 from robustbench_meta.contracts.threat_model import TOLERANCE, Norm, ThreatModel
-from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.attack_harness import guarded
 from robustbench_meta.engine.attacked_model import AttackedModel, PoisonedAdaptation, Target
 from robustbench_meta.engine.engine import Engine
 from robustbench_meta.engine.query_counter import CountingModel, QueryCount
@@ -37,7 +37,7 @@ class Attempt:
     where: str
     x: Tensor
     threat: ThreatModel
-    event: int
+    event_ndim: int
     returned: object = None
     error: Exception | None = None
     touched: str = ""
@@ -66,7 +66,7 @@ class Attempt:
 
     def expect_inside(self) -> None:
         """Raise Broken unless the images are in the threat model."""
-        over_eps, over_range = self.threat.excess(self.expect_images(), self.x, self.event).tolist()
+        over_eps, over_range = self.threat.excess(self.expect_images(), self.x, self.event_ndim).tolist()
         eps, norm, low, high = self.threat.eps, self.threat.norm, self.threat.low, self.threat.high
         expect(
             over_eps <= TOLERANCE,
@@ -84,7 +84,7 @@ def attempt(
     """Call the attack as the harness does, on copies; nothing that it does is refused, all is recorded."""
     x, y = batch.x.clone(), batch.y.clone()
     begin = None if start is None else start.clone()
-    trial = Attempt(where, batch.x, threat, victim.event)
+    trial = Attempt(where, batch.x, threat, victim.event_ndim)
     guarded = {"the images that it was given": x, "the labels": y} | ({} if begin is None else {"the start": begin})
     guarded |= {f"the model's tensor {place}": tensor for place, tensor in enumerate(victim.tensors())}
     before = Snapshot(guarded)
@@ -309,7 +309,7 @@ class AttackContract(Contract):
     def begins_at_a_start(self) -> None:
         """Begins where perturb_from says, and stays inside"""
         victim, query, threat = self.victim(self.tasks), self.tasks.query, self.middle
-        start = noise(query.x, ThreatModel(threat.norm, threat.eps / 2), victim.event, seed=3)
+        start = noise(query.x, ThreatModel(threat.norm, threat.eps / 2), victim.event_ndim, seed=3)
         trial = attempt(self.plugin, victim, query, threat, "from a start, ", start=start)
         trial.expect_images()
         expect(not trial.touched, f"from a start, it changed {trial.touched}", "work on copies")
@@ -332,7 +332,7 @@ class AttackContract(Contract):
                 return float(margin(victim(images), y).mean())
 
         before, after = mean_margin(x), mean_margin(images)
-        noisy = sum(mean_margin(noise(x, self.middle, victim.event, seed)) for seed in range(4)) / 4
+        noisy = sum(mean_margin(noise(x, self.middle, victim.event_ndim, seed)) for seed in range(4)) / 4
         expect(
             after < min(before, noisy) - 0.02 * abs(before),
             f"the mean margin is {before:.3g} on clean images, {noisy:.3g} with noise, {after:.3g} after the attack "
@@ -346,25 +346,25 @@ class AttackContract(Contract):
         engine, state = self._adapted(self.setting, self.tasks)
         query = self.tasks.query
         for eps in self.eps:
-            bound = arm(self.plugin, ThreatModel(self.plugin.norm, eps))
+            bound = guarded(self.plugin, ThreatModel(self.plugin.norm, eps))
             engine.attacked(AttackedModel(engine, state, query.y.shape[1]), query, bound, "query")
 
     def _images(self, victim: Target, batch: Batch, seeds: Sequence[int] = SEEDS) -> Tensor:
         return attempt(self.plugin, victim, batch, self.middle, seeds=seeds).expect_images()
 
 
-def noise(x: Tensor, threat: ThreatModel, event: int, seed: int) -> Tensor:
+def noise(x: Tensor, threat: ThreatModel, event_ndim: int, seed: int) -> Tensor:
     """Noise of the size ε: a random corner, direction, or so many random pixels; clipped to the pixel range.
 
     Of a severity, that of any size.
     """
     draw = torch.Generator().manual_seed(seed)
     direction = torch.randn(x.shape, generator=draw, dtype=torch.float64)
-    axes = tuple(range(-event, 0))
+    axes = tuple(range(-event_ndim, 0))
     if threat.norm == "l0":
-        places = x.shape[-2:] if event == 3 else x.shape[-event:]
-        ranks = torch.rand(*x.shape[:-event], math.prod(places), generator=draw).argsort(-1).argsort(-1)
-        mask = (ranks < threat.eps).view(*x.shape[:-event], *(1 for _ in range(event - len(places))), *places)
+        places = x.shape[-2:] if event_ndim == 3 else x.shape[-event_ndim:]
+        ranks = torch.rand(*x.shape[:-event_ndim], math.prod(places), generator=draw).argsort(-1).argsort(-1)
+        mask = (ranks < threat.eps).view(*x.shape[:-event_ndim], *(1 for _ in range(event_ndim - len(places))), *places)
         return torch.where(mask, (direction > 0).to(x.dtype), x)
     if threat.norm in {"linf", "severity"}:
         step = threat.eps * direction.sign()

@@ -127,7 +127,7 @@ class BackboneContract(Contract):
         module = self.build()
         engine = Engine(
             self.registry.make("learner", "maml", {}), Network(module, "cross_entropy", 5),
-            event=len(self.setting.shape), transductive=self.plugin.transductive, plan=LOOP, training=True,
+            event_ndim=len(self.setting.shape), transductive=self.plugin.transductive, plan=LOOP, training=True,
         )  # fmt: skip
         weights: dict[str, Any] = {name: weight.requires_grad_() for name, weight in trainable(module).items()}
         expect(bool(weights), "it has no weights to learn", "give it parameters")

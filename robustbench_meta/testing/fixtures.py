@@ -13,7 +13,7 @@ from robustbench_meta.contracts import AnyLearner, LossName, Setting, Weights
 from robustbench_meta.contracts.state import feature_shape, trainable
 from robustbench_meta.contracts.tasks import Batch, TaskBatch
 from robustbench_meta.contracts.threat_model import Norm, ThreatModel
-from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.attack_harness import guarded
 from robustbench_meta.engine.engine import Engine, Plan
 from robustbench_meta.engine.network import Network
 from robustbench_meta.options import parse_choice, parse_eps
@@ -87,7 +87,7 @@ def engine_of(
     with seeded(1):
         module = net.build(setting.shape, learner.outputs(setting)).to(dtype)
     engine = Engine(
-        learner, Network(module, setting.loss, setting.way), event=len(setting.shape),
+        learner, Network(module, setting.loss, setting.way), event_ndim=len(setting.shape),
         transductive=net.transductive or learner.transductive, plan=plan,
     )  # fmt: skip
     training_attack, surrogate_backbone = learner.training_attack(), learner.surrogate_backbone()
@@ -95,7 +95,7 @@ def engine_of(
         text, eps = training_attack
         attack, typed = make("attack", text)
         default = _TRAINING_EPS[attack.norm] if typed is None else parse_eps(typed).value
-        engine.attack = arm(attack, ThreatModel(attack.norm, default if eps is None else eps))
+        engine.attack = guarded(attack, ThreatModel(attack.norm, default if eps is None else eps))
     if surrogate_backbone is not None:
         surrogate, _ = make("backbone", surrogate_backbone)
         with seeded(2):

@@ -338,7 +338,9 @@ class LearnerContract(Contract):
 
     def _losses(self, engine: Engine, weights: Weights, tasks: TaskBatch, seed: int = 0) -> list[Tensor]:
         engine.batch_seeds(range(tasks.tasks))
-        drawing = seeded(seed) if seed else engine.drawing("objective", tasks.support.x.device)  # as meta_gradients do
+        drawing = (
+            seeded(seed) if seed else engine.seeded_for("objective", tasks.support.x.device)
+        )  # as meta_gradients do
         if isinstance(engine.attack, FrozenAttack):
             engine.attack.rewind()
         with torch.no_grad(), drawing:

@@ -89,10 +89,10 @@ def test_debug_before_the_command_adds_the_traceback():
 
 
 def failing(monkeypatch, error):
-    def prepare(*_):
+    def build_grid(*_):
         raise error
 
-    monkeypatch.setattr("robustbench_meta.jobs.runner.prepare_all", prepare)
+    monkeypatch.setattr("robustbench_meta.jobs.runner.build_grids", build_grid)
 
 
 def test_a_bug_says_that_it_is_one(monkeypatch):

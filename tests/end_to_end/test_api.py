@@ -601,10 +601,10 @@ def test_ctrl_c_keeps_what_is_under_way_and_the_same_call_goes_on(tmp_path, monk
     caplog.set_level(logging.ERROR)
     call = {**TINY, "learner": "protonet", "attack": "fgsm", "meta_steps": 6}
     whole = rbm.run(results=tmp_path / "whole", **call)
-    prepare = api.runner.make_ready
+    build_grid = api.runner.make_ready
 
     def prepared(*arguments, **options):
-        ready = prepare(*arguments, **options)
+        ready = build_grid(*arguments, **options)
         ready.registry.manager.register(Interrupting(4))
         return ready
 
@@ -624,7 +624,7 @@ def test_ctrl_c_keeps_what_is_under_way_and_the_same_call_goes_on(tmp_path, monk
             steps.append(step)
 
     def counted(*arguments, **options):
-        ready = prepare(*arguments, **options)
+        ready = build_grid(*arguments, **options)
         ready.registry.manager.register(Counting())
         return ready
 

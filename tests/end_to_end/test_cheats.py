@@ -14,7 +14,7 @@ from robustbench_meta.engine.training import make_engine, meta_train
 from robustbench_meta.errors import BenchError
 from robustbench_meta.evaluation.evaluator import evaluate_cells
 from robustbench_meta.evaluation.flags import FLAGS
-from robustbench_meta.experiment.grid import prepare
+from robustbench_meta.experiment.grid import build_grid
 from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs.context import WorkerContext, self_check
 from robustbench_meta.registry.registry import load_registry
@@ -44,7 +44,7 @@ def grid_of(plugins, attacks, learner="maml", **given):
         meta_steps=150,
         **{"episodes": EPISODES, **given},
     )
-    return prepare(spec, plugins, None)
+    return build_grid(spec, plugins, None)
 
 
 def outcomes(plugins, weights, attacks, learner="maml", **given):

@@ -12,7 +12,7 @@ import torch
 from robustbench_meta.contracts import Random
 from robustbench_meta.contracts.tasks import Batch, TaskBatch
 from robustbench_meta.contracts.threat_model import ThreatModel
-from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.attack_harness import guarded
 from robustbench_meta.engine.attacked_model import PoisonedAdaptation
 from robustbench_meta.engine.engine import Plan
 from robustbench_meta.engine.training import _step, make_engine
@@ -40,7 +40,7 @@ def new_enough():
 
 
 def prepared(registry, **given):
-    return runner.prepare(RunSpec.read(**{**TINY, **given}), registry, None)
+    return runner.build_grid(RunSpec.read(**{**TINY, **given}), registry, None)
 
 
 def run(registry, folder, device=CUDA, **given):
@@ -178,7 +178,7 @@ def test_poison_is_as_strong_as_the_cpus_in_float64(registry, attack, learner, o
     for device in (CPU, CUDA):
         engine, victim, support = poisoner(device)
         with computing_in("float32", device):
-            poisoned = engine.attacked(victim, support, arm(attack, within(attack)), "support")
+            poisoned = engine.attacked(victim, support, guarded(attack, within(attack)), "support")
         assert torch.equal(poisoned.y, support.y)
         with torch.no_grad():
             losses.append(judge.loss(poisoned.x.cpu(), clean.y)[:, 0])

@@ -24,7 +24,7 @@ SMALL = {
 
 
 def run(registry, folder, **given):
-    grid = runner.prepare(RunSpec.read(**{**SMALL, **given}), registry, None)
+    grid = runner.build_grid(RunSpec.read(**{**SMALL, **given}), registry, None)
     store = Store(folder)
     return runner.run(grid, registry, store, CPU), store
 
@@ -211,7 +211,7 @@ def test_a_surrogate_that_fails_costs_the_transferred_cells_only(registry, trans
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(transductive.read_bytes())
     spec = {**SMALL, "attacks": ("fgsm",), "scenarios": ("clean/adv", "clean/transfer"), "surrogate": str(copy)}
-    grid = runner.prepare(RunSpec.read(**spec), registry, None)
+    grid = runner.build_grid(RunSpec.read(**spec), registry, None)
     copy.write_bytes(transductive.read_bytes() + b" ")
     summary = runner.run(grid, registry, Store(tmp_path / "results"), CPU)
     assert summary.finished == 2
@@ -222,6 +222,6 @@ def test_a_surrogate_that_fails_costs_the_transferred_cells_only(registry, trans
 def test_a_learners_own_checkpoint_is_not_its_surrogate(registry, done):
     for file in (done.root / "checkpoints").glob("*.safetensors"):
         spec = {**SMALL, "attacks": ("fgsm",), "scenarios": ("clean/transfer",), "surrogate": str(file)}
-        grid = runner.prepare(RunSpec.read(**spec), registry, None)
+        grid = runner.build_grid(RunSpec.read(**spec), registry, None)
         assert len(grid.cells) == 1
         assert any("it is itself the surrogate" in note for note in grid.notes)

@@ -39,7 +39,7 @@ def plugins():
 
 def grid_of(plugins, learner, **given):
     spec = RunSpec.read(**{"profile": "smoke", "learners": (learner,), "attacks": ("none",), "checks": False, **given})
-    return runner.prepare(spec, plugins, None)
+    return runner.build_grid(spec, plugins, None)
 
 
 @pytest.mark.parametrize("name", ["alfa", "leo", "squared-distance"])

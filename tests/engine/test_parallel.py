@@ -17,7 +17,7 @@ from torch import nn
 
 from robustbench_meta.contracts import Attack
 from robustbench_meta.contracts.threat_model import ThreatModel
-from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.attack_harness import guarded
 from robustbench_meta.engine.engine import Plan
 from robustbench_meta.engine.metrics import QueryMetrics
 from robustbench_meta.engine.parallel import Cores, Pool, forks
@@ -37,7 +37,7 @@ def world(registry, learner="adml", threads=1, dropout=False, attack=None, **opt
         torch.manual_seed(2)
         weights = {name: torch.randn_like(weight).requires_grad_() for name, weight in module.named_parameters()}
     if attack is not None:
-        engine.attack = arm(attack, ThreatModel("linf", 0.05))
+        engine.attack = guarded(attack, ThreatModel("linf", 0.05))
     engine.plan, engine.cores = Plan(chunk=2), Cores(lambda: threads)
     return engine, weights
 
@@ -187,7 +187,7 @@ def test_a_pool_notices_what_changed_since_it_was_forked(registry):
     for engine, weights in changed:
         for _ in range(2):
             engine.meta_gradients(weights, random_tasks(tasks=7), range(7))
-        engine.attack = arm(OwnNoise(), ThreatModel("linf", 0.3))
+        engine.attack = guarded(OwnNoise(), ThreatModel("linf", 0.3))
     one, many = (gradients(engine, weights, steps=1)[0] for engine, weights in changed)
     assert torch.equal(one, many)
 

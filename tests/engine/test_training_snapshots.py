@@ -40,7 +40,7 @@ def _keep_always(monkeypatch):
 
 
 def grid_of(registry, **given):
-    return runner.prepare(RunSpec.read(**{**SMALL, **given}), registry, None)
+    return runner.build_grid(RunSpec.read(**{**SMALL, **given}), registry, None)
 
 
 def interrupted(grid, folder, steps):

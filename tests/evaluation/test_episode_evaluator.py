@@ -10,7 +10,7 @@ import torch
 
 from robustbench_meta.contracts import Attack, Random
 from robustbench_meta.contracts.threat_model import ThreatModel
-from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.attack_harness import guarded
 from robustbench_meta.engine.attacked_model import AttackedModel, PoisonedAdaptation
 from robustbench_meta.engine.engine import Plan
 from robustbench_meta.errors import BenchError
@@ -36,7 +36,7 @@ def episode_evaluator(registry, surrogates=None, learner="maml", backbone="mlp",
 
 def held(where, scenario):
     with torch.no_grad():
-        return where.hold(scenario).correct
+        return where.evaluate(scenario).correct
 
 
 # -- poisoning through adaptation ------------------------------------------------------------------
@@ -72,8 +72,8 @@ def test_poisoning_through_adaptation_hurts_more_than_an_attack_on_theta(registr
     where = episode_evaluator(registry, backbone=("mlp", {"width": "16"}))
     pgd = AttackAtEps(registry.make("attack", "pgd", {}), LINF)
     with torch.no_grad():
-        _, poisoned, _ = where._misled(pgd, poisons=True)
-        _, before, _ = where._misled(pgd, poisons=False)
+        _, poisoned, _ = where._adapted_to_attacked(pgd, poisons=True)
+        _, before, _ = where._adapted_to_attacked(pgd, poisons=False)
         losses = [
             where.engine.network.losses(where.engine.logits(state, where.tasks.query.x), where.tasks.query.y).mean()
             for state in (where.adapted, before, poisoned)
@@ -86,7 +86,7 @@ def test_the_poisoned_support_stays_inside_its_threat_model_and_its_labels_as_th
     engine, weights = world(registry)
     tasks = random_tasks()
     victim = PoisonedAdaptation(engine, engine.theta(weights), tasks.query)
-    found = engine.attacked(victim, tasks.support, arm(registry.make("attack", "pgd", {}), LINF), "support")
+    found = engine.attacked(victim, tasks.support, guarded(registry.make("attack", "pgd", {}), LINF), "support")
     assert torch.equal(found.y, tasks.support.y)
     assert float((found.x - tasks.support.x).abs().max()) == pytest.approx(0.1, abs=1e-6)
 
@@ -94,7 +94,7 @@ def test_the_poisoned_support_stays_inside_its_threat_model_and_its_labels_as_th
 def test_an_attack_that_asks_for_logits_cannot_poison(registry):
     apgd = AttackAtEps(registry.make("attack", "apgd", {"loss": "dlr"}), LINF)
     with pytest.raises(BenchError, match="asks for logits"), torch.no_grad():
-        episode_evaluator(registry, way=3).hold(Scenario(support=apgd, made="poisoned"))
+        episode_evaluator(registry, way=3).evaluate(Scenario(support=apgd, made="poisoned"))
 
 
 # -- transfer --------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_a_transductive_model_is_shown_whole_batches_only(registry):
     tasks = random_tasks()
     victim = AttackedModel(engine, engine.theta(weights), tasks.query.y.shape[1])
     with pytest.raises(BenchError, match="transductive"):
-        engine.attacked(victim, tasks.query, arm(Halves(), LINF), "query")
+        engine.attacked(victim, tasks.query, guarded(Halves(), LINF), "query")
 
 
 def test_plans_do_not_change_a_trial(registry):

@@ -10,13 +10,13 @@ import torch
 
 from robustbench_meta.contracts import Attack
 from robustbench_meta.contracts.threat_model import ThreatModel
-from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.attack_harness import guarded
 from robustbench_meta.engine.engine import Plan
 from robustbench_meta.engine.training import make_engine
 from robustbench_meta.errors import BenchError, ViolationError
 from robustbench_meta.evaluation import evaluator
 from robustbench_meta.evaluation.evaluator import Outcome, chunks_of, evaluate_cells
-from robustbench_meta.experiment.grid import prepare
+from robustbench_meta.experiment.grid import build_grid
 from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.registry.registry import Origin, load_registry
 from tests.helpers.grids import CPU, small
@@ -143,7 +143,7 @@ def test_what_breaks_the_threat_model_is_refused_by_name(registry, case):
         inside = type(tasks.query)(tasks.query.x.clone(), tasks.query.y.clone())
         attack = planted(perturb)
     with pytest.raises((ViolationError, BenchError), match=message) as told:
-        engine.perturb(engine.theta(weights), inside, arm(attack, ThreatModel("linf", 0.05)))
+        engine.perturb(engine.theta(weights), inside, guarded(attack, ThreatModel("linf", 0.05)))
     assert "planted" in str(told.value)
 
 
@@ -159,7 +159,7 @@ def test_what_an_attack_writes_later_into_what_it_returned_changes_nothing(regis
 
     engine, weights = make_world(registry, "maml", "mlp")
     first, second = random_tasks().query, random_tasks().query
-    attack, before = arm(planted(keep, per_task=per_task), ThreatModel("linf", 0.05)), first.x.clone()
+    attack, before = guarded(planted(keep, per_task=per_task), ThreatModel("linf", 0.05)), first.x.clone()
     found = engine.perturb(engine.theta(weights), first, attack)
     engine.perturb(engine.theta(weights), second, attack)
     assert torch.equal(found.x, before)
@@ -171,11 +171,11 @@ def test_what_a_model_writes_into_itself_is_not_the_attacks_doing(registry):
     module = engine.network.module
     module.calls = 0
     module.register_forward_pre_hook(lambda module, inputs: setattr(module, "calls", module.calls + 1))
-    asking = arm(planted(lambda s, m, x, y, t, r: (m(x), x)[1]), ThreatModel("linf", 0.05))
+    asking = guarded(planted(lambda s, m, x, y, t, r: (m(x), x)[1]), ThreatModel("linf", 0.05))
     engine.perturb(engine.theta(weights), random_tasks().query, asking)
     leaving = planted(lambda s, m, x, y, t, r: (m(x), [setattr(each, "mine", 1) for each in m.modules()], x)[2])
     with pytest.raises(ViolationError, match=r"left something on the model: \w+ #\d+\.mine"):
-        engine.perturb(engine.theta(weights), random_tasks().query, arm(leaving, ThreatModel("linf", 0.05)))
+        engine.perturb(engine.theta(weights), random_tasks().query, guarded(leaving, ThreatModel("linf", 0.05)))
     assert not any(hasattr(each, "mine") for each in module.modules())
 
 
@@ -190,7 +190,7 @@ def test_an_attack_leaves_no_trace_in_the_random_states(registry):
     engine, weights = make_world(registry, "maml", "mlp")
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     engine.perturb(
-        engine.theta(weights), random_tasks().query, arm(planted(draw, per_task=True), ThreatModel("linf", 0.05))
+        engine.theta(weights), random_tasks().query, guarded(planted(draw, per_task=True), ThreatModel("linf", 0.05))
     )
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
@@ -199,7 +199,7 @@ def test_an_attack_leaves_no_trace_in_the_random_states(registry):
 
 def test_an_attack_that_draws_without_asking_is_reproducible_all_the_same(registry):
     engine, weights = make_world(registry, "maml", "mlp")
-    attack = arm(
+    attack = guarded(
         planted(lambda s, m, x, y, t, r: (x + (torch.rand_like(x) - 0.5) * t.eps).clamp(0, 1), per_task=True),
         ThreatModel("linf", 0.05),
     )
@@ -239,7 +239,9 @@ def test_a_violation_ends_its_cell_only():
 
 def test_two_attacks_on_one_batch_draw_differently(registry):
     engine, weights = make_world(registry, "maml", "mlp")
-    noise = arm(planted(lambda s, m, x, y, t, r: t.clip(x + t.eps * (r.uniform(x) - 0.5))), ThreatModel("linf", 0.05))
+    noise = guarded(
+        planted(lambda s, m, x, y, t, r: t.clip(x + t.eps * (r.uniform(x) - 0.5))), ThreatModel("linf", 0.05)
+    )
     query = random_tasks().query
     engine.batch_seeds(range(5))
     first, second = (engine.perturb(engine.theta(weights), query, noise).x for _ in range(2))
@@ -324,7 +326,9 @@ def test_an_attack_whose_stronger_raises_fails_its_cell_alone(registry):
     def stronger(self):
         raise ValueError("oops")
 
-    grid = prepare(RunSpec.read(profile="smoke", learners=("maml",), attacks=("fgsm", "pgd:steps=2")), registry, None)
+    grid = build_grid(
+        RunSpec.read(profile="smoke", learners=("maml",), attacks=("fgsm", "pgd:steps=2")), registry, None
+    )
     poor = planted(lambda s, m, x, y, t, r: x.clone(), stronger=stronger)
     first = grid.cells[0]
     grid.cells[0] = replace(first, key="poor", threat=replace(first.threat, attack=poor))

@@ -18,7 +18,7 @@ from robustbench_meta import hookimpl
 from robustbench_meta.cli import main
 from robustbench_meta.contracts import Attack
 from robustbench_meta.contracts.threat_model import ThreatModel
-from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.attack_harness import guarded
 from robustbench_meta.engine.attacked_model import AttackedModel
 from robustbench_meta.engine.engine import Plan
 from robustbench_meta.engine.query_counter import CountingModel, QueryCount
@@ -28,7 +28,7 @@ from robustbench_meta.evaluation.episode_evaluator import AdaptableModel, Episod
 from robustbench_meta.evaluation.evaluator import evaluate_cells
 from robustbench_meta.evaluation.example_images import can_be_shown, encoded, example_of
 from robustbench_meta.evaluation.gallery import ExampleEpisode, gallery_of, pixels, png
-from robustbench_meta.experiment.grid import prepare
+from robustbench_meta.experiment.grid import build_grid
 from robustbench_meta.experiment.scenario import AttackAtEps, Scenario
 from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs import runner
@@ -48,7 +48,7 @@ SMALL = {"profile": "smoke", "learners": ("maml",), "attacks": ("none", "fgsm"),
 
 
 def small(registry, **given):
-    return prepare(RunSpec.read(**{**SMALL, **given}), registry, None)
+    return build_grid(RunSpec.read(**{**SMALL, **given}), registry, None)
 
 
 @pytest.fixture(autouse=True)
@@ -171,8 +171,8 @@ def episode_evaluator(registry, shape=(1, 8, 8), way=3, seed=0, **options):
 
 
 def both(attack, eps=0.1):
-    armed = AttackAtEps(attack, ThreatModel("linf", eps))
-    return Scenario(armed, armed)
+    at_eps = AttackAtEps(attack, ThreatModel("linf", eps))
+    return Scenario(at_eps, at_eps)
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def effort(registry, name, options, eps=0.1, scenario=None, **world):
     where = episode_evaluator(registry, **world)
     attack = registry.make("attack", name, options)
     with torch.no_grad():
-        return where.hold(
+        return where.evaluate(
             scenario(both(attack, eps).query) if scenario else Scenario(query=both(attack, eps).query)
         ).effort
 
@@ -379,19 +379,19 @@ def test_poisoning_takes_a_gradient_through_adaptation_a_step(registry, name):
     """Nothing counts as fooled there, so that Auto-PGD takes all its steps: as many gradients, the first included."""
     name, _, steps = name.partition(":steps=")
     options = {"steps": steps} if steps else {}
-    found = effort(registry, name, options, scenario=lambda armed: Scenario(support=armed, made="poisoned"))
+    found = effort(registry, name, options, scenario=lambda at_eps: Scenario(support=at_eps, made="poisoned"))
     assert (found.attacked, found.gradients) == (12, 12 * int(steps or 1))
 
 
 def test_two_sides_that_are_attacked_cost_both(registry):
-    found = effort(registry, "pgd", {"steps": 3}, scenario=lambda armed: Scenario(armed, armed))
+    found = effort(registry, "pgd", {"steps": 3}, scenario=lambda at_eps: Scenario(at_eps, at_eps))
     assert found == QueryCount(24, 72, 72)
     assert found.plain() == {"attacked_images": 24, "forward_per_image": 3.0, "gradients_per_image": 3.0}
 
 
 def test_an_eps_of_a_sweep_costs_what_it_takes_beyond_the_smaller_ones(registry):
     found = effort(
-        registry, "pgd", {"steps": 3}, scenario=lambda armed: Scenario(query=replace(armed, sweep=(0.02, 0.05)))
+        registry, "pgd", {"steps": 3}, scenario=lambda at_eps: Scenario(query=replace(at_eps, sweep=(0.02, 0.05)))
     )
     assert found == QueryCount(12, 36, 36)
 
@@ -425,7 +425,7 @@ def test_every_way_to_a_gradient_is_counted(registry, per_task, plan):
     Mine.per_task = per_task
     where = episode_evaluator(registry, plan=plan)
     with torch.no_grad():
-        found = where.hold(Scenario(query=both(Mine()).query)).effort
+        found = where.evaluate(Scenario(query=both(Mine()).query)).effort
     assert found == QueryCount(12, 6 * 12, 4 * 12)
 
 
@@ -440,7 +440,7 @@ def test_counting_changes_no_gradient(registry):
 
     assert isinstance(plain, AttackedModel)
     assert torch.equal(gradient(plain), gradient(CountingModel(plain, QueryCount())))
-    fgsm = arm(registry.make("attack", "fgsm", {}), ThreatModel("linf", 0.1))
+    fgsm = guarded(registry.make("attack", "fgsm", {}), ThreatModel("linf", 0.1))
     found = [
         where.engine.attacked(each, where.tasks.query, fgsm, "query").x
         for each in (plain, CountingModel(plain, QueryCount()))
@@ -518,13 +518,13 @@ def typed():
 )
 def test_the_command_of_a_record_gives_its_cell(registry, typed, given):
     spec = RunSpec.read(**{**SMALL, "checks": True, "learners": ("maml", "adml"), **given})
-    grid = prepare(spec, registry, None)
+    grid = build_grid(spec, registry, None)
     assert grid.cells
     for cell in grid.cells:
         line = command_for({
             "spec": json.loads(cell.spec.model_dump_json()), "labels": {**grid.labels, **labels_of(cell)}
         })  # fmt: skip
-        again = prepare(typed(line), registry, None, splits=grid.splits)
+        again = build_grid(typed(line), registry, None, splits=grid.splits)
         assert cell.key in {each.key for each in again.cells}, line
         if not cell.spec.attack.sweep and cell.query != "transfer":
             assert len(again.cells) == 1, "no other cell is computed"
@@ -542,11 +542,11 @@ def test_the_command_of_a_record_gives_its_cell(registry, typed, given):
 )
 def test_a_checkpoint_is_a_surrogate_in_the_setting_that_it_was_trained_in(registry, typed, given):
     spec = RunSpec.read(**{**SMALL, "learners": ("maml",), **given})
-    grid = prepare(spec, registry, None)
+    grid = build_grid(spec, registry, None)
     made = {"spec": json.loads(grid.cells[0].spec.model_dump_json()), "labels": grid.labels}
     again = typed(transfer_command(made, "it s.safetensors"))
     assert (again.surrogate, again.scenarios) == ("it s.safetensors", ("clean/transfer",))
-    victim = prepare(again.model_copy(update={"surrogate": None, "scenarios": ("clean/adv",)}), registry, None)
+    victim = build_grid(again.model_copy(update={"surrogate": None, "scenarios": ("clean/adv",)}), registry, None)
     (ours,), (theirs,) = grid.trainings, victim.trainings
     assert ours.spec.learner.name != theirs.spec.learner.name
     for name in ("dataset", "backbone", "way", "shot", "query", "meta_steps", "tasks_per_step", "validations"):

@@ -23,7 +23,7 @@ from robustbench_meta.evaluation.episode_evaluator import AdaptableModel, Episod
 from robustbench_meta.evaluation.flags import ENOUGH, FLAGS, assess, of_training
 from robustbench_meta.evaluation.model_checks import Observation, UnexposedCopy
 from robustbench_meta.evaluation.statistics import above
-from robustbench_meta.experiment.grid import prepare
+from robustbench_meta.experiment.grid import build_grid
 from robustbench_meta.experiment.probes import CHECKED, probes
 from robustbench_meta.experiment.profiles import PROFILES
 from robustbench_meta.experiment.scenario import AttackAtEps, Scenario
@@ -121,7 +121,7 @@ def test_no_flag_at_the_edge(registry, seen):
 
 
 def test_probes_are_for_attacked_rows_with_room_to_attack(registry):
-    probe_plan = prepare(RunSpec.read(profile="smoke", learners=("maml",)), registry, None).probe_plan
+    probe_plan = build_grid(RunSpec.read(profile="smoke", learners=("maml",)), registry, None).probe_plan
     shape = (1, 28, 28)
 
     def names(scenario):
@@ -170,7 +170,7 @@ def test_answers_that_depend_on_what_was_shown_before_are_seen(registry, drift, 
         EpisodeEvaluator(trained_model, random_tasks(), {}, torch.device("cpu")),
         UnexposedCopy(trained_model),
     )
-    episode_evaluator.hold(noise)
+    episode_evaluator.evaluate(noise)
     seen = fresh.observe(episode_evaluator, noise).remembers
     assert seen > 0.01 if drift else seen < 1e-9
 
@@ -209,7 +209,7 @@ def test_an_attack_on_the_toy_is_neither_without_effect_nor_unchecked(registry, 
         episodes=40,
     )  # fmt: skip
     store = Store(tmp_path)
-    assert runner.run(prepare(run, registry, None), registry, store, torch.device("cpu")).failed == []
+    assert runner.run(build_grid(run, registry, None), registry, store, torch.device("cpu")).failed == []
     for path in (tmp_path / "records").glob("*.json"):
         record = json.loads(path.read_text(), parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
         assert record["checks"]["effect"] > 0

@@ -8,14 +8,14 @@ import torch
 from robustbench_meta.contracts import Setting
 from robustbench_meta.errors import BenchError
 from robustbench_meta.experiment.checkpoints import Trained, checkpoint_bytes, weights_of
-from robustbench_meta.experiment.grid import prepare
+from robustbench_meta.experiment.grid import build_grid
 from robustbench_meta.experiment.spec import PluginSpec, RunSpec
 from robustbench_meta.options import exact
 from tests.helpers.miniature import paint
 
 
 def grid(registry, **given):
-    return prepare(RunSpec.read(**{"profile": "smoke", "learners": ("maml",), **given}), registry, None)
+    return build_grid(RunSpec.read(**{"profile": "smoke", "learners": ("maml",), **given}), registry, None)
 
 
 def told(registry, **given):
@@ -223,9 +223,9 @@ def test_a_profile_sets_options_of_the_data_set_that_were_not_typed(registry):
 
 def test_an_eps_that_no_attack_takes_is_told(registry):
     for attacks in (("none",), ("pgd:eps=0.05",)):
-        grid = prepare(RunSpec.read(profile="smoke", attacks=attacks, eps=("0.1",)), registry, None)
+        grid = build_grid(RunSpec.read(profile="smoke", attacks=attacks, eps=("0.1",)), registry, None)
         assert "--eps 0.1 is for no attack of this run" in grid.notes
-    grid = prepare(RunSpec.read(profile="smoke", attacks=("fgsm", "pgd:eps=0.05"), eps=("0.1",)), registry, None)
+    grid = build_grid(RunSpec.read(profile="smoke", attacks=("fgsm", "pgd:eps=0.05"), eps=("0.1",)), registry, None)
     assert not [note for note in grid.notes if "no attack" in note]
 
 

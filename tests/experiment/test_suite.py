@@ -62,7 +62,7 @@ def specs(content, name="x.toml"):
 
 
 def keys(registry, *runs):
-    return [[cell.key for cell in grid.cells] for grid in runner.prepare_all(runs, registry, None)]
+    return [[cell.key for cell in grid.cells] for grid in runner.build_grids(runs, registry, None)]
 
 
 # -- the same as what is typed ---------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_the_parts_are_one_run_that_trains_nothing_twice(tmp_path):
     alone = [set(each) for run in runs for each in keys(registry, run)]
     wanted = set().union(*alone)
     assert len(wanted) < sum(map(len, alone))  # the first and the third share cells
-    grids = runner.prepare_all(runs, registry, None)
+    grids = runner.build_grids(runs, registry, None)
     assert sorted(cell.key for grid in grids for cell in grid.cells) == sorted(wanted)
     assert len({id(grid.splits) for grid in grids}) == 1
     summary = runner.run(grids, registry, Store(tmp_path), CPU)
@@ -160,7 +160,7 @@ def test_the_parts_are_one_run_that_trains_nothing_twice(tmp_path):
     assert sum(share["cells"] for share in work) == cells
 
     policy = runner.Policy(fresh=True)
-    again = runner.run(runner.prepare_all(runs, registry, None), registry, Store(tmp_path), CPU, policy)
+    again = runner.run(runner.build_grids(runs, registry, None), registry, Store(tmp_path), CPU, policy)
     assert (again.finished, again.skipped) == (len(wanted), 0)  # no part forgets what another has just made
 
 
@@ -172,7 +172,7 @@ def test_a_part_that_cannot_run_is_told_with_its_place(registry):
 
 
 def expand(suite, registry):
-    return runner.prepare_all(
+    return runner.build_grids(
         [part.spec() for part in suite.parts], registry, None, [part.placed for part in suite.parts]
     )
 
@@ -390,6 +390,6 @@ def test_the_shipped_suites_name_plugins_and_options_that_there_are(registry):
 
 def test_the_quick_suite_has_the_cells_that_its_words_say(registry):
     """Three learners × (no attack + 2 attacks × 2 eps)."""
-    [grid] = runner.prepare_all([part.spec() for part in find_suite("quick").parts], registry, None)
+    [grid] = runner.build_grids([part.spec() for part in find_suite("quick").parts], registry, None)
     assert len(grid.cells) == 3 * (1 + 2 * 2)
     assert len(grid.trainings) == 3

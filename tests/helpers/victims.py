@@ -15,11 +15,11 @@ class ModuleVictim:
     transductive = False
 
     def __init__(self, module: nn.Module, shape: tuple[int, ...], way: int) -> None:
-        self.module, self.way, self.event = module.requires_grad_(False), way, len(shape)
+        self.module, self.way, self.event_ndim = module.requires_grad_(False), way, len(shape)
 
     def __call__(self, x: Tensor) -> Tensor:
-        leading = x.shape[: x.dim() - self.event]
-        logits: Tensor = self.module(x.reshape(-1, *x.shape[x.dim() - self.event :]))
+        leading = x.shape[: x.dim() - self.event_ndim]
+        logits: Tensor = self.module(x.reshape(-1, *x.shape[x.dim() - self.event_ndim :]))
         return logits.view(*leading, -1)
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from robustbench_meta.contracts import Setting
 from robustbench_meta.contracts.state import feature_shape, trainable
 from robustbench_meta.contracts.tasks import Batch, TaskBatch
 from robustbench_meta.contracts.threat_model import ThreatModel
-from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.attack_harness import guarded
 from robustbench_meta.engine.engine import Engine, Plan
 from robustbench_meta.engine.network import Network
 
@@ -43,11 +43,11 @@ def make_world(
     engine = Engine(
         plugin,
         Network(module, loss, way),
-        event=len(shape),
+        event_ndim=len(shape),
         transductive=net.transductive,
         plan=plan or Plan(),
         training=True,
-        attack=arm(registry.make("attack", "fgsm", {}), ThreatModel("linf", eps)),
+        attack=guarded(registry.make("attack", "fgsm", {}), ThreatModel("linf", eps)),
         surrogate_network=Network(other, loss, way),
         surrogate_weights={key: value.detach() for key, value in other.named_parameters()},
     )

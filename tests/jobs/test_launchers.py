@@ -16,7 +16,7 @@ import torch
 
 from robustbench_meta import hookimpl
 from robustbench_meta.errors import BenchError, StorageError
-from robustbench_meta.experiment.grid import prepare
+from robustbench_meta.experiment.grid import build_grid
 from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs import runner
 from robustbench_meta.jobs.events import WorkerFailed
@@ -55,7 +55,7 @@ class Ears:
 def run(folder, jobs, plugins=None, policy=None, **given):
     registry, ears = load_registry(plugins), Ears()
     registry.manager.register(ears)
-    store, grid = Store(folder), prepare(RunSpec.read(**{**TINY, **given}), registry, None)
+    store, grid = Store(folder), build_grid(RunSpec.read(**{**TINY, **given}), registry, None)
     summary = runner.run(grid, registry, store, CPU, policy or Policy(jobs=jobs), plugins=plugins)
     return summary, store, ears.events
 
@@ -192,7 +192,7 @@ def test_a_worker_that_cannot_write_its_checkpoint_stops_the_run(tmp_path):
 
     registry = load_registry()
     registry.manager.register(Spoils())
-    grid = prepare(RunSpec.read(**{**TINY, "dataset": "toy", "learners": ("maml",)}), registry, None)
+    grid = build_grid(RunSpec.read(**{**TINY, "dataset": "toy", "learners": ("maml",)}), registry, None)
     with pytest.raises(StorageError, match="checkpoints"):
         runner.run(grid, registry, Store(tmp_path), CPU, Policy(executor="processes"))
     assert not list((tmp_path / "failures").iterdir()), "it is not the learner's fault"
@@ -385,7 +385,7 @@ def test_workers_end_when_their_driver_is_killed(endless):
 
 def test_a_surrogate_of_the_run_is_trained_once_and_waited_for(registry):
     given = {"attacks": ("fgsm",), "scenarios": ("clean/transfer",), "surrogate": "maml", "learners": ("adml", "maml")}
-    grid = prepare(RunSpec.read(**{**TINY, **given}), registry, None)
+    grid = build_grid(RunSpec.read(**{**TINY, **given}), registry, None)
     keys = {cell.key for cell in grid.cells}
     needed = needed_of([grid], keys)
     assert sorted(each.title for each in needed.values()) == ["adml (seed 0)", "maml (seed 0)"]
@@ -395,7 +395,7 @@ def test_a_surrogate_of_the_run_is_trained_once_and_waited_for(registry):
 
 @pytest.mark.parametrize(("profile", "worth"), [("smoke", False), ("quick", True), ("paper", True)])
 def test_processes_pay_for_all_profiles_but_smoke(registry, profile, worth):
-    grid = prepare(RunSpec.read(profile=profile, attacks=("none", "fgsm"), dataset="toy"), registry, None)
+    grid = build_grid(RunSpec.read(profile=profile, attacks=("none", "fgsm"), dataset="toy"), registry, None)
     keys = {cell.key for cell in grid.cells}
     work = work_of(groups_of([grid], keys, "cpu"), needed_of([grid], keys), lambda _: False)
     assert (workers_for("auto", work, CPU, 2) == 2) == worth

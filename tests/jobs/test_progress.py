@@ -43,7 +43,7 @@ class Tape:
     def __init__(self):
         self.lines = []
 
-    def changed(self, progress, stretch):
+    def changed(self, progress, job):
         pass
 
     def say(self, line):
@@ -129,11 +129,11 @@ def test_work_side_by_side_takes_as_long_as_the_longest_chain():
 
 def test_what_was_done_before_counts_and_makes_no_rate():
     progress, clock = of_two()
-    stretch = progress.reach("train", "maml (seed 0)", 50, 100)
+    job = progress.reach("train", "maml (seed 0)", 50, 100)
     assert progress.fraction == pytest.approx(200 / 1800)
     advance(progress, clock, "train", "maml (seed 0)", 50, 60, 100, 10.0)
-    assert stretch.rate == pytest.approx(1.0)
-    assert stretch.left == pytest.approx(40.0)
+    assert job.rate == pytest.approx(1.0)
+    assert job.left == pytest.approx(40.0)
 
 
 def test_failed_cells_leave_no_work():
@@ -141,7 +141,7 @@ def test_failed_cells_leave_no_work():
     progress.reach("train", "adml (seed 0)", 3, 100)
     for _ in range(3):
         progress.cell_over(failed_of="adml (seed 0)")
-    assert progress.stretches == []
+    assert progress.running == []
     advance(progress, clock, "train", "maml (seed 0)", 0, 100, 100, 10.0)
     advance(progress, clock, "test", "maml (seed 0)", 0, 300, 300, 10.0)
     assert progress.fraction == 1.0

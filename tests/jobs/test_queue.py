@@ -10,7 +10,7 @@ import torch
 from robustbench_meta.engine.engine import Engine
 from robustbench_meta.engine.parallel import Cores
 from robustbench_meta.experiment.checkpoints import Trained, checkpoint_bytes, checkpoint_name
-from robustbench_meta.experiment.grid import prepare
+from robustbench_meta.experiment.grid import build_grid
 from robustbench_meta.experiment.spec import CellSpec, RunSpec
 from robustbench_meta.hookspecs import hookimpl
 from robustbench_meta.jobs.context import WorkerContext
@@ -27,7 +27,7 @@ SPEC = {"profile": "smoke", "dataset": "toy", "meta_steps": 2, "episodes": 20, "
 
 @pytest.fixture(scope="module")
 def grid(registry):
-    return prepare(RunSpec.read(**SPEC, learners=("maml", "adml")), registry, None)
+    return build_grid(RunSpec.read(**SPEC, learners=("maml", "adml")), registry, None)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_a_larger_grid_evaluates_only_what_is_new(opened, trained, registry):
     while isinstance(job := small.claim(), Evaluate):
         run(small, job)
     spec = {**SPEC, "attacks": ("none", "fgsm", "pgd:steps=2"), "learners": ("maml", "adml")}
-    job = opened(of=prepare(RunSpec.read(**spec), registry, None)).claim()
+    job = opened(of=build_grid(RunSpec.read(**spec), registry, None)).claim()
     assert isinstance(job, Evaluate)
     assert [cell.attack for cell in job.cells] == ["pgd:steps=2"]
 
@@ -110,7 +110,7 @@ def test_a_second_attack_costs_no_meta_step_and_no_adaptation(opened, registry, 
 
     def work(*attacks):
         adapted.clear()
-        queue = opened(of=prepare(RunSpec.read(**{**SPEC, "attacks": attacks}), registry, None))
+        queue = opened(of=build_grid(RunSpec.read(**{**SPEC, "attacks": attacks}), registry, None))
         Worker(WorkerContext(queue.store, CPU), queue, Monitor(tmp_path / "events")).work()
         new = [event.kind for _, event in reader.new() if isinstance(event, JobStarted)]
         return sum(adapted), new.count("train")

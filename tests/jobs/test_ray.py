@@ -14,7 +14,7 @@ from ray.cluster_utils import Cluster  # noqa: E402  # after the skip
 
 from robustbench_meta import hookimpl  # noqa: E402
 from robustbench_meta.errors import BenchError  # noqa: E402
-from robustbench_meta.experiment.grid import prepare  # noqa: E402
+from robustbench_meta.experiment.grid import build_grid  # noqa: E402
 from robustbench_meta.experiment.spec import RunSpec  # noqa: E402
 from robustbench_meta.jobs import runner, worker_process  # noqa: E402
 from robustbench_meta.jobs.launchers import ray as on_ray  # noqa: E402
@@ -91,7 +91,7 @@ def run(results, executor, plugins, ears=None, timeout=None, stop=None, **given)
     registry = load_registry(plugins)
     if ears is not None:
         registry.manager.register(ears)
-    grid, store = prepare(RunSpec.read(**{**SMOKE, **given}), registry, None), Store(results)
+    grid, store = build_grid(RunSpec.read(**{**SMOKE, **given}), registry, None), Store(results)
     policy = Policy(executor, cell_timeout=timeout)
     return runner.run(grid, registry, store, CPU, policy, plugins=plugins, stop=stop), store
 

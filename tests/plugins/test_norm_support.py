@@ -12,7 +12,7 @@ from torch import Tensor
 from robustbench_meta.contracts.state import WithSupport
 from robustbench_meta.contracts.tasks import Batch, TaskBatch
 from robustbench_meta.contracts.threat_model import ThreatModel
-from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.attack_harness import guarded
 from robustbench_meta.engine.attacked_model import PoisonedAdaptation
 from robustbench_meta.engine.engine import Plan
 from robustbench_meta.engine.network import Network
@@ -189,7 +189,7 @@ def test_an_attacked_query_is_judged_by_itself(registry):
     """FGSM on all queries together moves each exactly as FGSM on it alone: an inductive model under attack."""
     engine, weights, tasks = build(registry, "maml", Plan("loop", "loop", 5))
     adapted = engine.adapt(engine.theta(weights), tasks.support)
-    fgsm = arm(registry.make("attack", "fgsm", {}), ThreatModel("linf", 0.1))
+    fgsm = guarded(registry.make("attack", "fgsm", {}), ThreatModel("linf", 0.1))
     whole = engine.perturb(adapted, tasks.query, fgsm).x
     for place in range(3):
         one = Batch(tasks.query.x[:, place : place + 1], tasks.query.y[:, place : place + 1])

@@ -252,7 +252,7 @@ def test_each_query_is_judged_under_support_made_without_it(learner, made):
     eps, device = 0.1, torch.device("cpu")
     evaluator = EpisodeEvaluator(AdaptableModel(engine, theta), tasks, {}, device)
     attack = AttackAtEps(REGISTRY.make("attack", "fgsm", {}), ThreatModel("linf", eps))
-    found = evaluator.hold(Scenario(attack, None, made)).correct
+    found = evaluator.evaluate(Scenario(attack, None, made)).correct
 
     expected = torch.zeros_like(found)
     for task in range(4):

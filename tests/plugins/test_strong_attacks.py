@@ -50,7 +50,7 @@ def eps_of(attack, part=1.0):
 def run(attack, victim, x, y, eps=None, seeds=None):
     threat = ThreatModel(attack.norm, eps_of(attack) if eps is None else eps)
     found = attack.perturb(victim, x, y, threat, Random(seeds or range(len(x))))
-    threat.verify(attack.name, found, x, victim.event)
+    threat.verify(attack.name, found, x, victim.event_ndim)
     return found
 
 
@@ -176,7 +176,7 @@ def test_the_worst_point_in_a_corner_of_the_pixel_range_is_found():
 class Hills:
     """A landscape without a prediction: nothing is ever fooled, and the loss is what it is."""
 
-    way, event, transductive = 2, 1, False
+    way, event_ndim, transductive = 2, 1, False
 
     def __init__(self, features, kinds):
         generator = torch.Generator().manual_seed(0)
@@ -292,7 +292,7 @@ def test_the_bump_of_the_l2_squares_is_torchattacks(side):
 def test_noise_is_a_corner_or_has_length_eps():
     x = 0.4 + 0.2 * torch.rand(2, 5, 3, 6, 7)
     y = torch.zeros(2, 5, dtype=torch.int64)
-    unasked = type("Unasked", (), {"event": 3})()
+    unasked = type("Unasked", (), {"event_ndim": 3})()
     corner = run(Noise(), unasked, x, y, 0.1)
     torch.testing.assert_close((corner - x).abs(), torch.full_like(x, 0.1))
     assert 0.4 < ((corner > x).float().mean()) < 0.6
@@ -396,7 +396,7 @@ class Asked:
 
     def __init__(self, victim):
         self.victim, self.shown = victim, []
-        self.way, self.event, self.transductive = victim.way, victim.event, victim.transductive
+        self.way, self.event_ndim, self.transductive = victim.way, victim.event_ndim, victim.transductive
 
     def __call__(self, x):
         assert not (torch.is_grad_enabled() and x.requires_grad)
@@ -459,7 +459,7 @@ def test_a_gradient_that_is_no_number_is_never_taken_for_robustness():
 class Poisoned:
     """As adaptation looks to a poisoner: no logits, nothing to fool, and one loss a task, shared by its images."""
 
-    way, event, transductive = WAY, 3, True
+    way, event_ndim, transductive = WAY, 3, True
 
     def __init__(self, victim):
         self.victim = victim

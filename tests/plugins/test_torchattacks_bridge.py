@@ -29,7 +29,7 @@ def run(name, victim, x, y, eps=None, **options):
     attack = BRIDGED[name](**options)
     threat = ThreatModel(attack.norm, FAR[attack.norm] if eps is None else float(eps))
     x_adv = attack.perturb(victim, x, y, threat, RANDOM)
-    threat.verify(name, x_adv, x, victim.event)
+    threat.verify(name, x_adv, x, victim.event_ndim)
     return x_adv
 
 

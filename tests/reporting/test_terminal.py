@@ -15,7 +15,7 @@ from robustbench_meta.reporting.terminal.tables import tables
 from robustbench_meta.results.leaderboard import COLUMNS, build, read
 from robustbench_meta.results.pairwise import judged
 from robustbench_meta.results.store import Store
-from robustbench_meta.results.tables import DENIES, OF_THE_MODEL, boards
+from robustbench_meta.results.tables import DISQUALIFYING, MODEL_FLAGS, boards
 from tests.helpers.records import answers, stored
 from tests.helpers.records import record as planted
 
@@ -282,7 +282,7 @@ def test_the_worst_case_has_the_flags_of_the_seeds_that_it_rests_on():
 
 
 def test_what_casts_doubt_on_models_are_flags():
-    assert set(FLAGS) > OF_THE_MODEL | DENIES
+    assert set(FLAGS) > MODEL_FLAGS | DISQUALIFYING
 
 
 def test_masked_gradients_tell_what_the_black_box_probe_left(tmp_path):

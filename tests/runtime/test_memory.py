@@ -23,7 +23,7 @@ MB = 2**20
 
 def run(registry, folder, **given):
     spec = {"profile": "smoke", "dataset": "toy", "learners": ("maml",), "attacks": ("none", "fgsm"), "meta_steps": 3}
-    grid = runner.prepare(RunSpec.read(**{**spec, **given}), registry, None)
+    grid = runner.build_grid(RunSpec.read(**{**spec, **given}), registry, None)
     store = Store(folder)
     return runner.run(grid, registry, store, CPU), store
 

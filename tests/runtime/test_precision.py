@@ -8,7 +8,7 @@ import torch
 from robustbench_meta.contracts import Weights
 from robustbench_meta.contracts.tasks import Batch, TaskBatch
 from robustbench_meta.contracts.threat_model import ThreatModel
-from robustbench_meta.engine.attack_harness import arm
+from robustbench_meta.engine.attack_harness import guarded
 from robustbench_meta.engine.engine import Plan
 from robustbench_meta.engine.preflight import can_be_vmapped, may_be_vmapped
 from robustbench_meta.errors import BenchError
@@ -196,7 +196,7 @@ def test_attacks_on_bf16_stay_in_their_threat_model(registry, attack):
     )
     state = engine.adapt(engine.theta({name: w.detach() for name, w in theta.items()}), tasks.support)
     threat = ThreatModel(plugin.norm, 0.1 if plugin.norm == "linf" else 1.0)
-    attacked = engine.perturb(state, tasks.query, arm(plugin, threat))
+    attacked = engine.perturb(state, tasks.query, guarded(plugin, threat))
     assert attacked.x.dtype == torch.float32
     assert attack == "cw" or not torch.equal(attacked.x, tasks.query.x)
 
@@ -232,7 +232,7 @@ def test_rows_of_two_precisions_are_told_apart(registry, tmp_path):
     given = {"profile": "smoke", "dataset": "toy", "learners": ("maml",), "attacks": ("fgsm",), "meta_steps": 3}
     store = Store(tmp_path)
     for precision in ("float32", "bf16"):
-        grid = runner.prepare(RunSpec.read(**given, precision=precision), registry, None)
+        grid = runner.build_grid(RunSpec.read(**given, precision=precision), registry, None)
         before = switches()
         summary = runner.run(grid, registry, store, CPU)
         assert (summary.finished, summary.skipped, summary.failed) == (1, 0, [])
@@ -245,6 +245,6 @@ def test_rows_of_two_precisions_are_told_apart(registry, tmp_path):
 
 
 def test_a_run_that_the_device_cannot_do_is_refused_before_it_begins(registry, tmp_path):
-    grid = runner.prepare(RunSpec.read(profile="smoke", dataset="toy", precision="tf32"), registry, None)
+    grid = runner.build_grid(RunSpec.read(profile="smoke", dataset="toy", precision="tf32"), registry, None)
     with pytest.raises(BenchError, match="tf32"):
         runner.run(grid, registry, Store(tmp_path), CPU)

@@ -104,7 +104,7 @@ class TorchAttack(Attack):
         images = x.detach().reshape(len(x), *(1,) * (3 - len(shape)), *shape)
         with seeded(random.seed(), x.device), torch.enable_grad(), module.arithmetic:
             x_adv = self._run(module, images, y, threat.eps, model.way, random.seed())
-        return _within(threat, x_adv.detach().reshape(x.shape).to(x.dtype), x, model.event, self.traits.minimal)
+        return _within(threat, x_adv.detach().reshape(x.shape).to(x.dtype), x, model.event_ndim, self.traits.minimal)
 
     def _run(self, module: VictimModule, images: Tensor, y: Tensor, eps: float, way: int, seed: int) -> Tensor:
         adversarial: Tensor = self.build(module, images, eps, way, seed)(images, y)
@@ -127,10 +127,10 @@ class TorchAttack(Attack):
         return taken
 
 
-def _within(threat: ThreatModel, x_adv: Tensor, x: Tensor, event: int, minimal: bool) -> Tensor:
+def _within(threat: ThreatModel, x_adv: Tensor, x: Tensor, event_ndim: int, minimal: bool) -> Tensor:
     """x_adv, where farther than ε replaced; NaN is left for the harness to find."""
-    distance = threat.distance(x_adv, x, event)
-    far = (distance > threat.eps + TOLERANCE / 2).view(-1, *(1,) * event)
+    distance = threat.distance(x_adv, x, event_ndim)
+    far = (distance > threat.eps + TOLERANCE / 2).view(-1, *(1,) * event_ndim)
     if minimal or threat.norm == "l0":
         nearest = x
     elif threat.norm == "linf":

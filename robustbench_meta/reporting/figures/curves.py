@@ -23,7 +23,7 @@ from robustbench_meta.reporting.wording import (
     title,
 )
 from robustbench_meta.results.curves import SCENE, Curve, grouped, over_seeds
-from robustbench_meta.results.tables import PLACE, LeaderboardTable, scores_of
+from robustbench_meta.results.tables import SETTING, LeaderboardTable, scores_of
 
 _MOST = 12
 """Panels in a figure."""
@@ -62,7 +62,7 @@ def _figure(group: list[Curve], attacks: list[str], rows: pd.DataFrame, look: Fi
         f"{heading}{under} ({scene}; at 0: without attack) on {place_text(told)}.",
         spread_text("bands", seeds, group[0].episodes.shape[1]), *told_flags, "Dotted: chance.",
     ])  # fmt: skip
-    setting = {name: told[name] for name in [*PLACE, *SCENE]} | {"eps": f"0-{group[0].eps[-1]}-{len(group[0].eps)}"}
+    setting = {name: told[name] for name in [*SETTING, *SCENE]} | {"eps": f"0-{group[0].eps[-1]}-{len(group[0].eps)}"}
     return PaperFigure("curves", setting | ({"part": part} if part else {}), figure, heading, caption)
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from robustbench_meta.options import SCENARIOS
 from robustbench_meta.reporting.wording import flags_text, norm_layer, sides, spread_text, worst_text
-from robustbench_meta.results.tables import PLACE, LeaderboardTable, Score, eps_of
+from robustbench_meta.results.tables import SETTING, LeaderboardTable, Score, eps_of
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def scenarios_of(boards: Iterable[LeaderboardTable], *, attacked: bool = False) 
     groups: dict[tuple[Any, ...], list[LeaderboardTable]] = {}
     for board in boards:
         if board.setting["threat_norm"] != "none" or not attacked:
-            groups.setdefault(tuple(board.setting[name] for name in [*PLACE, "threat_norm", "eps"]), []).append(board)
+            groups.setdefault(tuple(board.setting[name] for name in [*SETTING, "threat_norm", "eps"]), []).append(board)
     return [sorted(group, key=lambda board: scenario_place(board.setting)) for group in groups.values()]
 
 
@@ -79,7 +79,7 @@ def at_zero(setting: Mapping[Any, Any]) -> bool:
 
 def shared_setting(group: list[LeaderboardTable]) -> dict[str, Any]:
     """What tells the figure of a group from those of others; the scenario too, if it is one alone."""
-    names = [*PLACE, "threat_norm", "eps", *(["support", "query", "surrogate"] if len(group) == 1 else [])]
+    names = [*SETTING, "threat_norm", "eps", *(["support", "query", "surrogate"] if len(group) == 1 else [])]
     return {name: group[0].setting[name] for name in names}
 
 

@@ -15,7 +15,15 @@ from matplotlib.colors import Normalize
 from robustbench_meta.reporting.figures.figure import PaperFigure, boards_text, place_text, scenarios_of, shared_setting
 from robustbench_meta.reporting.figures.style import FigureStyle
 from robustbench_meta.reporting.wording import sides, threat
-from robustbench_meta.results.tables import CLEAN, WORST, LeaderboardTable, Score, alike, all_scores, shown
+from robustbench_meta.results.tables import (
+    CLEAN,
+    WORST,
+    LeaderboardTable,
+    Score,
+    all_scores,
+    shown,
+    with_comparable_spreads,
+)
 
 _COLORS = "cividis"
 """Made for colour-blind readers: Nuñez, Anderton and Renslow (2018)."""
@@ -61,7 +69,7 @@ def _figure(
     group: list[LeaderboardTable], titles: list[str], width: float, heights: list[float], turned: bool,
     look: FigureStyle,
 ) -> PaperFigure:  # fmt: skip
-    group, setting = alike(group, all_scores(group)), group[0].setting
+    group, setting = with_comparable_spreads(group, all_scores(group)), group[0].setting
     with look.styled():
         same = len({tuple(board.columns) for board in group}) == 1 and (
             not turned or len({frozenset(board.scores) for board in group}) == 1

@@ -14,9 +14,9 @@ from robustbench_meta.reporting.figures.layout import grid
 from robustbench_meta.reporting.figures.style import FigureStyle, chance, percents
 from robustbench_meta.reporting.wording import meaning
 from robustbench_meta.results.learning_curves import Validation, learning_curves
-from robustbench_meta.results.tables import PLACE, learners_apart
+from robustbench_meta.results.tables import SETTING, with_distinct_learners
 
-_PLACE = [name for name in PLACE if name != "episodes"]
+_PLACE = [name for name in SETTING if name != "episodes"]
 _PANELS = {"meta-training tasks": "accuracy", "validation tasks": "validation_accuracy"}
 
 
@@ -27,7 +27,7 @@ def draw_learning(
     curves = learning_curves(records)
     chosen = {str(record["training"]): record.get("chosen_step") for record in records}
     for _, rows in frame.groupby(_PLACE, sort=False, dropna=False):
-        named = learners_apart(rows)
+        named = with_distinct_learners(rows)
         named = named[named["training_hash"].isin(curves)]
         if not named.empty:
             flags = _flags(named)

@@ -13,7 +13,7 @@ from robustbench_meta.reporting.figures.figure import PaperFigure, at_zero, by_s
 from robustbench_meta.reporting.figures.style import GREY, FigureStyle, faint_grid
 from robustbench_meta.reporting.wording import flags_text, sides, threat
 from robustbench_meta.results.pairwise import Comparison, tests_text
-from robustbench_meta.results.tables import PLACE, WORST
+from robustbench_meta.results.tables import SETTING, WORST
 
 _ROW = 0.2
 """Inches."""
@@ -27,7 +27,7 @@ def draw_comparisons(found: Sequence[Comparison], look: FigureStyle, *, zero: bo
     comparisons = tests_text(found)
     pairs: dict[tuple[Any, ...], list[Comparison]] = {}
     for pair in found:
-        pairs.setdefault((*(pair.setting[name] for name in PLACE), pair.first, pair.second), []).append(pair)
+        pairs.setdefault((*(pair.setting[name] for name in SETTING), pair.first, pair.second), []).append(pair)
     for group in pairs.values():
         clean = [pair for pair in group if pair.setting["threat_norm"] == "none"]
         threats: dict[tuple[str, str], list[Comparison]] = {}

@@ -17,7 +17,7 @@ from robustbench_meta.reporting.figures.scenes import Piece, ScenarioLayout, pla
 from robustbench_meta.reporting.figures.sizes import TALLEST
 from robustbench_meta.reporting.figures.style import FigureStyle, chance, percents
 from robustbench_meta.reporting.wording import threat
-from robustbench_meta.results.tables import LeaderboardTable, alike, all_scores
+from robustbench_meta.results.tables import LeaderboardTable, all_scores, with_comparable_spreads
 
 _SPARE = 0.5
 """Inches by which rows may be lower where they then fit a page."""
@@ -34,7 +34,7 @@ def draw_scenarios(boards: Iterable[LeaderboardTable], look: FigureStyle) -> Ite
 def _figures(group: list[LeaderboardTable], look: FigureStyle) -> Iterator[PaperFigure]:
     """One, or several where the rows of panels are more than a page holds."""
     shown = all_scores(group)
-    group, setting = alike(group, shown), group[0].setting
+    group, setting = with_comparable_spreads(group, shown), group[0].setting
     learners = sorted({name for board in group for name in board.scores})
     plan = planned(group, len(learners), look)
     caption = (

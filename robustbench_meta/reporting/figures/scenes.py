@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from robustbench_meta.reporting.figures.figure import scene_text
 from robustbench_meta.reporting.figures.layout import even_rows
 from robustbench_meta.reporting.figures.style import FigureStyle
-from robustbench_meta.results.tables import CLEAN, LeaderboardTable, unattacked
+from robustbench_meta.results.tables import CLEAN, LeaderboardTable, clean_table
 
 _GAP = 0.14
 """Inches between the titles of two panels that fill these."""
@@ -58,7 +58,7 @@ def planned(group: list[LeaderboardTable], learners: int, look: FigureStyle) -> 
 
 def _laid_out(group: list[LeaderboardTable], learners: int, width: float, look: FigureStyle) -> ScenarioLayout:
     most = max(2, int((width - 0.4) / (0.08 * max(learners, 4))))  # narrower bars are not seen
-    pieces = [Piece(unattacked(group), [CLEAN], "no attack")]
+    pieces = [Piece(clean_table(group), [CLEAN], "no attack")]
     for board in group:
         for start in range(1, len(board.columns), most):
             scene = scene_text(board.setting) + (" …" if start > 1 else "")

@@ -20,7 +20,7 @@ from robustbench_meta.reporting.figures.figure import (
 from robustbench_meta.reporting.figures.layout import grid, room
 from robustbench_meta.reporting.figures.style import FigureStyle, chance, faint_grid
 from robustbench_meta.reporting.wording import sides, threat
-from robustbench_meta.results.tables import CLEAN, WORST, LeaderboardTable, alike
+from robustbench_meta.results.tables import CLEAN, WORST, LeaderboardTable, with_comparable_spreads
 
 _LEAST = 2.0
 """Inches: the width that a panel needs."""
@@ -40,7 +40,7 @@ def _figure(group: list[LeaderboardTable], look: FigureStyle) -> PaperFigure:
         board.scores[name][column] for board in group for name in board.measured(board.columns[-1])
         for column in (CLEAN, board.columns[-1])
     ]  # fmt: skip
-    group = alike(group, shown)
+    group = with_comparable_spreads(group, shown)
     lasts = list(dict.fromkeys(board.columns[-1] for board in group))
     width = look.wide("single" if len(group) == 1 else "double")
     titles = [look.fitted(_scene(board, told=len(lasts) > 1), room(len(group), width, _LEAST)) for board in group]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from robustbench_meta.evaluation.gallery import ExampleEpisode, ExampleImage, gallery_of
 from robustbench_meta.reporting.wording import sides, threat
-from robustbench_meta.results.tables import PLACE, THREAT, eps_of
+from robustbench_meta.results.tables import SETTING, THREAT, eps_of
 
 ROOM = 6_000_000
 """Bytes of pictures that the page may hold."""
@@ -105,7 +105,7 @@ def _grids(rows: pd.DataFrame, records: Mapping[str, Mapping[str, Any]]) -> Iter
                 name = str(row["learner"])
                 found[name] = LearnerExamples(name, int(row["seed"]), gallery.pictures), gallery
         if found:
-            told = {name: part[name].iloc[0] for name in [*PLACE, *THREAT]}
+            told = {name: part[name].iloc[0] for name in [*SETTING, *THREAT]}
             yield from _hung(told, str(attack), list(found.values()))
 
 
@@ -145,7 +145,7 @@ def _largest(grids: Sequence[ExampleGrid]) -> list[ExampleGrid]:
 
 
 def _but_eps(told: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(told[name] for name in [*PLACE, *THREAT] if name != "eps")
+    return tuple(told[name] for name in [*SETTING, *THREAT] if name != "eps")
 
 
 def _strength(grid: ExampleGrid) -> float:

@@ -21,7 +21,7 @@ from robustbench_meta.reporting.wording import (
     threat,
     worst_text,
 )
-from robustbench_meta.results.tables import CLEAN, PLACE, LeaderboardTable
+from robustbench_meta.results.tables import CLEAN, SETTING, LeaderboardTable
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def places(boards: Iterable[LeaderboardTable]) -> list[ComparableTables]:
     """The tables by place, in the order in which they come."""
     groups: dict[tuple[Any, ...], list[LeaderboardTable]] = {}
     for board in boards:
-        groups.setdefault(tuple(board.setting[name] for name in PLACE), []).append(board)
+        groups.setdefault(tuple(board.setting[name] for name in SETTING), []).append(board)
     names = [heading(group[0].setting) for group in groups.values()]
     count = 0
     found = []

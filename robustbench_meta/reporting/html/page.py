@@ -34,7 +34,7 @@ from robustbench_meta.results.episode_accuracies import Samples
 from robustbench_meta.results.frames import failures_in
 from robustbench_meta.results.pairwise import compare_learners, judged
 from robustbench_meta.results.store import Store
-from robustbench_meta.results.tables import PLACE, groups, shown
+from robustbench_meta.results.tables import SETTING, groups, shown
 from robustbench_meta.runtime.atomic_files import write_atomically, write_text
 
 
@@ -64,7 +64,7 @@ def page(store: Store, frame: pd.DataFrame, samples: Samples) -> str:
     drawings = Drawings(sorted(name for board in found for name in board.scores))
     there = places(found)
     style, script = _resource("style.css"), _resource("script.js")
-    where = {tuple(place.told[name] for name in PLACE): place.distinguished for place in there}
+    where = {tuple(place.told[name] for name in SETTING): place.distinguished for place in there}
     return _environment(where).get_template("report.html.jinja").render(
         style=style, script=script, policy=_policy(style, script), version=__version__,
         palette=drawings.palette, places=there, threats=threats(found, drawings),
@@ -124,7 +124,7 @@ def _environment(where: Mapping[tuple[Any, ...], str]) -> Environment:
     )  # fmt: skip
     made.filters |= {
         "shown": shown, "breakable": breakable,
-        "where": lambda told: where[tuple(told[name] for name in PLACE)],
+        "where": lambda told: where[tuple(told[name] for name in SETTING)],
         "size_axis": size_axis, "threat": threat, "sides": sides, "kinds_text": kinds_text,
         "corruption_table": corruption_table,
     }  # fmt: skip

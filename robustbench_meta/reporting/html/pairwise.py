@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from robustbench_meta.reporting.table import TableCell, comparison_table
 from robustbench_meta.reporting.wording import sides, threat
 from robustbench_meta.results.pairwise import Comparison, PairedTest, tests_text
-from robustbench_meta.results.tables import PLACE
+from robustbench_meta.results.tables import SETTING
 
 MOST = 1500
 """Comparisons that the page has room for; of more, only those of the columns that learners are ranked by."""
@@ -61,7 +61,7 @@ def pairwise_section(comparisons: Sequence[Comparison]) -> PairwiseSection:
     seeds = any(not math.isnan(test.seeds_p) for test in tests)
     groups: dict[tuple[Any, ...], list[Comparison]] = {}
     for pair in comparisons:
-        groups.setdefault((*(pair.setting[name] for name in PLACE), pair.first, pair.second), []).append(pair)
+        groups.setdefault((*(pair.setting[name] for name in SETTING), pair.first, pair.second), []).append(pair)
     pairs = [_pair(group, len(tests) <= MOST, seeds) for group in groups.values()]
     return PairwiseSection(
         pairs, len(tests), tests_text(comparisons), sum(len(pair.rows) for pair in pairs), seeds,

@@ -14,7 +14,16 @@ from robustbench_meta.options import SCENARIOS
 from robustbench_meta.reporting.figures.scenario_bars import draw_scenarios
 from robustbench_meta.reporting.html.embedded_figures import Drawings
 from robustbench_meta.reporting.wording import sides, spread_text, threat
-from robustbench_meta.results.tables import CLEAN, PLACE, LeaderboardTable, Score, alike, all_scores, eps_of, unattacked
+from robustbench_meta.results.tables import (
+    CLEAN,
+    SETTING,
+    LeaderboardTable,
+    Score,
+    all_scores,
+    clean_table,
+    eps_of,
+    with_comparable_spreads,
+)
 
 _ORDER = list(SCENARIOS)
 UNATTACKED = "clean support, clean query"
@@ -60,7 +69,7 @@ def threats(boards: Iterable[LeaderboardTable], drawings: Drawings) -> list[Thre
     groups: dict[tuple[Any, ...], list[LeaderboardTable]] = {}
     for board in boards:
         if board.setting["threat_norm"] != "none" and eps_of(board.setting) > 0:
-            groups.setdefault(tuple(board.setting[name] for name in [*PLACE, "threat_norm", "eps"]), []).append(board)
+            groups.setdefault(tuple(board.setting[name] for name in [*SETTING, "threat_norm", "eps"]), []).append(board)
     return [_threat(group, drawings) for group in groups.values()]
 
 
@@ -76,13 +85,13 @@ class Order:
     """
 
     def __init__(self, frame: pd.DataFrame) -> None:
-        places = frame[PLACE].drop_duplicates().itertuples(index=False, name=None)
+        places = frame[SETTING].drop_duplicates().itertuples(index=False, name=None)
         self._places = {place: at for at, place in enumerate(places)}
 
     def __call__(self, setting: Mapping[str, Any]) -> tuple[Any, ...]:
         """The key of a table's setting."""
         name, norm = scenario(setting), str(setting["threat_norm"])
-        place = self._places[tuple(setting[column] for column in PLACE)]
+        place = self._places[tuple(setting[column] for column in SETTING)]
         known = _ORDER.index(name) if name in _ORDER else len(_ORDER)
         return place, known, str(setting["surrogate"]), norm != "linf", norm, eps_of(setting)
 
@@ -90,9 +99,9 @@ class Order:
 def _threat(group: list[LeaderboardTable], drawings: Drawings) -> ThreatSection:
     figures = [drawings.embed(each) for each in draw_scenarios(group, drawings.look)]
     counts = [score.seeds for score in all_scores(group)]
-    group = alike(group, all_scores(group))
+    group = with_comparable_spreads(group, all_scores(group))
     learners = list(dict.fromkeys(name for board in group for name in board.scores))
-    clean = unattacked(group)
+    clean = clean_table(group)
     scenes = [Scene("clean/clean", UNATTACKED, clean.columns, clean.scores, clean)]
     for board in group:
         columns = board.columns[1:]

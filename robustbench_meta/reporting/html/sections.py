@@ -15,7 +15,7 @@ from robustbench_meta.reporting.table import Table, TableCell, curve_table, numb
 from robustbench_meta.reporting.wording import sides, threat
 from robustbench_meta.results.curves import Curve, grouped
 from robustbench_meta.results.learning_curves import learning_curves
-from robustbench_meta.results.tables import PLACE, learners_apart
+from robustbench_meta.results.tables import SETTING, with_distinct_learners
 
 
 class Sweep(NamedTuple):
@@ -60,8 +60,8 @@ def learning_sections(
     """Of each setting in which something was trained."""
     curves = learning_curves(records)
     chosen = {str(record["training"]): record.get("chosen_step") for record in records}
-    for _, part in frame.groupby([name for name in PLACE if name != "episodes"], sort=False, dropna=False):
-        rows = learners_apart(part).drop_duplicates("training_hash")
+    for _, part in frame.groupby([name for name in SETTING if name != "episodes"], sort=False, dropna=False):
+        rows = with_distinct_learners(part).drop_duplicates("training_hash")
         rows = rows[rows["training_hash"].isin(curves)].sort_values(["learner", "seed"])
         if rows.empty:
             continue
@@ -93,8 +93,8 @@ class Costs(NamedTuple):
 
 def costs(frame: pd.DataFrame) -> Iterator[Costs]:
     """What training, adapting and attacking took, at each place and device, in the order of the leaderboard."""
-    for _, part in frame.groupby([*PLACE, "device"], sort=False, dropna=False):
-        rows = learners_apart(part)
+    for _, part in frame.groupby([*SETTING, "device"], sort=False, dropna=False):
+        rows = with_distinct_learners(part)
         learners = rows.groupby("learner", sort=True)
         trained = rows.drop_duplicates(["learner", "training_hash"]).groupby("learner", sort=True)
         attacked = rows[rows["threat_norm"] != "none"]

@@ -36,7 +36,7 @@ _NOTEBOOK_WIDTH = 110
 class Display(Protocol):
     """Shows where a run is."""
 
-    def changed(self, progress: RunProgress, stretch: JobProgress | None) -> None:
+    def changed(self, progress: RunProgress, job: JobProgress | None) -> None:
         """The run, and a training or evaluation of it, got further."""
         ...
 
@@ -84,29 +84,27 @@ class Listener:
         self.display.say(f"failed: {what} on {training}: {why}")
         self.display.changed(self.progress, None)
 
-    def _told(self, stretch: JobProgress) -> None:
-        if stretch.spent == 0 and 0 < stretch.first == stretch.done < stretch.total:
-            self.display.say(f"{_name(stretch)}: resuming at {stretch.done:,} of {stretch.total:,}")
-        if stretch.over and stretch.total:
-            metrics = _metrics(stretch)
-            self.display.say(
-                f"{_name(stretch)}: {stretch.total:,} in {duration(stretch.spent)}{', ' + metrics if metrics else ''}"
-            )
-        self.display.changed(self.progress, stretch)
+    def _told(self, job: JobProgress) -> None:
+        if job.spent == 0 and 0 < job.first == job.done < job.total:
+            self.display.say(f"{_name(job)}: resuming at {job.done:,} of {job.total:,}")
+        if job.over and job.total:
+            metrics = _metrics(job)
+            self.display.say(f"{_name(job)}: {job.total:,} in {duration(job.spent)}{', ' + metrics if metrics else ''}")
+        self.display.changed(self.progress, job)
 
 
 # -- words -----------------------------------------------------------------------------------------
 
 
-def _name(stretch: JobProgress) -> str:
-    return f"{stretch.stage} {stretch.title}"
+def _name(job: JobProgress) -> str:
+    return f"{job.stage} {job.title}"
 
 
-def _metrics(stretch: JobProgress) -> str:
+def _metrics(job: JobProgress) -> str:
     """`loss 0.51, val 83.1 %`, of what has been measured so far; of a test, whether its checks are running."""
-    metrics = stretch.told
-    if stretch.stage == "test":
-        return "with checks" if stretch.done < min(stretch.checked, stretch.total) else ""
+    metrics = job.told
+    if job.stage == "test":
+        return "with checks" if job.done < min(job.checked, job.total) else ""
     shown = [f"loss {metrics['loss']:.2f}"] if "loss" in metrics else []
     shown += [f"val {100 * metrics['validation_accuracy']:.1f} %"] if "validation_accuracy" in metrics else []
     return ", ".join(shown)
@@ -133,8 +131,8 @@ def left_text(left: TimeLeft | None) -> str:
     return f"{mark}{duration(left.seconds)} left"
 
 
-def _own_left(stretch: JobProgress) -> str:
-    return "" if stretch.left is None else f"{'<' if stretch.quickens else ''}{duration(stretch.left)}"
+def _own_left(job: JobProgress) -> str:
+    return "" if job.left is None else f"{'<' if job.quickens else ''}{duration(job.left)}"
 
 
 def _shortened(text: str, width: int) -> str:
@@ -151,7 +149,7 @@ def _shortened(text: str, width: int) -> str:
 def draw_progress(progress: RunProgress, width: int, height: int = 24) -> RenderableType:
     """A line for each running training and evaluation, as many as there is room for, and one for the whole run."""
     width = min(width, MOST_WIDTH)
-    running = list(progress.stretches)
+    running = list(progress.running)
     room = max(1, min(MOST_BARS, height - 4))
     shown = running if len(running) <= room else running[: room - 1]
     table = Table.grid(padding=(0, 1), expand=True)
@@ -161,14 +159,14 @@ def draw_progress(progress: RunProgress, width: int, height: int = 24) -> Render
     table.add_column(ratio=1, min_width=6)
     for style in (None, "cyan", "cyan", "dim"):
         table.add_column(justify="left" if style == "dim" else "right", no_wrap=True, style=style)
-    for stretch in shown:
+    for job in shown:
         table.add_row(
-            Text(_shortened(_name(stretch), min(48, width * 3 // 10))),
-            ProgressBar(total=stretch.total or 1, completed=stretch.done),
-            f"{stretch.done:,}/{stretch.total:,}",
-            "" if stretch.rate is None else _rate(stretch.rate),
-            "" if stretch.left is None else _own_left(stretch) + (" left" if wide else ""),
-            _metrics(stretch).replace(" %", "%").replace(",", ""),
+            Text(_shortened(_name(job), min(48, width * 3 // 10))),
+            ProgressBar(total=job.total or 1, completed=job.done),
+            f"{job.done:,}/{job.total:,}",
+            "" if job.rate is None else _rate(job.rate),
+            "" if job.left is None else _own_left(job) + (" left" if wide else ""),
+            _metrics(job).replace(" %", "%").replace(",", ""),
         )
     parts: list[RenderableType] = [table] if shown else []
     if len(shown) < len(running):
@@ -221,7 +219,7 @@ class Bars:
             else draw_progress(self._progress, self._console.width, self._console.height)
         )
 
-    def changed(self, progress: RunProgress, stretch: JobProgress | None) -> None:
+    def changed(self, progress: RunProgress, job: JobProgress | None) -> None:
         """It is drawn four times a second."""
         self._progress = progress
 
@@ -237,20 +235,20 @@ class Lines:
         self._console, self._clock = console, clock
         self._last: dict[str, float] = {}
 
-    def changed(self, progress: RunProgress, stretch: JobProgress | None) -> None:
+    def changed(self, progress: RunProgress, job: JobProgress | None) -> None:
         """Print where the work is, if it has been quiet long enough."""
         if self._due("", OVERALL_SECONDS) and progress.cells and progress.fraction is not None:
             self.say(
                 f"all: {100 * progress.fraction:.0f} %, {progress.cells_over:,}/{counted(progress.cells, 'cell')}, "
                 f"{left_text(progress.left)}"
             )
-        if stretch is None or stretch.over:
+        if job is None or job.over:
             return
-        if not self._due(_name(stretch), QUIET_SECONDS * max(1.0, len(progress.stretches) / 4)):
+        if not self._due(_name(job), QUIET_SECONDS * max(1.0, len(progress.running) / 4)):
             return
-        pace = stretch.rate and f", {_rate(stretch.rate)}, {_own_left(stretch)} left"
-        told = _metrics(stretch)
-        self.say(f"{_name(stretch)}: {stretch.done:,}/{stretch.total:,}{pace or ''}{', ' + told if told else ''}")
+        pace = job.rate and f", {_rate(job.rate)}, {_own_left(job)} left"
+        told = _metrics(job)
+        self.say(f"{_name(job)}: {job.done:,}/{job.total:,}{pace or ''}{', ' + told if told else ''}")
 
     def _due(self, what: str, seconds: float) -> bool:
         now = self._clock()
@@ -282,7 +280,7 @@ class Notebook:
     def __exit__(self, *_: object) -> None:
         self._write(bars=False)
 
-    def changed(self, progress: RunProgress, stretch: JobProgress | None) -> None:
+    def changed(self, progress: RunProgress, job: JobProgress | None) -> None:
         """Write it anew now and then."""
         self._progress = progress
         if self._clock() - self._last >= NOTEBOOK_SECONDS:

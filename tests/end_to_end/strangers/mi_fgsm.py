@@ -46,7 +46,7 @@ class MIFGSM(Attack):
     ) -> Tensor:
         """g ← μg + ∇L/‖∇L‖₁, x ← x + α·sign(g), put back into the ε-ball; x [tasks, n, *shape]."""
         alpha = threat.eps / self.steps if self.alpha is None else self.alpha
-        axes = tuple(range(-model.event, 0))
+        axes = tuple(range(-model.event_ndim, 0))
         found, momentum = start, torch.zeros_like(x)
         for _ in range(self.steps):
             with torch.enable_grad():
