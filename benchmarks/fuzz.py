@@ -48,7 +48,7 @@ from robustbench_meta.engine.engine import Plan
 from robustbench_meta.engine.metrics import QueryMetrics
 from robustbench_meta.engine.training_snapshots import TrainingState, read_state, state_bytes
 from robustbench_meta.errors import BenchError
-from robustbench_meta.evaluation.partial_results import Chunk, PartialResult, ScenarioResult, part_bytes, read_part
+from robustbench_meta.evaluation.partial_results import ChunkResult, PartialResult, ScenarioResult, part_bytes, read_part
 from robustbench_meta.experiment.checkpoints import Trained, checkpoint_bytes, weights_of
 from robustbench_meta.experiment.suite import KEYS, parse_suite, read_suite, shipped, suite_text
 from robustbench_meta.results.records import SCHEMA, read_record, record_text
@@ -404,7 +404,7 @@ def kept_seeds() -> list[bytes]:
     optimizer.step()
     trained = Trained(weights, history=[{"step": 1.0}])
     state = TrainingState(1, weights, optimizer.state_dict(), trained, QueryMetrics(), Plan(), "cpu")
-    chunk = Chunk(
+    chunk = ChunkResult(
         "6e6f", torch.ones(1, 2, dtype=torch.bool), {"c": ScenarioResult(torch.zeros(1, 2, dtype=torch.bool))}
     )
     part = part_bytes(PartialResult([chunk], {}, "cpu"), "k", ["c"])

@@ -16,7 +16,7 @@ from .apgd import APGD, APGDL2
 from .fab import FAB, FABL2
 from .fgsm import FGSM
 from .pgd import PGD, PGDL2
-from .search_attack import EOT, SearchAttack, WorstCase, expected
+from .search_attack import SearchAttack, WorstCase
 from .square import Square, SquareL2, Squares
 
 
@@ -29,7 +29,6 @@ class Auto(SearchAttack):
     steps: int = Field(100, ge=1, description="number of steps of Auto-PGD and FAB")
     queries: int = Field(5000, ge=1, description="queries of Square Attack, for each image")
     restarts: int = Field(1, ge=1, description="starts of Auto-PGD and FAB")
-    eot: int = EOT
 
     _apgd: ClassVar[type[APGD]] = APGD
     _fab: ClassVar[type[FAB]] = FAB
@@ -51,7 +50,6 @@ class Auto(SearchAttack):
         Raises:
             BenchError: the model's loss does not depend differentiably on x.
         """
-        model = expected(model, self.eot)
         worst = WorstCase(model, x, y, x if start is None else start)
         for attack in self._cheap():
             worst.offer(attack.perturb(model, x, y, threat, Random(random.seeds)))

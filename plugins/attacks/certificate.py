@@ -10,7 +10,7 @@ from scipy.stats import beta, norm
 from torch import Tensor
 
 from robustbench_meta import hookimpl
-from robustbench_meta.contracts import Attack, Method, Random, Victim
+from robustbench_meta.contracts import Attack, Method, Random, Setting, Victim
 from robustbench_meta.contracts.threat_model import Norm, ThreatModel
 from robustbench_meta.hookspecs import Register
 
@@ -31,6 +31,14 @@ class Certificate(Attack):
     def norm(self) -> Norm:
         """L2."""
         return "l2"
+
+    def obstacle(self, setting: Setting) -> str | None:
+        """The proof is of a change of one image alone."""
+        if setting.transductive:
+            return (
+                "it proves predictions of single images, and here they depend on the other queries, too (transductive)"
+            )
+        return None
 
     def perturb(self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random) -> Tensor:
         """Give x back."""

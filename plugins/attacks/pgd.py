@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, Self
 
 import torch
@@ -14,7 +13,7 @@ from robustbench_meta.contracts import Attack, Method, Random, Victim
 from robustbench_meta.contracts.threat_model import Norm, ThreatModel
 from robustbench_meta.hookspecs import Register
 
-from .search_attack import EOT, Harm, SearchAttack, direction, expected, image_gradient, over_images, project, worse
+from .search_attack import EOT, Harm, SearchAttack, direction, expected, image_gradient, project, worse
 
 
 class PGD(SearchAttack):
@@ -27,7 +26,6 @@ class PGD(SearchAttack):
     alpha: float | None = Field(None, gt=0, description="size of a step; none: 2.5·ε/steps, as Madry et al.")
     random_start: bool = Field(True, description="start at a random point of the ε-ball")
     restarts: int = Field(1, ge=1, description="starts; of several, the one that fools, else that of the highest loss")
-    share: float = Field(1.0, gt=0, le=1, description="part of each task's images that is changed, drawn at random")
     eot: int = EOT
 
     @property
@@ -60,14 +58,14 @@ class PGD(SearchAttack):
         Raises:
             BenchError: the model's loss does not depend differentiably on x.
         """
-        model, best = expected(model, self.eot), None
-        changes = self._changes(x, random, model.event_ndim)
+        model = expected(model, self.eot)
+        best: tuple[Tensor, Harm] | None = None
         for turn in range(self.restarts):
             if start is not None and turn == 0:
                 begin = start
             else:
                 begin = self._random_start(x, threat, random, model.event_ndim) if self.random_start else x
-            found = self._ascend(model, begin, x, y, threat, changes)
+            found = self._ascend(model, begin, x, y, threat)
             if self.restarts == 1:
                 return found
             with torch.no_grad():
@@ -76,22 +74,12 @@ class PGD(SearchAttack):
         assert best is not None
         return best[0]
 
-    def _changes(self, x: Tensor, random: Random, event_ndim: int) -> Tensor | None:
-        """Which images are changed [tasks, n, 1, …]; None: all."""
-        if self.share == 1:
-            return None
-        places = random.uniform(x.flatten(-event_ndim)[..., 0]).argsort(-1).argsort(-1)
-        return over_images(places < math.ceil(self.share * places.shape[-1]), event_ndim)
-
-    def _ascend(
-        self, model: Victim, start: Tensor, x: Tensor, y: Tensor, threat: ThreatModel, changes: Tensor | None
-    ) -> Tensor:
+    def _ascend(self, model: Victim, start: Tensor, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
         alpha = 2.5 * threat.eps / self.steps if self.alpha is None else self.alpha
-        found = start if changes is None else torch.where(changes, start, x)
+        found = start
         for _ in range(self.steps):
             gradient = image_gradient(self.name, model, found, y)
             step = alpha * direction(gradient, threat.norm, model.event_ndim)
-            step = step if changes is None else step * changes
             found = project(found + step, x, threat, model.event_ndim)
         return found
 

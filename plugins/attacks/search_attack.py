@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from robustbench_meta.contracts import Attack, Random, Victim
+from robustbench_meta.contracts.tasks import gathered
 from robustbench_meta.contracts.threat_model import Norm, ThreatModel
 from robustbench_meta.errors import BenchError
 
@@ -177,12 +178,6 @@ class Survivors(NamedTuple):
         target = torch.where(place < self.withstand.sum(1)[:, None], self.which, count)  # repeats: behind the last one
         index = target.reshape(*target.shape, *(1,) * (part.dim() - 2)).expand(part.shape)
         return torch.cat([values, values[:, :1]], 1).scatter(1, index, part)[:, :count]
-
-
-def gathered(values: Tensor, index: Tensor) -> Tensor:
-    """Values [tasks, n, …] at index [tasks, m]: [tasks, m, …]."""
-    deep = index.reshape(*index.shape, *(1,) * (values.dim() - 2)).expand(*index.shape, *values.shape[2:])
-    return values.gather(1, deep)
 
 
 class RandomOfSome(Random):

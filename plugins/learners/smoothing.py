@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -21,24 +23,28 @@ class Smoothing(Defence):
     source: ClassVar[str] = (
         "Cohen, Rosenfeld, Kolter 2019, arXiv 1902.02918; probabilities averaged as in Salman et al. 2019, 1906.04584"
     )
-    randomised: ClassVar[bool] = True
-
     sigma: float = Field(0.25, gt=0, description="σ of the noise, in units of the pixel range")
-    samples: int = Field(8, ge=1, description="noisy copies that a prediction averages over; one in meta-training")
+    samples: int = Field(8, ge=1, description="draws of noise that a prediction averages over; one in meta-training")
 
     def smoothing_sigma(self) -> float:
         """The option `sigma`."""
         return self.sigma
 
     def logits(self, model: Model, state: Any, x: Tensor) -> Tensor:
-        """The logarithm of (1/m) Σᵢ softmax(f(x + ηᵢ)) with η ~ N(0, σ²I) and m samples."""
-        samples = 1 if model.training else self.samples
-        draws = [self.base.logits(model, state, self._noisy(x)).log_softmax(-1) for _ in range(samples)]
-        return torch.stack(draws).logsumexp(0) - math.log(samples)
+        """The logarithm of (1/m) Σᵢ softmax(f(x + ηᵢ)) with m samples ηᵢ ~ N(0, σ²I).
+
+        The ηᵢ are the same for all images and calls, and attacks differentiate through them; in meta-training each
+        image has one of its own.
+        """
+        if model.training:
+            return self.base.logits(model, state, x + self.sigma * torch.randn_like(x))
+        noise = self.sigma * standard_noise(self.samples, tuple(x.shape[1:])).to(x)
+        each = [self.base.logits(model, state, x + one).log_softmax(-1) for one in noise]
+        return torch.stack(each).logsumexp(0) - math.log(self.samples)
 
     def base_logits(self, model: Model, weights: Weights, x: Tensor) -> Tensor:
         """Under noise, too."""
-        return self.base.base_logits(model, weights, self._noisy(x))
+        return self.base.base_logits(model, weights, x + self.sigma * torch.randn_like(x))
 
     def unsmoothed(self, model: Model, state: Any, x: Tensor) -> Tensor:
         """The base's logits."""
@@ -50,8 +56,11 @@ class Smoothing(Defence):
             return "it averages class probabilities, which a squared loss has none of"
         return self.base.obstacle(setting)
 
-    def _noisy(self, x: Tensor) -> Tensor:
-        return x + self.sigma * torch.randn_like(x)
+
+@cache
+def standard_noise(samples: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal draws [samples, *shape], always the same."""
+    return torch.from_numpy(np.random.default_rng(0).standard_normal((samples, *shape)))
 
 
 @hookimpl

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robustbench_meta.contracts.plugin import Plugin, Setting
 from robustbench_meta.contracts.threat_model import Norm, ThreatModel
+from robustbench_meta.errors import BenchError
 from robustbench_meta.runtime.devices import send
 from robustbench_meta.runtime.seeds import seed_from
 
@@ -148,7 +149,7 @@ class Attack(Plugin):
 
     def certified_radius(self, model: Victim, x: Tensor, y: Tensor, random: Random) -> Tensor:
         """Of a certificate: the distance within which each prediction is proved right [tasks, n]; −1: it is not."""
-        raise NotImplementedError
+        raise BenchError(f"attack '{self.name}' declares `certifies`: define certified_radius(model, x, y, random)")
 
     def obstacle(self, setting: Setting) -> str | None:
         """Why the attack cannot work in this setting; None if it can."""

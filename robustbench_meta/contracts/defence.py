@@ -40,7 +40,6 @@ class Defence(AnyLearner):
     if not TYPE_CHECKING:  # mypy takes the signatures from AnyLearner
         transductive = property(lambda self: self.base.transductive)
         theta_predicts = property(lambda self: self.base.theta_predicts)
-        randomised = property(lambda self: self.base.randomised)
         takes_step = property(lambda self: self.base.takes_step)
         outputs = _as_the_base("outputs")
         init = _as_the_base("init")

@@ -137,8 +137,6 @@ class AnyLearner(Plugin):
     theta_predicts: ClassVar[bool] = True
     """False if θ alone gives no logits (a prototype head): then an attack on the support set is made
     on the state adapted to the clean support set, instead of on θ."""
-    randomised: ClassVar[bool] = False
-    """True if `logits` draws, from torch's generator: then two calls differ, and each call of an attack draws anew."""
 
     @property
     def takes_step(self) -> bool:

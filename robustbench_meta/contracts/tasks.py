@@ -19,6 +19,12 @@ class Batch(NamedTuple):
     y: Tensor
 
 
+def gathered(values: Tensor, index: Tensor) -> Tensor:
+    """Values [tasks, n, …] at index [tasks, m]: [tasks, m, …]."""
+    deep = index.reshape(*index.shape, *(1,) * (values.dim() - 2)).expand(*index.shape, *values.shape[2:])
+    return values.gather(1, deep)
+
+
 class TaskBatch(NamedTuple):
     """Tasks side by side: support [tasks, way·shot, …] and query [tasks, way·query, …]."""
 

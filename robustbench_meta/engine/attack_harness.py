@@ -45,6 +45,30 @@ def guarded(attack: Attack, threat: ThreatModel, deferred: DeferredViolations | 
     return perturb
 
 
+def certified(attack: Attack, model: Target, batch: Batch, random: Random) -> Tensor:
+    """The radius within which an attack that certifies proves each prediction right [tasks, n]; −1: it does not.
+
+    Raises:
+        ViolationError: it has another shape or is not a number, or weights or modules were changed.
+        BenchError: the attack itself raised.
+    """
+    x, y = batch
+    with restored(x.device), _Guard(attack.name, model, None, lambda: model.loss(x.clone(), y)):
+        seed_all(random.seed())
+        try:
+            radius: object = attack.certified_radius(model, x.clone(), y.clone(), random)
+        except (BenchError, torch.OutOfMemoryError):
+            raise
+        except (Exception, SystemExit) as error:
+            raise BenchError(f"attack '{attack.name}' failed: {located(error)}") from error
+    if not isinstance(radius, Tensor) or radius.shape != y.shape or bool(radius.isnan().any()):
+        what = f"{tuple(radius.shape)}" if isinstance(radius, Tensor) else type(radius).__name__
+        raise ViolationError(
+            f"attack '{attack.name}' returned {what} as certified_radius; expected {tuple(y.shape)} numbers"
+        )
+    return radius
+
+
 class _Guard:
     """What an attack must leave as it is: compared when it is over, and given back as it was, however it ended.
 

@@ -34,14 +34,11 @@ _PRECISIONS = ((torch.float64, 1e-6), (torch.float32, 1e-3))
 def may_be_vmapped(engine: Engine, weights: Weights, tasks: TaskBatch) -> bool | None:
     """Whether vmap works on this learner and gives the plain loop's meta-gradient, on unattacked tasks.
 
-    None: not even the plain loop gives one, or not in numbers; training will tell why. Of a learner that draws, only
-    whether vmap works: the loop draws otherwise.
+    None: not even the plain loop gives one, or not in numbers; training will tell why.
 
     Some operations of torch have a wrong second derivative under vmap (batch and instance norm in
     2.13), and some Python cannot be vmapped at all (`.item()`, branches on values).
     """
-    if engine.learner.randomised:
-        return can_be_vmapped(engine, weights, tasks)
     for dtype, tolerance in _PRECISIONS:
         try:
             plain = _gradient(engine, weights, tasks, Plan("loop", "loop", 1), dtype)

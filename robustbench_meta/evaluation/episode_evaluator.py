@@ -12,8 +12,8 @@ from torch import Tensor
 
 from robustbench_meta.contracts import Attack, Random
 from robustbench_meta.contracts.state import State
-from robustbench_meta.contracts.tasks import Batch, TaskBatch
-from robustbench_meta.engine.attack_harness import guarded
+from robustbench_meta.contracts.tasks import Batch, TaskBatch, gathered
+from robustbench_meta.engine.attack_harness import certified, guarded
 from robustbench_meta.engine.attacked_model import AttackedModel, PoisonedAdaptation, Target
 from robustbench_meta.engine.engine import Engine
 from robustbench_meta.engine.query_counter import CountingModel, QueryCount
@@ -163,7 +163,7 @@ class EpisodeEvaluator:
         logits, attacks = torch.empty_like(self.logits), []
         for half in (0, 1):
             seeds, judged = order[:, half::2], order[:, 1 - half :: 2]
-            known = Batch(_picked(query.x, seeds), query.y.gather(1, seeds))
+            known = Batch(gathered(query.x, seeds), query.y.gather(1, seeds))
             of = f"{made} {half} {at_eps.key}"
             if made == "asp":
                 aimed = PoisonedAdaptation(self.engine, self.theta, known, shift=1)
@@ -174,7 +174,7 @@ class EpisodeEvaluator:
                 attacks.append(self._attack(of, fooling, known, at_eps, f"query {half}"))
                 images = swapped(support, Batch(attacks[-1].x, known.y))
             told = self._logits(self._adapt(Batch(images, support.y), of), query.x, of)
-            logits.scatter_(1, judged[..., None].expand(-1, -1, told.shape[-1]), _picked(told, judged))
+            logits.scatter_(1, judged[..., None].expand(-1, -1, told.shape[-1]), gathered(told, judged))
         return AttackResult(
             logits.argmax(-1) == query.y, sum((found.seconds for found in attacks), 0.0),
             sum((found.effort for found in attacks), QueryCount()), logits,
@@ -183,12 +183,10 @@ class EpisodeEvaluator:
     def _certified(self, victim: Target, attack: Attack) -> tuple[Tensor, _Found]:
         """The radius within which each prediction is proved right [tasks, queries], and what the proof took."""
         if attack not in self._proofs:
-            x, y = _copy(self.tasks.query)
-            started, effort = self.now(), QueryCount(y.numel())
-            with self.engine.seeded_for("certificate", self.device):
-                random = Random([seed_from(seed, "certificate") for seed in self.engine.seeds])
-                radius = attack.certified_radius(CountingModel(victim, effort), x, y, random)
-            self._proofs[attack] = radius, _Found(x, self.now() - started, effort, None)
+            started, effort = self.now(), QueryCount(self.tasks.query.y.numel())
+            random = Random([seed_from(seed, "certificate") for seed in self.engine.seeds])
+            radius = certified(attack, CountingModel(victim, effort), self.tasks.query, random)
+            self._proofs[attack] = radius, _Found(self.tasks.query.x, self.now() - started, effort, None)
         return self._proofs[attack]
 
     def _surrogate_model(self, key: str) -> AttackedModel:
@@ -259,19 +257,13 @@ def swapped(support: Batch, found: Batch) -> Tensor:
     """The support images, the k-th of each class exchanged for the k-th found image of that class, if there is one."""
     same = support.y[:, :, None] == found.y[:, None, :]
     match = same & (_place(support.y)[:, :, None] == _place(found.y)[:, None, :])
-    images = _picked(found.x, match.long().argmax(-1))
+    images = gathered(found.x, match.long().argmax(-1))
     return torch.where(match.any(-1).view(*support.y.shape, *(1,) * (support.x.dim() - 2)), images, support.x)
 
 
 def _place(y: Tensor) -> Tensor:
     """Of each example, how many of its class are before it [tasks, n]."""
     return (y[:, :, None] == y[:, None, :]).tril(-1).sum(-1)
-
-
-def _picked(values: Tensor, index: Tensor) -> Tensor:
-    """Values [tasks, n, …] at index [tasks, m]: [tasks, m, …]."""
-    deep = index.view(*index.shape, *(1,) * (values.dim() - 2)).expand(*index.shape, *values.shape[2:])
-    return values.gather(1, deep)
 
 
 def _copy(batch: Batch) -> Batch:

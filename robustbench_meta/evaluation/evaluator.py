@@ -380,7 +380,6 @@ def _reliability(
         cell.scenario, clean, robust, found, observation,
         effects=torch.cat(tested).cpu().numpy()[:SELF_TESTED] if tested else None, failed=failed,
         way=cell.training.spec.way, precision=cell.training.spec.precision,
-        randomised=cell.training.learner.randomised,
     )  # fmt: skip
 
 

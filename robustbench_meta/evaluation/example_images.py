@@ -36,6 +36,8 @@ def example_of(episode_evaluator: EpisodeEvaluator, scenario: Scenario) -> Examp
     shape = query.x.shape[1:]
     if not can_be_shown(shape) or (scenario.query is None and scenario.support is None):
         return None
+    if scenario.query is not None and scenario.query.attack.certifies:
+        return None
     held = episode_evaluator.evaluate(scenario)
     images = (3 if held.query is not None else 1) + (3 if held.support is not None else 0)
     count = max(1, min(MOST, ROOM // (shape.numel() * images)))

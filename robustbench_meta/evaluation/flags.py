@@ -75,7 +75,6 @@ def assess(
     scenario: Scenario, clean: np.ndarray, robust: np.ndarray, found: Mapping[str, np.ndarray],
     observation: Observation, *,
     effects: np.ndarray | None, failed: Mapping[str, str], way: int, precision: str,
-    randomised: bool = False,
 ) -> ReliabilityReport:  # fmt: skip
     """The flags of one row, and what they rest on.
 
@@ -89,20 +88,19 @@ def assess(
         failed: why probes could not be run, by name.
         way: classes in a task.
         precision: what layers were computed in.
-        randomised: whether the learner declares that it draws.
     """
     checked = min(len(robust), CHECKED)
     own = robust[:checked].mean(1)
     probed = {name: correct.mean(1) for name, correct in found.items()}
-    flags = [flag for flag in observation.flags(precision) if flag != "random-outputs" or not randomised]
+    flags = observation.flags(precision)
     attacked = scenario.query or scenario.support
-    natural = attacked is not None and attacked.threat.norm == "severity"
-    if attacked is None or natural:  # no gradient is asked for
+    searched = attacked is not None and attacked.threat.norm != "severity" and not attacked.attack.certifies
+    if not searched:  # no gradient is asked for
         flags = [flag for flag in flags if flag != "zero-gradients"]
     if effects is not None and not above(effects, 0.0):
         flags.append("no-effect")
     flags += _compared(scenario, clean[:checked].mean(1), robust, own, probed, found, way)
-    if attacked is not None and attacked.threat.eps > 0 and not natural and above(robust.mean(1) - clean.mean(1), 0.0):
+    if attacked is not None and attacked.threat.eps > 0 and searched and above(robust.mean(1) - clean.mean(1), 0.0):
         flags.append("above-clean")
     flags += [] if above(clean.mean(1), 1 / way) else ["at-chance"]
     flags += ["few-episodes"] if len(robust) < ENOUGH else []

@@ -148,6 +148,8 @@ def training_threat(registry: Registry, dataset: Dataset, learner: AnyLearner, t
     """A learner's training attack, from how it names it and its ε (None: the one in the text, or by default)."""
     choice, own = split_eps(parse_choice(text, ";"))
     attack, spec, label = resolve_plugin(registry, "attack", choice)
+    if attack.certifies:
+        raise BenchError(f"learner '{learner.name}' cannot be trained against '{label}', which attacks nothing")
     if own is not None and eps is not None:
         raise BenchError(
             f"learner '{learner.name}' was given two eps for its training attack: {own} in '{text}', and {exact(eps)}; "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustbench_meta.contracts import AnyLearner, Attack, Backbone, Dataset, Setting
+from robustbench_meta.contracts.plugin import plugin_as_typed
 from robustbench_meta.contracts.tasks import Splits, TaskSource, check_disjoint_classes, check_images
 from robustbench_meta.errors import BenchError, DataError, PluginError, about, located
 from robustbench_meta.experiment.attack_grid import (
@@ -76,9 +77,10 @@ class Surrogate:
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the leaderboard to be."""
+    """What one row of the leaderboard is computed from."""
 
     key: str
+    """The digest of its spec: the column `spec_hash`, and the name of its record's file."""
     spec: CellSpec
     training: Training
     threat: Threat
@@ -484,20 +486,20 @@ def _add_cells(grid: Grid, training: Training, threats: list[Threat], surrogate:
 
 
 def _scenarios(attack: Attack, run: RunSpec) -> list[str]:
-    """Those that an attack runs in."""
+    """Those of the run that an attack runs in; the one of its own for one that attacks nothing."""
     if attack.clean or attack.certifies:
         return ["clean/clean" if attack.clean else CERTIFIED]
-    return [name for name in parse_scenarios(list(run.scenarios)) if name not in ("clean/clean", CERTIFIED)]
+    return [name for name in parse_scenarios(list(run.scenarios)) if name != "clean/clean"]
 
 
 def _left_out(scenario: str, training: Training, threat: Threat, surrogate: Surrogate | None) -> str | None:
     """Why an attack cannot be in this scenario; None if it can."""
-    support = SCENARIOS[scenario][0]
-    if scenario == CERTIFIED and not training.learner.smoothing_sigma():
-        return f"it certifies randomised smoothing; use --learner smoothing:base={training.learner.name}"
+    support, attack = SCENARIOS[scenario][0], threat.attack
+    if scenario == CERTIFIED:
+        return _not_certified(attack, training.learner)
     if support in BY_HALVES and training.spec.query < 2:
         return "it is made with half of a task's queries and judged on the others; use --query 2 or more"
-    if support in THROUGH_ADAPTATION and (not threat.attack.loss_only or threat.attack.per_task):
+    if support in THROUGH_ADAPTATION and (not attack.loss_only or attack.per_task):
         return (
             "it asks for logits or takes one task at a time, and poisoning goes through the loss of the queries after "
             "adaptation alone; fgsm, pgd and apgd can"
@@ -506,4 +508,12 @@ def _left_out(scenario: str, training: Training, threat: Threat, surrogate: Surr
         return "there is no --surrogate"
     if scenario == TRANSFER and surrogate is not None and training.key in (surrogate.key, surrogate.of):
         return "it is itself the surrogate"
+    return None
+
+
+def _not_certified(attack: Attack, learner: AnyLearner) -> str | None:
+    if not attack.certifies:
+        return "it proves nothing; use --attack certificate"
+    if not learner.smoothing_sigma():
+        return f"it certifies randomised smoothing; use --learner smoothing:base={plugin_as_typed(learner)}"
     return None

@@ -64,7 +64,9 @@ def probes(probe_plan: Probes, scenario: Scenario, shape: Sequence[int]) -> list
     Queries that are attacked on the model itself are probed most; other rows less, as docs/flags.md tells.
     """
     at_eps = scenario.query or scenario.support
-    if at_eps is None or at_eps.threat.eps == 0 or at_eps.attack.clean or at_eps.threat.norm not in probe_plan.noise:
+    if at_eps is None or at_eps.threat.eps == 0 or at_eps.threat.norm not in probe_plan.noise:
+        return []
+    if at_eps.attack.clean or at_eps.attack.certifies:
         return []
     found = list(_baselines(probe_plan, scenario, at_eps))
     if scenario.surrogate is not None:

@@ -49,7 +49,7 @@ class Scenario:
             return cls()
         return cls(
             at_eps if support != "clean" else None, at_eps if query != "clean" else None,
-            support, surrogate if query == "transfer" else None,
+            "adv" if support == "clean" else support, surrogate if query == "transfer" else None,
         )  # fmt: skip
 
     @property

@@ -1,4 +1,9 @@
-"""The results folder as a queue of jobs: a finished one has its file, a claimed one is locked, the others are free."""
+"""The results folder as a queue of jobs: a finished one has its file, a claimed one is locked, the others are free.
+
+So a run that was killed resumes: its locks are free at once (leases after 30 s), finished jobs have their files, a
+training goes on from its last snapshot (`engine.training_snapshots`), an evaluation with the chunks that are missing
+(`evaluation.partial_results`).
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from robustbench_meta import __version__
+from robustbench_meta.contracts import Attack, Method
 from robustbench_meta.evaluation.evaluator import Outcome
 from robustbench_meta.evaluation.flags import FLAGS, of_training, unchecked
 from robustbench_meta.evaluation.partial_results import PartialResult
@@ -53,7 +54,7 @@ def record_of(
             "train_bytes": trained.peak_memory,
             "test_bytes": max((part.peak_memory for part in parts if part.peak_memory is not None), default=None),
         },
-        "method": outcome.effort.method(),
+        "method": _method(cell.threat.attack, outcome),
         "flags": [flag for flag in FLAGS if flag in raised],
         "checks": reliability.plain() if reliability is not None else None,
         "gallery": outcome.gallery,
@@ -83,3 +84,8 @@ def labels_of(cell: Cell) -> dict[str, str]:
         "surrogate": cell.surrogate.label if cell.surrogate else "none",
         "warm_start": cell.threat.sweep[-1].text if cell.spec.attack.sweep else "",
     }
+
+
+def _method(attack: Attack, outcome: Outcome) -> Method:
+    """How it searched, by what it asked; one that says that it takes a single step is believed: `eot` repeats that."""
+    return "single-step" if attack.how() == "single-step" else outcome.effort.method()

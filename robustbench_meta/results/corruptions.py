@@ -17,7 +17,6 @@ from robustbench_meta.results.episode_accuracies import Samples
 from robustbench_meta.results.tables import (
     CLEAN,
     SETTING,
-    distinct_labels,
     with_distinct_learners,
     without_duplicates,
 )
@@ -70,10 +69,11 @@ def kind_tables(frame: pd.DataFrame, samples: Samples) -> list[KindTable]:
     rows = without_duplicates(frame[frame["threat_norm"] == "severity"])
     for _, place in rows.groupby(SETTING, sort=False, dropna=False):
         for _, scene in with_distinct_learners(place).groupby(SCENE, sort=False):
-            attacks = distinct_labels(scene.assign(series=scene["spec_hash"].map(samples.series)), "attack", "series")
-            kinds = attacks.str.removeprefix(f"{_ATTACK}:kind=").replace(_ATTACK, DRAWN)
-            if kinds.nunique() > 1:
-                found.append(_table(scene.assign(kind=kinds), samples))
+            plugins = [samples.plugin(key) for key in scene["spec_hash"]]
+            named = scene.assign(kind=[plugin["options"].get("kind", DRAWN) for plugin in plugins])
+            ours = named[[plugin["name"] == _ATTACK for plugin in plugins]]
+            if ours["kind"].nunique() > 1:
+                found.append(_table(ours, samples))
     return found
 
 
@@ -84,7 +84,8 @@ def _table(scene: pd.DataFrame, samples: Samples) -> KindTable:
     found: dict[str, dict[int, dict[str, np.ndarray]]] = {}
     for (learner, seed), mine in scene.groupby(["learner", "seed"], sort=False):
         values = {CLEAN: samples.clean(mine["spec_hash"].iloc[0])}
-        for kind, cells in mine.groupby("kind"):
+        newest = mine.sort_values("spec_hash", key=lambda keys: keys.map(samples.written))
+        for kind, cells in newest.drop_duplicates(["kind", "eps"], keep="last").groupby("kind"):
             if set(cells["eps"]) == set(severities):
                 values[str(kind)] = np.mean([samples.robust(key) for key in cells["spec_hash"]], axis=0)
         if values.keys() >= set(single):

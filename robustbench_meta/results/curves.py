@@ -28,7 +28,7 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy over ε of one learner and seed under one attack, ε in ascending order, from 0 on."""
+    """Accuracy over ε of one learner and seed under one attack, from ε = 0 on (certificates: from the smallest)."""
 
     told: Mapping[str, Any]
     """Place, scene, seed, hashes, and the labels of learner and attack."""
@@ -53,9 +53,10 @@ class Curve:
     def area(self) -> tuple[float, float]:
         """The normalised area under the curve, with the half-width of its 95 % interval over episodes.
 
-        The mean accuracy over ε from 0 to the largest one, by trapezoids: (1/ε_max) ∫ accuracy dε, of each episode.
+        The mean accuracy over ε, from 0 (of certificates, from the smallest ε) to the largest one, by trapezoids:
+        (1/ε_max) ∫ accuracy dε, of each episode.
         """
-        return mean_and_ci95(trapezoid(self.episodes, self.values, axis=0) / self.values[-1])
+        return mean_and_ci95(trapezoid(self.episodes, self.values, axis=0) / (self.values[-1] - self.values[0]))
 
 
 def curves(frame: pd.DataFrame, samples: Samples) -> list[Curve]:
@@ -129,7 +130,7 @@ def _curve(rows: pd.DataFrame, learner: str, attack: str, points: Mapping[float,
     texts = [str(by_key.loc[key, "eps"]) for key in keys]
     accuracies = [samples.robust(key) for key in keys]
     last = by_key.loc[keys[-1]]
-    if values[0] > 0:
+    if values[0] > 0 and last["query"] != "certified":  # what is proved at 0 is less than what is right
         keys, values, texts = [keys[0], *keys], [0.0, *values], ["0", *texts]
         accuracies = [samples.clean(keys[0]), *accuracies]
     names = [*SETTING, *SCENE, "learner", "attack", "warm_start", "seed", "training_hash", "recipe_hash"]

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from robustbench_meta.results.records import unpack
-from robustbench_meta.results.tables import CLEAN, WORST, under
+from robustbench_meta.results.tables import CLEAN, WORST, has_worst_case, under
 from robustbench_meta.runtime.digest import digest_of
 
 
@@ -65,9 +65,15 @@ class Samples:
     def worst(self, key: str) -> np.ndarray:
         """Share of the queries that stay right under every attack of this learner, ε and scenario [episodes].
 
-        With clean support they must be right without any as well: the unchanged query is in every attack's reach.
+        With clean support they must be right without any as well: the unchanged query is in every attack's reach. A
+        natural corruption and a certificate have no worst case but their own.
         """
         return self._accuracies(self._survivors[_rivals(self._records[key])])
+
+    def plugin(self, key: str) -> Mapping[str, Any]:
+        """The attack of a record: its plugin's name, options and code."""
+        found: Mapping[str, Any] = self._records[key]["spec"]["attack"]["plugin"]
+        return found
 
     def series(self, key: str) -> str:
         """A hash of the attack of a record whatever its ε: the plugin, its options and code, and its norm."""
@@ -125,6 +131,8 @@ def _rivals(record: Mapping[str, Any]) -> tuple[Any, ...]:
     attack = spec["attack"]
     surrogate = json.dumps(surrogate_of(spec), sort_keys=True)
     support, query = spec["support"], spec["query"]
+    if not has_worst_case(attack["norm"], query):
+        query = json.dumps([query, attack["plugin"]], sort_keys=True)
     return record["training"], attack["norm"], attack["eps"], support, query, surrogate, spec["episodes"]
 
 
@@ -152,7 +160,9 @@ def _worst_cases(records: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], 
     survivors: dict[tuple[Any, ...], np.ndarray] = {}
     for record in newest.values():
         robust, group = unpack(record["robust"]), _rivals(record)
-        if record["spec"]["support"] == "clean":
+        if record["spec"]["support"] == "clean" and has_worst_case(
+            record["spec"]["attack"]["norm"], record["spec"]["query"]
+        ):
             robust = robust & unpack(record["clean"])
         survivors[group] = survivors[group] & robust if group in survivors else robust
     return survivors

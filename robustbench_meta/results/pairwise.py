@@ -125,12 +125,14 @@ def judged(frame: pd.DataFrame, samples: Samples) -> Iterator[LeaderboardTable]:
 def ranks(frame: pd.DataFrame, samples: Samples) -> pd.Series[Any]:
     """The rank of each row's learner in the table that shows the row, by the table's last column.
 
-    Empty for a learner without a number there, or with one that its flags deny, and for clean accuracies that no
-    table has for itself.
+    Empty where several attacks have no worst case; for a learner without a number there, or with one that its flags
+    deny; and for clean accuracies that no table has for itself.
     """
     found = pd.Series(pd.NA, index=frame.index, dtype="Int64")
     for rows in groups(frame):
         columns = columns_of(rows)
+        if len(columns) > 2 and columns[-1] != WORST:  # attacks among which none is the worst
+            continue
         parts = {str(name): part for name, part in rows.groupby("learner", sort=False)}
         scores = {name: scores_of(part, columns) for name, part in parts.items()}
         for name, rank in _ranks(rows, scores, columns[-1], samples).items():

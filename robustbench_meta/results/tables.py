@@ -70,7 +70,7 @@ class LeaderboardTable:
     """By learner; a learner without a number in the last column has none."""
     leaders: Mapping[str, Collection[str]] = field(default_factory=dict)
     """By column: the learners than which none is significantly better, in bold. Of rows alone only the last column's
-    are known, by their ranks; `comparison.judged` knows those of all."""
+    are known, by their ranks; `pairwise.judged` knows those of all."""
 
     @property
     def seeds(self) -> int:
@@ -228,9 +228,15 @@ def attacks_of(rows: pd.DataFrame) -> list[str]:
 
 
 def columns_of(rows: pd.DataFrame) -> list[str]:
-    """A table's columns: clean, each attack, and the worst case if there are several."""
+    """A table's columns: clean, each attack, and the worst case if there are several that have one."""
     attacks = attacks_of(rows)
-    return [CLEAN, *attacks, *([WORST] if len(attacks) > 1 else [])]
+    several = len(attacks) > 1 and has_worst_case(rows["threat_norm"].iloc[0], rows["query"].iloc[0])
+    return [CLEAN, *attacks, *([WORST] if several else [])]
+
+
+def has_worst_case(norm: str, query: str) -> bool:
+    """Whether an attacker chooses among attacks: not among natural corruptions, nor among certificates."""
+    return norm != "severity" and query != "certified"
 
 
 def under(rows: pd.DataFrame, column: str, attacks: list[str]) -> pd.DataFrame:

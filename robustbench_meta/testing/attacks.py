@@ -323,6 +323,9 @@ class AttackContract(Contract):
         if self.plugin.clean:
             expect(torch.equal(images, x), "it declares `clean` and changed images", "return x, or do not declare it")
             return
+        if self.plugin.certifies:
+            expect(torch.equal(images, x), "it declares `certifies` and changed images", "return x")
+            return
         if self.plugin.how() == "random":
             expect(not torch.equal(images, x), "it returned the images that it was given", "return what it drew")
             return

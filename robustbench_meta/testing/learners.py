@@ -251,9 +251,7 @@ class LearnerContract(Contract):
 
     @clause(after=(repeats, init_is_seeded))
     def is_quiet(self) -> None:
-        """Predicts without noise, or declares randomised"""
-        if self.plugin.randomised:
-            return
+        """Predicts without noise"""
         share = equal_calls(self.predictions)
         remedy = "draw nothing at the test (dropout follows the module's mode), or fix what is drawn in the state"
         expect(share <= 1e-6, f"logits of identical calls vary by {share:.2g} of their size", remedy)

@@ -22,6 +22,7 @@ from robustbench_meta.registry.registry import load_registry
 from robustbench_meta.reporting.terminal.tables import all_tables
 from robustbench_meta.results.corruptions import kind_tables
 from robustbench_meta.results.leaderboard import read, write
+from robustbench_meta.results.tables import boards
 from tests.helpers.command_line import bench
 from tests.helpers.records import answers, clean_record, record, stored
 
@@ -432,11 +433,34 @@ def test_of_several_seeds_the_spread_is_between_them(tmp_path):
     assert table.number("maml", "mean") == pytest.approx((np.mean(means), np.std(means, ddof=1), 2))
 
 
+def test_of_two_versions_of_a_kind_the_newest_counts_and_of_all_none_in_the_mean(tmp_path):
+    clean = answers(0.8)
+    old = {"fog": 2 * [answers(0.1)], "all": 2 * [answers(0.2)]}
+    new = {"fog": 2 * [answers(0.7)], "jpeg": 2 * [answers(0.5)]}
+    records = [*cells(old, clean, attack_code="v0", written="2025-01-01T00:00:00Z"), *cells(new, clean)]
+    (table,) = kind_tables(*read(stored(tmp_path, *records)))
+    assert table.kinds == ("clean", "fog", "jpeg", "all", "mean")
+    fog, jpeg = (100 * new[kind][0].mean() for kind in ("fog", "jpeg"))
+    assert table.number("maml", "fog")[0] == pytest.approx(fog)
+    assert table.number("maml", "mean")[0] == pytest.approx((fog + jpeg) / 2)
+
+
+def test_a_corruption_has_no_worst_case_but_its_own_and_several_give_no_rank(tmp_path):
+    clean, kinds = answers(0.5), {"fog": 2 * [answers(0.6, seed=1)], "jpeg": 2 * [answers(0.7, seed=2)]}
+    frame, _ = read(stored(tmp_path, *cells(kinds, clean), *cells(kinds, clean, learner="aq")))
+    attacked = frame[frame["threat_norm"] == "severity"]
+    assert list(attacked["worst_case_accuracy"]) == list(attacked["robust_accuracy"])
+    assert attacked["rank"].isna().all()
+    assert all(table.columns[-1] != "worst case" for table in boards(frame))
+
+
 def test_one_kind_makes_no_table(tmp_path):
     clean = answers(0.9, 30, 10)
     store = stored(tmp_path, *cells({"fog": (clean, clean)}, clean))
     write(store)
-    assert kind_tables(*read(store)) == []
+    frame, samples = read(store)
+    assert kind_tables(frame, samples) == []
+    assert list(frame["rank"]) == [1, 1]
     assert not (tmp_path / "corruptions.csv").exists()
 
 
@@ -445,4 +469,3 @@ def test_rows_of_corruptions_get_no_flags_about_how_attacks_search(folder):
     frame, _ = read(store)
     flags = frame[frame["threat_norm"] == "severity"]["flags"]
     assert not flags.str.contains("fgsm-alone|masked-gradients").any()
-    assert frame[(frame["eps"] == "1") & (frame["learner"] == "maml")]["rank"].notna().all()

@@ -28,8 +28,6 @@ from tests.helpers.worlds import PLANS, flat, make_world, plan_id, random_tasks
 
 REGISTRY = load_registry(local=False)
 NAMES = REGISTRY.names("learner")
-QUIET = [name for name in NAMES if not REGISTRY.make("learner", name, {}).randomised]
-"""Those whose predictions are the same at every call."""
 WAY, EPS = 3, 0.05
 MLP = ("mlp", {"width": "7", "depth": "1"})
 CONV = ("conv4", {"width": "4", "groups": "2"})
@@ -887,10 +885,11 @@ def small(learner, plan=None):
     shape = (1, 8, 8) if images else (6,)
     engine, weights = world(learner, CONV if images else MLP, shape, plan=plan, **SMALL.get(learner, {}))
     engine.base_classes, engine.progress = 9, 0.05
+    engine.network.module.eval()  # no learner draws then
     return engine, weights, shuffled(shape)
 
 
-@pytest.mark.parametrize("learner", QUIET)
+@pytest.mark.parametrize("learner", NAMES)
 def test_every_plan_gives_the_plain_loops_gradient(learner):
     engine, weights, tasks = small(learner, Plan("loop", "loop", 1))
     plain = engine.meta_gradients(weights, tasks)
@@ -905,10 +904,11 @@ def test_every_plan_gives_the_plain_loops_gradient(learner):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("mapping", ["vmap", "loop"])
-@pytest.mark.parametrize("learner", QUIET)
+@pytest.mark.parametrize("learner", NAMES)
 def test_a_task_is_adapted_to_alike_alone_and_among_others(learner, mapping, training):
     engine, weights, tasks = small(learner, Plan(mapping, mapping, 8))
     engine.set_mode(training)
+    engine.network.module.eval()
 
     def predict(some):
         with torch.no_grad():

@@ -1,6 +1,7 @@
 """Workers as tasks of a Ray cluster. Its nodes see the results folder, as in Ray's own training on several nodes.
 
-A Ray task calls `worker_process.run_on_node`. The jobs of a lost node are free again, and others do them.
+A Ray task calls `worker_process.run_on_node`, which starts a process of its own (`processes.ProcessGroup`) that runs
+`worker.Worker.work`. The jobs of a lost node are free again, and others do them.
 """
 
 from __future__ import annotations
