@@ -48,7 +48,13 @@ from robustbench_meta.engine.engine import Plan
 from robustbench_meta.engine.metrics import QueryMetrics
 from robustbench_meta.engine.training_snapshots import TrainingState, read_state, state_bytes
 from robustbench_meta.errors import BenchError
-from robustbench_meta.evaluation.partial_results import ChunkResult, PartialResult, ScenarioResult, part_bytes, read_part
+from robustbench_meta.evaluation.partial_results import (
+    ChunkResult,
+    PartialResult,
+    ScenarioResult,
+    part_bytes,
+    read_part,
+)
 from robustbench_meta.experiment.checkpoints import Trained, checkpoint_bytes, weights_of
 from robustbench_meta.experiment.suite import KEYS, parse_suite, read_suite, shipped, suite_text
 from robustbench_meta.results.records import SCHEMA, read_record, record_text

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from benchmarks.problems import Problem
-from robustbench_meta.engine.engine import Mapping, Plan
+from robustbench_meta.engine.engine import Plan, TaskMapping
 from robustbench_meta.runtime.cpu import computing_alone
 
 CPU = torch.device("cpu")
 NETWORKS = ("linear", "mlp", "conv4:width=8", "conv4:width=16", "conv4:width=32", "conv4:width=64")
 LEARNERS = ("maml", "maml:steps=5", "adml", "protonet")
-WAYS: tuple[tuple[Mapping, Mapping, int], ...] = (
+WAYS: tuple[tuple[TaskMapping, TaskMapping, int], ...] = (
     ("vmap", "loop", 8), ("vmap", "loop", 4), ("vmap", "vmap", 8), ("vmap", "vmap", 16), ("loop", "loop", 8),
 )  # fmt: skip
 REPEATS = 3

@@ -16,7 +16,7 @@ from robustbench_meta.cli.run_summary import (
     outcome,
     work_table,
 )
-from robustbench_meta.jobs.planner import groups_of, needed_of, work_of, workers_for
+from robustbench_meta.jobs.planner import evaluation_groups, required_trainings, work_of, workers_for
 from robustbench_meta.jobs.policy import Policy
 from robustbench_meta.jobs.runner import PreparedRun, compute, failures_of
 from robustbench_meta.reporting.terminal.console import err, out
@@ -107,9 +107,9 @@ def dry_run(
 def _efforts(ready: PreparedRun, states: Mapping[str, str], results: Path, policy: Policy) -> list[WorkEstimate]:
     """Of each part what is still to do; a training that an earlier part makes is none of a later one."""
     pending = {key for key, state in states.items() if state == "to do"}
-    needed = needed_of(ready.grids, pending)
+    needed = required_trainings(ready.grids, pending)
     there = {key for key in needed if is_trained(results, key) and not policy.fresh}
-    everything = work_of(groups_of(ready.grids, pending, ready.device.type), needed, there.__contains__)
+    everything = work_of(evaluation_groups(ready.grids, pending, ready.device.type), needed, there.__contains__)
     workers = workers_for(policy.jobs, everything, ready.device, available_cores())
     efforts = []
     for grid in ready.grids:

@@ -27,7 +27,7 @@ from robustbench_meta.runtime.seeds import seed_from, seeded
 _log = logging.getLogger(__name__)
 COMPILER = "inductor"
 """The backend of torch.compile."""
-Mapping = Literal["vmap", "loop"]
+TaskMapping = Literal["vmap", "loop"]
 _BY_AUTOGRAD = (
     "asks torch.autograd (grad or backward) for a gradient of tensors that record none; use "
     "robustbench_meta.contracts.inner_loop.gradient_step(loss, weights, rate), or torch.func.grad(loss)(weights), "
@@ -52,8 +52,8 @@ class Plan:
     for those where each task has its own. `compiled`: through torch.compile, on a single core.
     """
 
-    shared: Mapping = "vmap"
-    own: Mapping = "loop"
+    shared: TaskMapping = "vmap"
+    own: TaskMapping = "loop"
     chunk: int = 8
     compiled: bool = False
     few: int = 0
@@ -97,7 +97,7 @@ class Engine:
     surrogate_network: Network | None = None
     surrogate_weights: Weights | None = None
     seeds: Sequence[int] = ()
-    """One seed a task of the batch at hand, for attacks that draw; set by `batch_seeds`."""
+    """One seed a task of the batch at hand, for attacks that draw; set by `set_task_seeds`."""
     cores: Cores = field(default_factory=Cores)
     judged: QueryMetrics = field(default_factory=QueryMetrics)
     compiled: dict[Any, Any] = field(default_factory=dict)
@@ -113,7 +113,7 @@ class Engine:
         self.network.module.train(training)
         self.network.way = self.ways[training] or self.network.way
 
-    def batch_seeds(self, seeds: Sequence[int]) -> None:
+    def set_task_seeds(self, seeds: Sequence[int]) -> None:
         """One seed a task of the next batch of tasks; each attack on it draws from seeds of its own."""
         self.seeds, self._attacks = seeds, 0
 
@@ -243,7 +243,7 @@ class Engine:
         self, weights: Weights, tasks: TaskBatch, of: int, seeds: Sequence[int], *, base: bool = False
     ) -> ChunkGradients:
         """The share of these tasks, of so many in all, in the meta-gradients; on an engine with `judged` empty."""
-        self.batch_seeds(seeds)
+        self.set_task_seeds(seeds)
         leaves = list(weights.values())
         with self.seeded_for("objective", tasks.support.x.device):
             theta = self.theta(weights)
@@ -269,11 +269,11 @@ class Engine:
             self.surrogate_network, self.surrogate_weights,
         )  # fmt: skip
         if self._steps is None or not self._steps.fits(count, frozen, weights, tasks):
-            self.dismiss()
+            self.close_pool()
             self._steps = _StepPool(self, count, frozen, weights, tasks)
         return self._steps
 
-    def dismiss(self) -> None:
+    def close_pool(self) -> None:
         """End the processes that meta-steps were shared out to."""
         if self._steps is not None:
             self._steps.pool.close()
@@ -291,9 +291,9 @@ class Engine:
         """
 
         def part(engine: Engine, which: slice) -> ValidationMetrics:
-            engine.batch_seeds(seeds[which])
+            engine.set_task_seeds(seeds[which])
             tasks = draw(range(len(seeds))[which])
-            clean, attacked = engine, engine.fresh()
+            clean, attacked = engine, engine.with_empty_metrics()
             with engine.seeded_for("validation", tasks.support.x.device):
                 adapted = engine.adapt(engine.theta(weights), tasks.support)
                 clean.loss(adapted, tasks.query)
@@ -308,7 +308,7 @@ class Engine:
                 verdict.attacked.merge(attacked)
         return verdict
 
-    def fresh(self) -> Engine:
+    def with_empty_metrics(self) -> Engine:
         """The same engine, with nothing judged yet."""
         return replace(self, judged=QueryMetrics())
 
@@ -329,15 +329,15 @@ class Engine:
             count = 1 if self.plan.compiled else min(self.cores.count(), len(slices))
             with contextlib.suppress(torch.OutOfMemoryError):
                 if count == 1:
-                    return [work(self.fresh(), which) for which in slices]
+                    return [work(self.with_empty_metrics(), which) for which in slices]
                 if by_pool is not None:
                     return by_pool(slices, count)
-                pool = Pool[slice, Result](lambda which: work(self.fresh(), which), count, self.cores)
+                pool = Pool[slice, Result](lambda which: work(self.with_empty_metrics(), which), count, self.cores)
                 with contextlib.closing(pool):
                     return pool.map(slices)
-            self.halve()
+            self.halve_chunk()
 
-    def halve(self) -> None:
+    def halve_chunk(self) -> None:
         """Take half as many tasks at a time, after the device ran out of memory.
 
         Raises:
@@ -484,7 +484,7 @@ class _StepPool:
         try:
             found = self.pool.map(items)
         except BaseException:
-            self._engine.dismiss()  # some may still be at work on this step
+            self._engine.close_pool()  # some may still be at work on this step
             raise
         return [
             ChunkGradients([([torch.from_numpy(each) for each in arrays], rate) for arrays, rate in updates], judged)
@@ -494,7 +494,7 @@ class _StepPool:
     def _part(self, item: tuple[slice, list[int], float, bool]) -> tuple[list[Any], QueryMetrics]:
         """One chunk, in one of the processes; gradients as arrays, which are quick to pickle."""
         which, seeds, progress, base = item
-        engine = self._engine.fresh()
+        engine = self._engine.with_empty_metrics()
         engine.progress = progress
         updates, judged = engine.part(self._weights, self._tasks.part(which), self._tasks.tasks, seeds, base=base)
         return [([gradient.numpy() for gradient in gradients], rate) for gradients, rate in updates], judged

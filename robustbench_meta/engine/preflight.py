@@ -122,7 +122,7 @@ def check_declared(engine: Engine, weights: Weights, tasks: TaskBatch, who: str)
             queries though learner and backbone say that they do not, or logits have another shape than [queries, way].
     """
     probe = replace(engine, plan=Plan("loop", "loop", 1), judged=QueryMetrics(), cores=Cores())
-    probe.batch_seeds(range(tasks.tasks))
+    probe.set_task_seeds(range(tasks.tasks))
     probe.set_mode(training=False)
     with torch.no_grad():
         theta = probe.theta({name: weight.detach().clone() for name, weight in weights.items()})

@@ -169,7 +169,7 @@ def meta_train(
     try:
         return _steps(engine, weights, grid, training, device, report, keeper, state)
     finally:
-        engine.dismiss()
+        engine.close_pool()
 
 
 def _steps(

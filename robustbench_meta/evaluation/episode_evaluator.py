@@ -193,7 +193,7 @@ class EpisodeEvaluator:
         """A surrogate, adapted to the clean support sets."""
         engine, theta = self._surrogates[key]
         if key not in self._surrogate_models:
-            engine.batch_seeds(self.engine.seeds)
+            engine.set_task_seeds(self.engine.seeds)
             with engine.seeded_for(f"adapt {key}", self.device):
                 self._surrogate_models[key] = engine.adapt(theta, _copy(self.tasks.support))
         return AttackedModel(engine, self._surrogate_models[key], self.tasks.query.y.shape[1])

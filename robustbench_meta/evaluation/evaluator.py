@@ -60,9 +60,9 @@ class Outcome:
     """Pictures of the first episode, as records hold them; None where there is nothing to see."""
 
 
-def test_episodes(source: TaskSource, spec: TrainingSpec, places: Sequence[int]) -> TaskBatch:
-    """The test episodes of these places (0, 1, …): the same ones for every learner, attack and seed."""
-    seeds = [seed_from("episodes", "test", place) for place in places]
+def test_episodes(source: TaskSource, spec: TrainingSpec, episodes: Sequence[int]) -> TaskBatch:
+    """The test episodes of these numbers (0, 1, …): the same ones for every learner, attack and seed."""
+    seeds = [seed_from("episodes", "test", episode) for episode in episodes]
     tasks = source.sample(seeds, spec.way, spec.shot, spec.query)
     check_images(source.name, tasks, spec.way)
     return tasks
@@ -109,8 +109,8 @@ def evaluate_cells(
     """
     evaluator = Evaluator(engine, weights, source, device, probe_plan, surrogates or {})
     chunks: list[ChunkResult] = []
-    for places in chunks_of(cells[0].spec.episodes, device.type, chunk):
-        chunks += evaluator.on(places, [cell for cell in cells if _failure(cell, chunks) is None])
+    for episodes in chunks_of(cells[0].spec.episodes, device.type, chunk):
+        chunks += evaluator.evaluate(episodes, [cell for cell in cells if _failure(cell, chunks) is None])
     return {cell.key: outcome_of(cell, chunks, probe_plan, source.shape) for cell in cells}
 
 
@@ -142,31 +142,31 @@ class Evaluator:
         for each in (engine, *(other for other, _ in surrogates.values())):
             each.set_mode(training=False)
 
-    def on(
-        self, places: range, cells: Sequence[Cell], at: Callable[[str], AbstractContextManager[None]] = _nowhere
+    def evaluate(
+        self, episodes: range, cells: Sequence[Cell], at: Callable[[str], AbstractContextManager[None]] = _nowhere
     ) -> list[ChunkResult]:
         """All these cells on these episodes; in halves, from now on, if they do not fit in the device's memory.
 
         Args:
-            places: of the episodes.
+            episodes: by number, from 0.
             cells: of the training.
             at: entered while a cell, of that key, is being computed.
         """
         with torch.no_grad():
-            return self._split(places, _ChunkEvaluation(self, cells, at))
+            return self._split(episodes, _ChunkEvaluation(self, cells, at))
 
-    def _split(self, places: range, portion: _ChunkEvaluation) -> list[ChunkResult]:
-        if self.fits is None or len(places) <= self.fits:
+    def _split(self, episodes: range, evaluation: _ChunkEvaluation) -> list[ChunkResult]:
+        if self.fits is None or len(episodes) <= self.fits:
             try:
-                return [portion.on(places)]
+                return [evaluation.evaluate(episodes)]
             except torch.OutOfMemoryError:
-                if len(places) == 1:
+                if len(episodes) == 1:
                     raise
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self.fits = len(places) // 2
-        half = len(places) // 2
-        return self._split(places[:half], portion) + self._split(places[half:], portion)
+            self.fits = len(episodes) // 2
+        half = len(episodes) // 2
+        return self._split(episodes[:half], evaluation) + self._split(episodes[half:], evaluation)
 
 
 class _ChunkEvaluation:
@@ -206,7 +206,7 @@ class _ChunkEvaluation:
         attacks = [side.attack for side in (scenario.support, scenario.query) if side is not None]
         return next((reason for attack in attacks if (reason := obstacle(attack, setting))), None)
 
-    def on(self, places: range) -> ChunkResult:
+    def evaluate(self, episodes: range) -> ChunkResult:
         """All cells on one chunk of episodes, then the probes if it is one of the first.
 
         Whatever a learner draws is the same whoever evaluates the chunk, and whatever went before.
@@ -215,19 +215,19 @@ class _ChunkEvaluation:
             torch.OutOfMemoryError: there is more than one episode, and they do not fit together.
             BenchError: the learner or its backbone changed its weights or buffers in place.
         """
-        self.engine.batch_seeds([seed_from(self.spec.seed, "attack", place) for place in places])
+        self.engine.set_task_seeds([seed_from(self.spec.seed, "attack", episode) for episode in episodes])
         with self.engine.seeded_for("episodes", self.device):
-            return self._on(places)
+            return self._evaluate(episodes)
 
-    def _on(self, places: range) -> ChunkResult:
-        tasks = test_episodes(self.source, self.spec, places)
+    def _evaluate(self, episodes: range) -> ChunkResult:
+        tasks = test_episodes(self.source, self.spec, episodes)
         surrogates = {
             key: AdaptableModel(other, other.theta(_data(theta))) for key, (other, theta) in self.surrogates.items()
         }
         trained_model = AdaptableModel(self.engine, self.engine.theta(self.weights))
         episode_evaluator = EpisodeEvaluator(trained_model, tasks, surrogates, self.device)
         chunk, checked, noticing = (
-            ChunkResult(_noted(tasks).hex()), self.probe_plan is not None and places.start < CHECKED, 0.0,
+            ChunkResult(_noted(tasks).hex()), self.probe_plan is not None and episodes.start < CHECKED, 0.0,
         )  # fmt: skip
         kept = Snapshot(self._fixed())
         if checked:
@@ -236,11 +236,11 @@ class _ChunkEvaluation:
             noticing = episode_evaluator.now() - started
         for key, scenario in self.scenarios.items():
             with self.at(key):
-                chunk.cells[key] = self._evaluated(episode_evaluator, scenario, key, key)
+                chunk.cells[key] = self._evaluate_scenario(episode_evaluator, scenario, key, key)
         chunk.clean = (
             episode_evaluator.clean if any(result.failure is None for result in chunk.cells.values()) else None
         )
-        if places.start == 0:
+        if episodes.start == 0:
             for key, result in chunk.cells.items():
                 result.gallery = example_of(episode_evaluator, self.scenarios[key]) if result.failure is None else None
         changed = kept.changed()
@@ -253,7 +253,7 @@ class _ChunkEvaluation:
         if checked and chunk.clean is not None:
             started = episode_evaluator.now()
             chunk.noisy = {noise.key: fresh.observe(episode_evaluator, noise) for noise in noises}
-            self._check(episode_evaluator, chunk, places)
+            self._check(episode_evaluator, chunk, episodes)
             chunk.check_seconds = episode_evaluator.now() - started + noticing
         return chunk
 
@@ -264,7 +264,7 @@ class _ChunkEvaluation:
             for name, probe in listed:
                 if name == "noise" and probe.support is None and probe.surrogate is None and probe.key not in found:
                     with self.at(key):
-                        chunk.probes[probe.key] = self._evaluated(episode_evaluator, probe, probe.key, key)
+                        chunk.probes[probe.key] = self._evaluate_scenario(episode_evaluator, probe, probe.key, key)
                     found[probe.key] = probe
         return [probe for key, probe in found.items() if chunk.probes[key].failure is None]
 
@@ -275,7 +275,7 @@ class _ChunkEvaluation:
         own = [*module.named_parameters(), *module.named_buffers()]
         return theta | {f"the network's '{name}'": tensor for name, tensor in own}
 
-    def _evaluated(
+    def _evaluate_scenario(
         self, episode_evaluator: EpisodeEvaluator, scenario: Scenario, key: str, cell: str
     ) -> ScenarioResult:
         """One scenario of a cell; one that has failed on other episodes is not tried again.
@@ -304,7 +304,7 @@ class _ChunkEvaluation:
             )
             return ScenarioResult(failure=f"attack {name} on one task at a time does not fit in the device's memory")
 
-    def _check(self, episode_evaluator: EpisodeEvaluator, chunk: ChunkResult, places: range) -> None:
+    def _check(self, episode_evaluator: EpisodeEvaluator, chunk: ChunkResult, episodes: range) -> None:
         """The probes of all cells, the self-tests of their attacks, and a look at the model."""
         with episode_evaluator.engine.seeded_for("observation", self.device):
             chunk.observation = observe(episode_evaluator)
@@ -315,9 +315,9 @@ class _ChunkEvaluation:
             with self.at(key):
                 for _, probe in self.probes[key]:
                     if probe.key not in chunk.probes:
-                        chunk.probes[probe.key] = self._evaluated(episode_evaluator, probe, probe.key, key)
+                        chunk.probes[probe.key] = self._evaluate_scenario(episode_evaluator, probe, probe.key, key)
                 at_eps = _tested(scenario)
-                if at_eps is not None and places.start < SELF_TESTED:
+                if at_eps is not None and episodes.start < SELF_TESTED:
                     if at_eps.key not in effects:
                         effects[at_eps.key] = _self_tested(episode_evaluator, at_eps)
                     chunk.cells[key].effect = effects[at_eps.key]

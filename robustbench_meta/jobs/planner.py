@@ -37,7 +37,7 @@ class JobTarget:
 
 
 @dataclass(frozen=True, eq=False)
-class Group(JobTarget):
+class EvaluationGroup(JobTarget):
     """The cells of one training in one part of a run: they are evaluated together."""
 
     cells: dict[str, Cell]
@@ -57,7 +57,7 @@ class Group(JobTarget):
         return {key for cell in self.cells for key in self.wants[cell]}
 
 
-def groups_of(grids: Sequence[Grid], pending: Collection[str], device: str) -> list[Group]:
+def evaluation_groups(grids: Sequence[Grid], pending: Collection[str], device: str) -> list[EvaluationGroup]:
     """The pending cells by part and training, in the order of the grids."""
     groups = []
     for number, grid in enumerate(grids, 1):
@@ -72,7 +72,7 @@ def groups_of(grids: Sequence[Grid], pending: Collection[str], device: str) -> l
             }
             episodes, work = grid.run.size("episodes"), grid.estimate(set(cells))
             groups.append(
-                Group(
+                EvaluationGroup(
                     grid, training, key, _title(training, number, grids), cells, wants,
                     chunks_of(episodes, device, grid.run.chunk), len(cells) * episodes,
                     work.adaptations + work.attacked_tasks,
@@ -81,7 +81,7 @@ def groups_of(grids: Sequence[Grid], pending: Collection[str], device: str) -> l
     return groups
 
 
-def needed_of(grids: Sequence[Grid], pending: Collection[str]) -> dict[str, JobTarget]:
+def required_trainings(grids: Sequence[Grid], pending: Collection[str]) -> dict[str, JobTarget]:
     """The trainings that the pending cells need, surrogates' among them, by key."""
     needed: dict[str, JobTarget] = {}
     for number, grid in enumerate(grids, 1):
@@ -95,7 +95,7 @@ def _title(training: Training, part: int, grids: Sequence[Grid]) -> str:
 
 
 def work_of(
-    groups: Iterable[Group], needed: Mapping[str, JobTarget], trained: Callable[[str], bool]
+    groups: Iterable[EvaluationGroup], needed: Mapping[str, JobTarget], trained: Callable[[str], bool]
 ) -> list[dict[str, Any]]:  # fmt: skip
     """What is to do for each training, as the hook `run_started` has it."""
     shares: dict[str, dict[str, Any]] = {}

@@ -23,7 +23,7 @@ from robustbench_meta.evaluation.partial_results import PartialResult, read_part
 from robustbench_meta.experiment.checkpoints import checkpoint_name
 from robustbench_meta.experiment.grid import Cell, Grid
 from robustbench_meta.jobs.events import CellFailed, EventLog
-from robustbench_meta.jobs.planner import Group, JobTarget, groups_of, needed_of
+from robustbench_meta.jobs.planner import EvaluationGroup, JobTarget, evaluation_groups, required_trainings
 from robustbench_meta.results.store import Store
 from robustbench_meta.runtime import tensor_files
 from robustbench_meta.runtime.atomic_files import remove
@@ -48,7 +48,7 @@ class Evaluate:
     """Evaluate cells of one training on a chunk of the episodes; the file is a part, see `partial_results`."""
 
     kind: ClassVar[str] = "evaluate"
-    target: Group
+    target: EvaluationGroup
     episodes: range
     cells: tuple[Cell, ...]
     path: Path
@@ -59,7 +59,7 @@ class Assemble:
     """Write the records of cells, all parts of which are there."""
 
     kind: ClassVar[str] = "assemble"
-    target: Group
+    target: EvaluationGroup
     cells: tuple[Cell, ...]
 
 
@@ -84,7 +84,7 @@ class Queue:
         self, grids: Sequence[Grid], store: Store, cells: Collection[str], device: str, log: EventLog
     ) -> None:  # fmt: skip
         self.store, self.log, self._device = store, log, device
-        self.all_groups, self._needed = groups_of(grids, cells, device), needed_of(grids, cells)
+        self.all_groups, self._needed = evaluation_groups(grids, cells, device), required_trainings(grids, cells)
         self.groups = list(self.all_groups)
         """Those with cells that are not over."""
         self.cells = {key: cell for group in self.groups for key, cell in group.cells.items()}
@@ -137,12 +137,12 @@ class Queue:
             cells = [cell for cell, wants in group.wants.items() if key in wants]
             self.fail(cells, reason if group.key == key else f"surrogate: {reason}", traceback)
 
-    def done(self, group: Group) -> tuple[int, int]:
+    def done(self, group: EvaluationGroup) -> tuple[int, int]:
         """How many (episode, attack) pairs of a group are evaluated, and how many there are."""
         missing = sum(len(cells) * len(episodes) for episodes, cells in self._missing(group))
         return group.pairs - missing, group.pairs
 
-    def parts_of(self, group: Group, cell: Cell) -> list[PartialResult] | None:
+    def parts_of(self, group: EvaluationGroup, cell: Cell) -> list[PartialResult] | None:
         """All parts with that cell, in the order of the episodes; None: one is missing.
 
         One that is damaged is warned of and removed.
@@ -194,7 +194,7 @@ class Queue:
             if group.key != self._last:
                 yield from self._evaluation(group)
 
-    def _evaluation(self, group: Group) -> Iterator[Evaluate | Assemble]:
+    def _evaluation(self, group: EvaluationGroup) -> Iterator[Evaluate | Assemble]:
         """The chunks without a file, or, when all have one, the assembly."""
         if not all(self._trained(key) for key in group.needs):
             return
@@ -215,7 +215,7 @@ class Queue:
             return all(cell.key in job.target.cells for cell in job.cells)
         return (job.episodes, list(job.cells)) in self._missing(job.target)
 
-    def _missing(self, group: Group) -> list[tuple[range, list[Cell]]]:
+    def _missing(self, group: EvaluationGroup) -> list[tuple[range, list[Cell]]]:
         """The chunks that are not evaluated, each with the cells of which that is so."""
         files, missing = self._parts(group), []
         for episodes in group.chunks:
@@ -224,7 +224,7 @@ class Queue:
                 missing.append((episodes, cells))
         return missing
 
-    def _parts(self, group: Group) -> dict[range, list[Path]]:
+    def _parts(self, group: EvaluationGroup) -> dict[range, list[Path]]:
         """The files of a group's training, by their episodes."""
         files, identity = defaultdict(list), self.identity(group)
         for path in self.store.parts(group.key):
@@ -234,12 +234,12 @@ class Queue:
                 files[range(int(start), int(stop))].append(path)
         return files
 
-    def _path(self, group: Group, episodes: range, cells: Sequence[Cell]) -> Path:
+    def _path(self, group: EvaluationGroup, episodes: range, cells: Sequence[Cell]) -> Path:
         which = digest_of(sorted(cell.key for cell in cells))
         name = f"{group.key}.{episodes.start}-{episodes.stop}.{self.identity(group)}.{which}.safetensors"
         return self.store.root / "progress" / name
 
-    def identity(self, group: Group) -> str:
+    def identity(self, group: EvaluationGroup) -> str:
         """What parts must have been computed with to be put together: these checkpoints, on that kind of device."""
         checksums = []
         for key in sorted(group.needs):

@@ -22,7 +22,7 @@ from robustbench_meta.experiment.suite import Suite
 from robustbench_meta.jobs.events import FOLDER, EventLog, RunFinished, RunStarted
 from robustbench_meta.jobs.launchers import Run, check_executor, computes_here, launcher_for
 from robustbench_meta.jobs.monitor import Monitor, Reporter, Summary
-from robustbench_meta.jobs.planner import needed_of, work_of, workers_for
+from robustbench_meta.jobs.planner import required_trainings, work_of, workers_for
 from robustbench_meta.jobs.policy import RECIPE, Policy, Recipe
 from robustbench_meta.jobs.queue import Queue
 from robustbench_meta.jobs.status import run_lock
@@ -135,7 +135,7 @@ def compute(ready: PreparedRun, store: Store, policy: Policy, stop: Stop) -> Sum
     queue = Queue(grids, store, pending, device.type, log)
     reporter = Reporter(registry, store, cells, summary)
     monitor = Monitor(folder, policy.cell_timeout, reporter)
-    needed = needed_of(grids, pending)
+    needed = required_trainings(grids, pending)
     work = work_of(queue.groups, needed, {key for key in needed if store.has_checkpoint(key)}.__contains__)
     trainings = {
         key: {

@@ -26,7 +26,7 @@ from robustbench_meta.jobs.context import WorkerContext, checkpoint_of, self_che
 from robustbench_meta.jobs.events import EventLog
 from robustbench_meta.jobs.monitor import Monitor
 from robustbench_meta.jobs.output import as_events
-from robustbench_meta.jobs.planner import Group
+from robustbench_meta.jobs.planner import EvaluationGroup
 from robustbench_meta.jobs.processes import CODES, Fork, ProcessGroup, exit_code
 from robustbench_meta.jobs.queue import Assemble, Evaluate, Job, Queue, Train
 from robustbench_meta.jobs.record import record_of
@@ -209,7 +209,7 @@ class Worker:
             if not cells:
                 return
             self._reset_peak_memory()
-            chunks = evaluator.on(job.episodes, cells, self._computing)
+            chunks = evaluator.evaluate(job.episodes, cells, self._computing)
         failed = set()
         for chunk in chunks:
             for key, tally in chunk.cells.items():
@@ -225,7 +225,7 @@ class Worker:
             write_bytes(job.path, part_bytes(part, job.target.key, keys), sync=False)
         self._report(job.target)
 
-    def _report(self, group: Group) -> None:
+    def _report(self, group: EvaluationGroup) -> None:
         self.log.emit(events.EvaluationProgress(group.title, *self.queue.done(group)))
 
     @contextlib.contextmanager
@@ -238,7 +238,7 @@ class Worker:
         finally:
             self.log.emit(events.CellLeft(cell, time.monotonic() - began))
 
-    def _evaluator_of(self, group: Group) -> Evaluator:
+    def _evaluator_of(self, group: EvaluationGroup) -> Evaluator:
         """The evaluator of a training: made once, as long as this worker stays with the training.
 
         A surrogate that cannot be had is missing there, and fails the cells that want it.

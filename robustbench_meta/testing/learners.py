@@ -335,7 +335,7 @@ class LearnerContract(Contract):
                 )  # fmt: skip
 
     def _losses(self, engine: Engine, weights: Weights, tasks: TaskBatch, seed: int = 0) -> list[Tensor]:
-        engine.batch_seeds(range(tasks.tasks))
+        engine.set_task_seeds(range(tasks.tasks))
         drawing = (
             seeded(seed) if seed else engine.seeded_for("objective", tasks.support.x.device)
         )  # as meta_gradients do

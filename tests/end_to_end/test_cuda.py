@@ -171,7 +171,7 @@ def test_poison_is_as_strong_as_the_cpus_in_float64(registry, attack, learner, o
         if device == CUDA:
             engine, theta, episodes = on_cuda(engine, theta, tasks)
         engine.set_mode(training=False)
-        engine.batch_seeds(range(5))
+        engine.set_task_seeds(range(5))
         return engine, PoisonedAdaptation(engine, engine.theta(theta), episodes.query), episodes.support
 
     _, judge, clean = poisoner(CPU)

@@ -47,7 +47,7 @@ def gradients(engine, weights, steps=2):
     tasks, found = random_tasks(tasks=7), []
     for _ in range(steps):
         found += [flat(each) for each, _ in engine.meta_gradients(weights, tasks, list(range(7)))]
-    engine.dismiss()
+    engine.close_pool()
     return torch.stack(found), engine.judged.means()
 
 

@@ -25,7 +25,7 @@ LINF = ThreatModel("linf", 0.1)
 def world(registry, learner="maml", backbone="mlp", **options):
     engine, weights = make_world(registry, learner, backbone, **options)
     engine.set_mode(training=False)
-    engine.batch_seeds(range(5))
+    engine.set_task_seeds(range(5))
     return engine, {name: weight.detach() for name, weight in weights.items()}
 
 

@@ -204,10 +204,10 @@ def test_an_attack_that_draws_without_asking_is_reproducible_all_the_same(regist
         ThreatModel("linf", 0.05),
     )
     query = random_tasks().query
-    engine.batch_seeds(range(5))
+    engine.set_task_seeds(range(5))
     first = engine.perturb(engine.theta(weights), query, attack).x
     torch.rand(7)
-    engine.batch_seeds(range(5))
+    engine.set_task_seeds(range(5))
     assert torch.equal(engine.perturb(engine.theta(weights), query, attack).x, first)
     assert not torch.equal(first, query.x)
 
@@ -243,7 +243,7 @@ def test_two_attacks_on_one_batch_draw_differently(registry):
         planted(lambda s, m, x, y, t, r: t.clip(x + t.eps * (r.uniform(x) - 0.5))), ThreatModel("linf", 0.05)
     )
     query = random_tasks().query
-    engine.batch_seeds(range(5))
+    engine.set_task_seeds(range(5))
     first, second = (engine.perturb(engine.theta(weights), query, noise).x for _ in range(2))
     assert not torch.equal(first, second)
 

@@ -164,7 +164,7 @@ def test_rows_are_the_same_with_pictures_and_without(registry, monkeypatch, give
 def episode_evaluator(registry, shape=(1, 8, 8), way=3, seed=0, **options):
     engine, weights = make_world(registry, "maml", "linear", shape=shape, way=way, **options)
     engine.set_mode(training=False)
-    engine.batch_seeds(range(2))
+    engine.set_task_seeds(range(2))
     tasks = random_tasks(tasks=2, way=way, shape=shape, query=2, seed=seed)
     theta = engine.theta({name: weight.detach() for name, weight in weights.items()})
     return EpisodeEvaluator(AdaptableModel(engine, theta), tasks, {}, CPU)

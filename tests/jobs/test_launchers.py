@@ -20,7 +20,7 @@ from robustbench_meta.experiment.grid import build_grid
 from robustbench_meta.experiment.spec import RunSpec
 from robustbench_meta.jobs import runner
 from robustbench_meta.jobs.events import WorkerFailed
-from robustbench_meta.jobs.planner import groups_of, needed_of, work_of, workers_for
+from robustbench_meta.jobs.planner import evaluation_groups, required_trainings, work_of, workers_for
 from robustbench_meta.jobs.policy import Policy
 from robustbench_meta.jobs.processes import ProcessGroup, as_exception
 from robustbench_meta.options import parse_jobs
@@ -387,9 +387,9 @@ def test_a_surrogate_of_the_run_is_trained_once_and_waited_for(registry):
     given = {"attacks": ("fgsm",), "scenarios": ("clean/transfer",), "surrogate": "maml", "learners": ("adml", "maml")}
     grid = build_grid(RunSpec.read(**{**TINY, **given}), registry, None)
     keys = {cell.key for cell in grid.cells}
-    needed = needed_of([grid], keys)
+    needed = required_trainings([grid], keys)
     assert sorted(each.title for each in needed.values()) == ["adml (seed 0)", "maml (seed 0)"]
-    [group] = groups_of([grid], keys, "cpu")
+    [group] = evaluation_groups([grid], keys, "cpu")
     assert group.needs == set(needed)
 
 
@@ -397,7 +397,7 @@ def test_a_surrogate_of_the_run_is_trained_once_and_waited_for(registry):
 def test_processes_pay_for_all_profiles_but_smoke(registry, profile, worth):
     grid = build_grid(RunSpec.read(profile=profile, attacks=("none", "fgsm"), dataset="toy"), registry, None)
     keys = {cell.key for cell in grid.cells}
-    work = work_of(groups_of([grid], keys, "cpu"), needed_of([grid], keys), lambda _: False)
+    work = work_of(evaluation_groups([grid], keys, "cpu"), required_trainings([grid], keys), lambda _: False)
     assert (workers_for("auto", work, CPU, 2) == 2) == worth
 
 

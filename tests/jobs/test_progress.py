@@ -21,7 +21,13 @@ from rich.console import Console
 
 from robustbench_meta import hookimpl, hookspecs
 from robustbench_meta.jobs.time_left import RunProgress
-from robustbench_meta.reporting.terminal.progress import Lines, Listener, draw_progress, left_text, showing_progress
+from robustbench_meta.reporting.terminal.progress import (
+    Lines,
+    ProgressListener,
+    draw_progress,
+    left_text,
+    showing_progress,
+)
 
 TWO = [
     {"training": "maml (seed 0)", "cells": 3, "train": 400, "test": 300, "checked": 0},
@@ -175,7 +181,7 @@ class Manager(pluggy.PluginManager):
 
 def test_progress_comes_through_the_public_events():
     tape, clock, manager = Tape(), Clock(), Manager()
-    listener = Listener(tape, RunProgress(clock))
+    listener = ProgressListener(tape, RunProgress(clock))
     manager.register(listener)
     manager.emit("run_started", run={}, cells=6, work=TWO)
     manager.emit("training_progress", training="maml (seed 0)", step=0, steps=2, metrics={})
@@ -189,7 +195,7 @@ def test_progress_comes_through_the_public_events():
 
 def test_a_training_that_goes_on_says_from_where():
     tape = Tape()
-    listener = Listener(tape)
+    listener = ProgressListener(tape)
     listener.training_progress("maml (seed 0)", 180, 300, {})
     listener.training_progress("maml (seed 0)", 181, 300, {})
     assert tape.lines == ["train maml (seed 0): resuming at 180 of 300"]
@@ -197,7 +203,7 @@ def test_a_training_that_goes_on_says_from_where():
 
 def test_what_is_checked_no_more_does_not_go_on_from_somewhere():
     tape, clock = Tape(), Clock()
-    listener = Listener(tape, RunProgress(clock))
+    listener = ProgressListener(tape, RunProgress(clock))
     listener.run_started(3, [{**TWO[0], "checked": 96}])
     for done in range(0, 300, 32):
         clock.now += 1.0
@@ -226,7 +232,7 @@ def test_a_tracker_of_a_stranger_hears_the_same():
 
 def test_a_line_now_and_then_tells_rate_and_time_left():
     clock, out = Clock(), io.StringIO()
-    listener = Listener(Lines(Console(file=out, width=80), clock), RunProgress(clock))
+    listener = ProgressListener(Lines(Console(file=out, width=80), clock), RunProgress(clock))
     for step in range(0, 301):
         clock.now = step / 10
         listener.training_progress("maml", step, 600, {"loss": 0.5})
@@ -239,7 +245,7 @@ def test_a_line_now_and_then_tells_rate_and_time_left():
 
 def test_a_hundred_jobs_write_no_more_lines_than_a_log_can_bear():
     clock, out = Clock(), io.StringIO()
-    listener = Listener(Lines(Console(file=out, width=80), clock), RunProgress(clock))
+    listener = ProgressListener(Lines(Console(file=out, width=80), clock), RunProgress(clock))
     for second in range(61):
         clock.now = float(second)
         for job in range(100):

@@ -16,7 +16,7 @@ from robustbench_meta.hookspecs import hookimpl
 from robustbench_meta.jobs.context import WorkerContext
 from robustbench_meta.jobs.events import CellFailed, EventLog, EventReader, JobStarted
 from robustbench_meta.jobs.monitor import Monitor, Reporter, Summary
-from robustbench_meta.jobs.planner import WORTH_STARTING, groups_of, needed_of, work_of, workers_for
+from robustbench_meta.jobs.planner import WORTH_STARTING, evaluation_groups, required_trainings, work_of, workers_for
 from robustbench_meta.jobs.queue import Assemble, Evaluate, Queue
 from robustbench_meta.jobs.worker import Worker
 from robustbench_meta.results.store import Store
@@ -205,9 +205,9 @@ def test_listeners_are_told_which_cell_failed_as_the_leaderboard_would(opened, g
 
 def test_work_counts_what_is_not_there_yet(grid):
     keys = {cell.key for cell in grid.cells}
-    needed = needed_of([grid], keys)
+    needed = required_trainings([grid], keys)
     maml = next(key for key, each in needed.items() if each.title == "maml (seed 0)")
-    work = work_of(groups_of([grid], keys, "cpu"), needed, {maml}.__contains__)
+    work = work_of(evaluation_groups([grid], keys, "cpu"), needed, {maml}.__contains__)
     told = {each["training"]: (each["cells"], each["train"], each["test"], each["checked"]) for each in work}
     # smoke: 4 tasks a step; adml attacks them too. 20 episodes: adapted to once, attacked once; all are checked.
     assert told == {"maml (seed 0)": (2, 0, 40, 40), "adml (seed 0)": (2, 16, 40, 40)}

@@ -45,7 +45,7 @@ class Display(Protocol):
         ...
 
 
-class Listener:
+class ProgressListener:
     """Turns the events of a run into a display."""
 
     def __init__(self, display: Display, progress: RunProgress | None = None) -> None:
@@ -333,5 +333,5 @@ def showing_progress(
         return
     where = console or err()
     display: Bars | Notebook | None = Notebook() if where.is_jupyter else Bars(where) if is_screen(where) else None
-    with listening(manager, Listener(display or Lines(where))), display or nullcontext():
+    with listening(manager, ProgressListener(display or Lines(where))), display or nullcontext():
         yield
