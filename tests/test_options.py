@@ -108,9 +108,9 @@ def test_what_is_no_eps(typed, told):
     assert f"'{typed}'" in str(caught.value)
 
 
-def test_scenarios_are_admls_four_poisoning_and_transfer_each_once():
+def test_scenarios_are_admls_four_poisoning_transfer_and_certificates_each_once():
     assert parse_scenarios(["all"]) == list(SCENARIOS)
-    assert len(SCENARIOS) == 7
+    assert len(SCENARIOS) == 10
     assert parse_scenarios(["adv/adv", "clean/adv", "adv/adv"]) == ["adv/adv", "clean/adv"]
     with pytest.raises(BenchError, match=r"did you mean 'clean/adv'"):
         parse_scenarios(["clean/advv"])

@@ -22,7 +22,7 @@ def record(robust, *, clean=None, learner="maml", attack="pgd", eps=0.1, seed=0,
     training = {"learner": {"name": learner, "options": {}, "code": code}, "dataset": dataset, "way": way, "shot": 1}
     training |= {"query": 1, "meta_steps": 10, "tasks_per_step": 4, "seed": seed, "fingerprint": fingerprint}
     name, _, typed = attack.partition(":")
-    plugin = {"name": name, "options": dict(each.split("=", 1) for each in typed.split(",") if each),
+    plugin = {"name": name, "options": dict(each.partition("=")[::2] for each in typed.split(",") if each),
               "code": attack_code}  # fmt: skip
     model = {
         "learner": {"name": surrogate.split()[0], "options": {}, "code": surrogate_code},

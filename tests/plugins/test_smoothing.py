@@ -263,7 +263,7 @@ def test_swapped_images_are_of_their_class_and_each_is_used_once(data):
 def blind_world(learner, query=5, **options):
     engine, weights = make_world(REGISTRY, learner, "linear", shape=(6,), **options)
     engine.set_mode(training=False)
-    engine.batch_seeds(range(4))
+    engine.set_task_seeds(range(4))
     tasks = random_tasks(tasks=4, shape=(6,), query=query, seed=2)
     theta = engine.theta({name: weight.detach() for name, weight in weights.items()})
     return engine, theta, tasks

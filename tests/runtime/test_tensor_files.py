@@ -21,7 +21,13 @@ from robustbench_meta.engine.query_counter import QueryCount
 from robustbench_meta.engine.training_snapshots import TrainingState, read_state, state_bytes
 from robustbench_meta.errors import BenchError, StorageError
 from robustbench_meta.evaluation.model_checks import Observation
-from robustbench_meta.evaluation.partial_results import Chunk, PartialResult, ScenarioResult, part_bytes, read_part
+from robustbench_meta.evaluation.partial_results import (
+    ChunkResult,
+    PartialResult,
+    ScenarioResult,
+    part_bytes,
+    read_part,
+)
 from robustbench_meta.experiment.checkpoints import (
     Trained,
     check_checkpoint,
@@ -123,8 +129,8 @@ def state() -> TrainingState:
     return TrainingState(2, weights, optimizer.state_dict(), trained(), judged, Plan(chunk=3, few=2), "cpu")
 
 
-def chunk() -> Chunk:
-    return Chunk(
+def chunk() -> ChunkResult:
+    return ChunkResult(
         "006e6f746564ff",
         torch.eye(3, dtype=torch.bool),
         {
@@ -151,7 +157,7 @@ def read_state_(data: bytes) -> dict:
 
 
 def part() -> PartialResult:
-    return PartialResult([chunk(), Chunk("")], {"chunk": 3}, "cpu (some)", 2**33)
+    return PartialResult([chunk(), ChunkResult("")], {"chunk": 3}, "cpu (some)", 2**33)
 
 
 KINDS = {
@@ -217,7 +223,7 @@ def test_a_part_comes_back_bit_for_bit_with_its_failures():
     back = read_part(part_bytes(part(), KEY, ["a" * 16]), KEY)
     assert (back.plan, back.device, back.peak_memory) == ({"chunk": 3}, "cpu (some)", 2**33)
     [one, empty] = back.chunks
-    assert empty == Chunk("")
+    assert empty == ChunkResult("")
     assert (one.episodes, one.observation, one.noisy) == (chunk().episodes, chunk().observation, chunk().noisy)
     assert (one.adapt_seconds, one.adapted_tasks, one.check_seconds) == (0.3, 4, 0.5)
     assert same(one.clean, chunk().clean)
