@@ -44,24 +44,24 @@ class Certificate(Attack):
         """Give x back."""
         return x
 
-    def certified_radius(self, model: Victim, x: Tensor, y: Tensor, random: Random) -> Tensor:
+    def certified_radius(self, model: Victim, sigma: float, x: Tensor, y: Tensor, random: Random) -> Tensor:
         """σ·Φ⁻¹(p) where the guess is right and p > ½; −1 elsewhere.
 
         p is the lower bound of Clopper and Pearson, at confidence 1 − α, on the probability that the classifier under
         noise of σ gives the guessed class.
         """
-        guess = self._votes(model, x, random, self.guesses).argmax(-1, keepdim=True)
-        votes = self._votes(model, x, random, self.draws).gather(-1, guess)[..., 0].cpu().numpy()
+        guess = self._votes(model, sigma, x, random, self.guesses).argmax(-1, keepdim=True)
+        votes = self._votes(model, sigma, x, random, self.draws).gather(-1, guess)[..., 0].cpu().numpy()
         bound = beta.ppf(self.alpha, votes, self.draws - votes + 1)  # NaN for no vote at all
-        radius = torch.from_numpy(model.smoothing_sigma * norm.ppf(bound)).to(x.device)
+        radius = torch.from_numpy(sigma * norm.ppf(bound)).to(x.device)
         return torch.where((guess[..., 0] == y) & (radius > 0), radius, -1.0)
 
-    def _votes(self, model: Victim, x: Tensor, random: Random, draws: int) -> Tensor:
+    def _votes(self, model: Victim, sigma: float, x: Tensor, random: Random, draws: int) -> Tensor:
         """How often each class is the answer to x under noise [tasks, n, way]."""
         votes = x.new_zeros(*x.shape[: -model.event_ndim], model.way, dtype=torch.long)
         with torch.no_grad():
             for _ in range(draws):
-                answer = model.unsmoothed(x + model.smoothing_sigma * random.normal(x)).argmax(-1, keepdim=True)
+                answer = model(x + sigma * random.normal(x)).argmax(-1, keepdim=True)
                 votes.scatter_add_(-1, answer, torch.ones_like(answer))
         return votes
 

@@ -53,7 +53,6 @@ class Expectation:
     def __init__(self, model: Victim, calls: int) -> None:
         self._model, self._calls = model, calls
         self.way, self.event_ndim, self.transductive = model.way, model.event_ndim, model.transductive
-        self.smoothing_sigma, self.unsmoothed = model.smoothing_sigma, model.unsmoothed
 
     def __call__(self, x: Tensor) -> Tensor:
         """The mean logits of x."""

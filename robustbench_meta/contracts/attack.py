@@ -58,15 +58,9 @@ class Victim(Protocol):
     event_ndim: int
     """How many axes one example has (3 for images): the last ones of x."""
     transductive: bool
-    smoothing_sigma: float
-    """σ of the noise that its logits average over; 0: none."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits of x."""
-        ...
-
-    def unsmoothed(self, x: Tensor) -> Tensor:
-        """Logits of x without that noise."""
         ...
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
@@ -147,9 +141,12 @@ class Attack(Plugin):
         """
         return self.perturb(model, x, y, threat, random)
 
-    def certified_radius(self, model: Victim, x: Tensor, y: Tensor, random: Random) -> Tensor:
-        """Of a certificate: the distance within which each prediction is proved right [tasks, n]; −1: it is not."""
-        raise BenchError(f"attack '{self.name}' declares `certifies`: define certified_radius(model, x, y, random)")
+    def certified_radius(self, model: Victim, sigma: float, x: Tensor, y: Tensor, random: Random) -> Tensor:
+        """Of a certificate: the distance within which each prediction is proved right [tasks, n]; −1: it is not.
+
+        The model is the classifier that is smoothed, `sigma` the standard deviation of the noise.
+        """
+        raise BenchError(f"attack '{self.name}' declares `certifies`: define certified_radius")
 
     def obstacle(self, setting: Setting) -> str | None:
         """Why the attack cannot work in this setting; None if it can."""

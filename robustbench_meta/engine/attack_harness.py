@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
 import torch
@@ -45,7 +46,7 @@ def guarded(attack: Attack, threat: ThreatModel, deferred: DeferredViolations | 
     return perturb
 
 
-def certified(attack: Attack, model: Target, batch: Batch, random: Random) -> Tensor:
+def certified(attack: Attack, model: Target, sigma: float, batch: Batch, random: Random) -> Tensor:
     """The radius within which an attack that certifies proves each prediction right [tasks, n]; −1: it does not.
 
     Raises:
@@ -53,14 +54,10 @@ def certified(attack: Attack, model: Target, batch: Batch, random: Random) -> Te
         BenchError: the attack itself raised.
     """
     x, y = batch
-    with restored(x.device), _Guard(attack.name, model, None, lambda: model.loss(x.clone(), y)):
+    guard = _Guard(attack.name, model, None, lambda: model.loss(x.clone(), y))
+    with restored(x.device), guard, _named(attack):
         seed_all(random.seed())
-        try:
-            radius: object = attack.certified_radius(model, x.clone(), y.clone(), random)
-        except (BenchError, torch.OutOfMemoryError):
-            raise
-        except (Exception, SystemExit) as error:
-            raise BenchError(f"attack '{attack.name}' failed: {located(error)}") from error
+        radius: object = attack.certified_radius(model, sigma, x.clone(), y.clone(), random)
     if not isinstance(radius, Tensor) or radius.shape != y.shape or bool(radius.isnan().any()):
         what = f"{tuple(radius.shape)}" if isinstance(radius, Tensor) else type(radius).__name__
         raise ViolationError(
@@ -146,7 +143,7 @@ def _run(
     attack: Attack, model: Target, given: Batch, threat: ThreatModel, random: Random, start: Tensor | None
 ) -> Tensor:
     x, y = given
-    try:
+    with _named(attack):
         if not attack.per_task:
             return _once(attack, model, x, y, threat, random, start)
         rows = [
@@ -159,6 +156,17 @@ def _run(
                     f"attack '{attack.name}' returned {tuple(row.shape)} for one task; expected {tuple(x.shape[1:])}"
                 )
         return torch.stack(rows)
+
+
+@contextmanager
+def _named(attack: Attack) -> Iterator[None]:
+    """Say of errors of a plugin's own whose they are.
+
+    Raises:
+        BenchError: the attack itself raised.
+    """
+    try:
+        yield
     except (BenchError, torch.OutOfMemoryError):
         raise
     except (Exception, SystemExit) as error:

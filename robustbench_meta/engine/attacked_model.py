@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from robustbench_meta.contracts import AnyLearner, Random, Victim
+from robustbench_meta.contracts import Random, Victim
 from robustbench_meta.contracts.inner_loop import differentiable
 from robustbench_meta.contracts.state import Forward, State
 from robustbench_meta.contracts.tasks import Batch
@@ -25,11 +25,6 @@ class Mapper(Protocol):
         ...
 
     @property
-    def learner(self) -> AnyLearner:
-        """What is mapped."""
-        ...
-
-    @property
     def event_ndim(self) -> int:
         """How many axes an image has."""
         ...
@@ -41,10 +36,6 @@ class Mapper(Protocol):
 
     def adapt(self, theta: State, support: Batch, **settings: Any) -> State:
         """One adapted state a task."""
-        ...
-
-    def unsmoothed(self, state: State) -> State:
-        """The same state without smoothing."""
         ...
 
     def logits(self, state: State, x: Tensor) -> Tensor:
@@ -88,7 +79,7 @@ class AttackedModel:
     def __init__(self, engine: Mapper, state: State, whole: int | None = None, way: int | None = None) -> None:
         self._engine, self._state, self._whole = engine, state.detach(), whole
         self.way, self.event_ndim = way or engine.network.way, engine.event_ndim
-        self.transductive, self.smoothing_sigma = engine.transductive, engine.learner.smoothing_sigma()
+        self.transductive = engine.transductive
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits of x.
@@ -98,11 +89,6 @@ class AttackedModel:
         """
         self.check_whole(x.shape[1])
         return self._engine.logits(self._state, x)
-
-    def unsmoothed(self, x: Tensor) -> Tensor:
-        """Logits of x without smoothing."""
-        self.check_whole(x.shape[1])
-        return self._engine.logits(self._engine.unsmoothed(self._state), x)
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss of each example [tasks, n]."""
@@ -123,8 +109,7 @@ class AttackedModel:
 
     def task(self, index: int) -> AttackedTask:
         """The model of one task."""
-        unsmoothed = self._engine.unsmoothed(self._state).forward
-        return AttackedTask(self, self._state.task(index), self._state.forward, unsmoothed)
+        return AttackedTask(self, self._state.task(index), self._state.forward)
 
     def losses(self, logits: Tensor, y: Tensor) -> Tensor:
         """The loss of each example, from logits."""
@@ -142,20 +127,14 @@ class AttackedModel:
 class AttackedTask:
     """One task's model as an attack sees it: x [n, *shape] → logits [n, way]."""
 
-    def __init__(self, batch: AttackedModel, tree: Any, forward: Forward, unsmoothed: Forward) -> None:
-        self._batch, self._tree, self._forward, self._unsmoothed = batch, tree, forward, unsmoothed
+    def __init__(self, batch: AttackedModel, tree: Any, forward: Forward) -> None:
+        self._batch, self._tree, self._forward = batch, tree, forward
         self.way, self.event_ndim, self.transductive = batch.way, batch.event_ndim, batch.transductive
-        self.smoothing_sigma = batch.smoothing_sigma
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits of x."""
         self._batch.check_whole(len(x))
         return self._forward(self._tree, x)
-
-    def unsmoothed(self, x: Tensor) -> Tensor:
-        """Logits of x without smoothing."""
-        self._batch.check_whole(len(x))
-        return self._unsmoothed(self._tree, x)
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss of each example [n]."""
@@ -187,7 +166,7 @@ class PoisonedAdaptation:
     def __init__(self, engine: Mapper, theta: State, query: Batch, shift: int = 0) -> None:
         self._engine, self._theta, self._query, self._shift = engine, theta.detach(), query, shift
         self.way, self.event_ndim = engine.network.way, engine.event_ndim
-        self.transductive, self.smoothing_sigma = True, 0.0
+        self.transductive = True
         """An image's worth depends on all others of its task."""
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -200,8 +179,6 @@ class PoisonedAdaptation:
             "the attack asks for logits; support poisoning goes through the loss of the queries alone: use an attack "
             "that declares `loss_only`, such as pgd or fgsm"
         )
-
-    unsmoothed = __call__
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """An equal share [tasks, n] of the mean loss of the task's queries after adaptation to (x, y)."""

@@ -375,12 +375,12 @@ class Engine:
         return self.learner.base_logits(self.network, tree, x)
 
     def _forward(self, tree: Any, x: Tensor) -> Tensor:
-        return self.learner.logits(*self._seen(tree), x)
+        return self.learner.logits(*self._network_and_tree(tree), x)
 
     def _unsmoothed_forward(self, tree: Any, x: Tensor) -> Tensor:
-        return self.learner.unsmoothed(*self._seen(tree), x)
+        return self.learner.unsmoothed(*self._network_and_tree(tree), x)
 
-    def _seen(self, tree: Any) -> tuple[Any, Any]:
+    def _network_and_tree(self, tree: Any) -> tuple[Any, Any]:
         """The network, with the support set if it reads that, and the learner's tree."""
         if isinstance(tree, WithSupport):
             return self.network.with_support(tree.support), tree.tree

@@ -53,15 +53,10 @@ class _CountedTask:
     def __init__(self, victim: Victim, effort: QueryCount) -> None:
         self._asked, self._effort = victim, effort
         self.way, self.event_ndim, self.transductive = victim.way, victim.event_ndim, victim.transductive
-        self.smoothing_sigma = victim.smoothing_sigma
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits of x."""
         return self._asked(self._shown(x))
-
-    def unsmoothed(self, x: Tensor) -> Tensor:
-        """Logits of x without smoothing."""
-        return self._asked.unsmoothed(self._shown(x))
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss of each example."""

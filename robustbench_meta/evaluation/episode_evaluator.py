@@ -114,8 +114,8 @@ class EpisodeEvaluator:
 
     def _evaluate(self, scenario: Scenario) -> AttackResult:
         support, query = None, None
-        if scenario.support is not None and scenario.made in BY_HALVES:
-            return self._by_halves(scenario.support, scenario.made)
+        if scenario.support is not None and scenario.support_attack in BY_HALVES:
+            return self._by_halves(scenario.support, scenario.support_attack)
         if scenario.support is not None:
             of, state, support = self._adapted_to_attacked(scenario.support, poisons=scenario.poisons)
         else:
@@ -131,7 +131,7 @@ class EpisodeEvaluator:
         logits = self._logits(state, shown, scenario.key) if attacks else self.logits
         correct = logits.argmax(-1) == self.tasks.query.y
         if scenario.query is not None and scenario.query.attack.certifies:
-            radius, proof = self._certified(victim, scenario.query.attack)
+            radius, proof = self._certified(scenario.query.attack)
             correct, attacks = radius >= scenario.query.threat.eps, [proof]
         return AttackResult(
             correct,
@@ -156,7 +156,7 @@ class EpisodeEvaluator:
             self._states[of] = self._adapt(Batch(found.x, support.y), of), found
         return of, *self._states[of]
 
-    def _by_halves(self, at_eps: AttackAtEps, made: str) -> AttackResult:
+    def _by_halves(self, at_eps: AttackAtEps, support_attack: str) -> AttackResult:
         """Support sets made with one half of each task's queries and judged on the other, and the other way round."""
         support, query = self.tasks
         order = query.y.argsort(dim=1, stable=True)  # so that each half has queries of every class
@@ -164,8 +164,8 @@ class EpisodeEvaluator:
         for half in (0, 1):
             seeds, judged = order[:, half::2], order[:, 1 - half :: 2]
             known = Batch(gathered(query.x, seeds), query.y.gather(1, seeds))
-            of = f"{made} {half} {at_eps.key}"
-            if made == "asp":
+            of = f"{support_attack} {half} {at_eps.key}"
+            if support_attack == "asp":
                 aimed = PoisonedAdaptation(self.engine, self.theta, known, shift=1)
                 attacks.append(self._attack(of, aimed, support, at_eps, f"support {half}"))
                 images = attacks[-1].x
@@ -180,13 +180,15 @@ class EpisodeEvaluator:
             sum((found.effort for found in attacks), QueryCount()), logits,
         )  # fmt: skip
 
-    def _certified(self, victim: Target, attack: Attack) -> tuple[Tensor, _Found]:
+    def _certified(self, attack: Attack) -> tuple[Tensor, _Found]:
         """The radius within which each prediction is proved right [tasks, queries], and what the proof took."""
+        query, sigma = self.tasks.query, self.engine.learner.smoothing_sigma()
         if attack not in self._proofs:
-            started, effort = self.now(), QueryCount(self.tasks.query.y.numel())
+            started, effort = self.now(), QueryCount(query.y.numel())
             random = Random([seed_from(seed, "certificate") for seed in self.engine.seeds])
-            radius = certified(attack, CountingModel(victim, effort), self.tasks.query, random)
-            self._proofs[attack] = radius, _Found(self.tasks.query.x, self.now() - started, effort, None)
+            model = CountingModel(self.victim(self.engine.unsmoothed(self.adapted)), effort)
+            radius = certified(attack, model, sigma, query, random)
+            self._proofs[attack] = radius, _Found(query.x, self.now() - started, effort, None)
         return self._proofs[attack]
 
     def _surrogate_model(self, key: str) -> AttackedModel:

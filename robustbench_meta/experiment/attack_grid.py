@@ -63,7 +63,7 @@ def all_threats(run: RunSpec, dataset: Dataset, attacks: list[tuple[Attack, Plug
     --eps is the size of a perturbation: an attack whose ε is a severity does not take it.
     """
     own = [split_eps(choice)[1] for choice in run.choices("attack")]
-    takes = [text is None and attack.norm != "severity" for (attack, _, _), text in zip(attacks, own, strict=True)]
+    takes = [text is None and takes_eps(attack) for (attack, _, _), text in zip(attacks, own, strict=True)]
     _refuse_many_norms(run, dataset, [attack for attack, general in zip(attacks, takes, strict=True) if general])
     found: dict[str, Threat] = {}
     for (attack, spec, label), text, general, (typed, _) in zip(attacks, own, takes, run.typed("attack"), strict=True):
@@ -106,9 +106,9 @@ def _refuse_many_norms(run: RunSpec, dataset: Dataset, attacks: list[tuple[Attac
     raise error
 
 
-def sizes(threats: Collection[Threat]) -> set[float]:
-    """The values of ε of those that --eps may be for."""
-    return {threat.eps.value for threat in threats if not threat.attack.clean and threat.attack.norm != "severity"}
+def takes_eps(attack: Attack) -> bool:
+    """Whether --eps is for it."""
+    return not attack.clean and attack.norm != "severity"
 
 
 def _threats(dataset: Dataset, attack: Attack, spec: PluginSpec, label: str, given: list[Epsilon]) -> Iterator[Threat]:

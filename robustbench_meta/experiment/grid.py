@@ -16,8 +16,8 @@ from robustbench_meta.experiment.attack_grid import (
     all_threats,
     eps_values,
     resolve_plugin,
-    sizes,
     split_eps,
+    takes_eps,
     training_threat,
 )
 from robustbench_meta.experiment.probes import Probes, assemble
@@ -232,7 +232,7 @@ def build_grid(run: RunSpec, registry: Registry, data_root: Path | None, splits:
         grid.notes.append(f"equal images of {dataset_label}: {copies}")
     with about("backbone"):
         _refuse("backbone", backbone_label, backbone, setting)
-    if run.eps and not sizes(threats) & set(eps_values(run.eps)):
+    if run.eps and not {each.eps.value for each in threats if takes_eps(each.attack)} & set(eps_values(run.eps)):
         grid.notes.append(f"--eps {', '.join(run.eps)} is for no attack of this run")
     base = _base(run, setting, splits, dataset_spec, backbone_spec)
     if run.checks:

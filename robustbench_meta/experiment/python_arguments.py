@@ -117,7 +117,6 @@ def without_poison(scenarios: Sequence[str], *, transfer: bool) -> list[str]:
     if "all" not in scenarios:
         return list(scenarios)
     return [
-        name
-        for name, sides in SCENARIOS.items()
-        if sides[0] not in THROUGH_ADAPTATION and (transfer or sides[1] != "transfer")
-    ]
+        name for name, (support, query) in SCENARIOS.items()
+        if support not in THROUGH_ADAPTATION and (transfer or query != "transfer")
+    ]  # fmt: skip

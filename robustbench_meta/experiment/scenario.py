@@ -37,7 +37,7 @@ class Scenario:
     """On θ before adaptation (or, where θ alone predicts nothing, on the model adapted to the clean support set)."""
     query: AttackAtEps | None = None
     """On the adapted model."""
-    made: Part = "adv"
+    support_attack: Part = "adv"
     """How the support set is attacked, as `options.SCENARIOS` says."""
     surrogate: str | None = None
     """The key of the model on which the attack on the queries is made instead."""
@@ -55,10 +55,10 @@ class Scenario:
     @property
     def poisons(self) -> bool:
         """Whether the attack on the support set goes through adaptation."""
-        return self.made in THROUGH_ADAPTATION
+        return self.support_attack in THROUGH_ADAPTATION
 
     @property
     def key(self) -> str:
         """The same for scenarios that give the same numbers."""
         sides = (side.key if side is not None else "" for side in (self.support, self.query))
-        return "|".join([*sides, self.made, str(self.surrogate)])
+        return "|".join([*sides, self.support_attack, str(self.surrogate)])

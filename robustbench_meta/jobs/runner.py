@@ -35,16 +35,8 @@ from robustbench_meta.runtime.interrupts import Stop
 from robustbench_meta.runtime.precision import check_precision
 
 __all__ = [
-    "Policy",
-    "PreparedRun",
-    "Summary",
-    "build_grid",
-    "build_grids",
-    "compute",
-    "failures_of",
-    "make_ready",
-    "run",
-]
+    "Policy", "PreparedRun", "Summary", "build_grid", "build_grids", "compute", "failures_of", "make_ready", "run",
+]  # fmt: skip
 MOST_RUNS = 20
 """Runs with event files; when another begins, those of older runs that are over are removed."""
 

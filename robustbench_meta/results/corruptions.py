@@ -14,12 +14,7 @@ from robustbench_meta.evaluation.statistics import mean_and_ci95
 from robustbench_meta.results.csv_safety import harmless_frame
 from robustbench_meta.results.curves import SCENE
 from robustbench_meta.results.episode_accuracies import Samples
-from robustbench_meta.results.tables import (
-    CLEAN,
-    SETTING,
-    with_distinct_learners,
-    without_duplicates,
-)
+from robustbench_meta.results.tables import CLEAN, SETTING, with_distinct_learners, without_duplicates
 from robustbench_meta.runtime.atomic_files import write_atomically
 
 MEAN, DRAWN = "mean", "all"

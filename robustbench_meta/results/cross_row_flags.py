@@ -9,6 +9,7 @@ import numpy as np
 
 from robustbench_meta.evaluation.statistics import SURE, above
 from robustbench_meta.results.records import unpack
+from robustbench_meta.results.tables import has_worst_case
 
 
 def flags_between(records: Collection[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -19,8 +20,9 @@ def flags_between(records: Collection[Mapping[str, Any]]) -> dict[str, list[str]
     """
     found: dict[str, list[str]] = {}
     for group in _beside_each_other(records):
-        if group[0]["spec"]["attack"]["norm"] == "severity":
-            continue  # nobody searches
+        spec = group[0]["spec"]
+        if not has_worst_case(spec["attack"]["norm"], spec["query"]):
+            continue  # nobody attacks
         white = [record for record in group if record["spec"]["query"] != "transfer"]
         if all(record["method"] in {"single-step", "random"} for record in white):
             for record in white:
@@ -28,7 +30,7 @@ def flags_between(records: Collection[Mapping[str, Any]]) -> dict[str, list[str]
         others = [record for record in group if record not in white or record["method"] == "black-box"]
         gradient = [record for record in white if record["method"] in {"single-step", "iterative"}]
         iterative = any(record["method"] == "iterative" for record in gradient)
-        if not iterative or group[0]["spec"]["query"] == "clean" or group[0]["spec"]["attack"]["eps"] == 0:
+        if not iterative or spec["query"] == "clean" or spec["attack"]["eps"] == 0:
             continue
         worst = np.logical_and.reduce([unpack(record["robust"]) for record in gradient]).mean(1)
         level = SURE / max(len(others), 1)

@@ -160,9 +160,8 @@ def _worst_cases(records: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], 
     survivors: dict[tuple[Any, ...], np.ndarray] = {}
     for record in newest.values():
         robust, group = unpack(record["robust"]), _rivals(record)
-        if record["spec"]["support"] == "clean" and has_worst_case(
-            record["spec"]["attack"]["norm"], record["spec"]["query"]
-        ):
+        spec = record["spec"]
+        if spec["support"] == "clean" and has_worst_case(spec["attack"]["norm"], spec["query"]):
             robust = robust & unpack(record["clean"])
         survivors[group] = survivors[group] & robust if group in survivors else robust
     return survivors

@@ -336,12 +336,11 @@ class LearnerContract(Contract):
 
     def _losses(self, engine: Engine, weights: Weights, tasks: TaskBatch, seed: int = 0) -> list[Tensor]:
         engine.set_task_seeds(range(tasks.tasks))
-        drawing = (
-            seeded(seed) if seed else engine.seeded_for("objective", tasks.support.x.device)
-        )  # as meta_gradients do
+        device = tasks.support.x.device
+        seeding = seeded(seed) if seed else engine.seeded_for("objective", device)  # as meta_gradients do
         if isinstance(engine.attack, FrozenAttack):
             engine.attack.rewind()
-        with torch.no_grad(), drawing:
+        with torch.no_grad(), seeding:
             updates = self.plugin.objective(engine, engine.theta(weights), tasks)
         return [update.loss for update in updates if isinstance(update, Update)]
 

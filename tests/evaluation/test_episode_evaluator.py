@@ -94,7 +94,7 @@ def test_the_poisoned_support_stays_inside_its_threat_model_and_its_labels_as_th
 def test_an_attack_that_asks_for_logits_cannot_poison(registry):
     apgd = AttackAtEps(registry.make("attack", "apgd", {"loss": "dlr"}), LINF)
     with pytest.raises(BenchError, match="asks for logits"), torch.no_grad():
-        episode_evaluator(registry, way=3).evaluate(Scenario(support=apgd, made="poisoned"))
+        episode_evaluator(registry, way=3).evaluate(Scenario(support=apgd, support_attack="poisoned"))
 
 
 # -- transfer --------------------------------------------------------------------------------------
@@ -194,8 +194,8 @@ def test_plans_do_not_change_a_trial(registry):
     scenarios = [
         Scenario(query=pgd),
         Scenario(support=pgd),
-        Scenario(support=pgd, made="poisoned"),
-        Scenario(pgd, pgd, made="poisoned"),
+        Scenario(support=pgd, support_attack="poisoned"),
+        Scenario(pgd, pgd, support_attack="poisoned"),
     ]
     for scenario in scenarios:
         first, second = (

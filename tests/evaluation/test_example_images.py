@@ -379,7 +379,7 @@ def test_poisoning_takes_a_gradient_through_adaptation_a_step(registry, name):
     """Nothing counts as fooled there, so that Auto-PGD takes all its steps: as many gradients, the first included."""
     name, _, steps = name.partition(":steps=")
     options = {"steps": steps} if steps else {}
-    found = effort(registry, name, options, scenario=lambda at_eps: Scenario(support=at_eps, made="poisoned"))
+    found = effort(registry, name, options, scenario=lambda at_eps: Scenario(support=at_eps, support_attack="poisoned"))
     assert (found.attacked, found.gradients) == (12, 12 * int(steps or 1))
 
 

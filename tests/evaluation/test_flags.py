@@ -137,7 +137,7 @@ def test_probes_are_for_attacked_rows_with_room_to_attack(registry):
         assert names(Scenario(query=armed(registry, name))) == white | {"noise", "single step"}
     assert names(Scenario(query=pgd, surrogate="x")) == {"noise"}  # one step may well transfer better than many
     assert names(Scenario(support=pgd)) == {"noise"}
-    assert names(Scenario(support=pgd, made="poisoned")) == {"noise", "single step", "stronger"}
+    assert names(Scenario(support=pgd, support_attack="poisoned")) == {"noise", "single step", "stronger"}
     full = next(p for p in probes(probe_plan, Scenario(query=armed(registry, "pgdl2", ThreatModel("l2", 1.0))), shape)
                 if p.name == "pgd, full range")  # fmt: skip
     assert full.scenario.query.threat.eps == pytest.approx(28.0)

@@ -28,15 +28,13 @@ REGISTRY = load_registry(local=False)
 SIGMA = 0.5
 
 
-def half_space(weight, bias, sigma=SIGMA):
+def half_space(weight, bias):
     """A classifier of two classes whose boundary is a plane: class 1 where w·x + b > 0."""
     module = nn.Linear(len(weight), 2).double()
     with torch.no_grad():
         module.weight.copy_(torch.stack([torch.zeros(len(weight)), torch.tensor(weight)]))
         module.bias.copy_(torch.tensor([0.0, bias]))
-    victim = ModuleVictim(module, (len(weight),), 2)
-    victim.smoothing_sigma, victim.unsmoothed = sigma, victim.__call__
-    return victim
+    return ModuleVictim(module, (len(weight),), 2)
 
 
 def certificate(**options):
@@ -56,7 +54,9 @@ def test_a_proved_radius_is_within_the_distance_to_a_plane_and_near_it(weight, b
     x = torch.rand(2, 3, len(weight), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     signed = (x @ torch.tensor(weight, dtype=torch.float64) + bias) / math.hypot(*weight)
     y = (signed > 0).long()
-    radius = certificate(draws=400, alpha=1e-9).certified_radius(half_space(weight, bias), x, y, Random([seed, 7]))
+    radius = certificate(draws=400, alpha=1e-9).certified_radius(
+        half_space(weight, bias), SIGMA, x, y, Random([seed, 7])
+    )
     distance = signed.abs()
     assert bool((radius <= distance).all())
     far = distance > SIGMA  # by 400 draws p is known to about ±0.13 at this α, and Φ⁻¹ is steep at its ends
@@ -68,27 +68,29 @@ def test_the_bound_is_clopper_and_pearsons():
     x, y = torch.full((1, 1, 1), 0.3, dtype=torch.float64), torch.ones(1, 1, dtype=torch.long)
     attack, victim = certificate(draws=draws, alpha=alpha), half_space([1.0], 0.0)
     random = Random([3])
-    attack._votes(victim, x, random, attack.guesses)  # what the guess draws
-    votes = int(attack._votes(victim, x, random, draws)[0, 0, 1])
+    attack._votes(victim, SIGMA, x, random, attack.guesses)  # what the guess draws
+    votes = int(attack._votes(victim, SIGMA, x, random, draws)[0, 0, 1])
     assert 0 < votes < draws
     low = binomtest(votes, draws).proportion_ci(1 - 2 * alpha, method="exact").low
-    radius = attack.certified_radius(victim, x, y, Random([3]))
+    radius = attack.certified_radius(victim, SIGMA, x, y, Random([3]))
     assert float(radius) == pytest.approx(SIGMA * norm.ppf(low), rel=1e-9)
 
 
 def test_nothing_is_proved_of_a_wrong_answer_or_of_a_coin_toss():
     x, y = torch.full((1, 1, 1), 0.3, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.long)
-    assert float(certificate().certified_radius(half_space([1.0], 0.0), x, y, Random([0]))) == -1  # wrong
-    assert float(certificate().certified_radius(half_space([1.0], -0.3), x, y, Random([0]))) == -1  # on the plane
-    lost = certificate(draws=1, guesses=1).certified_radius(half_space([1.0], 0.0), x, 1 - y, Random([0]))
+    assert float(certificate().certified_radius(half_space([1.0], 0.0), SIGMA, x, y, Random([0]))) == -1  # wrong
+    assert (
+        float(certificate().certified_radius(half_space([1.0], -0.3), SIGMA, x, y, Random([0]))) == -1
+    )  # on the plane
+    lost = certificate(draws=1, guesses=1).certified_radius(half_space([1.0], 0.0), SIGMA, x, 1 - y, Random([0]))
     assert float(lost) == -1  # one draw proves nothing
 
 
 def test_a_certificate_of_one_task_does_not_depend_on_the_others():
     x, y = torch.rand(3, 4, 2, dtype=torch.float64), torch.ones(3, 4, dtype=torch.long)
     victim, attack = half_space([1.0, -0.5], 0.1), certificate(draws=50)
-    together = attack.certified_radius(victim, x, y, Random([1, 2, 3]))
-    alone = attack.certified_radius(victim, x[1:2], y[1:2], Random([2]))
+    together = attack.certified_radius(victim, SIGMA, x, y, Random([1, 2, 3]))
+    alone = attack.certified_radius(victim, SIGMA, x[1:2], y[1:2], Random([2]))
     assert torch.equal(together[1:2], alone)
 
 
@@ -190,7 +192,7 @@ def test_a_certificate_is_refused_where_predictions_depend_on_other_queries_and_
 class Failing(type(certificate())):
     """A certificate that fails, or gives what is no radius."""
 
-    def certified_radius(self, model, x, y, random):
+    def certified_radius(self, model, sigma, x, y, random):
         if self.draws == 1:
             raise ValueError("oops")
         return torch.full(y.shape, torch.nan) if self.draws == 2 else None
@@ -203,7 +205,7 @@ def test_a_certificate_that_fails_is_named(draws, told):
     model = AttackedModel(engine, engine.theta({name: w.detach() for name, w in weights.items()}))
     batch = Batch(torch.rand(1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.long))
     with pytest.raises(rbm.BenchError, match=f"attack 'certificate' .*{told}"):
-        certified(Failing(draws=draws), model, batch, Random([0]))
+        certified(Failing(draws=draws), model, SIGMA, batch, Random([0]))
 
 
 def test_other_learners_have_no_certificate(tmp_path):
@@ -219,7 +221,7 @@ class Fickle(ModuleVictim):
 
     def __init__(self):
         super().__init__(nn.Identity(), (1,), 2)
-        self.calls, self.smoothing_sigma, self.unsmoothed = 0, 0.0, self.__call__
+        self.calls = 0
 
     def loss(self, x, y):
         self.calls += 1

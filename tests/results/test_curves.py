@@ -180,3 +180,22 @@ def test_the_leaderboard_shows_and_writes_the_curves(tmp_path):
     assert shown.code == 0, shown.err
     assert "Area: under the curve, over 0.4: the mean over ε" in " ".join(shown.out.split())
     assert (tmp_path / "curves.csv").is_file()
+
+
+def test_a_curve_of_certificates_begins_at_its_own_smallest_radius_and_says_so(tmp_path):
+    clean, proved = answers(0.9), {eps: answers(mean, seed=1) for eps, mean in ((0.0, 0.8), (0.2, 0.6), (0.4, 0.1))}
+
+    def curve_of(folder, radii):
+        records = [record(proved[eps], clean=clean, attack="certificate", norm="l2", query="certified", eps=eps,
+                          method="black-box") for eps in radii]  # fmt: skip
+        (curve,) = of(stored(folder, *records))
+        return curve, " ".join(drawn([curve]).split())
+
+    means = {eps: each.mean() for eps, each in proved.items()}
+    curve, shown = curve_of(tmp_path / "from zero", (0.0, 0.2, 0.4))
+    assert curve.area[0] == pytest.approx((means[0.0] + 2 * means[0.2] + means[0.4]) / 4)
+    assert "(0: proved right at any radius)" in shown
+    curve, shown = curve_of(tmp_path / "later", (0.2, 0.4))
+    assert curve.eps == ("0.2", "0.4")
+    assert curve.area[0] == pytest.approx((means[0.2] + means[0.4]) / 2)
+    assert "(0:" not in shown

@@ -22,6 +22,7 @@ from robustbench_meta.reporting.table import (
 )
 from robustbench_meta.reporting.wording import (
     accuracy_text,
+    at_zero,
     fewer_text,
     flag_lines,
     folded,
@@ -108,9 +109,9 @@ def _curves(group: list[Curve], width: int) -> RenderableType:
     seeds = max(len([1 for other in group if (other.learner, other.attack) == (curve.learner, curve.attack)])
                 for curve in group)  # fmt: skip
     episodes, over = f"{group[0].episodes.shape[1]:,} episodes", size_name(group[0].told["threat_norm"])
+    zero = f" (0: {at_zero(group[0].told)})" if group[0].values[0] == 0 else ""
     caption = (
-        f"Accuracy in % at each {over} (0: without attack). Area: under the curve, over {group[0].eps[-1]}: the mean "
-        f"over {over}; ± "
+        f"Accuracy in % at each {over}{zero}. Area: under the curve, over {group[0].eps[-1]}: the mean over {over}; ± "
     )
     caption += (
         f"half of the 95 % interval over {episodes}." if seeds == 1
