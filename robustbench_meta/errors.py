@@ -100,8 +100,8 @@ def keep_traceback(error: BaseException) -> None:
     vars(error).update(_traceback=traceback_of(error), _place=place_of(error))
 
 
-def unknown(kind: str, given: str, known: Iterable[str], of: str = "") -> str:
-    """Word the message for an unknown name: the nearest names, or all of them when none is near."""
+def unknown(kind: str, given: str, known: Iterable[str], of: str = "", see: str = "bench list") -> str:
+    """Word the message for an unknown name: the nearest names, or all of them, or the command that lists many."""
     names, what = sorted(known), f"unknown {kind} '{given}'{of}"
     if given.lower() in names:
         return f"{what}: did you mean '{given.lower()}'?"
@@ -110,7 +110,7 @@ def unknown(kind: str, given: str, known: Iterable[str], of: str = "") -> str:
     if near:
         return f"{what}: did you mean {' or '.join(repr(name) for name in near)}?"
     if len(names) > _MOST_LISTED:
-        return f"{what}; there are {len(names)}: see `bench list`"
+        return f"{what}; there are {len(names)}: see `{see}`"
     listed = ", ".join(names) if names else "none"
     return f"{what}; there is: {listed}"
 

@@ -11,6 +11,7 @@ from robustbench_meta.contracts.learner import AnyLearner, Operations, Toward, U
 from robustbench_meta.contracts.plugin import Plugin, make_plugin, plugin_as_typed
 from robustbench_meta.contracts.state import State
 from robustbench_meta.contracts.tasks import Batch, TaskBatch
+from robustbench_meta.errors import unknown
 
 
 def _as_the_base(method: str) -> Any:
@@ -74,6 +75,11 @@ class Defence(AnyLearner):
         more = {name: value for name, value in options.items() if name not in own}
         base = own.get("base", cls.model_fields["base"].default)
         if isinstance(base, str):
+            known = cls.option_names(own) if more else ()
+            for name in more:
+                if name not in known:
+                    of, see = f" of learner '{cls.name}' and its base", f"bench list learners {cls.name}"
+                    raise ValueError(unknown("option", name, known, of, see))
             return own | {"base": make_plugin("learner", base, more)}
         if more:
             raise ValueError(f"{', '.join(more)}: set options of a base that is made already in the base itself")

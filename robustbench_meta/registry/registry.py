@@ -386,7 +386,7 @@ def _reason(error: BaseException, origin: Origin) -> str:
 def _explain(kind: str, cls: type[Plugin], issue: Any) -> str:
     option = ".".join(str(part) for part in issue["loc"])
     if issue["type"] == "extra_forbidden":
-        return unknown("option", option, cls.model_fields, f" of {kind} '{cls.name}'")
+        return unknown("option", option, cls.model_fields, f" of {kind} '{cls.name}'", f"bench list {kind}s {cls.name}")
     message = expected(issue["msg"])
     if not option:  # options that do not go together
         return f"invalid {kind} '{Choice(cls.name, issue['input'])}': {message}"
