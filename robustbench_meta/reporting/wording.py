@@ -56,7 +56,7 @@ def size_name(norm: str) -> str:
     return "severity" if norm == "severity" else "ε"
 
 
-def at_zero(told: Mapping[str, Any]) -> str:
+def meaning_at_zero(told: Mapping[str, Any]) -> str:
     """What the accuracy of a curve at ε = 0 is."""
     return "proved right at any radius" if told["query"] == "certified" else "without attack"
 

@@ -13,8 +13,8 @@ from robustbench_meta.reporting.figures.figure import PaperFigure, place_text
 from robustbench_meta.reporting.figures.layout import grid, room
 from robustbench_meta.reporting.figures.style import FigureStyle, chance, percents
 from robustbench_meta.reporting.wording import (
-    at_zero,
     flags_text,
+    meaning_at_zero,
     norm_name,
     sides,
     size_axis,
@@ -60,7 +60,7 @@ def _figure(group: list[Curve], attacks: list[str], rows: pd.DataFrame, look: Fi
     scene = f"{norm_name(told['threat_norm'])}, {sides(told)}"
     told_flags = flags_text(_points([curve for curve in group if curve.attack in attacks], rows))
     caption = " ".join([
-        f"{heading}{under} ({scene}; at 0: {at_zero(told)}) on {place_text(told)}.",
+        f"{heading}{under} ({scene}; at 0: {meaning_at_zero(told)}) on {place_text(told)}.",
         spread_text("bands", seeds, group[0].episodes.shape[1]), *told_flags, "Dotted: chance.",
     ])  # fmt: skip
     setting = {name: told[name] for name in [*SETTING, *SCENE]} | {"eps": f"0-{group[0].eps[-1]}-{len(group[0].eps)}"}

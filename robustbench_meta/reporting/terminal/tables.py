@@ -22,12 +22,12 @@ from robustbench_meta.reporting.table import (
 )
 from robustbench_meta.reporting.wording import (
     accuracy_text,
-    at_zero,
     fewer_text,
     flag_lines,
     folded,
     kinds_text,
     luck_text,
+    meaning_at_zero,
     size_name,
     title,
     worst_text,
@@ -109,7 +109,7 @@ def _curves(group: list[Curve], width: int) -> RenderableType:
     seeds = max(len([1 for other in group if (other.learner, other.attack) == (curve.learner, curve.attack)])
                 for curve in group)  # fmt: skip
     episodes, over = f"{group[0].episodes.shape[1]:,} episodes", size_name(group[0].told["threat_norm"])
-    zero = f" (0: {at_zero(group[0].told)})" if group[0].values[0] == 0 else ""
+    zero = f" (0: {meaning_at_zero(group[0].told)})" if group[0].values[0] == 0 else ""
     caption = (
         f"Accuracy in % at each {over}{zero}. Area: under the curve, over {group[0].eps[-1]}: the mean over {over}; ± "
     )
