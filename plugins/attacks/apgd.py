@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -19,20 +18,25 @@ from robustbench_meta.hookspecs import Register
 from .search_attack import (
     EOT,
     TINY,
+    UNTIL_FOOLED,
     Harm,
     SearchAttack,
     WorstCase,
     direction,
     expected,
     gradient_of,
+    likeliest_wrong,
     over_images,
     project,
     to_edge,
+    until_fooled,
     worse,
 )
 
-Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Images → (what is to be large, differentiably; whether they fool), each in the shape of y."""
+Objective = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(images, y, the classes aimed at) → (what is to be large, differentiably; whether they fool), in the shape of y."""
+_Point = tuple[Tensor, Tensor, Tensor]
+"""Images, what they are worth, and the gradient there."""
 MOMENTUM = 0.75
 TARGETS = 9
 """The most classes that a targeted search aims at, as in AutoAttack."""
@@ -53,6 +57,7 @@ class APGD(SearchAttack):
     )
     rho: float = Field(0.75, gt=0, le=1, description="the step halves where less than this part of the steps helped")
     eot: int = EOT
+    until_fooled: bool = UNTIL_FOOLED
 
     @property
     def loss_only(self) -> bool:
@@ -74,6 +79,10 @@ class APGD(SearchAttack):
         """Twice the steps, and a random start more."""
         return self.model_copy(update={"steps": 2 * self.steps, "restarts": self.restarts + 1})
 
+    def for_success(self) -> Attack:
+        """The highest loss of what fools is not wanted."""
+        return self.model_copy(update={"until_fooled": True})
+
     def search(
         self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor | None
     ) -> Tensor:
@@ -85,6 +94,7 @@ class APGD(SearchAttack):
             BenchError: the loss does not depend differentiably on x, or it or its gradient is no number.
         """
         model = expected(model, self.eot)
+        ascent = _Search(self.name, self._objective(model), threat, model)
         worst = WorstCase(model, x, y, x if start is None else start)
         for target in range(min(model.way - 1, TARGETS) if self.loss == "dlr-targeted" else 1):
             for turn in range(self.restarts):
@@ -92,21 +102,18 @@ class APGD(SearchAttack):
                 def ascend(x: Tensor, y: Tensor, random: Random, found: Tensor) -> Tensor:
                     given = start is not None and turn == 0  # noqa: B023  # called at once
                     begin = found if given else _start(x, threat, random, model.event_ndim)
-                    objective = self._objective(model, x, y, target)  # noqa: B023
-                    ascent = _Ascent(self.name, objective, x, begin, threat, model)
-                    return ascent.run(self.steps, self.rho)
+                    aim = y if self.loss != "dlr-targeted" else likeliest_wrong(model, x, y, target)  # noqa: B023
+                    return ascent.run(x, y, aim, begin, steps=self.steps, rho=self.rho, drops=self.until_fooled)
 
                 worst.go_on(ascend, random)
         return worst.found
 
-    def _objective(self, model: Victim, x: Tensor, y: Tensor, target: int) -> Objective:
+    def _objective(self, model: Victim) -> Objective:
         if self.loss == "ce":
-            return lambda images: (model.loss(images, y), model.fooled(images.detach(), y))
+            return lambda images, y, _: model.loss_and_fooled(images, y)
         if self.loss == "dlr":
-            return lambda images: _of_logits(model(images), y, dlr)
-        with torch.no_grad():
-            wrong = model(x).scatter(-1, y[..., None], -torch.inf).argsort(-1, descending=True)[..., target]
-        return lambda images: _of_logits(model(images), y, lambda logits, y: targeted_dlr(logits, y, wrong))
+            return lambda images, y, _: _of_logits(model(images), y, dlr)
+        return lambda images, y, aim: _of_logits(model(images), y, lambda logits, y: targeted_dlr(logits, y, aim))
 
 
 class APGDL2(APGD):
@@ -156,98 +163,145 @@ def _start(x: Tensor, threat: ThreatModel, random: Random, event_ndim: int) -> T
     return project(x + threat.eps * noise / longest, x, threat, event_ndim)
 
 
-@dataclass
-class _Point:
-    """Images, what they are worth, and the gradient there."""
+class _Ascent(NamedTuple):
+    """Where one run of Algorithm 1 is, each example by itself [tasks, n, …]."""
 
+    x: Tensor
+    """The clean images."""
+    y: Tensor
+    aim: Tensor
+    """The class that a targeted search aims at."""
     images: Tensor
     value: Tensor
+    """What is to be large."""
     gradient: Tensor
+    before: Tensor
+    """The images a step ago."""
+    best: Tensor
+    best_value: Tensor
+    best_gradient: Tensor
+    best_then: Tensor
+    """The best value at the last checkpoint."""
+    size: Tensor
+    """Of the next step."""
+    halved: Tensor
+    """Whether the size was halved at the last checkpoint."""
+    rises: Tensor
+    """Steps since then that raised the value."""
+    worst: Tensor
+    """The images that do the most harm."""
+    fooled: Tensor
+    harm: Tensor
+    """The value at `worst`, as `Harm` has it."""
+    lost: Tensor
+    """Whether the loss or its gradient was no number somewhere."""
 
 
-class _Ascent:
-    """One run of Algorithm 1, for all examples at once; no step of it waits for the device.
+class _Search:
+    """Runs of Algorithm 1, all examples at once; no step of it waits for the device.
 
     Args:
         attack: its name, for messages.
         objective: what is to be large.
-        x: the clean images.
-        begin: where to start.
         threat: the ball.
         model: for its axes, and whether it is transductive: then the examples of a task share their decisions.
     """
 
-    def __init__(
-        self, attack: str, objective: Objective, x: Tensor, begin: Tensor, threat: ThreatModel, model: Victim
-    ) -> None:
-        self._attack, self._objective, self._x, self._threat = attack, objective, x, threat
+    def __init__(self, attack: str, objective: Objective, threat: ThreatModel, model: Victim) -> None:
+        self._attack, self._objective, self._threat = attack, objective, threat
         self._event, self._transductive = model.event_ndim, model.transductive
-        self._lost = torch.zeros(x.shape[: -model.event_ndim], dtype=torch.bool, device=x.device)
-        self._now, self._harm = self._at(begin)
-        self._worst = begin
 
-    def run(self, steps: int, rho: float) -> Tensor:
+    def run(self, x: Tensor, y: Tensor, aim: Tensor, begin: Tensor, *, steps: int, rho: float, drops: bool) -> Tensor:
         """The images that fool, or else those of the highest value.
 
         Args:
+            x: the clean images [tasks, n, *shape], or any other leading axes.
+            y: their labels.
+            aim: the class that each is driven to, where the search is a targeted one.
+            begin: where to start.
             steps: how many.
             rho: the share of the steps between checkpoints that must raise the value.
+            drops: leave out what is fooled, and return an early image of those that fool.
 
         Raises:
             BenchError: the loss or its gradient was no number at some image, and nothing fooled.
         """
-        considered = set(checkpoints(steps))
-        best, before = self._now, self._now.images
-        size = torch.full_like(best.value, 2 * self._threat.eps)
-        rises, halved = torch.zeros_like(size), torch.zeros_like(size, dtype=torch.bool)
-        since, best_then = 0, best.value
-        for step in range(1, steps + 1):
-            now = self._now
-            images = self._step(now, before, size, MOMENTUM if step > 1 else 1.0)
-            before = now.images
-            self._visit(images, last=step == steps)
-            rises = rises + (self._now.value > now.value)
-            best = self._choose(self._now.value > best.value, self._now, best)
-            if step in considered:
-                halved = (rises < rho * (step - since)) | (~halved & (best.value == best_then))
-                size = torch.where(halved, size / 2, size)
-                self._now = self._choose(halved, best, self._now)
-                rises, since, best_then = torch.zeros_like(rises), step, best.value
-        if bool((self._lost & (self._harm.fooled == 0)).any()):
+
+        def climb(ascent: _Ascent, turns: range) -> _Ascent:
+            for turn in turns:
+                ascent = self._step(ascent, turn + 1, steps, rho)
+            return ascent
+
+        ascent = self._begin(x, y, aim, begin)
+        if drops and not self._transductive and y.dim() == 2:
+            ascent = until_fooled(ascent, lambda ascent: ascent.fooled > 0, climb, steps)
+        else:
+            ascent = climb(ascent, range(steps))
+        if bool((ascent.lost & (ascent.fooled == 0)).any()):
             raise BenchError(
                 f"attack '{self._attack}' met a loss or a gradient that is not a number, so that it says nothing about "
                 "robustness; use an attack that needs no gradient, such as square, or mend the model"
             )
-        return self._worst
+        return ascent.worst
 
-    def _step(self, now: _Point, before: Tensor, size: Tensor, momentum: float) -> Tensor:
-        """A step up, and of what it moves a part, beside a part of the last move."""
-        way = direction(now.gradient, self._threat.norm, self._event)
-        there = project(now.images + over_images(size, self._event) * way, self._x, self._threat, self._event)
-        if momentum == 1.0:
-            return there
-        moved = now.images + momentum * (there - now.images) + (1 - momentum) * (now.images - before)
-        return project(moved, self._x, self._threat, self._event)
+    def _begin(self, x: Tensor, y: Tensor, aim: Tensor, begin: Tensor) -> _Ascent:
+        value, gradient, harm, lost = self._at(begin, y, aim)
+        size = torch.full_like(value, 2 * self._threat.eps)
+        never = torch.zeros_like(size, dtype=torch.bool)
+        return _Ascent(
+            x=x, y=y, aim=aim, images=begin, value=value, gradient=gradient, before=begin,
+            best=begin, best_value=value, best_gradient=gradient, best_then=value,
+            size=size, halved=never, rises=torch.zeros_like(size),
+            worst=begin, fooled=harm.fooled, harm=harm.value, lost=lost,
+        )  # fmt: skip
 
-    def _visit(self, images: Tensor, last: bool) -> None:
-        self._now, harm = self._at(images, last)
-        self._worst, self._harm = worse(images, harm, self._worst, self._harm, self._event)
+    def _step(self, at: _Ascent, step: int, steps: int, rho: float) -> _Ascent:
+        """A step up, and of what it moves a part, beside a part of the last move; sizes halve at checkpoints."""
+        way = direction(at.gradient, self._threat.norm, self._event)
+        images = self._inside(at.images + over_images(at.size, self._event) * way, at.x)
+        if step > 1:
+            moved = at.images + MOMENTUM * (images - at.images) + (1 - MOMENTUM) * (at.images - at.before)
+            images = self._inside(moved, at.x)
+        value, gradient, harm, lost = self._at(images, at.y, at.aim, last=step == steps)
+        worst, kept = worse(images, harm, at.worst, Harm(at.fooled, at.harm), self._event)
+        here, best = (images, value, gradient), (at.best, at.best_value, at.best_gradient)
+        best = self._choose(value > at.best_value, here, best)
+        at = at._replace(
+            before=at.images, rises=at.rises + (value > at.value), worst=worst, fooled=kept.fooled, harm=kept.value,
+            lost=at.lost | lost,
+        )  # fmt: skip
+        if step in (considered := [0, *checkpoints(steps)]):
+            since = step - considered[considered.index(step) - 1]
+            halved = (at.rises < rho * since) | (~at.halved & (best[1] == at.best_then))
+            at = at._replace(
+                halved=halved, size=torch.where(halved, at.size / 2, at.size), best_then=best[1],
+                rises=torch.zeros_like(at.rises),
+            )  # fmt: skip
+            here = self._choose(halved, best, here)
+        images, value, gradient = here
+        return at._replace(
+            images=images, value=value, gradient=gradient, best=best[0], best_value=best[1], best_gradient=best[2]
+        )
 
-    def _at(self, images: Tensor, last: bool = False) -> tuple[_Point, Harm]:
+    def _inside(self, images: Tensor, x: Tensor) -> Tensor:
+        return project(images, x, self._threat, self._event)
+
+    def _at(self, images: Tensor, y: Tensor, aim: Tensor, last: bool = False) -> tuple[Tensor, Tensor, Harm, Tensor]:
+        """The value, its gradient, the harm, and whether any of it is no number."""
         with torch.set_grad_enabled(not last):
             leaf = images.detach().requires_grad_(not last)
-            value, fooled = self._objective(leaf)
+            value, fooled = self._objective(leaf, y, aim)
             gradient = images if last else gradient_of(self._attack, value, leaf)
-        self._lost = self._lost | (value + gradient.flatten(-self._event).sum(-1)).isnan()
+        lost = (value + gradient.flatten(-self._event).sum(-1)).isnan().detach()
         harm = Harm.of(fooled, value.detach(), self._transductive)
-        return _Point(images, harm.value, gradient), harm
+        return harm.value, gradient, harm, lost
 
     def _choose(self, chosen: Tensor, these: _Point, those: _Point) -> _Point:
         wide = over_images(chosen, self._event)
-        return _Point(
-            torch.where(wide, these.images, those.images),
-            torch.where(chosen, these.value, those.value),
-            torch.where(wide, these.gradient, those.gradient),
+        return (
+            torch.where(wide, these[0], those[0]),
+            torch.where(chosen, these[1], those[1]),
+            torch.where(wide, these[2], those[2]),
         )
 
 

@@ -69,9 +69,10 @@ class Auto(SearchAttack):
     def _strong(self, way: int, event_ndim: int) -> list[SearchAttack]:
         """For what withstands, as far as the number of classes and the shape of an example allow them."""
         effort = {"steps": self.steps, "restarts": self.restarts}
-        attacks: list[SearchAttack] = [self._apgd(**effort)]
+        attacks: list[SearchAttack] = [self._apgd(**effort, until_fooled=True)]
         if way >= 3:
-            attacks.append(self._apgd(**effort, loss="dlr-targeted" if way >= 4 else "dlr"))
+            loss = "dlr-targeted" if way >= 4 else "dlr"
+            attacks.append(self._apgd(**effort, until_fooled=True, loss=loss))
         attacks.append(self._fab(**effort))
         if event_ndim == 3:
             attacks.append(self._square(queries=self.queries))

@@ -13,7 +13,17 @@ from robustbench_meta.contracts import Attack, Random, Victim
 from robustbench_meta.contracts.threat_model import Norm, ThreatModel
 from robustbench_meta.hookspecs import Register
 
-from .search_attack import TINY, SearchAttack, WorstCase, direction, gradient_of, length, over_images, project
+from .search_attack import (
+    TINY,
+    SearchAttack,
+    WorstCase,
+    direction,
+    gradient_of,
+    length,
+    likeliest_wrong,
+    over_images,
+    project,
+)
 
 ALPHA, BETA, ETA = 0.1, 0.9, 1.05
 """The most that a step leans towards the clean image; how far it goes back once it fools; how far it overshoots."""
@@ -72,8 +82,7 @@ class FAB(SearchAttack):
             target: which class to aim at: 0 is the likeliest wrong one for the clean image.
         """
         event_ndim = model.event_ndim
-        with torch.no_grad():
-            aim = model(x).scatter(-1, y[..., None], -torch.inf).argsort(-1, descending=True)[..., target, None]
+        aim = likeliest_wrong(model, x, y, target)[..., None]
         best, near = x, torch.full(y.shape, torch.inf, dtype=x.dtype, device=x.device)
         now = begin
         for _ in range(self.steps):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -13,7 +13,39 @@ from robustbench_meta.contracts import Attack, Method, Random, Victim
 from robustbench_meta.contracts.threat_model import Norm, ThreatModel
 from robustbench_meta.hookspecs import Register
 
-from .search_attack import EOT, Harm, SearchAttack, direction, expected, image_gradient, project, worse
+from .search_attack import (
+    EOT,
+    UNTIL_FOOLED,
+    Harm,
+    RandomOfSome,
+    SearchAttack,
+    Survivors,
+    direction,
+    expected,
+    gradient_of,
+    image_gradient,
+    over_images,
+    project,
+    until_fooled,
+    worse,
+)
+
+
+class _Found(NamedTuple):
+    """Where a search is, or what several have found, each example by itself [tasks, n, …]."""
+
+    x: Tensor
+    """The clean images."""
+    y: Tensor
+    images: Tensor
+    fooled: Tensor
+    harm: Tensor
+
+
+def _harm(model: Victim, images: Tensor, y: Tensor) -> Harm:
+    with torch.no_grad():
+        loss, fooled = model.loss_and_fooled(images, y)
+    return Harm.of(fooled, loss, model.transductive)
 
 
 class PGD(SearchAttack):
@@ -25,8 +57,9 @@ class PGD(SearchAttack):
     steps: int = Field(20, ge=1, description="number of steps")
     alpha: float | None = Field(None, gt=0, description="size of a step; none: 2.5·ε/steps, as Madry et al.")
     random_start: bool = Field(True, description="start at a random point of the ε-ball")
-    restarts: int = Field(1, ge=1, description="starts; of several, the one that fools, else that of the highest loss")
+    restarts: int = Field(1, ge=1, description="starts; a later one is for what withstands those before it")
     eot: int = EOT
+    until_fooled: bool = UNTIL_FOOLED
 
     @property
     def loss_only(self) -> bool:
@@ -59,29 +92,60 @@ class PGD(SearchAttack):
             BenchError: the model's loss does not depend differentiably on x.
         """
         model = expected(model, self.eot)
-        best: tuple[Tensor, Harm] | None = None
-        for turn in range(self.restarts):
-            if start is not None and turn == 0:
-                begin = start
-            else:
-                begin = self._random_start(x, threat, random, model.event_ndim) if self.random_start else x
-            found = self._ascend(model, begin, x, y, threat)
-            if self.restarts == 1:
-                return found
-            with torch.no_grad():
-                harm = Harm.of(model.fooled(found, y), model.loss(found, y), model.transductive)
-            best = (found, harm) if best is None else worse(found, harm, *best, model.event_ndim)
-        assert best is not None
-        return best[0]
+        found = self._ascend(model, x, y, threat, random, start)
+        if self.restarts == 1:
+            return found
+        worst = _Found(x, y, found, *_harm(model, found, y))
+        for _ in range(1, self.restarts):
+            some = None
+            if not model.transductive and y.dim() == 2:
+                some = Survivors.of(worst.fooled == 0)
+                if some is None:
+                    break
+            part, own = worst, random
+            if some is not None:
+                part, own = _Found(*map(some.gather, worst)), RandomOfSome(random, some.which, y.shape[1])
+            found = self._ascend(model, part.x, part.y, threat, own, None)
+            images, harm = worse(
+                found, _harm(model, found, part.y), part.images, Harm(part.fooled, part.harm), model.event_ndim
+            )
+            part = part._replace(images=images, fooled=harm.fooled, harm=harm.value)
+            worst = part if some is None else _Found(*map(some.scatter, part, worst))
+        return worst.images
 
-    def _ascend(self, model: Victim, start: Tensor, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
+    def _ascend(
+        self, model: Victim, x: Tensor, y: Tensor, threat: ThreatModel, random: Random, start: Tensor | None
+    ) -> Tensor:
+        begin = start
+        if begin is None:
+            begin = self._random_start(x, threat, random, model.event_ndim) if self.random_start else x
+        if not self.until_fooled or model.transductive:  # there, who is fooled changes with the others
+            for _ in range(self.steps):
+                begin = self._step(image_gradient(self.name, model, begin, y), begin, x, threat, model.event_ndim)
+            return begin
+
+        def climb(at: _Found, turns: range) -> _Found:
+            for _ in turns:
+                with torch.enable_grad():
+                    leaf = at.images.detach().clone().requires_grad_()
+                    loss, fooled = model.loss_and_fooled(leaf, at.y)
+                    gradient = gradient_of(self.name, loss, leaf)
+                fooled = at.fooled | fooled
+                moved = self._step(gradient, at.images, at.x, threat, model.event_ndim)
+                at = at._replace(
+                    images=torch.where(over_images(fooled, model.event_ndim), at.images, moved), fooled=fooled
+                )
+            return at
+
+        never = torch.zeros_like(y, dtype=torch.bool)
+        at = _Found(x, y, begin, never, never)
+        if y.dim() != 2:
+            return climb(at, range(self.steps)).images
+        return until_fooled(at, lambda at: at.fooled, climb, self.steps).images
+
+    def _step(self, gradient: Tensor, images: Tensor, x: Tensor, threat: ThreatModel, event_ndim: int) -> Tensor:
         alpha = 2.5 * threat.eps / self.steps if self.alpha is None else self.alpha
-        found = start
-        for _ in range(self.steps):
-            gradient = image_gradient(self.name, model, found, y)
-            step = alpha * direction(gradient, threat.norm, model.event_ndim)
-            found = project(found + step, x, threat, model.event_ndim)
-        return found
+        return project(images + alpha * direction(gradient, threat.norm, event_ndim), x, threat, event_ndim)
 
     def _random_start(self, x: Tensor, threat: ThreatModel, random: Random, event_ndim: int) -> Tensor:
         """Uniform in the ball."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from pydantic import Field
@@ -39,7 +39,7 @@ class SearchAttack(Attack):
         """Adversarial images in the shape of x, from `start` if any is given."""
 
 
-class Expectation:
+class Expectation(Victim):
     """A victim of which each question is answered by several calls: what to attack of a model that draws.
 
     The expectation over its transformations (Athalye et al. 2018, arXiv 1707.07397): mean logits, the mean loss, and
@@ -69,6 +69,11 @@ class Expectation:
 
 
 EOT = Field(1, ge=1, description="calls that each answer of the model is averaged over; for models that draw")
+
+
+UNTIL_FOOLED = Field(
+    False, description="leave an example as it is once it is fooled: any step counts, and none makes it worse"
+)
 
 
 def expected(model: Victim, calls: int) -> Victim:
@@ -101,6 +106,12 @@ def image_gradient(attack: str, model: Victim, x: Tensor, y: Tensor) -> Tensor:
     with torch.enable_grad():
         images = x.detach().clone().requires_grad_()
         return gradient_of(attack, model.loss(images, y), images)
+
+
+def likeliest_wrong(model: Victim, x: Tensor, y: Tensor, rank: int) -> Tensor:
+    """Of each example the wrong class of that rank, 0 for the likeliest, in the shape of y."""
+    with torch.no_grad():
+        return model(x).scatter(-1, y[..., None], -torch.inf).argsort(-1, descending=True)[..., rank]
 
 
 def over_images(values: Tensor, event_ndim: int) -> Tensor:
@@ -141,6 +152,8 @@ def signs(uniform: Tensor) -> Tensor:
     return 1 - 2 * (uniform < 0.5).to(uniform.dtype)
 
 
+BLOCK = 5
+"""After so many steps a search that goes on until something fools leaves out what does."""
 ROUNDING = 1e-6
 """The part of ε that an L2 search leaves for the rounding of float32."""
 TINY = torch.finfo(torch.float32).tiny
@@ -177,6 +190,27 @@ class Survivors(NamedTuple):
         target = torch.where(place < self.withstand.sum(1)[:, None], self.which, count)  # repeats: behind the last one
         index = target.reshape(*target.shape, *(1,) * (part.dim() - 2)).expand(part.shape)
         return torch.cat([values, values[:, :1]], 1).scatter(1, index, part)[:, :count]
+
+
+_At = TypeVar("_At", bound=Sequence[Any])
+
+
+def until_fooled(at: _At, fooled: Callable[[_At], Tensor], go_on: Callable[[_At, range], _At], steps: int) -> _At:
+    """Go on with a search for so many steps, and leave out what is fooled, after every `BLOCK` of them.
+
+    Args:
+        at: where the search is: a named tuple of tensors [tasks, n, …].
+        fooled: of such a tuple, who is fooled [tasks, n].
+        go_on: from such a tuple of all examples, or of some, through these steps.
+        steps: how many.
+    """
+    for done in range(0, steps, BLOCK):
+        some = Survivors.of(~fooled(at))
+        if some is None:
+            break
+        part = go_on(type(at)(*map(some.gather, at)), range(done, min(done + BLOCK, steps)))
+        at = type(at)(*map(some.scatter, part, at))
+    return at
 
 
 class RandomOfSome(Random):

@@ -88,9 +88,9 @@ def _checks(grid: Grid) -> str:
     """Whether the reliability checks run, on how many episodes."""
     if grid.probe_plan is None:
         return "none (--no-checks): nothing is flagged"
-    from robustbench_meta.experiment.probes import CHECKED
+    from robustbench_meta.experiment.probes import checked_of
 
-    count = min(CHECKED, grid.run.size("episodes"))
+    count = checked_of(grid.run.size("episodes"))
     return f"more attacks on the first {counted(count, 'episode')}, which give the flags; --no-checks leaves them out"
 
 

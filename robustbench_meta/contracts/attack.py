@@ -71,6 +71,10 @@ class Victim(Protocol):
         """Whether each example is answered wrongly, so that there is no more to reach: booleans in the shape of y."""
         ...
 
+    def loss_and_fooled(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """`loss` and `fooled` of the same images, of one forward pass where the model can."""
+        return self.loss(x, y), self.fooled(x.detach(), y)
+
 
 class Attack(Plugin):
     """Makes adversarial images inside a threat model. It proposes; the harness checks and judges.
@@ -103,6 +107,13 @@ class Attack(Plugin):
     def stronger(self) -> Attack | None:
         """The same attack with clearly more steps or restarts, to see whether it has converged; None: there is none."""
         return None
+
+    def for_success(self) -> Attack:
+        """The same attack where nothing counts but which examples fool in the end: it may stop at those.
+
+        It must fool the same ones. Attacks on a surrogate, or on support sets, are run as they are.
+        """
+        return self
 
     @property
     def norm(self) -> Norm:

@@ -18,11 +18,14 @@ from robustbench_meta.errors import BenchError, ViolationError, located
 from robustbench_meta.runtime.seeds import restored, seed_all
 
 
-def guarded(attack: Attack, threat: ThreatModel, deferred: DeferredViolations | None = None) -> Perturbation:
+def guarded(
+    attack: Attack, threat: ThreatModel, deferred: DeferredViolations | None = None, *, for_success: bool = False
+) -> Perturbation:
     """Bind an attack to its threat model: each call runs it, then verifies what it returned and left behind.
 
     `ThreatModel.verify` enforces ε and the pixel range. With `deferred` (meta-training on CUDA, which would have to
-    wait for the device) it is enforced later, at the next validation or snapshot.
+    wait for the device) it is enforced later, at the next validation or snapshot. With `for_success` nothing counts but
+    which examples are fooled.
 
     Raises (when called):
         ViolationError: outside the threat model, or labels, weights or modules were changed, or torch reseeded.
@@ -38,7 +41,7 @@ def guarded(attack: Attack, threat: ThreatModel, deferred: DeferredViolations | 
         )  # what it is given is its own to spoil, and is looked at afterwards
         begin = None if start is None else start.detach().clone()
         with restored(x.device), guard, torch.enable_grad():
-            x_adv = _run(attack, model, given, threat, random, begin)
+            x_adv = _run(attack, model, given, threat, random, begin, for_success=for_success)
             guard.compare([("its images", given.x, x), ("the labels", given.y, y)])
         threat.verify(attack.name, x_adv, x, model.event_ndim, deferred)
         return x_adv
@@ -140,10 +143,12 @@ def _differs(live: Tensor, kept: Tensor) -> Tensor:
 
 
 def _run(
-    attack: Attack, model: Target, given: Batch, threat: ThreatModel, random: Random, start: Tensor | None
-) -> Tensor:
+    attack: Attack, model: Target, given: Batch, threat: ThreatModel, random: Random, start: Tensor | None, *,
+    for_success: bool,
+) -> Tensor:  # fmt: skip
     x, y = given
     with _named(attack):
+        attack = attack.for_success() if for_success else attack
         if not attack.per_task:
             return _once(attack, model, x, y, threat, random, start)
         rows = [

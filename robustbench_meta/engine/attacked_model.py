@@ -99,6 +99,11 @@ class AttackedModel:
         with torch.no_grad():
             return self(x).argmax(-1) != y
 
+    def loss_and_fooled(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, of one forward pass."""
+        logits = self(x)
+        return self.losses(logits, y), logits.detach().argmax(-1) != y
+
     def check_whole(self, count: int) -> None:
         """Raise unless so many examples of a task may be shown at once."""
         if self.transductive and self._whole is not None and count != self._whole:
@@ -145,8 +150,13 @@ class AttackedTask:
         with torch.no_grad():
             return self(x).argmax(-1) != y
 
+    def loss_and_fooled(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, of one forward pass."""
+        logits = self(x)
+        return self._batch.losses(logits, y), logits.detach().argmax(-1) != y
 
-class PoisonedAdaptation:
+
+class PoisonedAdaptation(Victim):
     """Adaptation as an attack on the support set sees it: support images → how badly the clean queries then fare.
 
     The loss of a task is the mean loss of its queries under the model that is adapted to the images at hand,

@@ -67,6 +67,10 @@ class _CountedTask:
         self._effort.forward += self._images(x)
         return self._asked.fooled(x, y)
 
+    def loss_and_fooled(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, of one forward pass."""
+        return self._asked.loss_and_fooled(self._shown(x), y)
+
     def _images(self, x: Tensor) -> int:
         return math.prod(x.shape[: x.dim() - self.event_ndim])
 

@@ -124,8 +124,9 @@ class EpisodeEvaluator:
             victim: Target = self.victim(state)
             if scenario.surrogate is not None:
                 of, victim = f"surrogate {scenario.surrogate}", self._surrogate_model(scenario.surrogate)
-            keeps = scenario.support is None and scenario.surrogate is None
-            query = self._attack(of, victim, self.tasks.query, scenario.query, "query", keeps=keeps)
+            judged = scenario.surrogate is None  # by the model that it was made on
+            keeps = judged and scenario.support is None
+            query = self._attack(of, victim, self.tasks.query, scenario.query, "query", keeps=keeps, judged=judged)
         attacks = [found for found in (support, query) if found is not None]
         shown = query.x if query is not None else self.tasks.query.x
         logits = self._logits(state, shown, scenario.key) if attacks else self.logits
@@ -201,8 +202,9 @@ class EpisodeEvaluator:
         return AttackedModel(engine, self._surrogate_models[key], self.tasks.query.y.shape[1])
 
     def _attack(
-        self, of: str, victim: Target, batch: Batch, at_eps: AttackAtEps, role: str, *, keeps: bool = False
-    ) -> _Found:
+        self, of: str, victim: Target, batch: Batch, at_eps: AttackAtEps, role: str, *, keeps: bool = False,
+        judged: bool = False,
+    ) -> _Found:  # fmt: skip
         """The batch attacked; along a sweep each ε begins where the smaller one ended.
 
         Args:
@@ -213,16 +215,19 @@ class EpisodeEvaluator:
             role: `support` or `query`.
             keeps: along a sweep, what fools the model within a smaller ε stays as it is: robust accuracy never rises
                 with ε. Only where each image is judged by itself, on the model that it was made on.
+            judged: the model is the one that judges the images in the end: nothing counts but which of them fool it.
         """
         key = f"{role} {of} {at_eps.key}"
         if key in self._found:
             return self._found[key]
         earlier = at_eps.before()
-        before = None if earlier is None else self._attack(of, victim, batch, earlier, role, keeps=keeps)
+        before = None if earlier is None else self._attack(of, victim, batch, earlier, role, keeps=keeps, judged=judged)
         started = self.now()
         start, effort = None if before is None else before.x, QueryCount(batch.y.numel())
         counted = CountingModel(victim, effort)
-        x = self.engine.attacked(counted, batch, guarded(at_eps.attack, at_eps.threat), role, start).x
+        x = self.engine.attacked(
+            counted, batch, guarded(at_eps.attack, at_eps.threat, for_success=judged), role, start
+        ).x
         keeps = keeps and not victim.transductive
         if before is not None and before.fooled is not None and keeps:
             x = torch.where(before.fooled.view(*before.fooled.shape, *(1,) * victim.event_ndim), before.x, x)

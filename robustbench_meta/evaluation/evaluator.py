@@ -25,7 +25,7 @@ from robustbench_meta.evaluation.flags import ReliabilityReport, assess
 from robustbench_meta.evaluation.model_checks import Observation, UnexposedCopy, observe
 from robustbench_meta.evaluation.partial_results import ChunkResult, ScenarioResult
 from robustbench_meta.experiment.grid import Cell, obstacle
-from robustbench_meta.experiment.probes import CHECKED, Probe, Probes, probes
+from robustbench_meta.experiment.probes import Probe, Probes, checked_of, probes
 from robustbench_meta.experiment.scenario import AttackAtEps, Scenario
 from robustbench_meta.experiment.spec import TrainingSpec
 from robustbench_meta.runtime.devices import is_lost
@@ -79,7 +79,7 @@ def chunks_of(count: int, device: str, chunk: int | None = None) -> list[range]:
         chunk: how many at a time, instead of the rule's.
     """
     step = chunk or (CUDA_CHUNK if device == "cuda" else min(CPU_CHUNK, (count + 1) // 2))
-    checked = min(CHECKED, count)
+    checked = checked_of(count)
     bounds = sorted({*range(0, checked, step), *range(checked, count, step), count})
     return [range(*pair) for pair in pairwise(bounds)]
 
@@ -178,6 +178,7 @@ class _ChunkEvaluation:
         self.engine, self.source, self.device = evaluator.engine, evaluator.source, evaluator.device
         self.weights, self.surrogates, self.probe_plan = evaluator.weights, evaluator.surrogates, evaluator.probe_plan
         self.spec, self.at = cells[0].training.spec, at
+        self.checked = checked_of(cells[0].spec.episodes)
         self.scenarios: dict[str, Scenario] = {cell.key: cell.scenario for cell in cells}
         self.given_up: dict[str, tuple[str, str]] = {}
         """What has failed, why, and the traceback, by the key of a cell or a probe."""
@@ -227,7 +228,7 @@ class _ChunkEvaluation:
         trained_model = AdaptableModel(self.engine, self.engine.theta(self.weights))
         episode_evaluator = EpisodeEvaluator(trained_model, tasks, surrogates, self.device)
         chunk, checked, noticing = (
-            ChunkResult(_noted(tasks).hex()), self.probe_plan is not None and episodes.start < CHECKED, 0.0,
+            ChunkResult(_noted(tasks).hex()), self.probe_plan is not None and episodes.start < self.checked, 0.0,
         )  # fmt: skip
         kept = Snapshot(self._fixed())
         if checked:

@@ -16,7 +16,7 @@ import numpy as np
 from robustbench_meta.contracts import LossName
 from robustbench_meta.evaluation.model_checks import Observation
 from robustbench_meta.evaluation.statistics import above, mean_and_ci95
-from robustbench_meta.experiment.probes import CHECKED
+from robustbench_meta.experiment.probes import checked_of
 from robustbench_meta.experiment.scenario import Scenario
 
 ENOUGH = 600
@@ -89,7 +89,7 @@ def assess(
         way: classes in a task.
         precision: what layers were computed in.
     """
-    checked = min(len(robust), CHECKED)
+    checked = checked_of(len(robust))
     own = robust[:checked].mean(1)
     probed = {name: correct.mean(1) for name, correct in found.items()}
     flags = observation.flags(precision)

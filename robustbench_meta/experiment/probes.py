@@ -12,8 +12,6 @@ from robustbench_meta.contracts import Attack
 from robustbench_meta.contracts.threat_model import Norm, ThreatModel
 from robustbench_meta.experiment.scenario import AttackAtEps, Scenario
 
-CHECKED = 32
-"""On how many of the test episodes, the first ones, probes run: differences in pairs need fewer than accuracies."""
 BLACK_BOX_QUERIES = 200
 """Of the square attack that no white-box attack may be weaker than."""
 
@@ -51,6 +49,14 @@ def assemble(make: Callable[[str, dict[str, str]], Attack], code: Callable[[str]
     return Probes(noise, one_step, many_steps, black_box, told)
 
 
+def checked_of(episodes: int) -> int:
+    """On how many of so many test episodes, the first ones, probes run: a twelfth of them, at least 16, at most 50.
+
+    Differences in pairs need fewer episodes than accuracies.
+    """
+    return min(max(16, min(episodes // 12, 50)), episodes)
+
+
 class Probe(NamedTuple):
     """A scenario that a row is held against."""
 
@@ -59,7 +65,7 @@ class Probe(NamedTuple):
 
 
 def probes(probe_plan: Probes, scenario: Scenario, shape: Sequence[int]) -> list[Probe]:
-    """What is run besides a row's own scenario, on the first `CHECKED` episodes.
+    """What is run besides a row's own scenario, on the first `checked_of` episodes.
 
     Queries that are attacked on the model itself are probed most; other rows less, as docs/flags.md tells.
     """

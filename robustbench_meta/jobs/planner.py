@@ -10,7 +10,7 @@ import torch
 
 from robustbench_meta.evaluation.evaluator import chunks_of
 from robustbench_meta.experiment.grid import Cell, Grid, Training
-from robustbench_meta.experiment.probes import CHECKED
+from robustbench_meta.experiment.probes import checked_of
 from robustbench_meta.options import Jobs
 
 WORTH_STARTING = 2000
@@ -107,7 +107,7 @@ def work_of(
     for key, target in needed.items():
         share(target)["train"] = 0 if trained(key) else target.train_cost
     for group in groups:
-        checked = min(CHECKED, group.chunks[-1].stop) if group.grid.probe_plan is not None else 0
+        checked = checked_of(group.chunks[-1].stop) if group.grid.probe_plan is not None else 0
         share(group)["cells"] += len(group.cells)
         share(group)["test"] += group.cost
         share(group)["checked"] += checked * len(group.cells)

@@ -343,6 +343,17 @@ class AttackContract(Contract):
             "look at the sign of the step and at what is returned; if its options make it weak, give stronger ones",
         )
 
+    @clause(after=(repeats,))
+    def fools_the_same_when_it_stops_early(self) -> None:
+        """Fools the same images with for_success as without"""
+        victim, y = self.victim(self.tasks), self.tasks.query.y
+        early = attempt(self.plugin.for_success(), victim, self.tasks.query, self.middle, "with for_success, ")
+        missed = victim.fooled(self._images(victim, self.tasks.query), y) & ~victim.fooled(early.expect_images(), y)
+        expect(
+            float(missed.double().mean()) <= 0.01, f"with for_success {int(missed.sum())} of {y.numel()} fool no more",
+            "let for_success stop at images that fool, and go on with the others as without it",
+        )  # fmt: skip
+
     @clause(after=(runs, returns_images, stays_inside, touches_nothing, keeps_the_seed))
     def passes_the_harness(self) -> None:
         """Passes the harness"""

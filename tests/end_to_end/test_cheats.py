@@ -53,7 +53,8 @@ def grid_of(plugins, attacks, learner="maml", **given):
 def outcomes(plugins, weights, attacks, learner="maml", **given):
     """By attack, support and query: the outcome of evaluating a learner with these weights."""
     grid = grid_of(plugins, attacks, learner, **given)
-    engine, _ = make_engine(grid, grid.trainings[0], CPU, Plan("loop", "loop", 8), Cores(lambda: 2))
+    how = "vmap" if learner == "maml" else "loop"  # cheats do what cannot be mapped
+    engine, _ = make_engine(grid, grid.trainings[0], CPU, Plan(how, how, 8), Cores(lambda: 2))
     found = evaluate_cells(engine, weights, grid.splits.test, grid.cells, CPU, probe_plan=grid.probe_plan)
     return {cell.attack: found[cell.key] for cell in grid.cells}
 
@@ -64,10 +65,9 @@ def flags(outcome):
 
 
 def test_an_honest_learner_under_honest_attacks_is_flagged_for_its_few_episodes_only(plugins, honest):
-    found = outcomes(plugins, honest, ("none", "fgsm", "pgd", "square:queries=300"), episodes=24)
+    found = outcomes(plugins, honest, ("none", "fgsm", "pgd", "square:queries=50"), episodes=24)
     seen = {name: flags(outcome) for name, outcome in found.items()}
-    # 300 queries are few, and the row says so: 300, 600, 1,200 and 2,400 leave 30.2, 25.3, 22.8 and 21.3 %
-    assert seen.pop("square:queries=300") == {"few-episodes", "not-converged"}
+    assert seen.pop("square:queries=50") >= {"few-episodes", "not-converged"}, "so few queries are weak, and it is said"
     assert seen == {name: {"few-episodes"} for name in ("none", "fgsm", "pgd")}
     assert found["none"].robust.mean() > 0.5
     seen = found["pgd"].reliability.accuracies
@@ -90,7 +90,8 @@ def test_an_honest_learner_under_honest_attacks_is_flagged_for_its_few_episodes_
 def test_a_cheating_learner_is_flagged_for_its_reason(plugins, honest, cheat, why, monkeypatch):
     if "masked-gradients" not in why:
         monkeypatch.setattr(probes, "BLACK_BOX_QUERIES", FEW_QUERIES)
-    found = outcomes(plugins, honest, ("pgd",), cheat)
+    episodes = EPISODES if "masked-gradients" in why else 8
+    found = outcomes(plugins, honest, ("pgd",), cheat, episodes=episodes)
     assert why <= flags(found["pgd"]), found["pgd"].reliability
     others = {"zero-gradients", "random-outputs", "probabilities", "transductive", "remembers", "at-chance"} - why
     assert not flags(found["pgd"]) & others

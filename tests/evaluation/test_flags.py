@@ -24,7 +24,7 @@ from robustbench_meta.evaluation.flags import ENOUGH, FLAGS, assess, of_training
 from robustbench_meta.evaluation.model_checks import Observation, UnexposedCopy
 from robustbench_meta.evaluation.statistics import above
 from robustbench_meta.experiment.grid import build_grid
-from robustbench_meta.experiment.probes import CHECKED, probes
+from robustbench_meta.experiment.probes import checked_of, probes
 from robustbench_meta.experiment.profiles import PROFILES
 from robustbench_meta.experiment.scenario import AttackAtEps, Scenario
 from robustbench_meta.experiment.spec import RunSpec
@@ -57,7 +57,7 @@ def flags(
     probed = honest | {"pgd, 2 eps": probed.pop("twice", 0.1), "pgd, full range": probed.pop("full", 0.0)} | probed
     reliability = assess(
         Scenario(query=armed(registry, name)), answers(clean, episodes), answers(robust, episodes),
-        {key: answers(value, min(episodes, CHECKED)) for key, value in probed.items()},
+        {key: answers(value, checked_of(episodes)) for key, value in probed.items()},
         observation or Observation(queries=800),
         effects=np.array(effects), failed={}, way=5, precision="float32",
     )  # fmt: skip
@@ -261,7 +261,8 @@ def test_a_probe_that_failed_is_told_and_costs_no_row(registry, failed):
               "black box": 0.6, "stronger": 0.4}  # fmt: skip
     reliability = assess(
         Scenario(query=armed(registry)), answers(0.9), answers(0.4),
-        {name: answers(value, CHECKED) for name, value in honest.items() if name != failed}, Observation(queries=800),
+        {name: answers(value, checked_of(ENOUGH)) for name, value in honest.items() if name != failed},
+        Observation(queries=800),
         effects=None, failed={failed: "it raised"}, way=5, precision="float32",
     )  # fmt: skip
     assert reliability.flags == ["unchecked"]

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustbench_meta.contracts import Victim
 
-class ModuleVictim:
+
+class ModuleVictim(Victim):
     """A module as a victim, over any leading axes of x [..., *shape]; its weights are data."""
 
     transductive = False

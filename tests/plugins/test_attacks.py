@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from torch import nn
 
 from robustbench_meta.contracts import Random
 from robustbench_meta.contracts.threat_model import DeferredViolations, ThreatModel
+from robustbench_meta.engine.query_counter import CountingModel, QueryCount
 from robustbench_meta.errors import BenchError, ViolationError
 from robustbench_meta.plugins.attacks.fgsm import FGSM
 from robustbench_meta.plugins.attacks.none import NoAttack
@@ -170,18 +173,53 @@ def test_more_restarts_fool_at_least_as_many_and_never_with_a_lower_loss():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_of_several_starts_the_worst_of_each_image_is_kept(norm):
-    """By hand: whether it fools, then its loss, however large the losses of those that fool are."""
+def test_of_several_starts_the_first_that_fools_is_kept_else_that_of_the_highest_loss(norm):
     victim, x, y = batch(3)
     threat, options = ThreatModel(norm, 0.05 if norm == "linf" else 0.3), {"steps": 2, "alpha": 0.02}
     random = Random([1, 2, 3])
     one = (PGD if norm == "linf" else PGDL2)(**options)
     runs = [one.perturb(victim, x, y, threat, random) for _ in range(4)]
-    losses = torch.stack([victim.loss(found, y) + 100.0 * victim.fooled(found, y) for found in runs]).double()
-    expected = torch.stack(runs).gather(0, losses.argmax(0).view(1, TASKS, -1, 1, 1, 1).expand(1, *x.shape))[0]
+    expected = runs[0].clone()
+    for task, image in itertools.product(range(TASKS), range(x.shape[1])):
+        each = [found[task, image] for found in runs]
+        fools = [one for one in each if victim.fooled(one, y[task, image])]
+        losses = [float(loss) for loss in victim.loss(torch.stack(each), y[task, image].expand(len(each)))]
+        expected[task, image] = fools[0] if fools else each[losses.index(max(losses))]
     found = pgd(victim, x, y, threat.eps, norm, seeds=[1, 2, 3], restarts=4, **options)
-    assert victim.fooled(found, y).any()
-    assert torch.equal(found, expected)
+    assert 0 < victim.fooled(found, y).sum() < y.numel()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("eps", [1e-4, 0.04, 1.0])
+def test_a_later_start_costs_what_withstands_the_earlier_ones_and_what_fills_up_the_batch(eps):
+    """A start is five steps and a look; of each task as many images are shown as withstand in the best one."""
+    victim, x, y = batch(6)
+    first, count = pgd(victim, x, y, eps, seeds=[1, 2, 3], steps=5), QueryCount()
+    most = int((~victim.fooled(first, y)).sum(1).max())
+    pgd(CountingModel(victim, count), x, y, eps, seeds=[1, 2, 3], steps=5, restarts=2)
+    assert count.forward == (y.numel() + TASKS * most) * (5 + 1)
+    assert count.gradients == (y.numel() + TASKS * most) * 5
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_until_fooled_an_image_stays_at_the_first_iterate_that_fools(norm):
+    """By hand, one iterate after the other of the plain attack, on a model whose loss is not monotone in the steps."""
+    victim, x, y = batch(6)
+    threat, options = ThreatModel(norm, 0.05 if norm == "linf" else 0.3), {"alpha": 0.03}
+
+    def attacked(**more):
+        attack = (PGD if norm == "linf" else PGDL2)(**(options | more))
+        return attack.perturb(victim, x, y, threat, Random([1, 2, 3]))
+
+    iterates = [attacked(steps=1, alpha=1e-30)]  # where it starts
+    iterates += [attacked(steps=count) for count in range(1, 14)]
+    expected = iterates[-1]
+    for found in reversed(iterates[:-1]):
+        expected = torch.where(victim.fooled(found, y)[..., None, None, None], found, expected)
+    found = attacked(steps=13, until_fooled=True)
+    assert 0 < victim.fooled(found, y).sum() < y.numel()
+    assert (victim.fooled(found, y) | ~victim.fooled(iterates[-1], y)).all(), "any step is at least the last one"
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -232,5 +270,5 @@ def test_of_a_transductive_models_restarts_a_whole_task_is_kept():
     found = pgd(victim, x, y, 0.05, seeds=[1, 2, 3], steps=1, alpha=0.01, restarts=4)
     victim.transductive = False
     mixed = pgd(victim, x, y, 0.05, seeds=[1, 2, 3], steps=1, alpha=0.01, restarts=4)
-    whole, single = victim.loss(found, y).mean(-1), victim.loss(mixed, y).mean(-1)
-    assert (single >= whole - 1e-6).all(), "image by image is at least as strong where images do not see each other"
+    whole, single = victim.fooled(found, y).sum(-1), victim.fooled(mixed, y).sum(-1)
+    assert (single >= whole).all(), "image by image is at least as strong where images do not see each other"

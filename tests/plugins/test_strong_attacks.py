@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from robustbench_meta.contracts import Random, Setting
+from robustbench_meta.contracts import Random, Setting, Victim
 from robustbench_meta.contracts.threat_model import ThreatModel
+from robustbench_meta.engine.query_counter import CountingModel, QueryCount
 from robustbench_meta.errors import BenchError
 from robustbench_meta.plugins.attacks.apgd import APGD, APGDL2, checkpoints, dlr, targeted_dlr
 from robustbench_meta.plugins.attacks.auto import Auto, AutoL2
@@ -173,7 +174,7 @@ def test_the_worst_point_in_a_corner_of_the_pixel_range_is_found():
     torch.testing.assert_close(run(APGD(), linear(weight), x, y, 0.1), (x + 0.1 * downhill.sign()).clamp(0, 1))
 
 
-class Hills:
+class Hills(Victim):
     """A landscape without a prediction: nothing is ever fooled, and the loss is what it is."""
 
     way, event_ndim, transductive = 2, 1, False
@@ -251,6 +252,27 @@ def test_every_example_follows_algorithm_1_as_if_it_were_alone(norm, steps):
             torch.testing.assert_close(value, best, rtol=0, atol=1e-5)
             torch.testing.assert_close(found[task, i], expected, rtol=0, atol=1e-5)
     assert len(set(halvings)) > 1, "each example has its own steps"
+
+
+@pytest.mark.parametrize("loss", ["ce", "dlr", "dlr-targeted"])
+@pytest.mark.parametrize("kind", [APGD, APGDL2])
+def test_until_fooled_auto_pgd_fools_the_same_examples_and_takes_the_others_as_far(kind, loss):
+    victim, x, y = batch(tasks=4, n=9, seed=3)
+    victim.module.double()
+    x = x.double()
+    attack = kind(steps=22, loss=loss)
+    counts = [QueryCount(), QueryCount()]
+    plain, early = (
+        run(one, CountingModel(victim, count), x, y, eps_of(attack, 0.7))
+        for one, count in zip((attack, attack.for_success()), counts, strict=True)
+    )
+    fooled = victim.fooled(plain, y)
+    assert 0 < fooled.sum() < y.numel()
+    assert torch.equal(victim.fooled(early, y), fooled)
+    torch.testing.assert_close(early[~fooled], plain[~fooled], rtol=0, atol=1e-9)
+    assert counts[1].forward < counts[0].forward
+    if loss != "dlr-targeted":
+        assert counts[0].forward == counts[0].gradients + 3 * y.numel(), "a step is one pass"
 
 
 def test_the_checkpoints_are_the_papers():
@@ -456,7 +478,7 @@ def test_a_gradient_that_is_no_number_is_never_taken_for_robustness():
         run(APGD(steps=4), Broken(victim.module, (1, 8, 8), WAY), x, y, 0.001)
 
 
-class Poisoned:
+class Poisoned(Victim):
     """As adaptation looks to a poisoner: no logits, nothing to fool, and one loss a task, shared by its images."""
 
     way, event_ndim, transductive = WAY, 3, True

@@ -219,6 +219,16 @@ class NotLossOnly(Signed):
         return super().perturb(model, x, y, threat, random)
 
 
+class ShortStep(Signed):
+    def perturb(self, model, x, y, threat, random):
+        return threat.clip(x + 0.1 * threat.eps * image_gradient(self.name, model, x, y).sign())
+
+
+class StopsTooEarly(Signed):
+    def for_success(self):
+        return ShortStep()
+
+
 class LeavesFromAStart(Signed):
     def perturb_from(self, model, x, y, threat, random, start):
         return threat.clip(start + threat.eps * image_gradient(self.name, model, start, y).sign())
@@ -295,6 +305,7 @@ ATTACKS = {
     DrawsForAllTasks: (_ALONE, "draw from `random`"), MixesTasks: (_ALONE, "task axis"),
     ShowsParts: ("shows the model whole batches, or declares sub_batches", "1 of a task's 10 images"),
     NotLossOnly: ("works through the loss alone, if it declares loss_only", "asks for logits"),
+    StopsTooEarly: ("fools the same images with for_success as without", "fool no more"),
     LeavesFromAStart: ("begins where perturb_from says, and stays inside", "more than eps"),
     NotBlackBox: ("asks for a gradient only if its method says so", "declares the method 'black-box'"),
     NeedsThreeClasses: ("works in the settings that it does not refuse", "2-way .* raised RuntimeError"),
