@@ -63,7 +63,7 @@ docs: docs-tools  ## the docs say what the code does, and make a site: build/sit
 docs-serve: docs-tools  ## show the docs site while you write
 	$(DOCS)/bin/mkdocs serve
 
-docs-tools: $(VENV)/.dev
+docs-tools: $(VENV)/.python
 	@# in an environment of their own, as the audit; REQUIRED=1: it is no excuse that they cannot be installed
 	@test $(DOCS)/.done -nt constraints-docs.txt || { $(BIN)/python -m venv --clear $(DOCS) && \
 	  $(DOCS)/bin/python -m pip install -qq --constraint constraints-docs.txt $(DOCS_TOOLS) && \

@@ -15,7 +15,12 @@ def without_relative_links(text: str) -> str:
 
 def packages() -> list[str]:
     """Those below robustbench_meta/, and the folders beside it that are installed into it."""
-    beside = {"plugins": "plugins", "examples": "examples", "suites": "shipped_suites"}
+    beside = {
+        "plugins": "plugins",
+        "examples": "examples",
+        "suites": "shipped_suites",
+        "results/published": "published",
+    }
     found = ["robustbench_meta", *(f"robustbench_meta.{name}" for name in find_packages("robustbench_meta"))]
     for folder, name in beside.items():
         below = find_namespace_packages(folder)

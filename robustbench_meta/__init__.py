@@ -12,8 +12,11 @@ from robustbench_meta.errors import BenchError
 from robustbench_meta.hookspecs import hookimpl
 
 __version__ = "0.1.0"
-__all__ = ["BenchError", "Results", "__version__", "evaluate", "hookimpl", "load_results", "run"]
-_LATE = {"Results": "reporting.results", "evaluate": "api", "load_results": "reporting.results", "run": "api"}
+__all__ = ["BenchError", "Results", "__version__", "evaluate", "hookimpl", "load_model", "load_results", "run"]
+_LATE = {
+    "Results": "reporting.results", "evaluate": "api", "load_model": "zoo", "load_results": "reporting.results",
+    "run": "api",
+}  # fmt: skip
 """Where what needs torch is."""
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from robustbench_meta import __version__
-from robustbench_meta.cli import card, compare, data, doctor, export, plot, plugins, report, run, show, status
+from robustbench_meta.cli import card, compare, data, doctor, export, plot, plugins, report, run, show, status, zoo
 from robustbench_meta.cli.hints import Commands
 from robustbench_meta.cli.options import Debug
 from robustbench_meta.errors import BenchError
@@ -32,7 +32,9 @@ app.command("report", rich_help_panel="Publish")(report.report)
 app.command("plot", rich_help_panel="Publish")(plot.plot)
 app.command("export", rich_help_panel="Publish")(export.export)
 app.command("card", rich_help_panel="Publish")(card.card)
+app.command("verify", rich_help_panel="Publish")(zoo.verify)
 app.command("list", rich_help_panel="What there is")(show.list_plugins)
+app.command("zoo", rich_help_panel="What there is")(zoo.zoo)
 app.command("doctor", rich_help_panel="What there is")(doctor.doctor)
 app.add_typer(plugins.app, name="plugins", rich_help_panel="What there is")
 app.add_typer(data.app, name="data", rich_help_panel="What there is")

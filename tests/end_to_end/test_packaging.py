@@ -24,7 +24,7 @@ from robustbench_meta import __version__
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT, SETTINGS = PYPROJECT["project"], PYPROJECT["tool"]["setuptools"]
-SHIPPED = ("robustbench_meta", "plugins", "suites", "examples")
+SHIPPED = ("robustbench_meta", "plugins", "suites", "examples", "results/published")
 LEFT_OUT = {".git", ".venv", "build", "dist", "__pycache__"}
 
 
@@ -37,6 +37,8 @@ def as_installed(path):
     relative = path.relative_to(ROOT)
     if relative.parts[0] == "suites":
         return f"robustbench_meta/shipped_suites/{relative.name}"
+    if relative.parts[0] == "results":
+        return f"robustbench_meta/{relative.relative_to('results')}"
     return f"robustbench_meta/{relative}" if relative.parts[0] in {"plugins", "examples"} else str(relative)
 
 
@@ -49,7 +51,7 @@ def test_every_package_is_found(monkeypatch):
         ".".join(Path(as_installed(path)).parent.parts)
         for folder in SHIPPED
         for path in tree(folder)
-        if path.suffix == ".py" or folder == "suites"
+        if path.suffix == ".py" or folder in {"suites", "results/published"}
     }
     assert sorted(given["packages"]) == sorted(packages)
 

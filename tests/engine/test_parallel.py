@@ -102,7 +102,9 @@ def test_dropout_is_drawn_alike_whatever_the_lanes_and_what_was_drawn_before(reg
     assert not torch.equal(gradients(engine, weights)[0], one), "dropout did nothing"
 
 
-@pytest.mark.parametrize("learner", ["adml", "maml++:steps=2,multi_step=1", "meta-baseline:base_batch=12", "reptile"])
+@pytest.mark.parametrize(
+    "learner", ["adml", "maml++:steps=2,multi_step=1", "meta-baseline:base_batch=12", "reptile:test_updates=5"]
+)
 def test_a_training_gives_the_same_bits(registry, learner):
     """Also where the progress of the training and the kind of its step go to the processes that share it."""
     grid = small(registry, learners=(learner,), attacks=("none",))

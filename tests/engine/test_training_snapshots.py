@@ -78,7 +78,7 @@ def interrupted(grid, folder, steps):
             "dataset": "glyphs",
             "backbone": "conv4:width=4,dropout=0.2",
         },
-        {"learners": ("reptile:momentum=0.5",), "dataset": "glyphs", "backbone": "conv4:width=4"},
+        {"learners": ("reptile:momentum=0.5,test_updates=5",), "dataset": "glyphs", "backbone": "conv4:width=4"},
         {"learners": ("maml++:steps=2",), "dataset": "glyphs", "backbone": "conv4:width=4"},
         {
             "learners": ("at:base=baseline++:base_batch=12;epochs=2;optimizer=sgd;momentum=0.9",),

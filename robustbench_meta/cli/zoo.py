@@ -1,0 +1,91 @@
+"""`bench zoo`, `bench verify`: checkpoints that come with the package, and whether their rows are true."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from robustbench_meta.cli.options import DataRoot, Debug, Json, NoLocalPlugins, Plugins
+from robustbench_meta.errors import BenchError
+
+
+def zoo(json: Json = False, debug: Debug = False) -> None:
+    """List the published checkpoints, with their accuracies."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from robustbench_meta.cli.json_output import alone_on_stdout, print_document
+    from robustbench_meta.reporting.terminal.console import out
+    from robustbench_meta.zoo import published, stated_rows
+
+    found = {}
+    for name in published():
+        rows = stated_rows(name)
+        found[name] = {row.attack: float(row.robust_accuracy) for row in rows.itertuples()}
+    if json:
+        with alone_on_stdout() as stream:
+            print_document(stream, checkpoints=found)
+        return
+    attacks = list(dict.fromkeys(attack for each in found.values() for attack in each))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("checkpoint", no_wrap=True)
+    for attack in attacks:
+        table.add_column("clean" if attack == "none" else attack, justify="right", overflow="fold")
+    for name, accuracies in sorted(found.items(), key=lambda item: -min(item[1].values())):
+        shown = (f"{100 * accuracies[attack]:.1f}" if attack in accuracies else "" for attack in attacks)
+        table.add_row(name, *map(Text, shown))
+    out().print(table)
+    out().print(Text(
+        "Accuracy in %, without attack and under attack. In Python: robustbench_meta.load_model(NAME). "
+        "Evaluate one again: bench verify NAME", style="dim",
+    ))  # fmt: skip
+
+
+def verify(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(metavar="NAME|FILE", help="Of `bench zoo`, or such as results/checkpoints/HASH.safetensors."),
+    ],
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:0, …")] = "auto",
+    data_root: DataRoot = None,
+    plugins: Plugins = None,
+    no_local_plugins: NoLocalPlugins = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Evaluate a checkpoint again, and hold the rows of its leaderboard against what is found.
+
+    Nothing is trained. The rows are those of the published tables, or of leaderboard.csv in the results folder of the
+    file. It exits with 1 if a row is another one than was found.
+
+    [bold]Examples[/]
+    bench verify glyphs/5w1s/adml
+    bench verify results/checkpoints/0123456789abcdef.safetensors
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    from robustbench_meta.cli.json_output import alone_on_stdout, print_document
+    from robustbench_meta.reporting.terminal.console import out, working
+    from robustbench_meta.zoo import verify as verified
+
+    with working("evaluating …"):
+        rows = list(verified(
+            checkpoint, device=device, data_root=data_root, plugins=plugins, local_plugins=not no_local_plugins
+        ))  # fmt: skip
+    different = [row for row in rows if row.verdict == "different"]
+    if json:
+        with alone_on_stdout() as stream:
+            print_document(stream, rows=[row._asdict() for row in rows])
+    else:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for name in ("attack", "eps", "support/query", "stated", "found", ""):
+            table.add_column(name, justify="right" if name in {"eps", "stated", "found"} else "left", overflow="fold")
+        for row in rows:
+            style = "red" if row.verdict == "different" else "green"
+            numbers = (f"{100 * each:.2f}" for each in (row.stated, row.found))
+            table.add_row(*map(Text, (row.attack, row.eps, row.scenario, *numbers)), Text(row.verdict, style=style))
+        out().print(table)
+    if different:
+        raise BenchError(f"{len(different)} of {len(rows)} rows of {checkpoint} are not what its checkpoint gives here")

@@ -1,0 +1,281 @@
+"""Checkpoints as models: load one by its file or published name, adapt it to a task, attack it, verify its rows."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from robustbench_meta.contracts import Setting
+from robustbench_meta.contracts.state import State
+from robustbench_meta.contracts.tasks import Batch, TaskBatch
+from robustbench_meta.engine.engine import Engine, Plan
+from robustbench_meta.engine.training import make_engine
+from robustbench_meta.errors import BenchError, unknown
+from robustbench_meta.evaluation.evaluator import test_episodes
+from robustbench_meta.experiment.checkpoints import checkpoint_bytes, checkpoint_name, read_checkpoint, weights_of
+from robustbench_meta.experiment.grid import Cell, Grid, Training, build_grid
+from robustbench_meta.experiment.python_arguments import Folder, maybe_folder
+from robustbench_meta.experiment.spec import RunSpec, TrainingSpec
+from robustbench_meta.experiment.suite import Suite
+from robustbench_meta.experiment.surrogates import is_file, read_named
+from robustbench_meta.jobs import runner
+from robustbench_meta.jobs.policy import Policy
+from robustbench_meta.jobs.runner import PreparedRun
+from robustbench_meta.registry.registry import load_registry
+from robustbench_meta.results.store import Store
+from robustbench_meta.runtime.atomic_files import write_bytes
+from robustbench_meta.runtime.devices import choose_device
+from robustbench_meta.runtime.digest import digest_of
+from robustbench_meta.runtime.interrupts import Stop
+from robustbench_meta.runtime.seeds import seed_from
+
+ROUNDING = 0.005
+"""By how much an accuracy may differ on another machine, where float32 is rounded otherwise."""
+
+
+def published() -> dict[str, Path]:
+    """The checkpoints that come with the package, by name: `glyphs/5w1s/adml`."""
+    return {path.stem.replace("-", "/", 2): path for path in sorted((_home() / "checkpoints").glob("*.safetensors"))}
+
+
+def _home() -> Path:
+    package = Path(__file__).parent
+    installed = package / "published"
+    return installed if installed.is_dir() else package.parent / "results" / "published"  # in a checkout
+
+
+def _file(checkpoint: str) -> Path:
+    if is_file(checkpoint):
+        return Path(checkpoint)
+    if checkpoint not in published():
+        raise BenchError(
+            unknown("checkpoint", checkpoint, published(), see="bench zoo")
+            + "; a file is named with its ending, such as results/checkpoints/HASH.safetensors"
+        )
+    return published()[checkpoint]
+
+
+class AdaptedModel(nn.Module):
+    """A learner adapted to one task: images [n, *shape] in [0, 1] → logits [n, way], differentiable in the images.
+
+    Its parameters are what the learner made of the support set; they record no gradients.
+    """
+
+    def __init__(self, engine: Engine, state: State) -> None:
+        super().__init__()
+        self._engine, self._forward, self._dims = engine, state.forward, state.dims
+        leaves, self._spec = pytree.tree_flatten(state.detach().tree)
+        self._leaves = nn.ParameterList([nn.Parameter(leaf, requires_grad=False) for leaf in leaves])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [n, way] of x [n, *shape]."""
+        tree = pytree.tree_unflatten(list(self._leaves), self._spec)
+        return self._engine.logits(State(tree, self._dims, self._forward), x[None])[0]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A meta-trained learner, as `load_model` gives it."""
+
+    name: str
+    """Of the learner."""
+    setting: Setting
+    """`shape` of an image, `way`, `shot` and `query` of a task."""
+    about: Mapping[str, Any]
+    """How it was trained: data set, backbone, learner, their options, meta-steps, seed."""
+    training: Training
+    _engine: Engine
+    _theta: State
+    _test: Any
+
+    def adapt(self, support_x: Tensor, support_y: Tensor, *, seed: int = 0) -> AdaptedModel:
+        """Adapt to a task.
+
+        Args:
+            support_x: images [n, *shape] in [0, 1].
+            support_y: labels [n] in 0 … way − 1.
+            seed: of what the learner draws, if it draws; of test episode i, i gives the benchmark's draws.
+
+        Raises:
+            BenchError: images of another shape, or labels that are no classes of the task.
+        """
+        shape, way = self.setting.shape, self.setting.way
+        if tuple(support_x.shape[1:]) != shape or support_y.shape != support_x.shape[:1]:
+            raise BenchError(
+                f"invalid support set: expected images [n, {', '.join(map(str, shape))}] and labels [n], got "
+                f"{list(support_x.shape)} and {list(support_y.shape)}"
+            )
+        if len(support_y) == 0 or not bool(((support_y >= 0) & (support_y < way)).all()):
+            raise BenchError(f"invalid support set: expected labels from 0 to {way - 1}, got {support_y.tolist()}")
+        self._engine.set_task_seeds([seed_from(self.training.spec.seed, "attack", seed)])
+        support = Batch(support_x[None].clone(), support_y[None].clone())
+        with torch.no_grad(), self._engine.seeded_for("adapt clean", support_x.device):
+            return AdaptedModel(self._engine, self._engine.adapt(self._theta, support))
+
+    def episode(self, number: int) -> TaskBatch:
+        """A test episode of the benchmark, from 0: support and query, each with x [n, *shape] and y [n]."""
+        tasks = test_episodes(self._test, self.training.spec, [number])
+        return TaskBatch(*(Batch(batch.x[0], batch.y[0]) for batch in tasks))
+
+
+def load_model(
+    checkpoint: str | Path, *, device: str = "cpu", data_root: Folder | None = None, plugins: Folder | None = None,
+    local_plugins: bool = True,
+) -> TrainedModel:  # fmt: skip
+    """A meta-trained learner from a checkpoint's file, or a published one by its name.
+
+    Args:
+        checkpoint: `glyphs/5w1s/adml` (`bench zoo` lists them), or such as "results/checkpoints/HASH.safetensors".
+        device: where it computes, and where images must be.
+        data_root: the folder with data sets; that of the checkpoint must be there.
+        plugins: a folder with more plugins.
+        local_plugins: False for no plugins of a folder.
+
+    Raises:
+        BenchError: there is no such checkpoint, it is damaged, or its plugins or data are not here.
+
+    Examples:
+        >>> import robustbench_meta as rbm
+        >>> adml = rbm.load_model("glyphs/5w1s/adml")
+        >>> support, query = adml.episode(0)
+        >>> model = adml.adapt(*support)
+        >>> model(query.x).shape
+        torch.Size([25, 5])
+    """
+    path, where = _file(str(checkpoint)), choose_device(device)
+    registry = load_registry(maybe_folder(plugins), local=local_plugins)
+    named = read_named(registry, str(path))
+    data = path.read_bytes()
+    about = weights_of(data)[1]
+    dataset = registry.make("dataset", about["dataset"]["name"], about["dataset"]["options"])
+    splits = dataset.load(maybe_folder(data_root))
+    setting = Setting(
+        splits.test.shape, named.way, int(about["shot"]), int(about["query"]), dataset.loss,
+        named.backbone.transductive, len(splits.train.classes),
+    )  # fmt: skip
+    reason = named.obstacle(setting)
+    if reason is not None:
+        raise BenchError(f"{path} cannot be used with {about['dataset']['name']}: {reason}")
+    training = Training(TrainingSpec.model_validate(about), named.learner, named.learner.name, named.backbone)
+    grid = Grid(RunSpec(), dataset, named.backbone, splits, setting, {})
+    engine, like = make_engine(grid, training, where, Plan("loop", "loop", 1))
+    engine.set_mode(training=False)
+    theta = engine.theta({name: each.detach() for name, each in read_checkpoint(data, like).weights.items()})
+    return TrainedModel(named.learner.name, setting, about, training, engine, theta, splits.test.to(where))
+
+
+class VerifiedRow(NamedTuple):
+    """A row of a leaderboard, and what evaluating its checkpoint gave here."""
+
+    attack: str
+    eps: str
+    scenario: str
+    stated: float
+    found: float
+    verdict: str
+    """`equal`, `within rounding`, or `different`."""
+
+
+def stated_rows(checkpoint: str) -> pd.DataFrame:
+    """The rows, as text, that were made with a checkpoint: of the published tables, or of its own results folder.
+
+    Raises:
+        BenchError: there is no such checkpoint, or no row of it.
+    """
+    path = _file(checkpoint)
+    key = digest_of(weights_of(path.read_bytes())[1])
+    tables = sorted(_home().glob("*.csv")) if path in published().values() else [path.parents[1] / "leaderboard.csv"]
+    for table in tables:
+        if table.is_file():
+            frame = pd.read_csv(table, dtype=str, keep_default_na=False)
+            rows = frame[frame["training_hash"] == key]
+            if len(rows):
+                return rows
+    raise BenchError(f"no row of {checkpoint} to verify in {', '.join(map(str, tables))}")
+
+
+def verify(
+    checkpoint: str, *, device: str = "auto", data_root: Folder | None = None, plugins: Folder | None = None,
+    local_plugins: bool = True,
+) -> Iterator[VerifiedRow]:  # fmt: skip
+    """Evaluate a checkpoint again, on the same episodes, and hold each of its rows against what is found.
+
+    Args:
+        checkpoint: its file, or the name of a published one.
+        device: where.
+        data_root: the folder with data sets.
+        plugins: a folder with more plugins.
+        local_plugins: False for no plugins of a folder.
+
+    Raises:
+        BenchError: there is no row of it, it was trained otherwise than its rows say, or on other data, or a cell
+            failed.
+    """
+    data, rows = _file(checkpoint).read_bytes(), stated_rows(checkpoint)
+    first = rows.iloc[0]
+    spec = RunSpec.read(
+        learners=(first["learner"],), attacks=tuple(dict.fromkeys(rows["attack"])),
+        eps=tuple(eps for eps in dict.fromkeys(rows["eps"]) if float(eps)),
+        scenarios=tuple(dict.fromkeys(f"{row.support}/{row.query}" for row in rows.itertuples() if row.query != "clean"
+                                      or row.support != "clean")),
+        dataset=first["dataset"], backbone=first["backbone"], seeds=(int(first["seed"]),), checks=False,
+        precision=first["precision"],
+        **{name: int(first[name]) for name in ("way", "shot", "meta_steps", "tasks_per_step", "episodes")},
+        query=int(first["queries"]), device=device,
+    )  # fmt: skip
+    where, registry = choose_device(device), load_registry(maybe_folder(plugins), local=local_plugins)
+    grid = build_grid(spec, registry, maybe_folder(data_root))
+    training = grid.trainings[0]
+    trained = read_checkpoint(data, None)
+    _check_same(weights_of(data)[1], training.spec.model_dump(mode="json"), checkpoint)
+    cells = {_row_of(cell): cell for cell in grid.cells}
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        about = training.spec.model_dump(mode="json")
+        write_bytes(store.root / checkpoint_name(training.key), checkpoint_bytes(trained, about))
+        ready = PreparedRun(Suite(), [grid], registry, where, maybe_folder(plugins), local_plugins)
+        summary = runner.compute(ready, store, Policy(), Stop())
+        if summary.failed:
+            raise BenchError(f"{checkpoint} cannot be evaluated: {summary.failed[0][1]}")
+        found = {record["key"]: record for record in store.records()}
+        for row in rows.itertuples():
+            cell = cells.get((row.attack, float(row.eps), row.support, row.query))
+            if cell is None:
+                raise BenchError(f"{checkpoint}: there is no cell here for its row {row.attack}, eps {row.eps}")
+            yield _verified(row, found[cell.key])
+
+
+def _row_of(cell: Cell) -> tuple[str, float, str, str]:
+    return cell.attack, float(cell.eps), cell.support, cell.query
+
+
+def _verified(row: Any, record: Mapping[str, Any]) -> VerifiedRow:
+    stated, found = float(row.robust_accuracy), sum(record["accuracies"]) / len(record["accuracies"])
+    apart = abs(stated - found)
+    verdict = "equal" if apart < 1e-4 else "within rounding" if apart <= ROUNDING else "different"
+    return VerifiedRow(row.attack, row.eps, f"{row.support}/{row.query}", stated, found, verdict)
+
+
+def _check_same(told: Mapping[str, Any], wanted: Mapping[str, Any], checkpoint: str) -> None:
+    """Raise unless a checkpoint is of the training that a row names; the code that trained it may be another."""
+    for name in _RECIPE:
+        mine, other = (_without_code(each[name]) for each in (told, wanted))
+        if mine != other:
+            raise BenchError(f"{checkpoint} was trained otherwise than its rows say: {name} is {mine}, not {other}")
+
+
+_RECIPE = (
+    "fingerprint", "dataset", "backbone", "learner", "way", "shot", "seed", "meta_steps", "tasks_per_step",
+)  # fmt: skip
+
+
+def _without_code(value: Any) -> Any:
+    return {name: each for name, each in value.items() if name != "code"} if isinstance(value, dict) else value
