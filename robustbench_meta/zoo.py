@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,7 +184,7 @@ class VerifiedRow(NamedTuple):
     """`equal`, `within rounding`, or `different`."""
 
 
-def stated_rows(checkpoint: str) -> pd.DataFrame:
+def stated_rows(checkpoint: str) -> list[dict[str, str]]:
     """The rows, as text, that were made with a checkpoint: of the published tables, or of its own results folder.
 
     Raises:
@@ -196,13 +196,13 @@ def stated_rows(checkpoint: str) -> pd.DataFrame:
     for table in tables:
         if table.is_file():
             frame = pd.read_csv(table, dtype=str, keep_default_na=False)
-            rows = frame[frame["training_hash"] == key]
-            if len(rows):
-                return rows
+            rows = frame[frame["training_hash"] == key].to_dict("records")
+            if rows:
+                return [{str(name): value for name, value in row.items()} for row in rows]
     raise BenchError(f"no row of {checkpoint} to verify in {', '.join(map(str, tables))}")
 
 
-def verify(
+def verified_rows(
     checkpoint: str, *, device: str = "auto", data_root: Folder | None = None, plugins: Folder | None = None,
     local_plugins: bool = True,
 ) -> Iterator[VerifiedRow]:  # fmt: skip
@@ -220,16 +220,14 @@ def verify(
             failed.
     """
     data, rows = _file(checkpoint).read_bytes(), stated_rows(checkpoint)
-    first = rows.iloc[0]
+    first = rows[0]
     spec = RunSpec.read(
-        learners=(first["learner"],), attacks=tuple(dict.fromkeys(rows["attack"])),
-        eps=tuple(eps for eps in dict.fromkeys(rows["eps"]) if float(eps)),
-        scenarios=tuple(dict.fromkeys(f"{row.support}/{row.query}" for row in rows.itertuples() if row.query != "clean"
-                                      or row.support != "clean")),
+        learners=(first["learner"],), attacks=_unique(rows, "attack"),
+        eps=tuple(eps for eps in _unique(rows, "eps") if float(eps)),
+        scenarios=tuple(each for each in dict.fromkeys(map(_scenario, rows)) if each != "clean/clean"),
         dataset=first["dataset"], backbone=first["backbone"], seeds=(int(first["seed"]),), checks=False,
-        precision=first["precision"],
+        precision=first["precision"], query=int(first["queries"]), device=device,
         **{name: int(first[name]) for name in ("way", "shot", "meta_steps", "tasks_per_step", "episodes")},
-        query=int(first["queries"]), device=device,
     )  # fmt: skip
     where, registry = choose_device(device), load_registry(maybe_folder(plugins), local=local_plugins)
     grid = build_grid(spec, registry, maybe_folder(data_root))
@@ -246,22 +244,30 @@ def verify(
         if summary.failed:
             raise BenchError(f"{checkpoint} cannot be evaluated: {summary.failed[0][1]}")
         found = {record["key"]: record for record in store.records()}
-        for row in rows.itertuples():
-            cell = cells.get((row.attack, float(row.eps), row.support, row.query))
+        for row in rows:
+            cell = cells.get((row["attack"], float(row["eps"]), _scenario(row)))
             if cell is None:
-                raise BenchError(f"{checkpoint}: there is no cell here for its row {row.attack}, eps {row.eps}")
+                raise BenchError(f"{checkpoint}: there is no cell here for its row {row['attack']}, eps {row['eps']}")
             yield _verified(row, found[cell.key])
 
 
-def _row_of(cell: Cell) -> tuple[str, float, str, str]:
-    return cell.attack, float(cell.eps), cell.support, cell.query
+def _unique(rows: Iterable[Mapping[str, str]], column: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(row[column] for row in rows))
 
 
-def _verified(row: Any, record: Mapping[str, Any]) -> VerifiedRow:
-    stated, found = float(row.robust_accuracy), sum(record["accuracies"]) / len(record["accuracies"])
+def _scenario(row: Mapping[str, str]) -> str:
+    return f"{row['support']}/{row['query']}"
+
+
+def _row_of(cell: Cell) -> tuple[str, float, str]:
+    return cell.attack, float(cell.eps), f"{cell.support}/{cell.query}"
+
+
+def _verified(row: Mapping[str, str], record: Mapping[str, Any]) -> VerifiedRow:
+    stated, found = float(row["robust_accuracy"]), sum(record["accuracies"]) / len(record["accuracies"])
     apart = abs(stated - found)
     verdict = "equal" if apart < 1e-4 else "within rounding" if apart <= ROUNDING else "different"
-    return VerifiedRow(row.attack, row.eps, f"{row.support}/{row.query}", stated, found, verdict)
+    return VerifiedRow(row["attack"], row["eps"], _scenario(row), stated, found, verdict)
 
 
 def _check_same(told: Mapping[str, Any], wanted: Mapping[str, Any], checkpoint: str) -> None:

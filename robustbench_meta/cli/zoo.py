@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from robustbench_meta.cli.options import DataRoot, Debug, Json, NoLocalPlugins, Plugins
-from robustbench_meta.errors import BenchError
 
 
 def zoo(json: Json = False, debug: Debug = False) -> None:
@@ -21,8 +20,7 @@ def zoo(json: Json = False, debug: Debug = False) -> None:
 
     found = {}
     for name in published():
-        rows = stated_rows(name)
-        found[name] = {row.attack: float(row.robust_accuracy) for row in rows.itertuples()}
+        found[name] = {row["attack"]: float(row["robust_accuracy"]) for row in stated_rows(name)}
     if json:
         with alone_on_stdout() as stream:
             print_document(stream, checkpoints=found)
@@ -42,7 +40,7 @@ def zoo(json: Json = False, debug: Debug = False) -> None:
     ))  # fmt: skip
 
 
-def verify(
+def verify_checkpoint(
     checkpoint: Annotated[
         str,
         typer.Argument(metavar="NAME|FILE", help="Of `bench zoo`, or such as results/checkpoints/HASH.safetensors."),
@@ -54,10 +52,11 @@ def verify(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Evaluate a checkpoint again, and hold the rows of its leaderboard against what is found.
+    """Evaluate a checkpoint again, without training, and compare with the rows of its leaderboard.
 
-    Nothing is trained. The rows are those of the published tables, or of leaderboard.csv in the results folder of the
-    file. It exits with 1 if a row is another one than was found.
+    The rows are those of the published tables, or of leaderboard.csv in the results folder of the file.
+
+    It exits with 1 if a row is not what is found.
 
     [bold]Examples[/]
     bench verify glyphs/5w1s/adml
@@ -67,11 +66,11 @@ def verify(
     from rich.text import Text
 
     from robustbench_meta.cli.json_output import alone_on_stdout, print_document
-    from robustbench_meta.reporting.terminal.console import out, working
-    from robustbench_meta.zoo import verify as verified
+    from robustbench_meta.reporting.terminal.console import out, print_error, working
+    from robustbench_meta.zoo import verified_rows
 
     with working("evaluating …"):
-        rows = list(verified(
+        rows = list(verified_rows(
             checkpoint, device=device, data_root=data_root, plugins=plugins, local_plugins=not no_local_plugins
         ))  # fmt: skip
     different = [row for row in rows if row.verdict == "different"]
@@ -88,4 +87,5 @@ def verify(
             table.add_row(*map(Text, (row.attack, row.eps, row.scenario, *numbers)), Text(row.verdict, style=style))
         out().print(table)
     if different:
-        raise BenchError(f"{len(different)} of {len(rows)} rows of {checkpoint} are not what its checkpoint gives here")
+        print_error(f"{len(different)} of {len(rows)} rows are not what {checkpoint} gives here")
+        raise typer.Exit(1)
