@@ -18,9 +18,15 @@ from robustbench_meta.contracts.state import State
 from robustbench_meta.contracts.tasks import Batch, TaskBatch
 from robustbench_meta.engine.engine import Engine, Plan
 from robustbench_meta.engine.training import make_engine
-from robustbench_meta.errors import BenchError, unknown
+from robustbench_meta.errors import BenchError, StorageError, unknown
 from robustbench_meta.evaluation.evaluator import test_episodes
-from robustbench_meta.experiment.checkpoints import checkpoint_bytes, checkpoint_name, read_checkpoint, weights_of
+from robustbench_meta.experiment.checkpoints import (
+    checkpoint_bytes,
+    checkpoint_name,
+    read_checkpoint,
+    read_file,
+    weights_of,
+)
 from robustbench_meta.experiment.grid import Cell, Grid, Training, build_grid
 from robustbench_meta.experiment.python_arguments import Folder, maybe_folder
 from robustbench_meta.experiment.spec import RunSpec, TrainingSpec
@@ -52,15 +58,20 @@ def _home() -> Path:
     return installed if installed.is_dir() else package.parent / "results" / "published"  # in a checkout
 
 
-def _file(checkpoint: str) -> Path:
-    if is_file(checkpoint):
-        return Path(checkpoint)
-    if checkpoint not in published():
+def _read(checkpoint: str) -> tuple[Path, bytes, dict[str, Any]]:
+    """Its file, what is in it, and what it says of itself."""
+    if not is_file(checkpoint) and checkpoint not in published():
+        raise BenchError(unknown("checkpoint", checkpoint, published(), see="bench zoo"))
+    path = Path(checkpoint) if is_file(checkpoint) else published()[checkpoint]
+    data = read_file(path)
+    try:
+        return path, data, weights_of(data)[1]
+    except StorageError as error:
+        why = str(error).removeprefix("it is damaged (").removesuffix(")")
         raise BenchError(
-            unknown("checkpoint", checkpoint, published(), see="bench zoo")
-            + "; a file is named with its ending, such as results/checkpoints/HASH.safetensors"
-        )
-    return published()[checkpoint]
+            f"{path} is not a checkpoint of robustbench_meta, or is damaged ({why}); expected one from a results "
+            "folder, such as results/checkpoints/HASH.safetensors"
+        ) from error
 
 
 class AdaptedModel(nn.Module):
@@ -150,11 +161,10 @@ def load_model(
         >>> model(query.x).shape
         torch.Size([25, 5])
     """
-    path, where = _file(str(checkpoint)), choose_device(device)
+    where = choose_device(device)
+    path, data, about = _read(str(checkpoint))
     registry = load_registry(maybe_folder(plugins), local=local_plugins)
     named = read_named(registry, str(path))
-    data = path.read_bytes()
-    about = weights_of(data)[1]
     dataset = registry.make("dataset", about["dataset"]["name"], about["dataset"]["options"])
     splits = dataset.load(maybe_folder(data_root))
     setting = Setting(
@@ -190,8 +200,8 @@ def stated_rows(checkpoint: str) -> list[dict[str, str]]:
     Raises:
         BenchError: there is no such checkpoint, or no row of it.
     """
-    path = _file(checkpoint)
-    key = digest_of(weights_of(path.read_bytes())[1])
+    path, _, about = _read(checkpoint)
+    key = digest_of(about)
     tables = sorted(_home().glob("*.csv")) if path in published().values() else [path.parents[1] / "leaderboard.csv"]
     for table in tables:
         if table.is_file():
@@ -219,7 +229,8 @@ def verified_rows(
         BenchError: there is no row of it, it was trained otherwise than its rows say, or on other data, or a cell
             failed.
     """
-    data, rows = _file(checkpoint).read_bytes(), stated_rows(checkpoint)
+    _, data, told = _read(checkpoint)
+    rows = stated_rows(checkpoint)
     first = rows[0]
     spec = RunSpec.read(
         learners=(first["learner"],), attacks=_unique(rows, "attack"),
@@ -233,7 +244,7 @@ def verified_rows(
     grid = build_grid(spec, registry, maybe_folder(data_root))
     training = grid.trainings[0]
     trained = read_checkpoint(data, None)
-    _check_same(weights_of(data)[1], training.spec.model_dump(mode="json"), checkpoint)
+    _check_same(told, training.spec.model_dump(mode="json"), checkpoint)
     cells = {_row_of(cell): cell for cell in grid.cells}
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))

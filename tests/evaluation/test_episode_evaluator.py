@@ -165,6 +165,41 @@ def test_each_eps_of_a_sweep_begins_where_the_smaller_one_ended(registry):
     assert torch.equal(seen[2], seen[1])
 
 
+class Brief(Attack):
+    """Counts how often it is run, and what for."""
+
+    name: ClassVar[str] = "brief"
+    runs: ClassVar[list[str]] = []
+    kind: str = "whole"
+
+    @property
+    def loss_only(self):
+        return True
+
+    def for_success(self):
+        return self.model_copy(update={"kind": "until fooled"})
+
+    def perturb(self, model, x, y, threat, random):
+        self.runs.append(self.kind)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("support", "query", "surrogate", "runs"),
+    [
+        (False, True, None, ["until fooled"]), (True, False, None, ["whole"]), (False, True, "other", ["whole"]),
+        (True, True, None, ["whole", "until fooled"]),
+    ],
+)  # fmt: skip
+def test_an_attack_may_stop_early_only_where_the_attacked_model_judges(registry, support, query, surrogate, runs):
+    engine, weights = world(registry, "protonet")
+    where = episode_evaluator(registry, {"other": AdaptableModel(engine, engine.theta(weights))})
+    attack = AttackAtEps(Brief(), LINF)
+    Brief.runs.clear()
+    held(where, Scenario(attack if support else None, attack if query else None, surrogate=surrogate))
+    assert Brief.runs == runs
+
+
 def test_a_trial_is_held_once(registry):
     seen.clear()
     where = episode_evaluator(registry)
