@@ -37,7 +37,7 @@ PROFILES: dict[str, Profile] = {
         backbone={"width": "8"},
     ),
     "quick": Profile(
-        "a minute or two on two cores; a real result",
+        "about two minutes on two cores; a real result",
         way=5, shot=1, query=5, meta_steps=450, tasks_per_step=4, episodes=200, validations=4, validation_tasks=64,
         backbone={"width": "32"},
     ),
