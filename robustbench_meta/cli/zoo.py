@@ -29,7 +29,8 @@ def zoo(json: Json = False, debug: Debug = False) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("checkpoint", no_wrap=True)
     for attack in attacks:
-        table.add_column("clean" if attack == "none" else attack, justify="right", overflow="fold")
+        head = "clean" if attack == "none" else attack.replace(":", ":\n").replace(",", ",\n")
+        table.add_column(head, justify="right", vertical="bottom")
     for name, accuracies in sorted(found.items(), key=lambda item: -min(item[1].values())):
         shown = (f"{100 * accuracies[attack]:.1f}" if attack in accuracies else "" for attack in attacks)
         table.add_row(name, *map(Text, shown))
