@@ -16,6 +16,7 @@ PAGE = ROOT / "docs" / "leaderboard.md"
 PUBLISHED = ROOT / "results" / "published"
 TABLES = {
     "glyphs-quick.csv": "Glyphs: the default run, with AQ and ProtoNet",
+    "glyphs-zoo.csv": "Glyphs: all learners and defences",
     "omniglot-5w1s-auto.csv": "Omniglot, attacked by the ensemble",
     "omniglot-5w1s-group.csv": "Omniglot, three seeds, ADML's scenarios, inductive",
     "omniglot-5w1s-batch.csv": "Omniglot, three seeds, ADML's scenarios, transductive",

@@ -94,7 +94,9 @@ def test_a_published_card_has_the_numbers_of_the_published_table(path):
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_a_published_checkpoint_can_be_a_surrogate(path):
     named = read_named(load_registry(local=False), str(path))
-    assert (named.learner.name, named.backbone.name, named.way) == (path.stem.split("-")[-1], "conv4", 5)
+    learner = path.stem.split("-", 2)[2]
+    assert learner == named.learner.name or learner.startswith(f"{named.learner.name}-"), "aq-r2d2 is aq"
+    assert (named.backbone.name, named.way) == ("conv4", 5)
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
