@@ -41,6 +41,8 @@ def main() -> None:
     bench("report")
     (checkpoint, *_) = Path("results/checkpoints").glob("*.safetensors")
     assert "# How it was trained" in bench("card", str(checkpoint))
+    assert "glyphs/5w1s/adml" in bench("zoo")
+    assert " equal" in bench("verify", str(checkpoint))
     bench("plugins", "new", "attack", "of-mine")
     assert "of-mine" in bench("list", "attacks")
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import torch
@@ -15,19 +15,20 @@ from torch.utils import _pytree as pytree
 
 from robustbench_meta.contracts import Setting
 from robustbench_meta.contracts.state import State
-from robustbench_meta.contracts.tasks import Batch, TaskBatch
+from robustbench_meta.contracts.tasks import Batch, TaskBatch, TaskSource
 from robustbench_meta.engine.engine import Engine, Plan
 from robustbench_meta.engine.training import make_engine
 from robustbench_meta.errors import BenchError, StorageError, unknown
 from robustbench_meta.evaluation.evaluator import test_episodes
 from robustbench_meta.experiment.checkpoints import (
+    Trained,
     checkpoint_bytes,
     checkpoint_name,
     read_checkpoint,
     read_file,
     weights_of,
 )
-from robustbench_meta.experiment.grid import Cell, Grid, Training, build_grid
+from robustbench_meta.experiment.grid import Grid, Training, build_grid, load_splits
 from robustbench_meta.experiment.python_arguments import Folder, maybe_folder
 from robustbench_meta.experiment.spec import RunSpec, TrainingSpec
 from robustbench_meta.experiment.suite import Suite
@@ -43,6 +44,8 @@ from robustbench_meta.runtime.digest import digest_of
 from robustbench_meta.runtime.interrupts import Stop
 from robustbench_meta.runtime.seeds import seed_from
 
+PRINTED = 1e-4
+"""What a table's four decimals leave open."""
 ROUNDING = 0.005
 """By how much an accuracy may differ on another machine, where float32 is rounded otherwise."""
 
@@ -105,7 +108,7 @@ class TrainedModel:
     training: Training
     _engine: Engine
     _theta: State
-    _test: Any
+    _test: TaskSource
 
     def adapt(self, support_x: Tensor, support_y: Tensor, *, seed: int = 0) -> AdaptedModel:
         """Adapt to a task.
@@ -113,7 +116,7 @@ class TrainedModel:
         Args:
             support_x: images [n, *shape] in [0, 1].
             support_y: labels [n] in 0 … way − 1.
-            seed: of what the learner draws, if it draws; of test episode i, i gives the benchmark's draws.
+            seed: of what the learner draws, if it does; the number of a test episode gives the benchmark's draws.
 
         Raises:
             BenchError: images of another shape, or labels that are no classes of the task.
@@ -166,7 +169,7 @@ def load_model(
     registry = load_registry(maybe_folder(plugins), local=local_plugins)
     named = read_named(registry, str(path))
     dataset = registry.make("dataset", about["dataset"]["name"], about["dataset"]["options"])
-    splits = dataset.load(maybe_folder(data_root))
+    splits = load_splits(dataset, dataset.name, maybe_folder(data_root))
     setting = Setting(
         splits.test.shape, named.way, int(about["shot"]), int(about["query"]), dataset.loss,
         named.backbone.transductive, len(splits.train.classes),
@@ -189,9 +192,9 @@ class VerifiedRow(NamedTuple):
     eps: str
     scenario: str
     stated: float
-    found: float
-    verdict: str
-    """`equal`, `within rounding`, or `different`."""
+    found: float | None
+    verdict: Literal["equal", "within rounding", "different", "not verified"]
+    """The last one where more than the checkpoint is needed: a surrogate, or the attack's result at a smaller ε."""
 
 
 def stated_rows(checkpoint: str) -> list[dict[str, str]]:
@@ -201,22 +204,26 @@ def stated_rows(checkpoint: str) -> list[dict[str, str]]:
         BenchError: there is no such checkpoint, or no row of it.
     """
     path, _, about = _read(checkpoint)
-    key = digest_of(about)
-    tables = sorted(_home().glob("*.csv")) if path in published().values() else [path.parents[1] / "leaderboard.csv"]
+    return _rows(path, about)
+
+
+def _rows(path: Path, about: Mapping[str, Any]) -> list[dict[str, str]]:
+    is_published = path.resolve().parent == (_home() / "checkpoints").resolve()
+    tables = sorted(_home().glob("*.csv")) if is_published else [path.resolve().parents[1] / "leaderboard.csv"]
     for table in tables:
         if table.is_file():
             frame = pd.read_csv(table, dtype=str, keep_default_na=False)
-            rows = frame[frame["training_hash"] == key].to_dict("records")
+            rows = frame[frame["training_hash"] == digest_of(about)].to_dict("records")
             if rows:
                 return [{str(name): value for name, value in row.items()} for row in rows]
-    raise BenchError(f"no row of {checkpoint} to verify in {', '.join(map(str, tables))}")
+    raise BenchError(f"there is no row of {path} to verify in {', '.join(map(str, tables))}")
 
 
 def verified_rows(
     checkpoint: str, *, device: str = "auto", data_root: Folder | None = None, plugins: Folder | None = None,
     local_plugins: bool = True,
-) -> Iterator[VerifiedRow]:  # fmt: skip
-    """Evaluate a checkpoint again, on the same episodes, and hold each of its rows against what is found.
+) -> list[VerifiedRow]:  # fmt: skip
+    """Evaluate a checkpoint again, on the same episodes, and compare with each of its rows.
 
     Args:
         checkpoint: its file, or the name of a published one.
@@ -229,70 +236,91 @@ def verified_rows(
         BenchError: there is no row of it, it was trained otherwise than its rows say, or on other data, or a cell
             failed.
     """
-    _, data, told = _read(checkpoint)
-    rows = stated_rows(checkpoint)
-    first = rows[0]
-    spec = RunSpec.read(
-        learners=(first["learner"],), attacks=_unique(rows, "attack"),
-        eps=tuple(eps for eps in _unique(rows, "eps") if float(eps)),
-        scenarios=tuple(each for each in dict.fromkeys(map(_scenario, rows)) if each != "clean/clean"),
-        dataset=first["dataset"], backbone=first["backbone"], seeds=(int(first["seed"]),), checks=False,
-        precision=first["precision"], query=int(first["queries"]), device=device,
-        **{name: int(first[name]) for name in ("way", "shot", "meta_steps", "tasks_per_step", "episodes")},
-    )  # fmt: skip
+    path, data, told = _read(checkpoint)
+    rows = _rows(path, told)
+    by_eps: dict[str, list[dict[str, str]]] = {}  # several ε in one grid would be a sweep
+    for row in rows:
+        if _needs_the_checkpoint_alone(row):
+            by_eps.setdefault(row["eps"], []).append(row)
     where, registry = choose_device(device), load_registry(maybe_folder(plugins), local=local_plugins)
-    grid = build_grid(spec, registry, maybe_folder(data_root))
-    training = grid.trainings[0]
-    trained = read_checkpoint(data, None)
-    _check_same(told, training.spec.model_dump(mode="json"), checkpoint)
-    cells = {_row_of(cell): cell for cell in grid.cells}
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder))
-        about = training.spec.model_dump(mode="json")
-        write_bytes(store.root / checkpoint_name(training.key), checkpoint_bytes(trained, about))
-        ready = PreparedRun(Suite(), [grid], registry, where, maybe_folder(plugins), local_plugins)
-        summary = runner.compute(ready, store, Policy(), Stop())
-        if summary.failed:
-            raise BenchError(f"{checkpoint} cannot be evaluated: {summary.failed[0][1]}")
-        found = {record["key"]: record for record in store.records()}
-        for row in rows:
-            cell = cells.get((row["attack"], float(row["eps"]), _scenario(row)))
-            if cell is None:
-                raise BenchError(f"{checkpoint}: there is no cell here for its row {row['attack']}, eps {row['eps']}")
-            yield _verified(row, found[cell.key])
+    grids: list[Grid] = []
+    for group in by_eps.values():
+        known = grids[0].splits if grids else None
+        grids.append(build_grid(_spec_of(group, device), registry, maybe_folder(data_root), known))
+        _check_same(told, grids[-1].trainings[0].spec.model_dump(mode="json"), path)
+    found = _evaluated(read_checkpoint(data, None), PreparedRun(
+        Suite(), grids, registry, where, maybe_folder(plugins), local_plugins, maybe_folder(data_root)
+    ))  # fmt: skip
+    return [_verified(row, found) for row in rows]
 
 
-def _unique(rows: Iterable[Mapping[str, str]], column: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(row[column] for row in rows))
+_Row = tuple[str, float, str]
+"""Of a row or cell: attack, ε, scenario."""
+
+
+def _needs_the_checkpoint_alone(row: Mapping[str, str]) -> bool:
+    return row.get("warm_start", "") == "" and row.get("surrogate", "none") == "none"
+
+
+def _spec_of(rows: Sequence[Mapping[str, str]], device: str) -> RunSpec:
+    """The run of some rows with one ε."""
+    first, sizes = rows[0], ("way", "shot", "meta_steps", "tasks_per_step", "episodes")
+    attacks = (
+        row["attack"] if row["threat_norm"] == "none"
+        else f"{row['attack']}{',' if ':' in row['attack'] else ':'}eps={row['eps']}" for row in rows
+    )  # fmt: skip
+    return RunSpec.read(
+        learners=(first["learner"],), attacks=tuple(dict.fromkeys(attacks)), checks=False,
+        scenarios=tuple(dict.fromkeys(map(_scenario, rows))),
+        dataset=first["dataset"], backbone=first["backbone"], seeds=(int(first["seed"]),), device=device,
+        precision=first["precision"], query=int(first["queries"]), **{name: int(first[name]) for name in sizes},
+    )  # fmt: skip
 
 
 def _scenario(row: Mapping[str, str]) -> str:
     return f"{row['support']}/{row['query']}"
 
 
-def _row_of(cell: Cell) -> tuple[str, float, str]:
-    return cell.attack, float(cell.eps), f"{cell.support}/{cell.query}"
+def _evaluated(trained: Trained, ready: PreparedRun) -> dict[_Row, float]:
+    """The accuracy of each cell, with these weights in the place of a training."""
+    if not ready.grids:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        for key, about in {grid.trainings[0].key: grid.trainings[0].spec for grid in ready.grids}.items():
+            checkpoint = checkpoint_bytes(trained, about.model_dump(mode="json"))
+            write_bytes(store.root / checkpoint_name(key), checkpoint)
+        summary = runner.compute(ready, store, Policy(), Stop())
+        if summary.failed:
+            raise BenchError(f"the checkpoint cannot be evaluated: {summary.failed[0][1]}")
+        means = {each["key"]: sum(each["accuracies"]) / len(each["accuracies"]) for each in store.records()}
+    cells = [cell for grid in ready.grids for cell in grid.cells]
+    return {(cell.attack, float(cell.eps), f"{cell.support}/{cell.query}"): means[cell.key] for cell in cells}
 
 
-def _verified(row: Mapping[str, str], record: Mapping[str, Any]) -> VerifiedRow:
-    stated, found = float(row["robust_accuracy"]), sum(record["accuracies"]) / len(record["accuracies"])
-    apart = abs(stated - found)
-    verdict = "equal" if apart < 1e-4 else "within rounding" if apart <= ROUNDING else "different"
-    return VerifiedRow(row["attack"], row["eps"], _scenario(row), stated, found, verdict)
+def _verified(row: Mapping[str, str], found: Mapping[_Row, float]) -> VerifiedRow:
+    stated, mean = float(row["robust_accuracy"]), None
+    if _needs_the_checkpoint_alone(row):
+        mean = found[row["attack"], float(row["eps"]), _scenario(row)]
+    verdict: Any = "not verified"
+    if mean is not None:
+        apart = abs(stated - mean)
+        verdict = "equal" if apart < PRINTED else "within rounding" if apart <= ROUNDING else "different"
+    return VerifiedRow(row["attack"], row["eps"], _scenario(row), stated, mean, verdict)
 
 
-def _check_same(told: Mapping[str, Any], wanted: Mapping[str, Any], checkpoint: str) -> None:
-    """Raise unless a checkpoint is of the training that a row names; the code that trained it may be another."""
-    for name in _RECIPE:
-        mine, other = (_without_code(each[name]) for each in (told, wanted))
+def _check_same(told: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
+    """Raise unless a checkpoint is of the training that its rows name, by whatever code.
+
+    Rows do not say how often it was validated.
+    """
+    for name in wanted.keys() - {"code", "protocol", "validations", "validation_tasks"}:
+        mine, other = (_without_code(each.get(name)) for each in (told, wanted))
         if mine != other:
-            raise BenchError(f"{checkpoint} was trained otherwise than its rows say: {name} is {mine}, not {other}")
-
-
-_RECIPE = (
-    "fingerprint", "dataset", "backbone", "learner", "way", "shot", "seed", "meta_steps", "tasks_per_step",
-)  # fmt: skip
+            raise BenchError(f"{path} was trained otherwise than its rows say: {name} is {mine}, not {other}")
 
 
 def _without_code(value: Any) -> Any:
-    return {name: each for name, each in value.items() if name != "code"} if isinstance(value, dict) else value
+    if isinstance(value, Mapping):
+        return {name: _without_code(each) for name, each in value.items() if name != "code"}
+    return value

@@ -71,9 +71,9 @@ def verify_checkpoint(
     from robustbench_meta.zoo import verified_rows
 
     with working("evaluating …"):
-        rows = list(verified_rows(
+        rows = verified_rows(
             checkpoint, device=device, data_root=data_root, plugins=plugins, local_plugins=not no_local_plugins
-        ))  # fmt: skip
+        )  # fmt: skip
     different = [row for row in rows if row.verdict == "different"]
     if json:
         with alone_on_stdout() as stream:
@@ -83,8 +83,8 @@ def verify_checkpoint(
         for name in ("attack", "eps", "support/query", "stated", "found", ""):
             table.add_column(name, justify="right" if name in {"eps", "stated", "found"} else "left", overflow="fold")
         for row in rows:
-            style = "red" if row.verdict == "different" else "green"
-            numbers = (f"{100 * each:.2f}" for each in (row.stated, row.found))
+            style = {"different": "red", "not verified": "yellow"}.get(row.verdict, "green")
+            numbers = ("–" if each is None else f"{100 * each:.2f}" for each in (row.stated, row.found))
             table.add_row(*map(Text, (row.attack, row.eps, row.scenario, *numbers)), Text(row.verdict, style=style))
         out().print(table)
     if different:

@@ -216,7 +216,7 @@ def build_grid(run: RunSpec, registry: Registry, data_root: Path | None, splits:
         way = _way(run, dataset)
     shot, query = run.size("shot"), run.size("query")
     with about("dataset"):
-        splits = splits if splits is not None else _loaded(dataset, dataset_label, data_root)
+        splits = splits if splits is not None else load_splits(dataset, dataset_label, data_root)
         check_disjoint_classes(splits)
     for source in splits:
         with about("way" if way > len(source.classes) else "query" if run.shot is None else "shot"):
@@ -338,7 +338,7 @@ def _check_training_tasks(label: str, learner: AnyLearner, setting: Setting, sou
         ) from error
 
 
-def _loaded(dataset: Dataset, label: str, data_root: Path | None) -> Splits:
+def load_splits(dataset: Dataset, label: str, data_root: Path | None) -> Splits:
     """What the data set gives.
 
     Raises:

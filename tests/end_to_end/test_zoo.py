@@ -65,9 +65,26 @@ def test_an_adapted_model_is_a_module_that_an_attack_library_takes(made):
 
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_rows_verify(made, learner):
-    rows = list(verified_rows(str(checkpoint(made, learner))))
+    rows = verified_rows(str(checkpoint(made, learner)))
     assert [row.attack for row in rows] == ["none", "pgd:steps=3"]
     assert {row.verdict for row in rows} == {"equal"}
+
+
+def test_rows_of_several_norms_and_scenarios_verify_and_a_warm_start_or_a_surrogate_is_not_guessed(tmp_path):
+    rbm.run(
+        learner="maml", attack=["none", "pgd:steps=3,eps=0:0.1:3", "pgdl2:steps=2,eps=1"], surrogate="protonet",
+        scenario=["clean/adv", "poisoned/clean", "clean/transfer"], profile="smoke", meta_steps=2, episodes=3,
+        checks=False, results=tmp_path, progress=False,
+    )  # fmt: skip
+    rows = rbm.load_results(tmp_path).leaderboard
+    file = tmp_path / "checkpoints" / f"{rows['training_hash'].iloc[0]}.safetensors"
+    verdicts = {(row.attack, row.eps, row.scenario): row.verdict for row in verified_rows(str(file))}
+    assert len(verdicts) == len(rows)
+    for (attack, eps, scenario), verdict in verdicts.items():
+        guessed = scenario == "clean/transfer" or (attack == "pgd:steps=3" and eps == "0.1")
+        assert verdict == ("not verified" if guessed else "equal"), (attack, eps, scenario)
+    assert "not verified" in verdicts.values()
+    assert ("pgdl2:steps=2", "1", "poisoned/clean") in verdicts
 
 
 @pytest.fixture
@@ -118,13 +135,13 @@ def test_rows_of_another_training_are_refused(entry, column, value):
     for attack in ("none", "pgd:steps=3"):
         falsify(entry, attack, **{column: value})
     with pytest.raises(BenchError, match=f"was trained otherwise than its rows say: {column}"):
-        list(verified_rows(str(entry)))
+        verified_rows(str(entry))
 
 
 def test_a_checkpoint_without_rows_is_told(entry):
     (entry.parents[1] / "leaderboard.csv").unlink()
     with pytest.raises(BenchError, match="no row of"):
-        list(verified_rows(str(entry)))
+        verified_rows(str(entry))
 
 
 def test_damage_is_told(entry):
